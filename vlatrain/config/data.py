@@ -1,0 +1,63 @@
+"""Configuration of the data: where samples come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column of the user's data holds what. Null means: the column of that name, where there is one.
+
+    Attributes:
+        id: column of the sample's id; absent: file and line.
+        image: image path relative to `data.root` (or an image, for the hub).
+        question: question.
+        answers: one answer, a list of answers, or a list of objects with `answer` (and optionally `weight`); null looks for
+            `answer`, then `answers`.
+        weights: weights of the answers.
+        captions: one caption or a list; null looks for `caption`, then `captions`.
+    """
+
+    id: str | None = None
+    image: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    weights: str | None = None
+    captions: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """A source of samples.
+
+    Attributes:
+        name: shapes (built in), files (the user's own) or hub (`datasets.load_dataset`).
+        train: files: path of the training file. hub: name of the training split.
+        eval: the same for evaluation during training; null splits `eval_fraction` off the training data, seeded.
+        test: the same for the final test; null: none.
+        root: image root; null: the folder of the data file.
+        columns: column map.
+        train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
+        eval_size: the same for evaluation and test.
+        eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
+            together.
+        seed: seed of generation and splitting.
+        path: hub: data set name or local folder.
+        subset: hub: configuration name of the data set.
+        streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
+    """
+
+    name: str = "shapes"
+    train: str | None = None
+    eval: str | None = None
+    test: str | None = None
+    root: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    train_size: int | None = None
+    eval_size: int | None = None
+    eval_fraction: float = 0.1
+    seed: int = 0
+    path: str | None = None
+    subset: str | None = None
+    streaming: bool = False

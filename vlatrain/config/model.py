@@ -1,0 +1,78 @@
+"""Configuration of the backbone: a family described as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class SiteConfig:
+    """A site in a layer, by module paths relative to the layer.
+
+    Attributes:
+        output: the module whose output is adapted (before residual and norm).
+        input: the module whose input a parallel adapter reads.
+        linears: the linear layers of the site that a re-parametrising method (LoRA) adapts.
+    """
+
+    output: str = ""
+    input: str = ""
+    linears: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TowerConfig:
+    """A stack of layers, by module paths in the model.
+
+    Attributes:
+        layers: path of the layer list.
+        embeddings: path of the embeddings that feed it.
+        norm: path of the final norm; empty if the stack has none.
+        sites: the sites of each layer, by name (attn, cross, ffn).
+    """
+
+    layers: str = ""
+    embeddings: str = ""
+    norm: str = ""
+    sites: dict[str, SiteConfig] = field(default_factory=dict)
+
+
+@dataclass
+class ModelTaskConfig:
+    """What serves one task in a family.
+
+    Attributes:
+        architecture: name of the transformers class.
+        checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
+        towers: the towers the class has, in the order data flows through them.
+        heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
+    """
+
+    architecture: str = ""
+    checkpoint: str = ""
+    towers: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModelConfig:
+    """A frozen backbone.
+
+    Attributes:
+        name: name of this option.
+        family: the kind of model (blip, clip): how inputs are named and features are taken.
+        checkpoint: hub name or local folder; null takes the task's own checkpoint below.
+        random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
+        tasks: what serves each task.
+        towers: the towers by name.
+        config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
+    """
+
+    name: str = "tiny_blip"
+    family: str = "blip"
+    checkpoint: str | None = None
+    random_init: bool = False
+    tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
+    towers: dict[str, TowerConfig] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,95 @@
+"""The primary configurations, one per verb: the groups put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlatrain.config.adapter import AdapterConfig
+from vlatrain.config.data import DataConfig
+from vlatrain.config.logger import LoggerConfig
+from vlatrain.config.model import ModelConfig
+from vlatrain.config.optim import OptimConfig
+from vlatrain.config.task import TaskConfig
+from vlatrain.config.trainer import TrainerConfig
+
+
+@dataclass
+class RunConfig:
+    """The run folder.
+
+    Attributes:
+        name: name of the run; null: a timestamp and a short id.
+        dir: the folder; by default `outputs/<task>/<model>/<name>`.
+    """
+
+    name: str | None = None
+    dir: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """`vlatrain [train]`, and `vlatrain inspect`: everything that defines a training.
+
+    Attributes:
+        task: the task.
+        model: the frozen backbone.
+        adapter: the method: what is trained.
+        data: the samples.
+        optim: the optimiser.
+        trainer: the loop.
+        logger: where metrics go.
+        run: the run folder.
+        seed: seed of initialisation, order and dropout.
+        resume: `auto` continues the run folder where it stopped, if it was begun; `no` refuses a folder that was.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+    resume: str = "no"
+
+
+@dataclass
+class EvalConfig(TrainConfig):
+    """`vlatrain eval`: score a finished run again. The groups are the run's own; overrides change them.
+
+    Attributes:
+        source: the run folder (`run=FOLDER` on the command line).
+        split: eval or test.
+        output: folder of the results; null: `<run>/eval-<split>`.
+    """
+
+    source: str = ""
+    split: str = "eval"
+    output: str | None = None
+
+
+@dataclass
+class PredictConfig(TrainConfig):
+    """`vlatrain predict`: ask the trained model. The groups are the run's own; overrides change them.
+
+    Attributes:
+        source: the run folder (`run=FOLDER` on the command line).
+        image: an image, or a folder of images.
+        question: VQA: the question.
+        text: retrieval: a text query over `image=FOLDER`.
+        texts: retrieval: a list of texts, or a text file with one a line, for `image=FILE`.
+        input: a file of samples (the formats of `data=files`).
+        output: JSONL file of the results; null: only the terminal.
+        top_k: number of answers or hits shown for each query.
+    """
+
+    source: str = ""
+    image: str | None = None
+    question: str | None = None
+    text: str | None = None
+    texts: list[str] = field(default_factory=list)
+    input: str | None = None
+    output: str | None = None
+    top_k: int = 5

@@ -1,0 +1,53 @@
+"""Configuration of the task: what is asked of the model, and how it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DecodeConfig:
+    """How text is generated in evaluation and prediction.
+
+    Attributes:
+        num_beams: beams of the search; 1 is greedy.
+        max_new_tokens: longest generated text, in tokens.
+        min_new_tokens: shortest generated text, in tokens.
+        length_penalty: exponent of the length in the beam score (beams only).
+    """
+
+    num_beams: int = 1
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+
+
+@dataclass
+class TaskConfig:
+    """A task, its default injection points, and its settings.
+
+    Attributes:
+        name: vqa, captioning or retrieval.
+        points: default injection points of the task, as patterns; `adapter.points` overrides them.
+        metric: the metric that selects the best checkpoint (higher is better).
+        answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
+        answer_list: VQA with `answers=rank`: the candidate answers; empty takes every answer of the training data.
+        prompt: captioning: text that every caption starts with; it is given, not learned.
+        temperature: retrieval: temperature of the contrastive softmax; null uses (and trains) the backbone's own.
+        matching: retrieval: also train the image-text matching head (backbones that have one) with hard negatives.
+        rerank: retrieval: the best k by similarity are ranked again by the matching head; 0 leaves that out.
+        max_length: longest question or caption, in tokens; longer ones are cut.
+        decode: generation settings.
+    """
+
+    name: str = "vqa"
+    points: list[str] = field(default_factory=list)
+    metric: str = "accuracy"
+    answers: str = "generate"
+    answer_list: list[str] = field(default_factory=list)
+    prompt: str = ""
+    temperature: float | None = None
+    matching: bool = True
+    rerank: int = 0
+    max_length: int = 40
+    decode: DecodeConfig = field(default_factory=DecodeConfig)

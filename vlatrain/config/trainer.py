@@ -1,0 +1,46 @@
+"""Configuration of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainerConfig:
+    """The loop: how long, how large, how precise, how often.
+
+    Attributes:
+        epochs: passes over the training data.
+        max_steps: optimizer steps; set, it overrides `epochs`.
+        batch_size: samples per process and forward pass.
+        eval_batch_size: the same in evaluation; null: twice `batch_size`.
+        accumulate: forward passes per optimizer step.
+        precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
+        device: auto, cpu or cuda.
+        gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
+        compile: `torch.compile` the backbone's layers.
+        eval_every: evaluate every n optimizer steps; 0: once an epoch.
+        save_every: write a checkpoint every n optimizer steps; 0: once an epoch.
+        log_every: optimizer steps between lines of `metrics.jsonl`.
+        keep: checkpoints kept (the best and the last are always kept).
+        patience: stop after this many evaluations without a better metric; 0: never.
+        workers: data-loading processes; 0 loads in the training process.
+        threads: CPU threads of torch; 0 leaves torch's choice.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 32
+    eval_batch_size: int | None = None
+    accumulate: int = 1
+    precision: str = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_every: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    keep: int = 1
+    patience: int = 0
+    workers: int = 0
+    threads: int = 0

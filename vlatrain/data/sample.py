@@ -1,0 +1,50 @@
+"""One sample of a vision-language data set, and the picture in it.
+
+A sample is what a source yields and a task consumes. It holds no pixels: a `Picture` loads them when they are needed,
+so that a data set of a million samples is a list of small objects, and work on the frozen prefix can be keyed by
+content (`Picture.key`) without decoding anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Picture(Protocol):
+    """An image that can be loaded. Picklable, so that data-loader workers can do the loading."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the content: two pictures with equal keys have equal pixels."""
+        ...
+
+    def load(self) -> Image.Image:
+        """The upright RGB image, whatever mode and orientation it is stored in."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with what is asked or said about it.
+
+    Attributes:
+        id: unique within its split and stable over runs.
+        image: the picture.
+        question: the question (VQA), else empty.
+        answers: reference answers; one, or several annotators' (VQA).
+        weights: training weight of each answer, same length as `answers`; empty means each occurrence counts the same.
+        captions: reference captions (captioning, retrieval).
+        source: where it came from, for messages: `train.jsonl:12`.
+    """
+
+    id: str
+    image: Picture
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    captions: tuple[str, ...] = ()
+    source: str = ""
