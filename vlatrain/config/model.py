@@ -27,12 +27,14 @@ class TowerConfig:
 
     Attributes:
         layers: path of the layer list.
+        depth: key of the number of layers in the transformers config, as `vision_config.num_hidden_layers`.
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
         sites: the sites of each layer, by name (attn, cross, ffn).
     """
 
     layers: str = ""
+    depth: str = ""
     embeddings: str = ""
     norm: str = ""
     sites: dict[str, SiteConfig] = field(default_factory=dict)

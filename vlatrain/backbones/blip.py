@@ -1,0 +1,126 @@
+"""BLIP (Li et al., ICML 2022, arXiv:2201.12086) in transformers.
+
+Differences from the forward passes in transformers, each on purpose:
+- an answer's decoder input starts with the decoder's start token, as it does in generation and in BLIP's own code;
+  transformers starts it with [CLS] in training;
+- generation masks the padding of questions; transformers attends to it, so that an answer depends on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vlatrain.backbones.base import Backbone, Text
+from vlatrain.config import DecodeConfig
+
+
+class Blip(Backbone):
+    """BLIP for answering, captioning or retrieval, as `task` says. See `Generator` and `Embedder` for the operations."""
+
+    model: Any
+
+    def _image_states(self, pixels: Tensor) -> Tensor:
+        return self.model.vision_model(pixel_values=pixels).last_hidden_state  # (B, S, width)
+
+    def context(self, pixels: Tensor, question: Text | None) -> tuple[Tensor, Tensor]:
+        """Image states, or the question's states after it has attended to the image."""
+        states = self._image_states(pixels)
+        mask = states.new_ones(states.shape[:2], dtype=torch.long)
+        if question is None:
+            return states, mask
+        fused = self.model.text_encoder(
+            input_ids=question.ids,
+            attention_mask=question.mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+        )
+        return fused.last_hidden_state, question.mask
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """`[DEC] prompt text [SEP]`."""
+        start = self._prompt_ids(prompt)
+        ids = [
+            start + self.tokenizer(text, add_special_tokens=False)["input_ids"][: max_length - 1] + [self._end]
+            for text in texts
+        ]
+        length = max(map(len, ids))
+        padding = self.model.config.text_config.pad_token_id
+        padded = torch.tensor([row + [padding] * (length - len(row)) for row in ids])  # (N, L)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
+        return Text(padded, mask), len(start)
+
+    def logits(self, context: tuple[Tensor, Tensor], target: Text) -> Tensor:
+        """Next-token logits, (N, L, vocabulary)."""
+        states, mask = context
+        return self.model.text_decoder(
+            input_ids=target.ids,
+            attention_mask=target.mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).logits
+
+    def generate(
+        self, context: tuple[Tensor, Tensor], decode: DecodeConfig, prompt: str = "", alternatives: int = 1
+    ) -> list[str]:
+        """Greedy or beam search, key-value cached."""
+        states, mask = context
+        start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
+        beams = max(decode.num_beams, alternatives)
+        beam_options = {"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}
+        ids = self.model.text_decoder.generate(
+            input_ids=start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            do_sample=False,
+            num_beams=beams,
+            num_return_sequences=alternatives,
+            max_new_tokens=decode.max_new_tokens,
+            min_new_tokens=decode.min_new_tokens,
+            eos_token_id=self._end,
+            pad_token_id=self.model.config.text_config.pad_token_id,
+            **beam_options,
+        )  # (B * alternatives, P + new)
+        texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected [CLS] state of the image, and all its states."""
+        states = self._image_states(pixels)
+        return normalize(self.model.vision_proj(states[:, 0]), dim=-1), states
+
+    def text_features(self, text: Text) -> Tensor:
+        """Projected [CLS] state of the text on its own."""
+        states = self.model.text_encoder(input_ids=text.ids, attention_mask=text.mask).last_hidden_state
+        return normalize(self.model.text_proj(states[:, 0]), dim=-1)
+
+    def logit_scale(self) -> Tensor:
+        """1 / 0.07: BLIP's initial temperature. transformers drops the learned one."""
+        return torch.tensor(1 / 0.07, device=self.device)
+
+    @property
+    def matches(self) -> bool:
+        """Always: BLIP has a matching head."""
+        return True
+
+    def match(self, states: Tensor, text: Text) -> Tensor:
+        """Matching head on the [CLS] state of the text after it has attended to the image."""
+        mask = states.new_ones(states.shape[:2], dtype=torch.long)
+        fused = self.model.text_encoder(
+            input_ids=text.ids, attention_mask=text.mask, encoder_hidden_states=states, encoder_attention_mask=mask
+        )
+        return self.model.itm_head(fused.last_hidden_state[:, 0])
+
+    @property
+    def _end(self) -> int:
+        return self.model.config.text_config.sep_token_id
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        start = self.model.config.text_config.bos_token_id
+        return [start, *(self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else [])]

@@ -1,0 +1,45 @@
+"""CLIP (Radford et al., ICML 2021, arXiv:2103.00020) in transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vlatrain.backbones.base import Backbone, Text
+
+
+class Clip(Backbone):
+    """CLIP for retrieval. See `Embedder` for the operations."""
+
+    model: Any
+
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected pooled state of the image, and all its states."""
+        output = self.model.vision_model(pixel_values=pixels)
+        return normalize(self.model.visual_projection(output.pooler_output), dim=-1), output.last_hidden_state
+
+    def text_features(self, text: Text) -> Tensor:
+        """Projected state of the text's end token."""
+        output = self.model.text_model(input_ids=text.ids, attention_mask=text.mask)
+        return normalize(self.model.text_projection(output.pooler_output), dim=-1)
+
+    def logit_scale(self) -> Tensor:
+        """CLIP's learned scale, at most 100 as in the paper."""
+        return self.model.logit_scale.exp().clamp(max=100.0)
+
+    @property
+    def matches(self) -> bool:
+        """Never: CLIP's towers do not meet."""
+        return False
+
+    def match(self, states: Tensor, text: Text) -> Tensor:
+        """Not there.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("CLIP has no matching head: task.matching and task.rerank do not apply to it")
+
+

@@ -1,0 +1,153 @@
+"""Injection points, named by role, and the patterns that select them. No torch here: patterns are checked before it loads.
+
+A point is `tower.layer.site`, such as `decoder.7.cross`. A pattern has the same three parts, and missing parts at its end
+mean everything (`vision` is `vision.*.*`):
+
+    tower, site    a name, `*`, or alternatives: `{vision,text}`
+    layer          a number, a range `6-11`, `first4`, `last4`, `*`, or alternatives of these: `{0,6-11}`
+
+`firstN` and `lastN` select every layer of a tower that has fewer than N. Alternatives that a backbone lacks select nothing as long as
+the pattern as a whole selects something; a pattern that selects nothing is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vlatrain.config.errors import UserError
+
+_LAYER = re.compile(r"\*|\d+|\d+-\d+|(?:first|last)\d+")
+_NAME = re.compile(r"\*|[a-z_][a-z_0-9]*")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """A place where an adapter can be put: the output of a site in a layer of a tower."""
+
+    tower: str
+    layer: int
+    site: str
+
+    def __str__(self) -> str:
+        return f"{self.tower}.{self.layer}.{self.site}"
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """The point written as `tower.layer.site`."""
+        tower, layer, site = text.split(".")
+        return cls(tower, int(layer), site)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What patterns need to know of a tower: how many layers, and the sites of each."""
+
+    layers: int
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A parsed pattern: the alternatives of each part."""
+
+    text: str
+    towers: tuple[str, ...]
+    layers: tuple[str, ...]
+    sites: tuple[str, ...]
+
+    def select(self, towers: Mapping[str, Stack]) -> list[Point]:
+        """The points it matches, in the order of the towers, layers and sites."""
+        return [
+            Point(name, layer, site)
+            for name, stack in towers.items()
+            if _any_name(self.towers, name)
+            for layer in range(stack.layers)
+            if any(_layer_matches(selector, layer, stack.layers) for selector in self.layers)
+            for site in stack.sites
+            if _any_name(self.sites, site)
+        ]
+
+
+def parse(text: str) -> Pattern:
+    """Parse a pattern.
+
+    Raises:
+        UserError: it is not `tower.layer.site` with the selectors of this module.
+    """
+    parts = text.strip().split(".")
+    if not 1 <= len(parts) <= 3:
+        raise UserError(f"point pattern '{text}': expected tower.layer.site, such as decoder.6-11.cross")
+    parts += ["*"] * (3 - len(parts))
+    towers, layers, sites = (_alternatives(part) for part in parts)
+    for alternatives, form, what in (
+        (towers, _NAME, "tower"),
+        (layers, _LAYER, "layer (a number, 6-11, first4, last4, *)"),
+        (sites, _NAME, "site"),
+    ):
+        for alternative in alternatives:
+            if not form.fullmatch(alternative):
+                raise UserError(f"point pattern '{text}': '{alternative}' is not a {what}")
+    return Pattern(text, towers, layers, sites)
+
+
+def select(patterns: Iterable[str], towers: Mapping[str, Stack]) -> list[Point]:
+    """The points that any of the patterns matches, each once, in the order data flows through them.
+
+    Args:
+        patterns: patterns.
+        towers: the backbone's towers, in the order data flows.
+
+    Raises:
+        UserError: patterns that do not parse or match nothing, all of them, each with the nearest points.
+    """
+    problems: list[str] = []
+    found: set[Point] = set()
+    for text in patterns:
+        try:
+            points = parse(text).select(towers)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if not points:
+            problems.append(f"point pattern '{text}' matches nothing; {_nearest(text, towers)}")
+        found.update(points)
+    if problems:
+        raise UserError(problems)
+    return [point for point in everything(towers) if point in found]
+
+
+def everything(towers: Mapping[str, Stack]) -> list[Point]:
+    """Every point of the towers, in the order data flows through them."""
+    return parse("*").select(towers)
+
+
+def _alternatives(part: str) -> tuple[str, ...]:
+    inner = part[1:-1] if part.startswith("{") and part.endswith("}") else part
+    return tuple(alternative.strip() for alternative in inner.split(","))
+
+
+def _any_name(alternatives: tuple[str, ...], name: str) -> bool:
+    return "*" in alternatives or name in alternatives
+
+
+def _layer_matches(selector: str, layer: int, layers: int) -> bool:
+    if selector == "*":
+        return True
+    if selector.startswith("first"):
+        return layer < int(selector[5:])
+    if selector.startswith("last"):
+        return layer >= layers - int(selector[4:])
+    low, _, high = selector.partition("-")
+    return int(low) <= layer <= int(high or low)
+
+
+def _nearest(text: str, towers: Mapping[str, Stack]) -> str:
+    close = difflib.get_close_matches(text, [str(point) for point in everything(towers)], n=3, cutoff=0.5)
+    there_are = "; ".join(
+        f"{name}.{f'0-{stack.layers - 1}' if stack.layers > 1 else '0'}.{{{','.join(stack.sites)}}}"
+        for name, stack in towers.items()
+    )
+    return (f"nearest: {', '.join(close)}; " if close else "") + f"there are {there_are}"

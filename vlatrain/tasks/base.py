@@ -1,0 +1,130 @@
+"""What a task is: how samples become a batch, a batch a loss, and a data set predictions and metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from vlatrain.backbones.base import Backbone, Text
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+
+Batch = dict[str, Any]
+Collate = Callable[[Sequence[Sample]], Batch]
+Batches = Callable[[Sequence[Sample], Collate], Iterator[Batch]]
+"""Given samples and a collate function, yields its batches on the model's device, showing progress."""
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: scores in percent, by name.
+        settings: metric variants and decode settings.
+        predictions: one record a sample, JSON values: id, prediction, reference, score, ...
+    """
+
+    metrics: dict[str, float]
+    settings: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+class Task(ABC):
+    """A task on a backbone.
+
+    Args:
+        config: its settings.
+        backbone: the model with its tokenizer and image processor, adapters already put in.
+
+    Attributes:
+        metric: name of the headline metric; higher is better.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone) -> None:
+        self.config, self.backbone = config, backbone
+        self.metric = config.metric
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.config.name
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as a training batch: CPU tensors, and `ids`. Runs in data-loading workers."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch that `collate` made: a scalar, the mean over its samples."""
+
+    @abstractmethod
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Predict and score samples."""
+
+    def pixels(self, samples: Sequence[Sample]) -> Tensor:
+        """The samples' images as the model wants them: (B, 3, H, W). Loads them."""
+        return self.backbone.pixels([sample.image.load() for sample in samples])
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """A batch, or anything in one, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Text):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    return value
+
+
+def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each learned token.
+
+    Args:
+        logits: (N, L, vocabulary) next-token logits.
+        target: (N, L) tokens.
+        given: number of leading tokens that are given (start token and prompt), not learned.
+
+    Returns:
+        Losses (N, L - 1), zero where nothing is learned, and the mask (N, L - 1) of learned tokens.
+    """
+    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), target.ids[:, 1:], reduction="none")  # (N, L - 1)
+    learned = target.mask[:, 1:].clone()
+    learned[:, : given - 1] = 0
+    return losses * learned, learned
+
+
+def sequence_log_probs(logits: Tensor, target: Text, given: int) -> Tensor:
+    """Log-probability (N,) of each whole text."""
+    losses, _ = token_losses(logits, target, given)
+    return -losses.sum(dim=1)
+
+
+def sequence_losses(logits: Tensor, target: Text, given: int) -> Tensor:
+    """Loss (N,) of each text: the mean over its learned tokens, so that long texts do not outweigh short ones."""
+    losses, learned = token_losses(logits, target, given)
+    return losses.sum(dim=1) / learned.sum(dim=1).clamp(min=1)
+
+
+def rows(context: tuple[Tensor, Tensor], owner: Tensor) -> tuple[Tensor, Tensor]:
+    """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
+    states, mask = context
+    return states.index_select(0, owner), mask.index_select(0, owner)
+
+
+def owned(counts: Sequence[int]) -> Tensor:
+    """For groups of `counts[i]` rows laid one after the other, the group of each row: (sum,)."""
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+def mean_per_owner(values: Tensor, weights: Tensor, owner: Tensor, groups: int) -> Tensor:
+    """Weighted mean (groups,) of values (N,) by their owner (N,)."""
+    total = values.new_zeros(groups).index_add(0, owner, values * weights)
+    return total / weights.new_zeros(groups).index_add(0, owner, weights)

@@ -1,0 +1,58 @@
+"""Captioning: the decoder learns the captions by teacher forcing, and writes them by greedy or beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone, Generator
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import caption as metric
+from vlatrain.tasks.base import Batch, Batches, Evaluation, Task, mean_per_owner, owned, rows, sequence_losses
+
+
+class Captioning(Task):
+    """Captioning on a `Generator` backbone."""
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone)
+        self.generator = cast(Generator, backbone)
+
+    def images(self, samples: Sequence[Sample]) -> Batch:
+        """Images."""
+        return {"ids": [sample.id for sample in samples], "pixels": self.pixels(samples)}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images, and every caption, each sample's one after the other: all captions of an image share its states."""
+        texts = [caption for sample in samples for caption in sample.captions]
+        target, given = self.generator.target(texts, self.config.max_length, self.config.prompt)
+        owner = owned([len(sample.captions) for sample in samples])
+        return {**self.images(samples), "caption": target, "given": given, "owner": owner}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the images of the mean over their captions of the captions' losses."""
+        context = self.generator.context(batch["pixels"], None)
+        logits = self.generator.logits(rows(context, batch["owner"]), batch["caption"])
+        losses = sequence_losses(logits, batch["caption"], batch["given"])
+        return mean_per_owner(losses, torch.ones_like(losses), batch["owner"], len(batch["ids"])).mean()
+
+    def caption(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
+        """For each image the best captions, best first."""
+        context = self.generator.context(batch["pixels"], None)
+        texts = self.generator.generate(context, self.config.decode, self.config.prompt, alternatives)
+        return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """CIDEr-D, BLEU-1..4 and ROUGE-L; see `vlatrain.metrics.caption`."""
+        texts = [best[0] for batch in batches(samples, self.images) for best in self.caption(batch)]
+        scores = metric.score(texts, [sample.captions for sample in samples])
+        predictions: list[dict[str, Any]] = [
+            {"id": sample.id, "prediction": text, "references": list(sample.captions), "score": score}
+            for sample, text, score in zip(samples, texts, scores.per_sample, strict=True)
+        ]
+        settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
+        return Evaluation(scores.metrics, settings, predictions)

@@ -1,0 +1,169 @@
+"""Image-text retrieval: contrastive training, and a matching head where the backbone has one.
+
+Contrastive loss: Radford et al., CLIP (2021). A caption's image may have other captions in the batch; they are no negatives of the
+image, and neither is an identical caption of another image. Matching with hard negatives drawn by similarity: Li et al., ALBEF (2021)
+and BLIP (2022). With several processes, negatives come from the process's own batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from vlatrain.backbones.base import Backbone, Embedder, Text
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import retrieval as metric
+from vlatrain.tasks.base import Batch, Batches, Evaluation, Task, owned
+
+PAIRS = 64  # image-text pairs the matching head scores at a time
+
+
+class Retrieval(Task):
+    """Retrieval on an `Embedder` backbone."""
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone)
+        self.embedder = cast(Embedder, backbone)
+
+    def images(self, samples: Sequence[Sample]) -> Batch:
+        """Images."""
+        return {"ids": [sample.id for sample in samples], "pixels": self.pixels(samples)}
+
+    def texts(self, samples: Sequence[Sample]) -> Batch:
+        """Every caption of the samples."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        return {"ids": [sample.id for sample in samples], "text": self.backbone.text(captions, self.config.max_length)}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images and all their captions, each image's one after the other."""
+        owner = owned([len(sample.captions) for sample in samples])
+        return {**self.images(samples), "text": self.texts(samples)["text"], "owner": owner}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Contrastive loss, plus the matching loss where the backbone has the head and `task.matching` is on."""
+        text, owner = batch["text"], batch["owner"]
+        image_features, states = self.embedder.image_features(batch["pixels"])
+        text_features = self.embedder.text_features(text)
+        cosine = text_features @ image_features.T  # (T, I)
+        loss = contrastive_loss(cosine * self._scale(), text.ids, owner)
+        if self.config.matching and self.embedder.matches and len(states) > 1:
+            loss = loss + self._matching_loss(cosine.detach() * self._scale().detach(), states, text, owner)
+        return loss
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """R@1/5/10 and median rank, both directions; re-ranked by the matching head if `task.rerank` says so."""
+        images = torch.cat([self.embedder.image_features(b["pixels"])[0].float() for b in batches(samples, self.images)])
+        texts = torch.cat([self.embedder.text_features(b["text"]).float() for b in batches(samples, self.texts)])
+        owner = owned([len(sample.captions) for sample in samples]).to(images.device)
+        k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
+        if k:
+            ranks = self._reranked(samples, batches, images, texts, owner, k)
+        else:
+            ranks = metric.ranks(images, texts, owner)
+        scores = metric.summary(*ranks)
+        best = metric.top_k(images, texts, 1)[:, 0].tolist()
+        captions = [caption for sample in samples for caption in sample.captions]
+        predictions: list[dict[str, Any]] = [
+            {
+                "id": sample.id,
+                "prediction": captions[found],
+                "references": list(sample.captions),
+                "rank": rank,
+                "score": float(rank == 1) * 100,
+            }
+            for sample, found, rank in zip(samples, best, ranks[0].tolist(), strict=True)
+        ]
+        settings = {"score": "image-to-text R@1", "rerank": k, "images": len(images), "texts": len(texts)}
+        return Evaluation(scores, settings, predictions)
+
+    def match_scores(self, states: Tensor, text: Text) -> Tensor:
+        """Matching log-odds (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
+        chunks = []
+        for start in range(0, len(text.ids), PAIRS):
+            part = slice(start, start + PAIRS)
+            logits = self.embedder.match(states[part], Text(text.ids[part], text.mask[part]))
+            chunks.append((logits[:, 1] - logits[:, 0]).float())
+        return torch.cat(chunks)
+
+    def _scale(self) -> Tensor:
+        if self.config.temperature is None:
+            return self.embedder.logit_scale()
+        return torch.tensor(1 / self.config.temperature, device=self.backbone.device)
+
+    def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
+        """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption."""
+        positive = same_caption(text.ids, owner)  # (T, I)
+        odds = similarity.masked_fill(positive, float("-inf")).float()
+        keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
+        images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
+        if len(keep):
+            images.append(torch.multinomial(odds[keep].softmax(dim=1), 1)[:, 0])
+            texts.append(keep)
+        keep = (~positive).any(dim=0).nonzero()[:, 0]  # images that have one
+        if len(keep):
+            images.append(keep)
+            texts.append(torch.multinomial(odds.T[keep].softmax(dim=1), 1)[:, 0])
+        image, caption = torch.cat(images), torch.cat(texts)
+        logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption]))
+        labels = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        labels[: len(owner)] = 1
+        return cross_entropy(logits.float(), labels)
+
+    def _reranked(
+        self, samples: Sequence[Sample], batches: Batches, images: Tensor, texts: Tensor, owner: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Ranks with the best k of both directions ordered by the matching head; one pass over the images serves both."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        by_image, by_text = metric.top_k(images, texts, k), metric.top_k(texts, images, k)  # (I, k), (T, k)
+        image_scores = torch.empty(by_image.shape, device=images.device)
+        text_scores = torch.empty(by_text.shape, device=images.device)
+        row = 0
+        for batch in batches(samples, self.images):
+            states = self.embedder.image_features(batch["pixels"])[1]
+            for state in states:
+                asked, place = (by_text == row).nonzero(as_tuple=True)  # the texts whose best k include this image
+                wanted = [captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]]
+                text = self.backbone.text(wanted, self.config.max_length).to(state.device)
+                scores = self.match_scores(state.expand(len(wanted), *state.shape), text)
+                image_scores[row] = scores[:k]
+                text_scores[asked, place] = scores[k:]
+                row += 1
+        return metric.reranked(images, texts, owner, by_image, image_scores, by_text, text_scores)
+
+
+def same_caption(ids: Tensor, owner: Tensor) -> Tensor:
+    """Which images (T, I) are no negatives of a caption: its own, and those that have the same caption word for word.
+
+    Args:
+        ids: (T, L) token ids.
+        owner: (T,) the captions' images.
+    """
+    images = int(owner.max()) + 1
+    equal = (ids[:, None] == ids[None]).all(dim=-1)  # (T, T)
+    of_image = torch.nn.functional.one_hot(owner, images).to(equal.device)  # (T, I)
+    return (equal.long() @ of_image) > 0
+
+
+def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+    """Symmetric InfoNCE over pairs of a caption and its image, other positives left out of both softmaxes.
+
+    Args:
+        logits: (T, I) scaled similarities.
+        ids: (T, L) token ids of the captions.
+        owner: (T,) the captions' images.
+    """
+    logits = logits.float()
+    captions = torch.arange(len(owner), device=owner.device)
+    positive = same_caption(ids, owner)
+    to_image = logits.masked_fill(positive & (owner[:, None] != torch.arange(logits.shape[1], device=owner.device)), float("-inf"))
+    pair = logits.T[owner]  # (T, T): row t is caption t's image against every caption
+    to_text = pair.masked_fill(positive.T[owner] & (captions[:, None] != captions), float("-inf"))
+    # mean over the images of the mean over their captions
+    share = 1 / torch.bincount(owner, minlength=logits.shape[1]).float()[owner] / logits.shape[1]  # (T,)
+    losses = cross_entropy(to_image, owner, reduction="none") + cross_entropy(to_text, captions, reduction="none")
+    return (losses * share).sum() / 2

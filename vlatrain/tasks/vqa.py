@@ -1,0 +1,133 @@
+"""Visual question answering: an answer is generated freely, or the likeliest of a given list is picked.
+
+Ranking scores every answer of the list by its log-probability under the decoder (Li et al., BLIP, 2022, section 4.4).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone, Generator
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import vqa as metric
+from vlatrain.tasks.base import (
+    Batch,
+    Batches,
+    Evaluation,
+    Task,
+    mean_per_owner,
+    owned,
+    rows,
+    sequence_log_probs,
+    sequence_losses,
+)
+
+
+class Vqa(Task):
+    """VQA on a `Generator` backbone.
+
+    Args:
+        config: its settings.
+        backbone: the backbone.
+        train: the training samples: where the answer list comes from if `answers=rank` and none is configured.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone)
+        self.generator = cast(Generator, backbone)
+        if config.answers == "rank" and not config.answer_list:
+            seen = Counter(answer for sample in train for answer in sample.answers)
+            config.answer_list = [answer for answer, _ in seen.most_common()]
+
+    def questions(self, samples: Sequence[Sample]) -> Batch:
+        """Images and questions."""
+        return {
+            "ids": [sample.id for sample in samples],
+            "pixels": self.pixels(samples),
+            "question": self.backbone.text([sample.question for sample in samples], self.config.max_length),
+        }
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images, questions, and every distinct answer with its weight, each sample's answers one after the other."""
+        answers = [_weighted(sample) for sample in samples]
+        texts = [text for weighted in answers for text in weighted]
+        target, given = self.generator.target(texts, self.config.max_length)
+        return {
+            **self.questions(samples),
+            "answer": target,
+            "given": given,
+            "weights": torch.tensor([weight for weighted in answers for weight in weighted.values()]),
+            "owner": owned([len(weighted) for weighted in answers]),
+        }
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the samples of the weighted mean over their answers of the answers' losses."""
+        context = self.generator.context(batch["pixels"], batch["question"])
+        logits = self.generator.logits(rows(context, batch["owner"]), batch["answer"])
+        losses = sequence_losses(logits, batch["answer"], batch["given"])
+        return mean_per_owner(losses, batch["weights"], batch["owner"], len(batch["ids"])).mean()
+
+    def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+        """For each question the best answers with their probabilities, best first.
+
+        Generated answers carry the probability of their tokens; ranked ones are normalised over the list.
+        """
+        context = self.generator.context(batch["pixels"], batch["question"])
+        if self.config.answers == "rank":
+            return self._rank(context, alternatives)
+        count = len(batch["ids"])
+        texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
+        scores = self._log_probs(rows(context, owned([alternatives] * count).to(context[0].device)), texts).exp()
+        pairs = list(zip(texts, scores.tolist(), strict=True))
+        return [pairs[i * alternatives : (i + 1) * alternatives] for i in range(count)]
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
+        found = [best[0] for batch in batches(samples, self.questions) for best in self.answer(batch)]
+        scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
+        decode = {"answers": self.config.answers, **vars(self.config.decode)}
+        predictions: list[dict[str, Any]] = [
+            {
+                "id": sample.id,
+                "question": sample.question,
+                "prediction": text,
+                "probability": probability,
+                "references": list(sample.answers),
+                "score": score,
+            }
+            for sample, (text, probability), score in zip(samples, found, scores.per_sample, strict=True)
+        ]
+        return Evaluation({"accuracy": scores.accuracy}, {"accuracy": scores.variant, "decode": decode}, predictions)
+
+    def _rank(self, context: tuple[Tensor, Tensor], alternatives: int) -> list[list[tuple[str, float]]]:
+        answers = self.config.answer_list
+        per_question = []
+        for row in range(len(context[0])):  # one question at a time: its states times the answers is the batch
+            repeated = rows(context, torch.full((len(answers),), row, device=context[0].device))
+            per_question.append(self._log_probs(repeated, answers))
+        probabilities = torch.stack(per_question).softmax(dim=1)  # (B, answers)
+        top = probabilities.topk(min(alternatives, len(answers)), dim=1)
+        return [
+            [(answers[index], value) for index, value in zip(indices, values, strict=True)]
+            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+    def _log_probs(self, context: tuple[Tensor, Tensor], texts: Sequence[str]) -> Tensor:
+        target, given = self.generator.target(texts, self.config.max_length)
+        target = target.to(context[0].device)
+        return sequence_log_probs(self.generator.logits(context, target), target, given)
+
+
+def _weighted(sample: Sample) -> dict[str, float]:
+    """Weight of each distinct answer: the given ones added up, else how often it occurs, as a share."""
+    weights = sample.weights or (1.0 / len(sample.answers),) * len(sample.answers)
+    total: dict[str, float] = {}
+    for text, weight in zip(sample.answers, weights, strict=True):
+        total[text] = total.get(text, 0.0) + weight
+    return total
