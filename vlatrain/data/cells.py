@@ -1,0 +1,136 @@
+"""What a cell of a table may hold: a text, several texts, answers with weights.
+
+- A text is a string, stripped; a number becomes its digits (3.0 becomes "3"), a boolean "yes" or "no".
+- Several texts are a list, or for answers a list of objects with `answer` and optionally `weight`. A string that looks
+  like a list is read as one (JSON, or as Python prints it), as CSV and TSV have no lists.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class BadCell(Exception):
+    """What is wrong with a cell, in a few words."""
+
+
+def text(value: Any) -> str:
+    """A cell as text, stripped; empty for a missing value. Raises `BadCell` for what is no text."""
+    if isinstance(value, str):
+        value = value.strip()
+        if not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise BadCell("text with half a surrogate pair") from None
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        if math.isinf(value):
+            raise BadCell("expected text, found an infinite number")
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int) or type(value).__module__ in ("decimal", "datetime"):
+        return str(value)
+    raise BadCell(f"expected text, found {kind(value)}")
+
+
+def texts(value: Any, key: str = "") -> list[tuple[str, float | None]]:
+    """A cell as (text, weight) pairs.
+
+    Args:
+        value: a text, a list of texts, or (with `key`) objects with that key and optionally `weight`; a string that
+            looks like a list of strings or numbers is read as one, as CSV has no lists.
+        key: name of the text in an object.
+
+    Raises:
+        BadCell: if it is none of these.
+    """
+    if isinstance(value, str):
+        value = _parse_list(value)
+    if isinstance(value, Mapping):
+        value = _object_of_lists(value, key)
+    if not isinstance(value, list | tuple):
+        return [(text(value), None)]
+    return [_pair(item, key) for item in value]
+
+
+def _pair(item: Any, key: str) -> tuple[str, float | None]:
+    if not isinstance(item, Mapping):
+        return text(item), None
+    if not key or key not in item:
+        raise BadCell(f"an object without '{key}'" if key else "expected text, found an object")
+    weight = item.get("weight")
+    return text(item[key]), None if weight is None else _number(weight)
+
+
+def _object_of_lists(value: Mapping, key: str) -> list:
+    """One object as a list of it; an object of lists, as some libraries store a list of objects, as that list."""
+    columns = {name: cells for name, cells in value.items() if name in (key, "weight") and isinstance(cells, list)}
+    if key not in columns:
+        return [value]
+    if len({len(cells) for cells in columns.values()}) > 1:
+        raise BadCell(f"'{key}' and 'weight' differ in length")
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _parse_list(value: str) -> Any:
+    """A list written in a cell: JSON, or as Python prints it (pandas writes that). Other text stays text."""
+    stripped = value.strip()
+    if not (stripped.startswith("[") and stripped.endswith("]")):
+        return value
+    try:
+        return json.loads(stripped)
+    except (json.JSONDecodeError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        if stripped[1:].lstrip()[:1] in ("'", '"', "{"):
+            raise BadCell(f"looks like a list and is not one that can be read (write JSON): {stripped[:60]}") from None
+        return value  # "[unclear]" is a text
+
+
+def with_weights(pairs: list[tuple[str, float | None]], value: Any) -> list[tuple[str, float | None]]:
+    """The pairs with the weights of the row's `weights` cell, which win over those in the answers."""
+    value = _parse_list(value) if isinstance(value, str) else value
+    if value is None or value == "":
+        return pairs
+    weights = value if isinstance(value, list) else [value]
+    if len(weights) != len(pairs):
+        raise BadCell(f"{len(weights)} weights for {len(pairs)} answers")
+    return [(answer, _number(weight)) for (answer, _), weight in zip(pairs, weights, strict=True)]
+
+
+def check_weights(weights: list[float | None]) -> tuple[float, ...]:
+    """The weights if all answers have one, nothing if none has. Raises `BadCell` otherwise, or if one is negative."""
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return ()
+    if len(given) < len(weights):
+        raise BadCell("some answers have a weight and some have none")
+    if any(weight < 0 or not math.isfinite(weight) for weight in given) or sum(given) <= 0:
+        raise BadCell(f"weights must be 0 or more, and not all 0, found {given}")
+    return tuple(given)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BadCell(f"a weight must be a number, found {value!r}") from None
+
+
+def kind(value: Any) -> str:
+    """What to call the type of a value in a message."""
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"{type(value).__name__}"

@@ -1,0 +1,209 @@
+"""Everything wrong with a data set, found before any model loads and reported at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from vlatrain.config.errors import UserError
+from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, explain, identity, to_rgb
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Picture, Sample
+
+LIMIT = 20  # problems shown in full
+PATIENCE = 2.0  # seconds of checking before a progress bar appears
+SMALL = 256 * 1024  # bytes up to which a PNG's checksums are verified
+# Whether a file looks whole, from its first and last 12 bytes and its size. A sound JPEG, PNG or GIF may have more
+# after its end (a motion photo has a video there), so a file that does not look whole is decoded to be sure.
+WHOLE: dict[str | None, Callable[[bytes, bytes, int], bool]] = {
+    "JPEG": lambda head, tail, size: tail.endswith(b"\xff\xd9"),
+    "MPO": lambda head, tail, size: tail.endswith(b"\xff\xd9"),
+    "PNG": lambda head, tail, size: tail.endswith(b"IEND\xaeB`\x82"),
+    "GIF": lambda head, tail, size: tail.endswith(b";"),
+    "WEBP": lambda head, tail, size: int.from_bytes(head[4:8], "little") + 8 <= size,
+}
+# Fewest samples with which a task means anything: one image alone is always its own best match, and CIDEr's
+# inverse document frequency is 0 over one image.
+FEWEST = {
+    ("retrieval", "train"): (2, "contrast needs other images"),
+    ("retrieval", "eval"): (2, "one image is always ranked first"),
+    ("retrieval", "test"): (2, "one image is always ranked first"),
+    ("captioning", "eval"): (2, "CIDEr is 0 over a single image by its definition"),
+    ("captioning", "test"): (2, "CIDEr is 0 over a single image by its definition"),
+}
+
+
+class Problems:
+    """Collects problems by kind, bounded in memory however many there are.
+
+    The first `LIMIT` are listed in full; of more, some of each kind, and the rest are counted.
+    """
+
+    def __init__(self) -> None:
+        self._shown: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+        self._first: list[str] = []
+
+    def add(self, kind: str, message: str) -> None:
+        """Add one problem. `kind` names problems of the sort, in the plural, for counting."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if len(self._first) < LIMIT:
+            self._first.append(message)
+        shown = self._shown.setdefault(kind, [])
+        if len(shown) < LIMIT:
+            shown.append(message)
+
+    def __len__(self) -> int:
+        return sum(self._counts.values())
+
+    def messages(self) -> list[str]:
+        """The report, one line each."""
+        if len(self) <= LIMIT:
+            return self._first
+        lines = []
+        for (kind, shown), quota in zip(self._shown.items(), self._quotas(), strict=True):
+            lines += shown[:quota]
+            if rest := self._counts[kind] - quota:
+                lines.append(f"... and {rest:,} more: {kind}")
+        return lines
+
+    def _quotas(self) -> list[int]:
+        """How many of each kind are shown: `LIMIT` in all, dealt out one at a time so that rare kinds are whole."""
+        quotas = [1] * len(self._shown)
+        while sum(quotas) < LIMIT:
+            for index, shown in enumerate(self._shown.values()):
+                if sum(quotas) < LIMIT and quotas[index] < len(shown):
+                    quotas[index] += 1
+        return quotas
+
+    def raise_if_any(self) -> None:
+        """Raise `UserError` with all of them, if there are any."""
+        if self._counts:
+            raise UserError(self.messages())
+
+
+def check_sizes(samples: Mapping[str, Sequence[Sample]], task: str, batch_size: int, problems: Problems) -> None:
+    """Report empty splits, and splits too small for the task or for one batch.
+
+    Args:
+        samples: the splits; leave out those that are small because of other problems.
+        task: vqa, captioning or retrieval.
+        batch_size: smallest allowed number of training samples.
+        problems: where to report.
+    """
+    for split, found in samples.items():
+        count = len(found)
+        fewest, reason = FEWEST.get((task, split), (1, ""))
+        if count == 0:
+            problems.add("empty splits", f"data.{split}: no samples")
+        elif count < fewest:
+            problems.add("too small splits", f"data.{split}: {count} sample, and {task} needs {fewest}: {reason}")
+        elif split == "train" and count < batch_size:
+            problems.add("too small splits", f"data.train: {_samples(count)}, fewer than one batch of {batch_size}: "
+                         f"set trainer.batch_size={count} or less")  # fmt: skip
+
+
+def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, root: str = "") -> None:
+    """Report every picture that is missing or cannot be read.
+
+    Each distinct picture is looked at once: it must exist, its header must decode, and its end must be there (a file
+    whose end looks wrong is decoded whole). A progress bar appears when this takes long.
+
+    Args:
+        pictures: pictures, each with where it is named (`train.jsonl:12`).
+        problems: where to report.
+        root: the image root, for the message if no image at all is found.
+    """
+    distinct: dict[str, tuple[Picture, str]] = {}
+    for picture, source in pictures:
+        distinct.setdefault(identity(picture), (picture, source))
+    missing = 0
+    for (picture, source), fault in zip(distinct.values(), _faults(list(distinct.values())), strict=True):
+        if not fault:
+            continue
+        kind = "missing images" if fault == NO_SUCH_IMAGE else "unreadable images"
+        missing += fault == NO_SUCH_IMAGE
+        name = getattr(picture, "name", "image")
+        problems.add(kind, f"{source}: {fault}: {name}" if source else f"{name}: {fault}")
+    if missing > 1 and missing == len(distinct):
+        below = f" below {root}" if root else ""
+        problems.add("image roots", f"none of the {missing:,} images was found{below}: set data.root to the folder "
+                     "their paths start from")  # fmt: skip
+
+
+def fault_of(picture: Picture) -> str:
+    """What is wrong with a picture in a few words, or nothing. Reads the header and the end, rarely all of it."""
+    opener: Callable | None = getattr(picture, "open", None)
+    if opener is None:  # generated on the fly: nothing stored that could be broken
+        return ""
+    try:
+        with opener() as file:
+            with Image.open(file) as image:
+                if image.format not in WHOLE:
+                    to_rgb(image)
+                    return ""
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                head = file.read(12)
+                file.seek(max(0, size - 12))
+                whole = WHOLE[image.format](head, file.read(), size)
+                file.seek(0)
+                if whole and not (image.format == "PNG" and size <= SMALL):
+                    return ""
+            with Image.open(file) as image:
+                image.verify() if whole else to_rgb(image)
+    except BAD_IMAGE as error:
+        return explain(error)
+    return ""
+
+
+def _faults(pictures: list[tuple[Picture, str]]) -> Iterator[str]:
+    """`fault_of` each, in order, in threads."""
+    if not pictures:
+        return
+    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, _progress(len(pictures)) as advance:
+        rest = iter(pictures)
+        # Bounded rounds: one future for each of a million pictures would take gigabytes.
+        while chunk := list(islice(rest, 4096)):
+            for fault in pool.map(fault_of, (picture for picture, _ in chunk)):
+                advance()
+                yield fault
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A function to call after each of `total` pictures; shows a bar on standard error once that has taken long."""
+    start = time.monotonic()
+    done = 0
+    bar = None
+
+    def advance() -> None:
+        nonlocal done, bar
+        done += 1
+        if bar is None and done % 64 == 0 and time.monotonic() - start > PATIENCE:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = Progress(console=Console(stderr=True), transient=True)
+            bar.start()
+            bar.add_task("checking images", total=total, completed=done)
+        elif bar is not None and done % 64 == 0:
+            bar.update(bar.task_ids[0], completed=done)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} sample" if count == 1 else f"{count:,} samples"

@@ -1,0 +1,234 @@
+"""From whatever a file holds to upright 8-bit RGB, the same everywhere: training, evaluation, prediction and the cache.
+
+The rules: the first frame of an animation; turned upright as EXIF says; transparency composited on white; 16-bit grey
+scaled to 8 bits over its full range, not clipped; 32-bit and floating-point grey scaled from the range its values fit
+in ([0, 1], [0, 255] or [0, 65535], else from the least to the greatest value). Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlatrain.config.errors import UserError
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Picture
+
+# Part of every key: raise it whenever a rule above changes, so that nothing cached under the old rules is used again.
+RULES = b"vlatrain-rgb-1"
+NO_SUCH_IMAGE = "no such image"
+BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error,
+             Image.DecompressionBombError)  # fmt: skip
+
+
+class FilePicture:
+    """An image file. Two of the same path are equal.
+
+    Args:
+        path: the file.
+    """
+
+    __slots__ = ("_key", "path")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = os.fspath(path)
+        self._key = ""
+
+    @property
+    def key(self) -> str:
+        """Hash of the file's bytes, computed when first asked for. Raises `UserError` if the file cannot be read."""
+        if not self._key:
+            try:
+                with open(self.path, "rb") as file:
+                    self._key = _hash(file)
+            except OSError as error:
+                raise UserError(f"{self.path}: {explain(error)}") from error
+        return self._key
+
+    @property
+    def identity(self) -> str:
+        """What tells this picture from others without reading it: its path."""
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return self.path
+
+    def load(self) -> Image.Image:
+        """The upright RGB image. Raises `UserError` naming the file."""
+        return open_rgb(Path(self.path))
+
+    def open(self) -> BinaryIO:
+        """The stored bytes, as a file to be closed."""
+        return open(self.path, "rb")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FilePicture) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        return f"FilePicture({self.path!r})"
+
+
+class BytesPicture:
+    """An encoded image in memory (a cell of a Parquet file, a row of a stream). Two of the same bytes are equal.
+
+    Args:
+        data: the encoded image (PNG, JPEG, ...).
+        name: what to call it in messages.
+    """
+
+    __slots__ = ("_key", "data", "name")
+
+    def __init__(self, data: bytes, name: str = "image") -> None:
+        self.data = data
+        self.name = name
+        self._key = ""
+
+    @classmethod
+    def from_image(cls, image: Image.Image, name: str = "image") -> BytesPicture:
+        """A picture of a PIL image, brought to upright RGB and stored without loss."""
+        buffer = io.BytesIO()
+        to_rgb(image).save(buffer, "PNG", compress_level=1)
+        return cls(buffer.getvalue(), name)
+
+    @property
+    def key(self) -> str:
+        """Hash of the bytes, computed when first asked for."""
+        if not self._key:
+            self._key = _hash(io.BytesIO(self.data))
+        return self._key
+
+    @property
+    def identity(self) -> str:
+        """What tells this picture from others: its content."""
+        return self.key
+
+    def load(self) -> Image.Image:
+        """The upright RGB image. Raises `UserError` with the picture's name."""
+        return open_rgb(self.data, self.name)
+
+    def open(self) -> BinaryIO:
+        """The stored bytes, as a file to be closed."""
+        return io.BytesIO(self.data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BytesPicture) and other.data == self.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    def __repr__(self) -> str:
+        return f"BytesPicture({self.name!r}, {len(self.data)} bytes)"
+
+
+def identity(picture: Picture) -> str:
+    """What tells pictures apart at little cost: the path of a file, else the content's key."""
+    return getattr(picture, "identity", None) or picture.key
+
+
+def picture_files(folder: str | Path) -> list[Path]:
+    """The image files in a folder and below, by their ending, sorted by path.
+
+    Raises:
+        UserError: if the folder does not exist or has none.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    endings = Image.registered_extensions()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    if not found:
+        raise UserError(f"{folder}: no image in this folder")
+    return found
+
+
+def open_rgb(source: str | Path | bytes | BinaryIO, name: str = "") -> Image.Image:
+    """Decode an image to upright RGB by the rules in the module's docstring.
+
+    Args:
+        source: a file, its bytes, or an open binary file.
+        name: what to call it in the error; by default the file's path.
+
+    Raises:
+        UserError: if there is no such file, or it is no image, or it is cut off.
+    """
+    if isinstance(source, str | Path):
+        name = name or os.fspath(source)
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(stream) as image:
+            return to_rgb(image)
+    except BAD_IMAGE as error:
+        raise UserError(f"{name or getattr(source, 'name', None) or 'image'}: {explain(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The upright 8-bit RGB version of any PIL image, as a new image. Raises what PIL raises on bad data."""
+    image.load()
+    image = _upright(image)
+    if image.mode[0] in "IF":  # I, I;16, I;16B, I;16L, F
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode in ("PA", "La", "RGBa") or image.has_transparency_data:
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except BAD_IMAGE:  # damaged EXIF in a sound image: common, and no reason to refuse the picture
+        return image
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """[height, width] grey values of any number type -> the same in 0..255 as uint8."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        limits = [1.0, 255.0, 65535.0]
+    else:
+        limits = [65535.0]
+    values = values.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    top = next((limit for limit in limits if low >= 0 and high <= limit), None)
+    if top is None:
+        values, top = values - low, max(high - low, 1e-12)
+    return np.floor(values * (255.0 / top) + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _hash(file: BinaryIO) -> str:
+    digest = hashlib.blake2b(RULES, digest_size=16)
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def explain(error: BaseException) -> str:
+    """What PIL or the system found wrong (one of `BAD_IMAGE`), in a user's words."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError):
+        return NO_SUCH_IMAGE
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not an image"
+    if isinstance(error, PermissionError):
+        return "no permission to read this image"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image (no format that can be read)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image too large: {text}"
+    if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
+        return f"image is cut off ({text or 'unexpected end of file'})"
+    return f"image cannot be decoded ({text or type(error).__name__})"
