@@ -7,11 +7,12 @@ the description (`model.config`), so that patterns can be checked and a backbone
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vlatrain.config import ModelConfig, UserError
-from vlatrain.injection.points import Point, Stack
+from vlatrain.injection.points import Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
@@ -57,16 +58,20 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
     }
 
 
-def module_path(config: ModelConfig, point: Point) -> str:
-    """Path in the model of the module whose output is adapted at a point."""
-    tower = config.towers[point.tower]
-    return f"{tower.layers}.{point.layer}.{tower.sites[point.site].output}"
+def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
+    """The points that patterns select in a backbone, with their modules.
 
-
-def linear_paths(config: ModelConfig, point: Point) -> list[str]:
-    """Paths in the model of the linear layers of a point, for methods that re-parametrise weights."""
-    tower = config.towers[point.tower]
-    return [f"{tower.layers}.{point.layer}.{linear}" for linear in tower.sites[point.site].linears]
+    Raises:
+        UserError: the task is not served, or patterns do not parse or select nothing.
+    """
+    points = select(patterns, stacks(config, task))
+    outputs, linears = {}, {}
+    for point in points:
+        tower = config.towers[point.tower]
+        site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
+        outputs[point] = f"{layer}.{site.output}"
+        linears[point] = [f"{layer}.{linear}" for linear in site.linears]
+    return Sites(outputs, linears, config.tasks[task].heads)
 
 
 def _depth(settings: dict[str, Any], config: ModelConfig, tower: str) -> int:

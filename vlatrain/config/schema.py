@@ -54,6 +54,11 @@ class TrainConfig:
     seed: int = 0
     resume: str = "no"
 
+    @property
+    def points(self) -> list[str]:
+        """The point patterns in force: the adapter's, else the task's."""
+        return self.task.points if self.adapter.points is None else self.adapter.points
+
 
 @dataclass
 class EvalConfig(TrainConfig):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,9 @@ from torch import Tensor, nn
 from vlatrain.adapters import DESIGNS
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.injection.peft_method import VlatrainConfig
-from vlatrain.injection.points import Point
+from vlatrain.injection.points import Sites
 
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
-
-
-@dataclass(frozen=True)
-class Sites:
-    """Where a method goes in one backbone.
-
-    Attributes:
-        outputs: by point, path of the module whose output is adapted.
-        linears: by point, paths of its linear layers.
-        heads: modules outside the towers that may be trained too.
-    """
-
-    outputs: Mapping[Point, str]
-    linears: Mapping[Point, Sequence[str]]
-    heads: Sequence[str] = field(default_factory=tuple)
 
 
 def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:

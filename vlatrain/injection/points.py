@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlatrain.config.errors import UserError
@@ -47,6 +47,21 @@ class Stack:
 
     layers: int
     sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a method goes in one backbone.
+
+    Attributes:
+        outputs: by point, path of the module whose output is adapted.
+        linears: by point, paths of its linear layers.
+        heads: modules outside the towers that may be trained too.
+    """
+
+    outputs: Mapping[Point, str]
+    linears: Mapping[Point, Sequence[str]]
+    heads: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ Collate = Callable[[Sequence[Sample]], Batch]
 Batches = Callable[[Sequence[Sample], Collate], Iterator[Batch]]
 """Given samples and a collate function, yields its batches on the model's device, showing progress."""
 
+TYPICAL = {"question": 16, "answer": 4, "caption": 20}  # tokens, with the special ones
+
 
 @dataclass
 class Evaluation:
@@ -68,9 +70,25 @@ class Task(ABC):
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Predict and score samples."""
 
+    @abstractmethod
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """A loss from inputs that have only shapes, of typical lengths (`TYPICAL`): for estimating memory on the meta device."""
+
     def pixels(self, samples: Sequence[Sample]) -> Tensor:
         """The samples' images as the model wants them: (B, 3, H, W). Loads them."""
         return self.backbone.pixels([sample.image.load() for sample in samples])
+
+
+def blank_pixels(backbone: Backbone, batch_size: int, device: torch.device | str) -> Tensor:
+    """Images of the backbone's size without content: (B, 3, H, W)."""
+    size = backbone.model.config.vision_config.image_size
+    return torch.zeros(batch_size, 3, size, size, device=device)
+
+
+def blank_text(batch_size: int, length: int, device: torch.device | str) -> Text:
+    """Texts without content: (B, L)."""
+    ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
+    return Text(ids, torch.ones_like(ids))
 
 
 def move(value: Any, device: torch.device | str) -> Any:

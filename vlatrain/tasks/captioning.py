@@ -12,7 +12,19 @@ from vlatrain.backbones.base import Backbone, Generator
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
-from vlatrain.tasks.base import Batch, Batches, Evaluation, Task, mean_per_owner, owned, rows, sequence_losses
+from vlatrain.tasks.base import (
+    TYPICAL,
+    Batch,
+    Batches,
+    Evaluation,
+    Task,
+    blank_pixels,
+    blank_text,
+    mean_per_owner,
+    owned,
+    rows,
+    sequence_losses,
+)
 
 
 class Captioning(Task):
@@ -39,6 +51,18 @@ class Captioning(Task):
         logits = self.generator.logits(rows(context, batch["owner"]), batch["caption"])
         losses = sequence_losses(logits, batch["caption"], batch["given"])
         return mean_per_owner(losses, torch.ones_like(losses), batch["owner"], len(batch["ids"])).mean()
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """One caption an image."""
+        return self.loss(
+            {
+                "ids": range(batch_size),
+                "pixels": blank_pixels(self.backbone, batch_size, device),
+                "caption": blank_text(batch_size, TYPICAL["caption"], device),
+                "given": 1,
+                "owner": torch.arange(batch_size, device=device),
+            }
+        )
 
     def caption(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
         """For each image the best captions, best first."""

@@ -18,7 +18,7 @@ from vlatrain.backbones.base import Backbone, Embedder, Text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import Batch, Batches, Evaluation, Task, owned
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, blank_pixels, blank_text, owned
 
 PAIRS = 64  # image-text pairs the matching head scores at a time
 
@@ -81,6 +81,17 @@ class Retrieval(Task):
         settings = {"score": "image-to-text R@1", "rerank": k, "images": len(images), "texts": len(texts)}
         return Evaluation(scores, settings, predictions)
 
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
+        text, owner = blank_text(batch_size, TYPICAL["caption"], device), torch.arange(batch_size, device=device)
+        image_features, states = self.embedder.image_features(blank_pixels(self.backbone, batch_size, device))
+        logits = self.embedder.text_features(text) @ image_features.T * self._scale()
+        loss = contrastive_loss(logits, text.ids, owner)
+        if self.config.matching and self.embedder.matches:
+            three = owner.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
+            loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).float().mean()
+        return loss
+
     def match_scores(self, states: Tensor, text: Text) -> Tensor:
         """Matching log-odds (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
         chunks = []
@@ -97,7 +108,7 @@ class Retrieval(Task):
 
     def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
         """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption."""
-        positive = same_caption(text.ids, owner)  # (T, I)
+        positive = same_caption(text.ids, owner, len(states))  # (T, I)
         odds = similarity.masked_fill(positive, float("-inf")).float()
         keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
         images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
@@ -136,17 +147,17 @@ class Retrieval(Task):
         return metric.reranked(images, texts, owner, by_image, image_scores, by_text, text_scores)
 
 
-def same_caption(ids: Tensor, owner: Tensor) -> Tensor:
+def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:
     """Which images (T, I) are no negatives of a caption: its own, and those that have the same caption word for word.
 
     Args:
         ids: (T, L) token ids.
         owner: (T,) the captions' images.
+        images: number of images I.
     """
-    images = int(owner.max()) + 1
     equal = (ids[:, None] == ids[None]).all(dim=-1)  # (T, T)
-    of_image = torch.nn.functional.one_hot(owner, images).to(equal.device)  # (T, I)
-    return (equal.long() @ of_image) > 0
+    of_image = owner[:, None] == torch.arange(images, device=owner.device)  # (T, I)
+    return (equal.float() @ of_image.float()) > 0
 
 
 def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
@@ -159,11 +170,13 @@ def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
     """
     logits = logits.float()
     captions = torch.arange(len(owner), device=owner.device)
-    positive = same_caption(ids, owner)
+    positive = same_caption(ids, owner, logits.shape[1])
     to_image = logits.masked_fill(positive & (owner[:, None] != torch.arange(logits.shape[1], device=owner.device)), float("-inf"))
     pair = logits.T[owner]  # (T, T): row t is caption t's image against every caption
     to_text = pair.masked_fill(positive.T[owner] & (captions[:, None] != captions), float("-inf"))
     # mean over the images of the mean over their captions
-    share = 1 / torch.bincount(owner, minlength=logits.shape[1]).float()[owner] / logits.shape[1]  # (T,)
+    images = logits.shape[1]
+    captions_of = torch.zeros(images, device=owner.device).index_add(0, owner, torch.ones_like(owner, dtype=torch.float))
+    share = 1 / captions_of[owner] / images  # (T,)
     losses = cross_entropy(to_image, owner, reduction="none") + cross_entropy(to_text, captions, reduction="none")
     return (losses * share).sum() / 2

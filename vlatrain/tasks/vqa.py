@@ -17,10 +17,13 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.tasks.base import (
+    TYPICAL,
     Batch,
     Batches,
     Evaluation,
     Task,
+    blank_pixels,
+    blank_text,
     mean_per_owner,
     owned,
     rows,
@@ -72,6 +75,20 @@ class Vqa(Task):
         logits = self.generator.logits(rows(context, batch["owner"]), batch["answer"])
         losses = sequence_losses(logits, batch["answer"], batch["given"])
         return mean_per_owner(losses, batch["weights"], batch["owner"], len(batch["ids"])).mean()
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """One answer a question."""
+        return self.loss(
+            {
+                "ids": range(batch_size),
+                "pixels": blank_pixels(self.backbone, batch_size, device),
+                "question": blank_text(batch_size, TYPICAL["question"], device),
+                "answer": blank_text(batch_size, TYPICAL["answer"], device),
+                "given": 1,
+                "weights": torch.ones(batch_size, device=device),
+                "owner": torch.arange(batch_size, device=device),
+            }
+        )
 
     def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the best answers with their probabilities, best first.

@@ -1,0 +1,95 @@
+"""Backbones load from folders in the hub's layout, or with random weights; what cannot be had is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.conftest import model_config, small_config
+from vlatrain.backbones.base import Backbone, Embedder, Generator
+from vlatrain.backbones.describe import sites, stacks
+from vlatrain.backbones.loading import load, meta_model
+from vlatrain.config import UserError
+from vlatrain.injection.points import everything
+
+TEXTS = ["a red circle", "is there a green square?", "what colour is it?"]
+SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip", "retrieval")]
+
+
+def save(backbone: Backbone, folder: Path) -> Path:
+    """A checkpoint in the hub's layout."""
+    backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    backbone.image_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "task"), SERVED)
+def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
+    config = small_config(name)
+    one, two, other = (load(config, task, texts=TEXTS, seed=seed) for seed in (1, 1, 2))
+    weights = [dict(backbone.model.named_parameters()) for backbone in (one, two, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
+    assert not any(parameter.requires_grad for parameter in one.model.parameters())
+    assert not any(module.training for module in one.model.modules())
+    assert isinstance(one, Embedder if task == "retrieval" else Generator)
+    found = sites(config, task, ["*"])  # the description names modules that are there
+    paths = [*found.outputs.values(), *(path for paths in found.linears.values() for path in paths)]
+    assert all(isinstance(one.model.get_submodule(path), torch.nn.Linear) for path in paths)
+    assert len(found.outputs) == len(everything(stacks(config, task)))
+    for head in found.heads:
+        one.model.get_submodule(head)
+
+
+@pytest.mark.parametrize(("name", "task"), SERVED)
+def test_a_folder_loads_as_it_was_saved(name: str, task: str, tmp_path: Path) -> None:
+    first = load(small_config(name), task, texts=TEXTS)
+    config = model_config(name, checkpoint=str(save(first, tmp_path / "hub")))
+    second = load(config, task)
+    for (key, one), (_, two) in zip(first.model.named_parameters(), second.model.named_parameters(), strict=True):
+        assert torch.equal(one, two), key
+    assert torch.equal(first.text(TEXTS, 20).ids, second.text(TEXTS, 20).ids)
+    assert [stack.layers for stack in stacks(config, task).values()] == [2, 2, 2][: len(config.tasks[task].towers)]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "parameters"),
+    # the published sizes: BLIP base VQA 385 M and captioning 247 M with the tied head counted twice, CLIP B/16 150 M
+    [("blip", "vqa", 361_230_140), ("blip", "captioning", 223_971_644), ("clip", "retrieval", 149_620_737)],
+)
+def test_full_size_on_the_meta_device(name: str, task: str, parameters: int) -> None:
+    model = meta_model(model_config(name), task)
+    assert isinstance(model, PreTrainedModel)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_a_hub_out_of_reach_is_one_line_with_the_ways_out() -> None:
+    with pytest.raises(UserError) as error:
+        load(model_config("blip", checkpoint="someone/nothing"), "vqa")
+    (line,) = error.value.problems
+    assert "someone/nothing" in line and "\n" not in line
+    for way in ("model.checkpoint=FOLDER", "model.random_init=true", "model=tiny_blip"):
+        assert way in line
+
+
+def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path) -> None:
+    folder = save(load(small_config("blip"), "captioning", texts=TEXTS), tmp_path / "captioner")
+    with pytest.raises(UserError, match=r"lacks \d+ of the weights of BlipForQuestionAnswering"):
+        load(model_config("blip", checkpoint=str(folder)), "vqa")
+
+
+def test_a_description_can_name_only_model_classes() -> None:
+    config = small_config("blip")
+    config.tasks["vqa"].architecture = "pipeline"
+    with pytest.raises(UserError, match="no model class"):
+        load(config, "vqa", texts=TEXTS)
+
+
+def test_a_task_it_does_not_serve() -> None:
+    with pytest.raises(UserError, match="does not serve task=vqa; it serves retrieval"):
+        load(small_config("clip"), "vqa")

@@ -1,0 +1,98 @@
+"""What the tests share: backbones small enough to build in milliseconds, and samples to feed them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from vlatrain.config import ModelConfig
+from vlatrain.data.sample import Sample
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+SMALL_CONFIG = {
+    "vision_config": {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+    "text_config": {
+        **SMALL,
+        "vocab_size": 400,
+        "max_position_embeddings": 64,
+        "encoder_hidden_size": 32,
+        "projection_dim": 16,
+    },
+    "projection_dim": 16,
+    "image_text_hidden_size": 16,
+}
+
+
+def model_config(name: str, **overrides: Any) -> ModelConfig:
+    """A model's YAML as the typed configuration."""
+    read = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    bases = [entry for entry in read.pop("defaults") if (CONF / "model" / f"{entry}.yaml").is_file()]
+    layers = [OmegaConf.load(CONF / "model" / f"{base}.yaml") for base in bases] + [read, overrides]
+    for layer in layers:
+        layer.pop("defaults", None)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), *layers))  # type: ignore[return-value]
+
+
+def small_config(name: str) -> ModelConfig:
+    """A family's architecture at a size that builds in milliseconds, with random weights."""
+    return model_config(name, random_init=True, config=SMALL_CONFIG)
+
+
+class Plain:
+    """A picture held in memory: one colour with a darker corner, so that no two are equal."""
+
+    def __init__(self, colour: tuple[int, int, int], mark: int) -> None:
+        self.colour, self.mark = colour, mark
+
+    @property
+    def key(self) -> str:
+        return f"{self.colour}-{self.mark}"
+
+    def load(self) -> Image.Image:
+        pixels = np.full((32, 32, 3), self.colour, dtype=np.uint8)
+        pixels[: 4 + 4 * self.mark, : 4 + 4 * self.mark] //= 2
+        return Image.fromarray(pixels)
+
+
+def make_samples() -> list[Sample]:
+    """Eight samples that are good for every task: four colours, two marks."""
+    return [
+        Sample(
+            id=f"{name}-{mark}",
+            image=Plain(rgb, mark),
+            question="what colour is it?" if mark else "is it red?",
+            answers=(name,) if mark else ("yes" if name == "red" else "no",),
+            captions=(f"a {name} picture number {mark}", f"picture {mark} is {name}"),
+        )
+        for name, rgb in COLOURS.items()
+        for mark in (0, 1)
+    ]
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    return make_samples()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

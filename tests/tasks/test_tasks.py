@@ -1,0 +1,172 @@
+"""Tasks: each overfits a handful of samples and gives exactly those answers back; losses against brute force."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import make_samples, small_config
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import AdapterConfig, DecodeConfig, TaskConfig, UserError
+from vlatrain.data.sample import Sample
+from vlatrain.injection.attach import attach
+from vlatrain.tasks import Batch, Task, build
+from vlatrain.tasks.retrieval import contrastive_loss
+
+TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
+
+
+def backbone_for(name: str, task: str) -> Backbone:
+    return load(small_config(name), task, texts=TEXTS)
+
+
+def two_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
+    for start in range(0, len(samples), 2):
+        yield collate(samples[start : start + 2])
+
+
+def overfit(task: Task, samples: Sequence[Sample], steps: int, lr: float) -> float:
+    parameters = [p for p in task.backbone.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    batch = task.collate(samples)
+    loss = torch.tensor(math.nan)
+    for _ in range(steps):
+        loss = task.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "metric"),
+    [
+        ("blip", "vqa", "accuracy"),
+        ("blip", "captioning", "cider"),
+        ("blip", "retrieval", "mean_recall"),
+        ("clip", "retrieval", "mean_recall"),
+    ],
+)
+@pytest.mark.parametrize("method", ["full", "bottleneck"])
+def test_overfits_a_handful_and_gives_exactly_those_answers_back(
+    name: str, task: str, metric: str, method: str
+) -> None:
+    samples = [replace(sample, captions=sample.captions[:1]) for sample in make_samples()]
+    backbone = backbone_for(name, task)
+    for parameter in backbone.model.parameters():  # a random trunk says nothing an adapter could use unless it is loud
+        if parameter.ndim > 1 and method == "bottleneck":
+            parameter.data.mul_(5)
+    method_config = AdapterConfig(name=method, dim=16, heads=task == "retrieval" and method == "bottleneck")
+    attach(backbone.model, method_config, sites(backbone.config, task, ["*"]))
+    work = build(TaskConfig(name=task, metric=metric, decode=DecodeConfig(max_new_tokens=12)), backbone)
+    with torch.no_grad():
+        before = work.evaluate(samples, two_at_a_time)
+    loss = overfit(work, samples, 150, 3e-3 if method == "full" else 1e-2)
+    with torch.no_grad():
+        after = work.evaluate(samples, two_at_a_time)
+    if task == "retrieval":
+        assert after.metrics["image_to_text_r1"] == after.metrics["text_to_image_r1"] == 100
+        assert [p["prediction"] for p in after.predictions] == [s.captions[0] for s in samples]
+    else:
+        assert loss < 0.05
+        expected = [s.answers[0] if task == "vqa" else s.captions[0] for s in samples]
+        assert [p["prediction"].replace(" ", "") for p in after.predictions] == [e.replace(" ", "") for e in expected]
+    assert after.metrics[metric] > before.metrics[metric]
+
+
+def test_vqa_loss_weighs_answers() -> None:
+    work = build(TaskConfig(name="vqa"), backbone_for("blip", "vqa"))
+    base = make_samples()[0]
+
+    def loss(answers: tuple[str, ...], weights: tuple[float, ...] = ()) -> float:
+        with torch.no_grad():
+            return work.loss(work.collate([replace(base, answers=answers, weights=weights)])).item()
+
+    yes, no = loss(("yes",)), loss(("no",))
+    assert loss(("yes", "no")) == pytest.approx((yes + no) / 2, rel=1e-5)
+    assert loss(("yes", "yes", "no")) == pytest.approx((2 * yes + no) / 3, rel=1e-5)
+    assert loss(("yes", "no"), (0.9, 0.1)) == pytest.approx(0.9 * yes + 0.1 * no, rel=1e-5)
+
+
+def test_losses_are_means_over_samples() -> None:
+    """A batch's loss is the mean of its samples' own, whatever their lengths and numbers of answers or captions."""
+    for task in ("vqa", "captioning"):
+        work = build(TaskConfig(name=task), backbone_for("blip", task))
+        samples = [replace(s, captions=s.captions[: 1 + i % 2]) for i, s in enumerate(make_samples())]
+        with torch.no_grad():
+            alone = [work.loss(work.collate([sample])).item() for sample in samples]
+            together = work.loss(work.collate(samples)).item()
+        assert together == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+def test_ranking_picks_from_the_list_and_scores_add_up() -> None:
+    samples = make_samples()
+    config = TaskConfig(name="vqa", answers="rank")
+    work = build(config, backbone_for("blip", "vqa"), samples)
+    assert set(config.answer_list) == {answer for sample in samples for answer in sample.answers}
+    with torch.no_grad():
+        ranked = work.answer(work.questions(samples), alternatives=len(config.answer_list))  # type: ignore[attr-defined]
+    for answers in ranked:
+        scores = [score for _, score in answers]
+        assert sorted(scores, reverse=True) == scores and sum(scores) == pytest.approx(1, rel=1e-4)
+
+
+def test_generated_answers_carry_their_probability_whatever_the_beams() -> None:
+    samples = make_samples()[:2]
+    probabilities = []
+    for beams in (1, 3):
+        config = TaskConfig(name="vqa", decode=DecodeConfig(num_beams=beams, max_new_tokens=3))
+        work = build(config, backbone_for("blip", "vqa"))
+        with torch.no_grad():
+            answers = work.answer(work.questions(samples), alternatives=beams)  # type: ignore[attr-defined]
+        assert all(len(row) == beams for row in answers)
+        probabilities += [score for row in answers for _, score in row]
+    assert all(0 < probability < 1 for probability in probabilities)
+
+
+def brute_contrastive(logits: torch.Tensor, ids: list[tuple], owner: list[int]) -> float:
+    """The definition, pair by pair."""
+    images = logits.shape[1]
+    total = 0.0
+    for image in range(images):
+        pairs = [t for t, o in enumerate(owner) if o == image]
+        own = {ids[t] for t in pairs}
+        for t in pairs:
+            has_it = {o for i, o in zip(ids, owner, strict=True) if i == ids[t]}
+            to_image = [logits[t, i].exp() for i in range(images) if i == image or i not in has_it]
+            negatives = [u for u in range(len(owner)) if owner[u] != image and ids[u] not in own]
+            to_text = [logits[u, image].exp() for u in [t, *negatives]]
+            loss = -math.log(logits[t, image].exp() / sum(to_image)) - math.log(logits[t, image].exp() / sum(to_text))
+            total += loss / len(pairs) / images / 2
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_contrastive_loss_is_the_definition(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    owner = [0, 0, 1, 2, 2, 2, 3]
+    ids = torch.randint(0, 2, (len(owner), 3), generator=generator)  # so few tokens that some captions are identical
+    logits = torch.randn(len(owner), 4, generator=generator)
+    expected = brute_contrastive(logits, [tuple(row.tolist()) for row in ids], owner)
+    assert contrastive_loss(logits, ids, torch.tensor(owner)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_reranking_by_the_matching_head_changes_only_the_best_k() -> None:
+    samples = make_samples()
+    for k in (0, 3, 99):
+        work = build(TaskConfig(name="retrieval", rerank=k), backbone_for("blip", "retrieval"))
+        with torch.no_grad():
+            found = work.evaluate(samples, two_at_a_time)
+        assert found.settings["rerank"] == min(k, len(samples))
+        assert all(0 <= value <= 100 or "rank" in key for key, value in found.metrics.items())
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(UserError, match="there are vqa, captioning, retrieval"):
+        build(TaskConfig(name="vaq"), backbone_for("blip", "vqa"))

@@ -1,0 +1,118 @@
+"""Asking a trained model: answers, captions, and search in either direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlatrain.config import TrainConfig
+from vlatrain.data.sample import Picture, Sample
+from vlatrain.metrics.retrieval import top_k
+from vlatrain.tasks import Batch
+from vlatrain.tasks.base import Collate, move
+from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.retrieval import Retrieval
+from vlatrain.tasks.vqa import Vqa
+from vlatrain.training.setup import finished
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer, caption or search result.
+
+    Attributes:
+        text: the answer, the caption, the text found, or the name of the image found.
+        score: probability (answers), cosine similarity in [-1, 1] or matching log-odds (search); None for captions.
+    """
+
+    text: str
+    score: float | None
+
+
+class Predictor:
+    """A finished run, ready to be asked.
+
+    Args:
+        config: the run's configuration.
+        run: the run folder.
+        device: where to compute.
+
+    Raises:
+        UserError: the weights or the adapter cannot be had.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path, device: torch.device | str = "cpu") -> None:
+        bench = finished(config, run)
+        self.task = bench.task
+        self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
+        self.device = torch.device(device)
+        bench.model.to(self.device)
+
+    @torch.inference_mode()
+    def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
+        """For each sample the best answers or captions, best first, as they come."""
+        task = self.task
+        if isinstance(task, Vqa):
+            for batch in self._batches(samples, task.questions):
+                yield from ([Hit(*answer) for answer in answers] for answers in task.answer(batch, alternatives))
+        elif isinstance(task, Captioning):
+            for batch in self._batches(samples, task.images):
+                yield from ([Hit(text, None) for text in texts] for texts in task.caption(batch, alternatives))
+
+    @torch.inference_mode()
+    def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
+        """The k images that fit a text best."""
+        task = self._retrieval()
+        samples = [_sample(picture) for picture in images]
+        features = torch.cat(
+            [task.embedder.image_features(batch["pixels"])[0] for batch in self._batches(samples, task.images)]
+        )
+        query = task.embedder.text_features(self._text([text]))
+        best = top_k(query, features, min(k, len(images)))[0].tolist()
+        scores = (features[best] @ query[0]).tolist()
+        if task.config.rerank and task.embedder.matches:
+            pixels = (batch["pixels"] for batch in self._batches([samples[i] for i in best], task.images))
+            states = (task.embedder.image_features(part)[1] for part in pixels)
+            scores = [score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()]
+        return _ranked([names[i] for i in best], scores)
+
+    @torch.inference_mode()
+    def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
+        """The k texts that fit an image best."""
+        task = self._retrieval()
+        feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["pixels"])
+        features = torch.cat(
+            [
+                task.embedder.text_features(self._text(texts[start : start + self.batch_size]))
+                for start in range(0, len(texts), self.batch_size)
+            ]
+        )
+        best = top_k(feature, features, min(k, len(texts)))[0].tolist()
+        scores = (features[best] @ feature[0]).tolist()
+        if task.config.rerank and task.embedder.matches:
+            scores = task.match_scores(states.expand(len(best), -1, -1), self._text([texts[i] for i in best])).tolist()
+        return _ranked([texts[i] for i in best], scores)
+
+    def _retrieval(self) -> Retrieval:
+        assert isinstance(self.task, Retrieval)
+        return self.task
+
+    def _text(self, texts: Sequence[str]) -> Any:
+        return self.task.backbone.text(texts, self.task.config.max_length).to(self.device)
+
+    def _batches(self, samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+        for start in range(0, len(samples), self.batch_size):
+            yield move(collate(samples[start : start + self.batch_size]), self.device)
+
+
+def _sample(image: Picture) -> Sample:
+    return Sample(id="", image=image)
+
+
+def _ranked(texts: Sequence[str], scores: Sequence[float]) -> list[Hit]:
+    hits = [Hit(text, score) for text, score in zip(texts, scores, strict=True)]
+    return sorted(hits, key=lambda hit: -(hit.score or 0.0))
