@@ -99,8 +99,10 @@ def _load_stored(
             count = config.eval_size or 0
         found["train"], found["eval"] = hold_out(found["train"], count, config.seed)
         if not found["eval"] and found["train"]:
-            problems.add("splits", "data.train: all samples share one image, so none can be split off for evaluation: "
-                         "set data.eval")  # fmt: skip
+            problems.add(
+                "splits",
+                "data.train: all samples share one image, so none can be split off for evaluation: set data.eval",
+            )
     for split, samples in found.items():
         found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
     if split_off and "train" in sound and found.get("eval"):
@@ -169,8 +171,11 @@ def _check_settings(config: DataConfig, splits: Sequence[str], problems: Problem
     if config.train is None and ("train" in splits or ("eval" in splits and config.eval is None)):
         problems.add("settings", f"data.train is not set: set data.train={wanted}")
     if "eval" in splits and config.eval is None and config.eval_fraction == 0 and not config.streaming:
-        problems.add("settings", f"data.eval is not set and data.eval_fraction=0: set data.eval={wanted}, or the "
-                     "share of data.train to split off")  # fmt: skip
+        problems.add(
+            "settings",
+            f"data.eval is not set and data.eval_fraction=0: set data.eval={wanted}, or the "
+            "share of data.train to split off",
+        )
     if "test" in splits and config.test is None:
         problems.add("settings", f"data.test is not set: set data.test={wanted}")
     if config.root and not Path(config.root).expanduser().is_dir():

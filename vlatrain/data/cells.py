@@ -14,19 +14,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class BadCell(Exception):
+class CellError(Exception):
     """What is wrong with a cell, in a few words."""
 
 
 def text(value: Any) -> str:
-    """A cell as text, stripped; empty for a missing value. Raises `BadCell` for what is no text."""
+    """A cell as text, stripped; empty for a missing value. Raises `CellError` for what is no text."""
     if isinstance(value, str):
         value = value.strip()
         if not value.isascii():
             try:
                 value.encode("utf-8")
             except UnicodeEncodeError:
-                raise BadCell("text with half a surrogate pair") from None
+                raise CellError("text with half a surrogate pair") from None
         return value
     if value is None:
         return ""
@@ -36,11 +36,11 @@ def text(value: Any) -> str:
         if math.isnan(value):
             return ""
         if math.isinf(value):
-            raise BadCell("expected text, found an infinite number")
+            raise CellError("expected text, found an infinite number")
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int) or type(value).__module__ in ("decimal", "datetime"):
         return str(value)
-    raise BadCell(f"expected text, found {kind(value)}")
+    raise CellError(f"expected text, found {kind(value)}")
 
 
 def texts(value: Any, key: str = "") -> list[tuple[str, float | None]]:
@@ -52,7 +52,7 @@ def texts(value: Any, key: str = "") -> list[tuple[str, float | None]]:
         key: name of the text in an object.
 
     Raises:
-        BadCell: if it is none of these.
+        CellError: if it is none of these.
     """
     if isinstance(value, str):
         value = _parse_list(value)
@@ -67,7 +67,7 @@ def _pair(item: Any, key: str) -> tuple[str, float | None]:
     if not isinstance(item, Mapping):
         return text(item), None
     if not key or key not in item:
-        raise BadCell(f"an object without '{key}'" if key else "expected text, found an object")
+        raise CellError(f"an object without '{key}'" if key else "expected text, found an object")
     weight = item.get("weight")
     return text(item[key]), None if weight is None else _number(weight)
 
@@ -78,7 +78,7 @@ def _object_of_lists(value: Mapping, key: str) -> list:
     if key not in columns:
         return [value]
     if len({len(cells) for cells in columns.values()}) > 1:
-        raise BadCell(f"'{key}' and 'weight' differ in length")
+        raise CellError(f"'{key}' and 'weight' differ in length")
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
@@ -95,7 +95,9 @@ def _parse_list(value: str) -> Any:
         return ast.literal_eval(stripped)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         if stripped[1:].lstrip()[:1] in ("'", '"', "{"):
-            raise BadCell(f"looks like a list and is not one that can be read (write JSON): {stripped[:60]}") from None
+            raise CellError(
+                f"looks like a list and is not one that can be read (write JSON): {stripped[:60]}"
+            ) from None
         return value  # "[unclear]" is a text
 
 
@@ -106,19 +108,19 @@ def with_weights(pairs: list[tuple[str, float | None]], value: Any) -> list[tupl
         return pairs
     weights = value if isinstance(value, list) else [value]
     if len(weights) != len(pairs):
-        raise BadCell(f"{len(weights)} weights for {len(pairs)} answers")
+        raise CellError(f"{len(weights)} weights for {len(pairs)} answers")
     return [(answer, _number(weight)) for (answer, _), weight in zip(pairs, weights, strict=True)]
 
 
 def check_weights(weights: list[float | None]) -> tuple[float, ...]:
-    """The weights if all answers have one, nothing if none has. Raises `BadCell` otherwise, or if one is negative."""
+    """The weights if all answers have one, nothing if none has. Raises `CellError` otherwise, or if one is negative."""
     given = [weight for weight in weights if weight is not None]
     if not given:
         return ()
     if len(given) < len(weights):
-        raise BadCell("some answers have a weight and some have none")
+        raise CellError("some answers have a weight and some have none")
     if any(weight < 0 or not math.isfinite(weight) for weight in given) or sum(given) <= 0:
-        raise BadCell(f"weights must be 0 or more, and not all 0, found {given}")
+        raise CellError(f"weights must be 0 or more, and not all 0, found {given}")
     return tuple(given)
 
 
@@ -126,7 +128,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise BadCell(f"a weight must be a number, found {value!r}") from None
+        raise CellError(f"a weight must be a number, found {value!r}") from None
 
 
 def kind(value: Any) -> str:

@@ -107,8 +107,11 @@ def check_sizes(samples: Mapping[str, Sequence[Sample]], task: str, batch_size: 
         elif count < fewest:
             problems.add("too small splits", f"data.{split}: {count} sample, and {task} needs {fewest}: {reason}")
         elif split == "train" and count < batch_size:
-            problems.add("too small splits", f"data.train: {_samples(count)}, fewer than one batch of {batch_size}: "
-                         f"set trainer.batch_size={count} or less")  # fmt: skip
+            problems.add(
+                "too small splits",
+                f"data.train: {_samples(count)}, fewer than one batch of {batch_size}: "
+                f"set trainer.batch_size={count} or less",
+            )
 
 
 def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, root: str = "") -> None:
@@ -132,11 +135,13 @@ def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, 
         kind = "missing images" if fault == NO_SUCH_IMAGE else "unreadable images"
         missing += fault == NO_SUCH_IMAGE
         name = getattr(picture, "name", "image")
-        problems.add(kind, f"{source}: {fault}: {name}" if source else f"{name}: {fault}")
+        problems.add(kind, f"{source}: {fault}" + (f": {name}" if name != source else ""))
     if missing > 1 and missing == len(distinct):
         below = f" below {root}" if root else ""
-        problems.add("image roots", f"none of the {missing:,} images was found{below}: set data.root to the folder "
-                     "their paths start from")  # fmt: skip
+        problems.add(
+            "image roots",
+            f"none of the {missing:,} images was found{below}: set data.root to the folder their paths start from",
+        )
 
 
 def fault_of(picture: Picture) -> str:
@@ -192,9 +197,12 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
             from rich.console import Console
             from rich.progress import Progress
 
-            bar = Progress(console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            bar = Progress(console=console, transient=True, disable=not console.is_terminal)
             bar.start()
             bar.add_task("checking images", total=total, completed=done)
+            if not console.is_terminal:
+                console.print(f"checking {total:,} images", highlight=False)
         elif bar is not None and done % 64 == 0:
             bar.update(bar.task_ids[0], completed=done)
 

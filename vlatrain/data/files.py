@@ -22,8 +22,13 @@ Row = tuple[int, dict[str, Any]]  # line of the file (Parquet: row), from 1; col
 # Keys under which a JSON object may hold its list of samples, in order of preference.
 LISTS = ("annotations", "data", "samples", "questions", "images")
 BLANK = re.compile(r"[ \t\r\n]*")
-BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclass
@@ -55,8 +60,11 @@ def read_table(path: str, problems: Problems, option: str = "") -> Table | None:
     where = f"{option}={path}" if option else path
     file = Path(path).expanduser()
     if file.is_dir():
-        problems.add("data files", f"{where}: is a folder; name a file in it, or for a folder in the hub's layout set "
-                     f"data=hub data.path={path}")  # fmt: skip
+        problems.add(
+            "data files",
+            f"{where}: is a folder; name a file in it, or for a folder in the hub's layout set "
+            f"data=hub data.path={path}",
+        )
         return None
     if not file.exists():
         problems.add("data files", f"{where}: no such file{_nearby(file)}")
@@ -115,16 +123,19 @@ def _read_json(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
             if isinstance(value, dict) and "image" not in value and value.get("image_id") in images:
                 value["image"] = images[value["image_id"]]
             yield from _record(value, line, table, problems)
-    except _NoList as error:
-        problems.add("bad files", f"{table.name}: an object without a list of samples; the keys looked for are "
-                     f"{', '.join(LISTS)}, those there are {', '.join(error.keys) or 'none'}")  # fmt: skip
+    except _NoListError as error:
+        problems.add(
+            "bad files",
+            f"{table.name}: an object without a list of samples; the keys looked for are "
+            f"{', '.join(LISTS)}, those there are {', '.join(error.keys) or 'none'}",
+        )
     except json.JSONDecodeError as error:
         problems.add("bad lines", f"{table.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         problems.add("bad files", f"{table.name}: not JSON that can be read: nested too deep")
 
 
-class _NoList(Exception):
+class _NoListError(Exception):
     def __init__(self, keys: list[str]) -> None:
         super().__init__(keys)
         self.keys = keys
@@ -175,7 +186,7 @@ def _lists_of_object(text: str, start: int) -> tuple[Iterator[tuple[Any, int]], 
         index = _skip(text, index + 1) if mark == "," else index
     chosen = next((key for key in LISTS if isinstance(values.get(key), list)), None)
     if chosen is None:
-        raise _NoList(list(values))
+        raise _NoListError(list(values))
     _end(text, index + 1)
     images = {}
     if chosen != "images" and isinstance(values.get("images"), list):
@@ -287,8 +298,10 @@ def _lines(file: Path, name: str, problems: Problems) -> Iterator[tuple[int, str
                 try:
                     text.encode("utf-8")
                 except UnicodeEncodeError as error:
-                    problems.add("bad lines", f"{name}:{number}: not UTF-8 (at character {error.start + 1}): "
-                                 "save the file as UTF-8")  # fmt: skip
+                    problems.add(
+                        "bad lines",
+                        f"{name}:{number}: not UTF-8 (at character {error.start + 1}): save the file as UTF-8",
+                    )
                     text = text.encode("utf-8", "replace").decode()  # read on: the other columns may be wrong too
             yield number, text
 

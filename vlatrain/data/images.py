@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 # Part of every key: raise it whenever a rule above changes, so that nothing cached under the old rules is used again.
 RULES = b"vlatrain-rgb-1"
 NO_SUCH_IMAGE = "no such image"
-BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error,
-             Image.DecompressionBombError)  # fmt: skip
+BAD_IMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class FilePicture:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
-from vlatrain.data.cells import BadCell, check_weights, kind, text, texts, with_weights
+from vlatrain.data.cells import CellError, check_weights, kind, text, texts, with_weights
 from vlatrain.data.checks import Problems
 from vlatrain.data.files import Row
 from vlatrain.data.images import BytesPicture, FilePicture, identity
@@ -148,7 +148,7 @@ class Builder:
         column = self._columns["image"].name
         try:
             return self._picture(record.get(column), source)
-        except BadCell as error:
+        except CellError as error:
             self._problems.add("bad image cells", f"{source}: column '{column}': {error}")
             return None
 
@@ -197,7 +197,7 @@ class Builder:
                 if identifier := text(record.get(column.name)):
                     return identifier
                 self._problems.add("empty ids", f"{source}: empty id (column '{column.name}')")
-            except BadCell as error:
+            except CellError as error:
                 self._problems.add("bad cells", f"{source}: column '{column.name}': {error}")
         return f"{self._short}:{line}"
 
@@ -205,7 +205,7 @@ class Builder:
         column = self._columns["question"].name
         try:
             question = text(record.get(column))
-        except BadCell as error:
+        except CellError as error:
             self._problems.add("bad cells", f"{source}: column '{column}': {error}")
             return ""
         if not question:
@@ -218,7 +218,7 @@ class Builder:
         column = self._columns[field].name
         try:
             found = tuple(value for value, _ in texts(record.get(column)) if value)
-        except BadCell as error:
+        except CellError as error:
             self._problems.add("bad cells", f"{source}: column '{column}': {error}")
             return ()
         if not found and field in self._required:
@@ -235,7 +235,7 @@ class Builder:
                 column = self._columns["weights"].name
                 pairs = with_weights(pairs, record.get(column))
             weights = check_weights([weight for value, weight in pairs if value])
-        except BadCell as error:
+        except CellError as error:
             self._problems.add("bad cells", f"{source}: column '{column}': {error}")
             return (), ()
         answers = tuple(value for value, _ in pairs if value)
@@ -250,14 +250,14 @@ class Builder:
             return BytesPicture(bytes(value), source)
         if isinstance(value, str) and value.strip():
             if "://" in value:
-                raise BadCell(f"'{value}' is a URL, and images are read from disk: download them first")
+                raise CellError(f"'{value}' is a URL, and images are read from disk: download them first")
             path = os.path.normpath(os.path.join(self.root, os.path.expanduser(value.strip())))
             return self._pictures.setdefault(path, FilePicture(path))
         if hasattr(value, "getexif"):  # a PIL image
             return BytesPicture.from_image(value, source)
         if value is None or isinstance(value, str | bytes):
-            raise BadCell("empty image")
-        raise BadCell(f"expected an image's path, found {kind(value)}")
+            raise CellError("empty image")
+        raise CellError(f"expected an image's path, found {kind(value)}")
 
 
 def build(

@@ -1,0 +1,193 @@
+"""Data sets in the hub's layout, from local folders; and a hub that is not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+
+import pytest
+
+datasets = pytest.importorskip("datasets")
+
+from PIL import Image  # noqa: E402
+
+from tests.data.writing import load_train, problems_of, write_images, write_records  # noqa: E402
+from vlatrain.config import ColumnsConfig, DataConfig  # noqa: E402
+from vlatrain.data import BytesPicture, FilePicture, load  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Prepared data sets go to a folder of the test's; the hub is off."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def png(red, mode="RGB", size=(4, 4)):
+    buffer = io.BytesIO()
+    Image.new(mode, size, red if mode == "L" else (red, 0, 9)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder as `push_to_hub` makes it: data/<split>-*.parquet, encoded images, class labels as numbers."""
+    features = datasets.Features(
+        image=datasets.Image(),
+        question=datasets.Value("string"),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        answers=datasets.List({"answer": datasets.Value("string"), "answer_id": datasets.Value("int32")}),
+    )
+    (tmp_path / "vqa" / "data").mkdir(parents=True)
+    for split, count in (("train", 12), ("validation", 4)):
+        rows = {
+            "image": [{"bytes": png(index // 2), "path": "x.png"} for index in range(count)],
+            "question": [f"{split} {index}?" for index in range(count)],
+            "label": [index % 2 for index in range(count)],
+            "answers": [[{"answer": "a", "answer_id": 1}, {"answer": "b", "answer_id": 2}]] * count,
+        }
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(tmp_path / "vqa" / "data" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "vqa"
+
+
+def hub(path, **settings):
+    settings["columns"] = ColumnsConfig(**settings.get("columns", {}))
+    return DataConfig(name="hub", path=str(path), **{"train": "train", "eval_fraction": 0.0, **settings})
+
+
+def test_parquet_folder(parquet):
+    found = load(hub(parquet, eval="validation"), "vqa", ["train", "eval"])
+    assert {split: len(samples) for split, samples in found.items()} == {"train": 12, "eval": 4}
+    sample = found["train"][3]
+    assert (sample.id, sample.source) == ("vqa:train:4", f"{parquet}:train:4")
+    assert (sample.question, sample.answers) == ("train 3?", ("a", "b"))
+    assert sample.image.load().getpixel((0, 0)) == (1, 0, 9)
+    assert sample.image.key == BytesPicture(png(1)).key == found["train"][2].image.key != found["train"][4].image.key
+    copy = pickle.loads(pickle.dumps(sample))
+    assert copy == sample
+    assert copy.image.load().tobytes() == sample.image.load().tobytes()
+
+
+def test_class_labels_become_their_names(parquet):
+    samples = load_train(hub(parquet, columns={"answers": "label"}))
+    assert [s.answers for s in samples[:3]] == [("cat",), ("dog",), ("cat",)]
+
+
+def test_split_by_image_and_slices(parquet):
+    found = load(hub(parquet, eval_fraction=0.5), "vqa", ["train", "eval"])
+    assert {len(found["train"]), len(found["eval"])} == {6}
+    assert not {s.image.key for s in found["train"]} & {s.image.key for s in found["eval"]}
+    assert len(load_train(hub(parquet, train="train[:25%]"))) == 3
+
+
+def test_captions_of_equal_images_are_grouped(parquet):
+    samples = load_train(hub(parquet, columns={"captions": "question"}), "captioning")
+    assert len(samples) == 6
+    assert samples[1].captions == ("train 2?", "train 3?")
+
+
+def test_image_folder_with_metadata(tmp_path):
+    folder = tmp_path / "pictures"
+    for split in ("train", "test"):
+        names = write_images(folder / split, 3)
+        lines = [json.dumps({"file_name": name, "caption": f"{split} {name}"}) for name in names]
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines))
+    found = load(hub(folder, test="test"), "captioning", ["train", "test"])
+    assert [s.captions for s in found["test"]] == [("test 0.png",), ("test 1.png",), ("test 2.png",)]
+    assert found["test"][2].image.load().getpixel((0, 0)) == (2, 0, 9)
+    assert isinstance(found["test"][0].image, FilePicture)
+
+
+def test_paths_in_a_jsonl_folder_are_below_the_folder_or_the_root(tmp_path):
+    write_images(tmp_path / "set" / "images", 2)
+    records = [{"image": f"images/{index}.png", "caption": "x"} for index in range(2)]
+    write_records(tmp_path / "set" / "train.jsonl", records)
+    assert len(load_train(hub(tmp_path / "set"), "captioning")) == 2
+    (tmp_path / "other").mkdir()
+    assert problems_of(hub(tmp_path / "set", root=str(tmp_path / "other")), "captioning")[0] == (
+        f"{tmp_path}/set:train:1: no such image: {tmp_path}/other/images/0.png"
+    )
+
+
+def test_16_bit_images_are_scaled_as_from_files(tmp_path):
+    import numpy as np
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 32896, 65535]], "uint16")).save(buffer, "PNG")
+    (tmp_path / "set").mkdir()
+    data = {"image": [{"bytes": buffer.getvalue(), "path": None}], "caption": ["x"]}
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    (sample,) = load_train(hub(tmp_path / "set"), "captioning")
+    assert list(sample.image.load().get_flattened_data()) == [(0,) * 3, (128,) * 3, (255,) * 3]
+
+
+@pytest.mark.parametrize("eval_split", [None, "validation"])
+def test_streaming_takes_the_first_so_many(parquet, eval_split):
+    config = hub(parquet, streaming=True, train_size=6, eval_size=2, eval=eval_split)
+    found = load(config, "vqa", ["train", "eval"])
+    assert (len(found["train"]), len(found["eval"])) == (6, 2)
+    taken = {s.question for s in found["train"] + (found["eval"] if eval_split is None else [])}
+    assert taken == {f"train {index}?" for index in range(6 if eval_split else 8)}
+    assert found["train"][0].image.load().getpixel((1, 1))[2] == 9
+    if eval_split is None:
+        assert not {s.image.key for s in found["train"]} & {s.image.key for s in found["eval"]}
+
+
+def test_streaming_takes_whole_groups_of_captions(parquet):
+    config = hub(parquet, streaming=True, train_size=3, eval_size=1, columns={"captions": "question"})
+    samples = load_train(config, "captioning")
+    assert [s.captions for s in samples] == [(f"train {2 * i}?", f"train {2 * i + 1}?") for i in range(3)]
+
+
+def test_bad_rows_and_images_are_named(parquet, tmp_path):
+    (tmp_path / "set").mkdir()
+    data = {
+        "image": [{"bytes": png(1), "path": None}, {"bytes": png(2)[:40], "path": None}, None],
+        "question": ["q", "q", "q"],
+        "answer": ["", "a", "a"],
+    }
+    features = datasets.Features(
+        image=datasets.Image(), question=datasets.Value("string"), answer=datasets.Value("string")
+    )
+    datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    found = problems_of(hub(tmp_path / "set"))
+    assert found[:2] == [
+        f"{tmp_path}/set:train:1: no answer (column 'answer')",
+        f"{tmp_path}/set:train:3: column 'image': empty image",
+    ]
+    assert found[2:] == [f"{tmp_path}/set:train:2: not an image (no format that can be read)"]
+
+
+def test_absent_columns_and_splits_and_folders(parquet):
+    (problem,) = problems_of(hub(parquet, columns={"answers": "labels"}))
+    assert problem == (
+        f"{parquet}:train: no column 'labels' (data.columns.answers=labels); the columns are image, question, label, "
+        "answers; did you mean data.columns.answers=label?"
+    )
+    (problem,) = problems_of(hub(parquet, train="trian"))
+    assert problem.startswith(f"data set '{parquet}', split 'trian' cannot be loaded (")
+    assert "'validation'" in problem
+    assert problems_of(hub("./nowhere", eval="validation"), splits=["train", "eval"]) == [
+        "data.path=./nowhere: no such folder"
+    ]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line():
+    (problem,) = problems_of(hub("user/name", subset="en", eval="validation"), "vqa", ["train", "eval"])
+    assert problem.startswith("the hub cannot be reached for data set 'user/name', subset 'en', split 'train' (")
+    assert problem.endswith(": set data.path=FOLDER to a local copy in the hub's layout, or data=files data.train=FILE")
+    assert "\n" not in problem
+
+
+def test_what_the_loader_cannot_do_is_told_with_its_reason(parquet, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: exec("raise RuntimeError('no\\nway')"))
+    (problem,) = problems_of(hub(parquet))
+    assert problem == (
+        f"data set '{parquet}', split 'train' cannot be loaded (no way): "
+        "check data.path, data.subset and the names of the splits"
+    )

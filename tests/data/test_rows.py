@@ -1,0 +1,201 @@
+"""Which column holds what, which rows are one sample, and every way a row can be wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.data.writing import files, load_train, problems_of, write_images, write_records
+from vlatrain.data import load_inputs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_images(tmp_path, 3)
+    return tmp_path
+
+
+def vqa(**changes):
+    """A good row, with changes; None leaves a column out."""
+    record = {"image": "0.png", "question": "q?", "answer": "a"} | changes
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def write(folder, *records):
+    return write_records(folder / "d.jsonl", records)
+
+
+def caption(image, *captions, **more):
+    return {"image": f"{image}.png", "captions": list(captions), **more}
+
+
+@pytest.mark.parametrize(
+    ("records", "columns", "expected"),
+    [
+        ([vqa()], {}, ("q?", ("a",), ())),
+        ([vqa(answer=None, answers=["a", "b"])], {}, ("q?", ("a", "b"), ())),
+        ([vqa(answers=["never looked at"])], {}, ("q?", ("a",), ())),
+        ([vqa(answers=["b"])], {"answers": "answers"}, ("q?", ("b",), ())),
+        ([vqa(question=" q?\n", text="t")], {"question": "text"}, ("t", ("a",), ())),
+        ([vqa(answer=3)], {}, ("q?", ("3",), ())),
+        ([vqa(answer=True)], {}, ("q?", ("yes",), ())),
+        ([vqa(answer=["a", "", "b"], weights=[1, 2, 3])], {}, ("q?", ("a", "b"), (1.0, 3.0))),
+        (
+            [vqa(answer=[{"answer": "a", "weight": 0.6}, {"answer": "b", "weight": 0.4}])],
+            {},
+            ("q?", ("a", "b"), (0.6, 0.4)),
+        ),
+        ([vqa(image=None, img="0.png")], {"image": "img"}, ("q?", ("a",), ())),
+    ],
+)
+def test_vqa_rows(records, columns, expected, folder):
+    (sample,) = load_train(files(write(folder, *records), columns=columns))
+    assert (sample.question, sample.answers, sample.weights) == expected
+    assert sample.captions == ()
+    assert sample.id == "d.jsonl:1"
+
+
+def test_rows_of_one_image_share_the_picture_but_stay_samples(folder):
+    first, second = load_train(files(write(folder, vqa(), vqa(question="r?"))))
+    assert first.image is second.image
+    assert (first.question, second.question) == ("q?", "r?")
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_rows_of_one_image_become_one_sample_with_several_captions(task, folder):
+    train = write(
+        folder, caption(0, "x"), caption(1, "y", "z"), {"image": "./sub/../0.png", "captions": "w"}, caption(0, "v")
+    )
+    found = [(s.id, s.captions) for s in load_train(files(train), task)]
+    assert found == [("d.jsonl:1", ("x", "w", "v")), ("d.jsonl:2", ("y", "z"))]
+
+
+def test_id_column(folder):
+    train = write(
+        folder, caption(0, "x", id=7, key="a"), caption(1, "y", id=8, key="b"), caption(0, "z", id=7, key="a")
+    )
+    for columns, ids in (({}, ["7", "8"]), ({"id": "key"}, ["a", "b"]), ({"id": ""}, ["d.jsonl:1", "d.jsonl:2"])):
+        assert [s.id for s in load_train(files(train, columns=columns), "captioning")] == ids
+
+
+def test_image_root(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    train = write(elsewhere, vqa(), vqa(image=str(folder / "1.png")))
+    images = [s.image.path for s in load_train(files(train, root=str(folder)))]
+    assert images == [str(folder / "0.png"), str(folder / "1.png")]
+
+
+ABSENT = [
+    (
+        {"image": "0.png", "Question": "q", "answer": "a"},
+        {},
+        "vqa",
+        "no column 'question'; the columns are image, Question, answer; did you mean data.columns.question=Question?",
+    ),
+    (
+        {"image": "0.png", "question": "q", "multiple_choice_answer": "a"},
+        {},
+        "vqa",
+        "no column 'answer' or 'answers'; the columns are image, question, multiple_choice_answer; "
+        "did you mean data.columns.answers=multiple_choice_answer?",
+    ),
+    (
+        {"file_name": "0.png", "caption": "a"},
+        {},
+        "captioning",
+        "no column 'image'; the columns are file_name, caption; did you mean data.columns.image=file_name?",
+    ),
+    (
+        {"image": "0.png", "x": "a"},
+        {},
+        "retrieval",
+        "no column 'caption' or 'captions'; the columns are image, x; set data.columns.captions=COLUMN",
+    ),
+    (
+        {"image": "0.png", "caption": "a"},
+        {"captions": "captoin"},
+        "captioning",
+        "no column 'captoin' (data.columns.captions=captoin); the columns are image, caption; "
+        "did you mean data.columns.captions=caption?",
+    ),
+    (
+        {"image": "0.png", "question": "q", "answer": "a"},
+        {"id": "key"},
+        "vqa",
+        "no column 'key' (data.columns.id=key); the columns are image, question, answer; set data.columns.id=COLUMN",
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "columns", "task", "message"), ABSENT)
+def test_absent_columns(record, columns, task, message, folder):
+    train = write(folder, record)
+    assert problems_of(files(train, columns=columns), task) == [f"{train}: {message}"]
+
+
+def test_all_absent_columns_at_once(folder):
+    train = write(folder, {"x": 1})
+    assert [p.split("'")[1] for p in problems_of(files(train))] == ["image", "question", "answer"]
+
+
+ROWS = [
+    (vqa(question=" "), "empty question (column 'question')"),
+    (vqa(question=None), "empty question (column 'question')"),
+    (vqa(question=["q"]), "column 'question': expected text, found a list"),
+    (vqa(answer=""), "no answer (column 'answer')"),
+    (vqa(answer=[]), "no answer (column 'answer')"),
+    (vqa(answer=["", " "]), "no answer (column 'answer')"),
+    (vqa(answer={"text": "a"}), "column 'answer': an object without 'answer'"),
+    (vqa(weights=[1, 2]), "column 'weights': 2 weights for 1 answers"),
+    (vqa(weights=-1), "column 'weights': weights must be 0 or more, and not all 0, found [-1.0]"),
+    (vqa(image=""), "column 'image': empty image"),
+    (vqa(image=None), "column 'image': empty image"),
+    (vqa(image=3), "column 'image': expected an image's path, found int"),
+    (
+        vqa(image="https://x.org/a.png"),
+        "column 'image': 'https://x.org/a.png' is a URL, and images are read from disk: download them first",
+    ),
+    (vqa(id=""), "empty id (column 'id')"),
+    (vqa(id="one"), "id 'one' is taken by {train}:1; data.columns.id= takes file and line instead"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), ROWS)
+def test_bad_rows_are_named(record, message, folder):
+    good = vqa(weights=1)  # has every column, so that only the cell is wrong
+    train = write(folder, good | {"id": "one"}, {"id": "two"} | record)
+    assert problems_of(files(train)) == [f"{train}:2: " + message.format(train=train)]
+
+
+def test_empty_captions_are_named(folder):
+    train = write(folder, caption(0, "x"), caption(1), caption(2, " "))
+    expected = [f"{train}:{line}: no caption (column 'captions')" for line in (2, 3)]
+    assert problems_of(files(train), "captioning") == expected
+
+
+def test_mapped_ids_must_be_unique_over_images_too(folder):
+    train = write(folder, caption(0, "x", key="k"), caption(1, "y", key="k"), caption(0, "z", key="k"))
+    assert problems_of(files(train, columns={"id": "key"}), "retrieval") == [f"{train}:2: id 'k' is taken by {train}:1"]
+
+
+def test_a_row_wrong_in_several_ways_says_all(folder):
+    train = write(folder, vqa(), vqa(question="", answer="", image="gone.png"))
+    assert problems_of(files(train)) == [
+        f"{train}:2: empty question (column 'question')",
+        f"{train}:2: no answer (column 'answer')",
+        f"{train}:2: no such image: {folder}/gone.png",
+    ]
+
+
+def test_inputs_need_no_references_and_are_not_grouped(folder):
+    path = write(folder, vqa(answer=None), vqa(answer=None, question="r?"))
+    assert [s.question for s in load_inputs(str(path), files("unused"), "vqa")] == ["q?", "r?"]
+    assert [s.captions for s in load_inputs(str(path), files("unused"), "captioning")] == [(), ()]
+    with pytest.raises(ValueError, match=r"no column 'captoin'"):
+        load_inputs(str(path), files("unused", columns={"captions": "captoin"}), "captioning")
+    with pytest.raises(ValueError, match=r"input=nowhere\.jsonl: no such file"):
+        load_inputs("nowhere.jsonl", files("unused"), "vqa")
+
+
+def test_unknown_task(folder):
+    with pytest.raises(ValueError, match="no description of the samples of task 'dance'"):
+        load_train(files(write(folder, vqa())), "dance")
