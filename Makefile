@@ -1,0 +1,49 @@
+# Every target makes its own virtual environment first (.venv), once. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow lint format smoke build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install vlatrain in it, editable, with the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(STAMP) ## train a VQA adapter on the built-in data: no download, no GPU, under 2 minutes (ARGS="adapter.dim=32" changes it)
+	@$(BIN)/vlatrain $(ARGS)
+
+test: $(STAMP) ## the quick test suite (ARGS="-k name" selects)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP) ## the slow tests: full-size models, wheels, several processes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP) ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the source into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smoke: $(STAMP) ## tiny train, kill, resume, eval, predict, from the command line
+	@PATH="$(abspath $(BIN)):$$PATH" bash scripts/smoke.sh
+
+build: $(STAMP) ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build --installer pip
+
+clean: ## remove .venv, builds and caches (not outputs/)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

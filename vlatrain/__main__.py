@@ -1,0 +1,6 @@
+"""`python -m vlatrain`."""
+
+from vlatrain.cli import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,24 @@
+"""The folder of YAML files, and what is in it. Needs neither Hydra nor torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlatrain.config.errors import UserError
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(f"the installation is incomplete: no conf folder in {package} or {package.parent}")
+
+
+def options_of(folder: Path, first: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """The groups in a folder of YAML files, those of `first` in that order before others, and the options of each."""
+    groups = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
+    groups.sort(key=lambda path: first.index(path.name) if path.name in first else len(first))
+    found = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in groups}
+    return {group: names for group, names in found.items() if names}

@@ -1,0 +1,134 @@
+"""Dotted keys of the dataclass schema: what exists, what a key's type is, what was probably meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
+
+
+def required(hint: Any) -> Any:
+    """The type without `| None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+        return arguments[0] if len(arguments) == 1 else Any
+    return hint
+
+
+def type_of(schema: type, key: str) -> Any:
+    """Type of a dotted key; `Any` below an untyped mapping.
+
+    Raises:
+        KeyError: there is no such key.
+    """
+    hint: Any = schema
+    for part in key.split("."):
+        hint = required(hint)
+        if dataclasses.is_dataclass(hint):
+            hint = _hints(typing.cast(type, hint))[part]
+        elif typing.get_origin(hint) in (dict, list):
+            hint = typing.get_args(hint)[-1]
+        elif hint is not Any:
+            raise KeyError(key)
+    return hint
+
+
+def open_below(schema: type, key: str) -> bool:
+    """Whether a key lies in a mapping whose keys the user chooses (`optim.groups.head`)."""
+    parts = key.split(".")
+    return any(
+        typing.get_origin(required(type_of(schema, ".".join(parts[:cut])))) is dict for cut in range(1, len(parts))
+    )
+
+
+def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key, the groups included."""
+    for name, hint in _hints(schema).items():
+        yield prefix + name
+        inner = required(hint)
+        if dataclasses.is_dataclass(inner):
+            yield from all_keys(typing.cast(type, inner), f"{prefix}{name}.")
+
+
+def nearest(word: str, candidates: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
+    """The candidate that was probably meant, or None. The last part of a dotted key counts most: `dim` means `adapter.dim`."""
+    prefix, _, last = word.rpartition(".")
+
+    def likeness(candidate: str) -> float:
+        other_prefix, _, other_last = candidate.rpartition(".")
+        whole = difflib.SequenceMatcher(None, word, candidate).ratio()
+        end = difflib.SequenceMatcher(None, last, other_last).ratio()
+        start = difflib.SequenceMatcher(None, prefix, other_prefix).ratio() if prefix else 0.5
+        return max(whole, 0.8 * end + 0.2 * start)
+
+    best = max(candidates, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= 0.6 else None
+
+
+def did_you_mean(word: str, candidates: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    """`; did you mean adapter.dim?`, or nothing."""
+    best = nearest(word, candidates)
+    return f"; did you mean {best}?" if best else ""
+
+
+def type_name(hint: Any) -> str:
+    """A type in a user's words."""
+    inner = required(hint)
+    origin = typing.get_origin(inner)
+    if origin is list:
+        name = "a list, such as [a,b]"
+    elif origin is dict or dataclasses.is_dataclass(inner):
+        name = "a mapping, such as {key: value}"
+    else:
+        name = _NAMES.get(inner, str(inner))
+    return f"{name} or null" if inner is not hint else name
+
+
+def problems_in(schema: type, value: Any, key: str = "", source: str = "") -> list[str]:
+    """What is wrong with a plain value (scalars, lists, dicts) for a key: unknown keys in it, and wrong types.
+
+    Args:
+        schema: dataclass of the whole configuration.
+        value: the value; a dict for a group.
+        key: dotted key of the value; empty for the whole configuration.
+        source: where it was written, put before each message.
+    """
+    before = f"{source}: " if source else ""
+    try:
+        hint = type_of(schema, key) if key else schema
+    except KeyError:
+        return [f"{before}there is no key {key}{did_you_mean(key, all_keys(schema))}"]
+    if dataclasses.is_dataclass(required(hint)) and isinstance(value, Mapping):
+        return [
+            problem
+            for name, inner in value.items()
+            for problem in problems_in(schema, inner, f"{key}.{name}" if key else str(name), source)
+        ]
+    if key and not _fits(schema, key, value):
+        shown = "null" if value is None else str(value)
+        return [f"{before}{key}={shown}: expected {type_name(hint)}"]
+    return []
+
+
+def _fits(schema: type, key: str, value: Any) -> bool:
+    if isinstance(value, str) and (value == "???" or "${" in value):
+        return True  # decided when everything is put together
+    try:
+        OmegaConf.update(OmegaConf.structured(schema), key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True

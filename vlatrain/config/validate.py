@@ -1,0 +1,193 @@
+"""Values that have the right type and yet make no sense. Every problem is reported, each with what would be right."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from vlatrain.config.keys import did_you_mean
+from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+
+# Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
+ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_positive: Rule = (lambda value: value > 0 and math.isfinite(value), "more than 0")
+_not_negative: Rule = (lambda value: value >= 0 and math.isfinite(value), "0 or more")
+_at_least_one: Rule = (lambda value: value >= 1, "1 or more")
+_share: Rule = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_finite: Rule = (math.isfinite, "a finite number")
+
+_RANGES: dict[str, Rule] = {
+    "task.max_length": _at_least_one,
+    "task.temperature": _positive,
+    "task.rerank": _not_negative,
+    "task.decode.num_beams": _at_least_one,
+    "task.decode.max_new_tokens": _at_least_one,
+    "task.decode.min_new_tokens": _not_negative,
+    "task.decode.length_penalty": _finite,
+    "adapter.dim": _at_least_one,
+    "adapter.dropout": _share,
+    "adapter.scaling": _positive,
+    "adapter.init_std": _positive,
+    "data.train_size": _at_least_one,
+    "data.eval_size": _at_least_one,
+    "data.seed": _not_negative,
+    "optim.lr": _positive,
+    "optim.weight_decay": _not_negative,
+    "optim.beta1": _share,
+    "optim.beta2": _share,
+    "optim.eps": _positive,
+    "optim.warmup": _not_negative,
+    "optim.clip": _not_negative,
+    "trainer.epochs": _at_least_one,
+    "trainer.max_steps": _at_least_one,
+    "trainer.batch_size": _at_least_one,
+    "trainer.eval_batch_size": _at_least_one,
+    "trainer.accumulate": _at_least_one,
+    "trainer.eval_every": _not_negative,
+    "trainer.save_every": _not_negative,
+    "trainer.log_every": _at_least_one,
+    "trainer.keep": _not_negative,
+    "trainer.patience": _not_negative,
+    "trainer.workers": _not_negative,
+    "trainer.threads": _not_negative,
+    "seed": _not_negative,
+    "top_k": _at_least_one,
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task.name": ("vqa", "captioning", "retrieval"),
+    "task.answers": ("generate", "rank"),
+    "adapter.name": ("bottleneck", "lora", "full", "none"),
+    "adapter.activation": ACTIVATIONS,
+    "adapter.init": ("zero", "normal"),
+    "data.name": ("shapes", "files", "hub"),
+    "optim.schedule": ("linear", "cosine", "constant"),
+    "trainer.precision": ("auto", "fp32", "bf16", "fp16"),
+    "trainer.device": ("auto", "cpu", "cuda"),
+    "logger.name": ("none", "wandb", "tensorboard"),
+    "logger.mode": ("online", "offline", "disabled"),
+    "resume": ("auto", "no"),
+    "split": ("eval", "test"),
+}
+
+PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """Everything wrong with a configuration of the right types, one message each; empty if it is sound."""
+    found = [*_out_of_range(config), *_unknown_names(config), *_model(config), *_rates(config), *_run(config)]
+    found += _logger(config)
+    if isinstance(config, PredictConfig):
+        return [*found, *_prediction(config)]
+    return [*found, *_data(config)]
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _out_of_range(config: TrainConfig) -> Iterable[str]:
+    for key, (holds, wanted) in _RANGES.items():
+        value = _get(config, key)
+        if value is not None and not holds(value):
+            yield f"{key}={value}: must be {wanted}"
+    if config.data.eval is None and not 0 < config.data.eval_fraction < 1:
+        yield f"data.eval_fraction={config.data.eval_fraction}: must be between 0 and 1"
+    decode = config.task.decode
+    if decode.min_new_tokens > decode.max_new_tokens >= 1:
+        yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
+
+
+def _unknown_names(config: TrainConfig) -> Iterable[str]:
+    for key, names in _CHOICES.items():
+        value = _get(config, key)
+        if value is not None and value not in names:
+            yield f"{key}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+
+
+def _model(config: TrainConfig) -> Iterable[str]:
+    model = config.model
+    if not model.tasks:
+        yield f"model={model.name}: its description names no task that it serves"
+    elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
+        yield f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}"
+    for task, served in model.tasks.items():
+        for tower in served.towers:
+            if tower not in model.towers:
+                yield f"model.tasks.{task}.towers: no tower {tower}; there are {', '.join(model.towers)}"
+    checkpoint = model.checkpoint or ""
+    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().exists():
+        yield f"model.checkpoint={checkpoint}: no such folder"
+    if config.adapter.points is not None and not config.adapter.points:
+        yield "adapter.points=[]: selects nothing; adapter=none trains nothing, null takes the task's points"
+
+
+def _rates(config: TrainConfig) -> Iterable[str]:
+    for group, rate in config.optim.groups.items():
+        key = f"optim.groups.{group}"
+        if group not in PARAMETER_GROUPS:
+            yield f"{key}: must be one of {', '.join(PARAMETER_GROUPS)}{did_you_mean(str(group), PARAMETER_GROUPS)}"
+        if not (rate > 0 and math.isfinite(rate)):
+            yield f"{key}={rate}: must be more than 0"
+
+
+def _run(config: TrainConfig) -> Iterable[str]:
+    name = config.run.name
+    if name is not None and (not name or name in (".", "..") or any(mark in name for mark in "/\\\0")):
+        yield f"run.name={name}: must be a plain folder name; run.dir=FOLDER takes a path"
+    if config.resume == "auto" and not (name or config.run.dir) and not isinstance(config, (EvalConfig, PredictConfig)):
+        yield "resume=auto: say which run with run.name=NAME or run.dir=FOLDER"
+    if isinstance(config, (EvalConfig, PredictConfig)) and not config.source:
+        yield "run=FOLDER is missing: the folder of a finished run"
+
+
+def _logger(config: TrainConfig) -> Iterable[str]:
+    package = config.logger.name
+    if package in ("wandb", "tensorboard") and importlib.util.find_spec(package) is None:
+        yield f"logger={package}: needs a package; pip install 'vlatrain[{package}]'"
+
+
+def _data(config: TrainConfig) -> Iterable[str]:
+    data = config.data
+    evaluates = isinstance(config, EvalConfig)
+    if data.name == "hub" and not data.path:
+        yield "data=hub: data.path=NAME or data.path=FOLDER is missing"
+    if data.name == "files" and not data.train and not evaluates:
+        yield "data=files: data.train=FILE is missing"
+    if data.streaming and (data.train_size is None or data.eval_size is None):
+        yield "data.streaming=true: needs data.train_size and data.eval_size, as a stream does not tell its length"
+    wanted = {config.split: getattr(data, config.split, None)} if isinstance(config, EvalConfig) else {}
+    if isinstance(config, EvalConfig) and config.split == "test" and data.name != "shapes" and not data.test:
+        yield "split=test: the run has no test data; say which with data.test="
+    if not evaluates:
+        wanted = {"train": data.train, "eval": data.eval, "test": data.test}
+    if data.name == "files":
+        for split, file in wanted.items():
+            if file and not Path(file).expanduser().exists():
+                yield f"data.{split}={file}: no such file"
+        if data.root and not Path(data.root).expanduser().is_dir():
+            yield f"data.root={data.root}: no such folder"
+
+
+def _prediction(config: PredictConfig) -> Iterable[str]:
+    for key in ("image", "input"):
+        path = getattr(config, key)
+        if path and not Path(path).expanduser().exists():
+            yield f"{key}={path}: no such file or folder"
+    if config.input:
+        return
+    task = config.task.name
+    if not config.image:
+        yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
+    if task == "vqa" and not config.question:
+        yield "question=TEXT is missing"
+    if task == "retrieval" and bool(config.text) == bool(config.texts):
+        yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"

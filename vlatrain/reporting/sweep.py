@@ -1,0 +1,140 @@
+"""The end of a sweep: one table over its runs, and the same as `sweep.json`. A failed run is a row that says why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+FILE = "sweep.json"
+
+
+@dataclass
+class Outcome:
+    """What came of one job.
+
+    Attributes:
+        number: its place in the sweep.
+        overrides: its Hydra overrides, each with a single value.
+        folder: its run folder; None if it never had one.
+        metrics: content of its `metrics.json`; empty if it failed.
+        failure: why it failed, in one line; empty if it did not.
+        seconds: wall time.
+    """
+
+    number: int
+    overrides: list[str] = field(default_factory=list)
+    folder: Path | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+    seconds: float = 0.0
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The overrides by key."""
+        pairs = (override.lstrip("+").partition("=") for override in self.overrides)
+        return {key: value for key, _, value in pairs}
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline metric; empty without one."""
+        return str(self.metrics.get("metric") or "")
+
+    @property
+    def score(self) -> float | None:
+        """The headline metric, in percent."""
+        return _number(self.metrics, "metrics", self.metric)
+
+    def summary(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The row of the table as plain values."""
+        return {
+            "number": self.number,
+            "varied": {key: self.values.get(key) for key in keys},
+            "metric": self.metric or None,
+            "score": self.score,
+            "trainable_percent": _number(self.metrics, "parameters", "percent"),
+            "samples_per_s": _number(self.metrics, "speed", "samples_per_s"),
+            "peak_mb": _number(self.metrics, "memory", "peak_mb"),
+            "seconds": round(self.seconds, 1),
+            "folder": str(self.folder) if self.folder else None,
+            "failure": self.failure or None,
+            "overrides": self.overrides,
+        }
+
+
+def varied_keys(outcomes: Sequence[Outcome]) -> list[str]:
+    """The keys that differ between the runs, in the order they were given."""
+    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.values))
+    return [key for key in keys if len({outcome.values.get(key) for outcome in outcomes}) > 1]
+
+
+def announce(number: int, varied: Sequence[str]) -> None:
+    """Head a job's output with what it is."""
+    Console().rule(Text(f"run {number}  {' '.join(varied)}"), align="left")
+
+
+def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write `sweep.json` and print the table.
+
+    Args:
+        outcomes: the jobs that ran, in order.
+        folder: the sweep's folder.
+    """
+    if not any(outcome.metrics or outcome.failure for outcome in outcomes):
+        return
+    keys = varied_keys(outcomes)
+    path = folder / FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [outcome.summary(keys) for outcome in outcomes]
+    path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table(outcomes))
+    failed = sum(bool(outcome.failure) for outcome in outcomes)
+    told = f"{failed} of {len(outcomes)} runs failed" if failed else f"{len(outcomes)} runs"
+    console.print(f"{told}; the table as JSON: {path}", highlight=False)
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """The table: what varied, the metric, trainable share, speed, peak memory, and the run's name or why it failed."""
+    keys = varied_keys(outcomes)
+    names = {outcome.metric for outcome in outcomes if outcome.metric}
+    same = len(names) <= 1
+    made = Table(title="sweep", title_justify="left")
+    for heading in ("#", *keys, (names or {"score"}).pop() if same else "score", "trainable %", "samples/s", "peak MB"):
+        made.add_column(heading, justify="left" if heading in keys else "right", no_wrap=heading not in keys)
+    made.add_column("run", overflow="fold")
+    for outcome in outcomes:
+        row = outcome.summary(keys)
+        score = _shown(outcome.score, 2)
+        last = Text(f"failed: {outcome.failure}", style="red") if outcome.failure else Text(_name(outcome.folder))
+        made.add_row(
+            str(outcome.number),
+            *(Text(str(outcome.values.get(key, ""))) for key in keys),
+            score if same or not outcome.metric else f"{outcome.metric} {score}",
+            _shown(row["trainable_percent"], 3),
+            _shown(row["samples_per_s"], 1),
+            _shown(row["peak_mb"], 0),
+            last,
+        )
+    return made
+
+
+def _name(folder: Path | None) -> str:
+    return folder.name if folder else ""
+
+
+def _number(metrics: Mapping[str, Any], part: str, key: str) -> float | None:
+    inner = metrics.get(part)
+    value = inner.get(key) if isinstance(inner, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
