@@ -55,6 +55,14 @@ def test_each_picture_is_looked_at_once_and_named_where_it_first_occurs(tmp_path
     assert problems.messages()[:3] == [f"a:{index}: no such image: {index}.png" for index in range(3)]
 
 
+def test_every_format_is_registered_before_the_threads_start(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Image, "_initialized", 1)
+    monkeypatch.setattr(checks, "fault_of", lambda picture: seen.append(Image._initialized) or "")
+    check_pictures([(FilePicture("a.webp"), "a:1")], Problems())
+    assert seen == [2]
+
+
 def test_generated_pictures_have_nothing_to_check():
     class Generated:
         key = "k"
@@ -64,6 +72,7 @@ def test_generated_pictures_have_nothing_to_check():
 
 @pytest.mark.parametrize(("terminal", "expected"), [(True, "checking images"), (False, "checking 200 images")])
 def test_progress_is_shown_when_it_takes_long(terminal, expected, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
     pictures = [(BytesPicture(encoded("JPEG") + bytes([index])), "a:1") for index in range(200)]
     check_pictures(pictures, Problems())

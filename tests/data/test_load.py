@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.data.writing import files, load_train, problems_of, write_images, write_records
 from vlatrain.config import DataConfig
@@ -229,6 +231,27 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     found = load(files(tmp_path / "a.jsonl", eval_fraction=0.1), "vqa", ["train", "eval"])
     assert len(found["train"]) + len(found["eval"]) == 100_000
     assert time.process_time() - start < 8  # about 1 s; quadratic work would take minutes
+
+
+@pytest.mark.parametrize("task", ["vqa", "captioning", "retrieval"])
+def test_built_in_data(task):
+    config = DataConfig(name="shapes", train_size=6, eval_size=3, seed=1)
+    found = load(config, task, ["train", "eval", "test"], batch_size=6)
+    assert {split: len(samples) for split, samples in found.items()} == {"train": 6, "eval": 3, "test": 3}
+    assert load(config, task, ["eval"])["eval"] == found["eval"] != found["test"]
+    assert problems_of(config, task, batch_size=7) == [
+        "data.train: 6 samples, fewer than one batch of 7: set trainer.batch_size=6 or less"
+    ]
+
+
+@pytest.mark.parametrize("name", ["shapes", "files", "hub"])
+def test_the_yaml_of_every_source_gives_the_defaults_of_the_schema(name):
+    yaml = OmegaConf.load(Path(__file__).parents[2] / "conf" / "data" / f"{name}.yaml")
+    assert yaml.pop("defaults") == ["data_schema", "_self_"]
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), yaml))
+    sizes = {"train_size": yaml.train_size, "eval_size": yaml.eval_size}
+    own = {"shapes": sizes, "files": {}, "hub": {"train": "train"}}[name]
+    assert config == DataConfig(name=name, **own)
 
 
 @pytest.mark.skipif("VLATRAIN_EASY_VQA" not in os.environ, reason="set VLATRAIN_EASY_VQA to the folder of easy-VQA")

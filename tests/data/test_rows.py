@@ -190,8 +190,10 @@ def test_inputs_need_no_references_and_are_not_grouped(folder):
     path = write(folder, vqa(answer=None), vqa(answer=None, question="r?"))
     assert [s.question for s in load_inputs(str(path), files("unused"), "vqa")] == ["q?", "r?"]
     assert [s.captions for s in load_inputs(str(path), files("unused"), "captioning")] == [(), ()]
-    with pytest.raises(ValueError, match=r"no column 'captoin'"):
-        load_inputs(str(path), files("unused", columns={"captions": "captoin"}), "captioning")
+    of_the_run = files("unused", columns={"answers": "label", "id": "key"})
+    assert [s.id for s in load_inputs(str(path), of_the_run, "vqa")] == ["d.jsonl:1", "d.jsonl:2"]
+    with pytest.raises(ValueError, match=r"no column 'query' \(data\.columns\.question=query\)"):
+        load_inputs(str(path), files("unused", columns={"question": "query"}), "vqa")
     with pytest.raises(ValueError, match=r"input=nowhere\.jsonl: no such file"):
         load_inputs("nowhere.jsonl", files("unused"), "vqa")
 

@@ -174,6 +174,7 @@ def _faults(pictures: list[tuple[Picture, str]]) -> Iterator[str]:
     """`fault_of` each, in order, in threads."""
     if not pictures:
         return
+    Image.init()  # left to the threads, one that comes second finds the formats half registered and knows no image
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, _progress(len(pictures)) as advance:
         rest = iter(pictures)
         # Bounded rounds: one future for each of a million pictures would take gigabytes.

@@ -69,7 +69,7 @@ def find_columns(
         task: vqa, captioning or retrieval.
         name: what to call the data in messages.
         problems: where to report absent columns.
-        labelled: whether answers and captions must be there.
+        labelled: whether answers and captions must be there; without, only what is asked of the model must.
 
     Returns:
         Field -> column, or None if one that must be there is not.
@@ -86,7 +86,7 @@ def find_columns(
         column = next((candidate for candidate in names if candidate in columns), None)
         if column is not None:
             found[field] = Column(column, mapped is not None)
-        elif mapped is not None or field in required:
+        elif field in required or (mapped is not None and labelled):  # a run's map may name columns only training has
             absent = True
             problems.add("absent columns", _absent(field, names, mapped, columns, name))
     return None if absent else found
