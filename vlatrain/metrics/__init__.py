@@ -1,0 +1,4 @@
+"""Metrics: pure functions from predictions and references to scores in percent, each with its source and variants.
+
+`vqa` (VQA accuracy), `caption` (BLEU, ROUGE-L, CIDEr-D on the tokens of `ptb`), `retrieval` (recall at k, median rank).
+"""

@@ -1,0 +1,155 @@
+"""Image-text retrieval: ranks, recall at k, median rank, computed in chunks.
+
+Counted as on COCO and Flickr30k (Karpathy & Fei-Fei, CVPR 2015; Faghri et al., VSE++, BMVC 2018): an image has several
+captions. Image to text, the rank of an image is that of its best-ranked own caption; text to image, the rank of a
+caption is that of its image. Recall at k is the percentage of queries with rank <= k.
+
+One deviation, on purpose: equal scores are not hits. A positive comes *after* everything of another image or caption
+with the same score, so that a collapsed model, for which all scores are equal, scores 0 and not 100; the usual
+sort-based scripts give such ties an arbitrary order. Duplicates follow from that: an image that occurs twice in the
+gallery makes its captions ambiguous, and each costs the other one rank. A score that is not a number is never a hit.
+
+Shapes: I images, T texts, D features, Q queries, G gallery items, K candidates kept for re-ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def ranks(
+    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, chunk: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Ranks in both directions by dot product; pass normalised features for cosine similarity.
+
+    Memory is O(chunk * (I + T)); no I x T matrix exists.
+
+    Args:
+        image_features: (I, D), any floating dtype; computed in float32 on the features' device.
+        text_features: (T, D).
+        text_to_image: (T,) index of each text's image.
+        chunk: rows scored at a time.
+
+    Returns:
+        image-to-text ranks (I,) and text-to-image ranks (T,), int64, 1 is best. An image without any text is no query:
+        its rank is 0, and `recalls` and `median_rank` leave it out.
+
+    Raises:
+        ValueError: shapes or indices that do not fit together.
+    """
+    images, texts = image_features.float(), text_features.float()
+    owner = text_to_image.to(device=texts.device, dtype=torch.long)
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or owner.shape != texts.shape[:1]:
+        raise ValueError(
+            f"features (I, D) and (T, D) with text_to_image (T,) are needed, not {tuple(images.shape)}, "
+            f"{tuple(texts.shape)} and {tuple(owner.shape)}"
+        )
+    if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < len(images):
+        raise ValueError(
+            f"text_to_image holds indices from {int(owner.min())} to {int(owner.max())} for {len(images)} images"
+        )
+
+    image_ranks = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    for rows, scores in _scores(images, texts, chunk):
+        own = owner[None] == rows[:, None]  # (chunk, T)
+        best = scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if len(texts) else scores
+        # another image's caption is ahead unless it is strictly worse; NaN compares false, hence the negation
+        ahead = (~own & ~(scores < best)).sum(dim=1)
+        image_ranks[rows] = torch.where(own.any(dim=1), ahead + 1, 0)
+
+    text_ranks = torch.zeros(len(texts), dtype=torch.long, device=texts.device)
+    for rows, scores in _scores(texts, images, chunk):
+        own_score = scores.gather(1, owner[rows][:, None])
+        ahead = (~(scores < own_score)).sum(dim=1)  # (chunk,), the image itself among them: it is not below itself
+        text_ranks[rows] = ahead
+    return image_ranks, text_ranks
+
+
+def recalls(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall at each k, percent: `{"r@1": ..., "r@5": ..., "r@10": ...}`. Ranks of 0 are no queries.
+
+    Raises:
+        ValueError: no query at all.
+    """
+    queries = _queries(ranks)
+    return {f"r@{k}": 100.0 * int((queries <= k).sum()) / len(queries) for k in ks}
+
+
+def median_rank(ranks: Tensor) -> float:
+    """The median rank, 1 is best; of an even number of queries the mean of the middle two. Ranks of 0 are no queries."""
+    return float(_queries(ranks).double().quantile(0.5))
+
+
+def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512) -> tuple[Tensor, Tensor]:
+    """The k best gallery items of each query by dot product, best first.
+
+    Args:
+        queries: (Q, D).
+        gallery: (G, D).
+        k: how many to keep, K = min(k, G).
+        chunk: queries scored at a time.
+
+    Returns:
+        scores (Q, K) float32 and indices (Q, K) int64 into the gallery.
+    """
+    kept = min(k, len(gallery))
+    found_scores = torch.empty(len(queries), kept, device=queries.device)
+    found_indices = torch.empty(len(queries), kept, dtype=torch.long, device=queries.device)
+    for rows, scores in _scores(queries.float(), gallery.float(), chunk):
+        found_scores[rows], found_indices[rows] = scores.topk(kept, dim=1)
+    return found_scores, found_indices
+
+
+def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Sequence[Sequence[int]]) -> Tensor:
+    """Ranks after the top k of each query were scored anew (for BLIP, by the image-text matching head).
+
+    The k candidates keep the first k places and change order among themselves; everything else keeps its place behind
+    them. A query with a positive among its candidates gets the new rank of the best one, ties counting against it; a
+    query with none keeps its first rank, but never one among the first k, which candidates hold.
+
+    Args:
+        first_ranks: (Q,) ranks before re-ranking, from `ranks`; 0 (no query) stays 0.
+        indices: (Q, K) candidates, from `top_k`.
+        scores: (Q, K) their new scores, higher is better.
+        positives: for each query the gallery items that count as found: one image, or all captions of an image.
+
+    Returns:
+        (Q,) int64 ranks.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if indices.shape != scores.shape or len(first_ranks) != len(indices) or len(positives) != len(indices):
+        raise ValueError(
+            "ranks (Q,), indices and scores (Q, K) and Q lists of positives are needed, not "
+            f"{tuple(first_ranks.shape)}, {tuple(indices.shape)}, {tuple(scores.shape)} and {len(positives)}"
+        )
+    result = first_ranks.clone()
+    for row, own_items in enumerate(positives):
+        if first_ranks[row] == 0:
+            continue
+        own = torch.isin(indices[row], torch.as_tensor(list(own_items), device=indices.device, dtype=indices.dtype))
+        fresh = scores[row].float()
+        if own.any():
+            best = fresh.masked_fill(~own | fresh.isnan(), -torch.inf).max()
+            result[row] = int((~own & ~(fresh < best)).sum()) + 1
+        else:
+            result[row] = max(int(first_ranks[row]), indices.shape[1] + 1)
+    return result
+
+
+def _scores(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row indices (chunk,) and scores (chunk, columns), one chunk of rows at a time."""
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
+        yield torch.arange(start, start + len(part), device=rows.device), part @ columns.T
+
+
+def _queries(ranks: Tensor) -> Tensor:
+    queries = ranks[ranks > 0]
+    if not len(queries):
+        raise ValueError("no query to rank: the gallery or the list of queries is empty")
+    return queries
