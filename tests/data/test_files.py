@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -137,6 +138,8 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
             "data, samples, questions, images, those there are info, rows"
         ],
     ),
+    "deep.json": ("[" * 100_000, [": not JSON that can be read: nested too deep"]),
+    "i.json": ('{"data" [1]}', [":1: not JSON: Expecting a key and ':' at column 9"]),
     "e.json": ("3", [":1: not JSON: Expecting a list or an object at column 1"]),
     "f.json": ('{"data": [\n{"a": 1}\n', [":3: not JSON: Expecting ',' delimiter at column 1"]),
     "g.json": ("[]", [": no samples in this file"]),
@@ -186,6 +189,13 @@ def test_missing_file_and_folder(folder):
         f"data.train={folder}: is a folder; name a file in it, or for a folder in the hub's layout set "
         f"data=hub data.path={folder}"
     ]
+
+
+def test_parquet_without_pyarrow(folder, monkeypatch):
+    (folder / "d.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    expected = f"{folder}/d.parquet: reading Parquet needs pyarrow: pip install pyarrow"
+    assert problems_of(files(folder / "d.parquet")) == [expected]
 
 
 def test_coco_captions_name_images_by_id(folder):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 
 import pytest
 
 datasets = pytest.importorskip("datasets")
 
+import fsspec  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests.data.writing import load_train, problems_of, write_images, write_records  # noqa: E402
@@ -191,3 +193,37 @@ def test_what_the_loader_cannot_do_is_told_with_its_reason(parquet, monkeypatch)
         f"data set '{parquet}', split 'train' cannot be loaded (no way): "
         "check data.path, data.subset and the names of the splits"
     )
+
+
+def test_a_data_set_that_the_hub_does_not_have(monkeypatch):
+    def absent(*args, **options):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'user/nmae' doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", absent)
+    (problem,) = problems_of(hub("user/nmae"))
+    assert problem.startswith(
+        "the hub has no readable data set 'user/nmae', split 'train' (Dataset 'user/nmae' doesn't"
+    )
+
+
+def test_without_the_datasets_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert problems_of(hub("user/name")) == ["data=hub needs the datasets package: pip install datasets"]
+
+
+def test_streamed_images_elsewhere_are_fetched(monkeypatch):
+    with fsspec.open("memory://pictures/a.png", "wb") as file:
+        file.write(png(7))
+    rows = [{"image": {"bytes": None, "path": "memory://pictures/a.png"}, "caption": "x"}]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
+    (sample,) = load_train(hub("user/name", streaming=True, train_size=1, eval="test", eval_size=1), "captioning")
+    assert sample.image.load().getpixel((0, 0)) == (7, 0, 9)
+
+
+def test_an_empty_stream_is_an_empty_split(monkeypatch):
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    stream = datasets.IterableDataset.from_generator(lambda: iter([]), features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
+    config = hub("user/name", streaming=True, train_size=1, eval="test", eval_size=1)
+    assert problems_of(config, "captioning") == ["data.train: no samples"]

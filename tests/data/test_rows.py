@@ -154,6 +154,7 @@ ROWS = [
         vqa(image="https://x.org/a.png"),
         "column 'image': 'https://x.org/a.png' is a URL, and images are read from disk: download them first",
     ),
+    (vqa(id=["x"]), "column 'id': expected text, found a list"),
     (vqa(id=""), "empty id (column 'id')"),
     (vqa(id="one"), "id 'one' is taken by {train}:1; data.columns.id= takes file and line instead"),
 ]
@@ -170,6 +171,11 @@ def test_empty_captions_are_named(folder):
     train = write(folder, caption(0, "x"), caption(1), caption(2, " "))
     expected = [f"{train}:{line}: no caption (column 'captions')" for line in (2, 3)]
     assert problems_of(files(train), "captioning") == expected
+
+
+def test_captions_must_be_texts(folder):
+    train = write(folder, {"image": "0.png", "captions": [{"raw": "x"}]})
+    assert problems_of(files(train), "captioning") == [f"{train}:1: column 'captions': expected text, found an object"]
 
 
 def test_mapped_ids_must_be_unique_over_images_too(folder):
