@@ -1,0 +1,173 @@
+"""Progress and messages: bars on a terminal, now and then a plain line elsewhere, everything in the run's log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+ROOT = "vlatrain"  # the logger that all of ours pass their messages to
+
+
+class Track(Protocol):
+    """One piece of work in progress; the same as the training's own."""
+
+    def advance(self, amount: int = 1, **facts: str) -> None:
+        """So much more is done; facts to show beside it."""
+        ...
+
+
+class Console:
+    """Where a person looks. Shows progress, and the messages of the `vlatrain` logger.
+
+    Args:
+        stream: where to; None: standard error, so that results on standard output can be piped.
+        quiet: show nothing (processes other than the first).
+        interval: seconds between plain lines of progress, where it is no terminal.
+        live: bars instead of lines; None: if the stream is a terminal.
+    """
+
+    def __init__(
+        self, stream: IO[str] | None = None, quiet: bool = False, interval: float = 5.0, live: bool | None = None
+    ) -> None:
+        self.stream = stream or sys.stderr
+        self.quiet, self.interval = quiet, interval
+        self.live = self.stream.isatty() if live is None else live
+        self._rich = RichConsole(file=self.stream, force_terminal=True) if self.live else None
+        self._bars: Progress | None = None
+        self._open = 0
+
+    @contextmanager
+    def track(self, label: str, total: int, done: int = 0) -> Iterator[Track]:
+        """Show a piece of work of `total` units, of which `done` were done before. May be nested."""
+        if self.quiet:
+            yield _Quiet()
+        elif self.live:
+            bars = self._begin()
+            task = bars.add_task(label, total=total, completed=done, facts="")
+            try:
+                yield _Bar(bars, task)
+            finally:
+                bars.remove_task(task)
+                self._end()
+        else:
+            yield _Lines(self, label, total, done)
+
+    def message(self, text: str) -> None:
+        """Show a line, above the bars if there are any."""
+        if self.quiet:
+            return
+        if self._rich is not None:
+            self._rich.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def _begin(self) -> Progress:
+        if self._bars is None:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+            self._bars = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._rich, transient=True)
+            self._bars.start()
+        self._open += 1
+        return self._bars
+
+    def _end(self) -> None:
+        self._open -= 1
+        if not self._open and self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class _Quiet:
+    def advance(self, amount: int = 1, **facts: str) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self.bars, self.task = bars, task
+
+    def advance(self, amount: int = 1, **facts: str) -> None:
+        self.bars.update(self.task, advance=amount, facts=joined(facts))
+
+
+class _Lines:
+    def __init__(self, console: Console, label: str, total: int, done: int) -> None:
+        self.console, self.label, self.total, self.done, self.before = console, label, total, done, done
+        self.began = self.shown = time.monotonic()
+
+    def advance(self, amount: int = 1, **facts: str) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.shown < self.console.interval:
+            return
+        self.shown = now
+        left = (self.total - self.done) * (now - self.began) / max(1, self.done - self.before)
+        parts = [f"{self.label} {self.done}/{self.total}", joined(facts), f"{duration(left)} left"]
+        self.console.message("  ".join(part for part in parts if part))
+
+
+def joined(facts: dict[str, str]) -> str:
+    """Facts as shown in a line: the loss by name; the others' units tell what they are."""
+    return "  ".join(f"{name} {value}" if name in ("loss", "peak") else value for name, value in facts.items())
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `7 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class _ToConsole(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.console.message(prefix + record.getMessage())
+
+
+class _ToFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        pass  # a full disk is told of when a checkpoint is written; the log is not what a training should fail by
+
+
+@contextmanager
+def logged(console: Console, file: Path | None = None) -> Iterator[None]:
+    """While inside, messages of the `vlatrain` logger go to the console and, with time and level, to the end of the
+    file.
+
+    Args:
+        console: shows what is information and above.
+        file: `run.log`; gets debug messages and tracebacks too. None: no file (processes other than the first).
+    """
+    logger = logging.getLogger(ROOT)
+    handlers: list[logging.Handler] = [_ToConsole(console)]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(_ToFile(file, encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

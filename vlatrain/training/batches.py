@@ -1,0 +1,137 @@
+"""Batches of samples on a device: for the training steps, and for evaluation and prediction."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import get_all_start_methods
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlatrain.config import UserError
+from vlatrain.data.sample import Sample
+from vlatrain.tasks.base import Batch, Batches, Collate, move
+from vlatrain.training.display import SILENT, Display
+from vlatrain.training.order import Order
+from vlatrain.training.rng import seeded_cpu
+
+
+def make_batches(
+    device: torch.device | str,
+    batch_size: int,
+    workers: int = 0,
+    display: Display = SILENT,
+    label: str = "evaluation",
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Batches:
+    """The function a task's `evaluate` takes its batches from, in order, each sample once.
+
+    Args:
+        device: where the tensors of a batch go.
+        batch_size: samples per batch; the last may be smaller.
+        workers: data-loading processes.
+        display: where progress is shown.
+        label: what the progress is called.
+        interrupted: asked before every batch; true ends the iteration with `EvaluationStopped`.
+
+    Returns:
+        `batches(samples, collate)`, an iterator over `collate`'s dictionaries, on the device.
+    """
+
+    def batches(samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+        keys = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
+        loader = _loader(_Groups(samples, collate), keys, workers, device)
+        with display.track(label, len(samples)) as progress:
+            for group, batch in zip(keys, loader, strict=True):
+                if interrupted():
+                    raise EvaluationStopped
+                yield move(_unwrap(batch), device)
+                progress.advance(len(group))
+
+    return batches
+
+
+class EvaluationStopped(Exception):  # noqa: N818, no error
+    """A signal came during an evaluation."""
+
+
+def training_batches(
+    order: Order,
+    samples: Sequence[Sample],
+    collate: Collate,
+    steps: range,
+    rank: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Batch, float]]:
+    """The forward passes of the steps in one process, one after the other: batch on the device, and weight of its loss.
+
+    One stream over all remaining epochs, so that workers are started once and read ahead over the end of an epoch.
+    """
+    passes = _Passes(order, samples, collate, rank)
+    keys = ((step, part) for step in steps for part in range(len(order.parts(step, rank))))
+    for weight, batch in _loader(passes, keys, workers, device):
+        yield move(_unwrap(batch), device), weight
+
+
+class _Groups(Dataset):
+    """Batches by a range of positions."""
+
+    def __init__(self, samples: Sequence[Sample], collate: Collate) -> None:
+        self.samples, self.collate = samples, collate
+
+    def __getitem__(self, positions: range) -> Batch | UserError:
+        return _collated(self.collate, [self.samples[position] for position in positions])
+
+
+class _Passes(Dataset):
+    """Forward passes by step and part. What `collate` draws at random depends on these alone: not on workers, nor on
+    what was loaded before."""
+
+    def __init__(self, order: Order, samples: Sequence[Sample], collate: Collate, rank: int) -> None:
+        self.order, self.samples, self.collate, self.rank = order, samples, collate, rank
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[float, Batch | UserError]:
+        step, number = key
+        part = self.order.parts(step, self.rank)[number]
+        with seeded_cpu(self.order.seed, step, number, self.rank):
+            return part.weight, _collated(self.collate, [self.samples[index] for index in part.indices])
+
+
+def _collated(collate: Collate, samples: list[Sample]) -> Batch | UserError:
+    # returned, not raised: a loader would wrap it in the worker's traceback
+    try:
+        return collate(samples)
+    except UserError as error:
+        return error
+
+
+def _unwrap(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _loader(dataset: Dataset, keys: Iterable[Any], workers: int, device: torch.device | str) -> DataLoader:
+    if workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the tokenizers library complains of every fork
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        # a fork shares the samples and the task with its backbone; other methods would pickle them for every worker
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.device(device).type == "cuda",
+        generator=torch.Generator(),  # its own: a loader draws from it, and a resumed run starts one loader more
+    )
+
+
+def _ignore_signals(_: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach the whole process group; the main process decides when its workers end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,153 @@
+"""What of a training goes into a checkpoint, and back: in every process, or in none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+
+from vlatrain.config import UserError
+from vlatrain.training import rng
+from vlatrain.training.checkpoints import Checkpoints, Saved
+from vlatrain.training.modes import moving_buffers
+from vlatrain.training.optimizer import load_optimizer, optimizer_tensors
+from vlatrain.training.progress import Progress
+
+log = logging.getLogger("vlatrain")
+
+
+def from_main(value: Any) -> Any:
+    """The first process's value, in all of them."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def raise_together(problems: list[str] | None) -> None:
+    """Raise the first process's problems, if it has any, in all of them: none is left waiting for the others."""
+    if problems := from_main(problems):
+        raise UserError(problems)
+
+
+class Keeper:
+    """Saves a training and brings it back.
+
+    Args:
+        checkpoints: where.
+        accelerator: the processes, and fp16's loss scaler.
+        model: the model.
+        parameters: its trained parameters by name.
+        optimizer: their optimizer; None if there are none.
+        identity: what must be the same for a checkpoint to continue, as readable key and value.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        accelerator: Accelerator,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.checkpoints, self.accelerator, self.model = checkpoints, accelerator, model
+        self.parameters, self.optimizer, self.identity = parameters, optimizer, dict(identity)
+
+    def save(self, progress: Progress, seconds: float) -> None:
+        """Write a checkpoint.
+
+        Args:
+            progress: where the training stands.
+            seconds: wall seconds of the run so far.
+
+        Raises:
+            UserError: it cannot be written; in all processes.
+        """
+        states = gather_object([rng.capture()])
+        scaler = self.accelerator.scaler
+        state = {
+            "identity": self.identity,
+            "progress": asdict(progress) | {"seconds": seconds},
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": states,
+        }
+        problems: list[str] | None = None
+        if self.accelerator.is_main_process:
+            tensors = {
+                "trainable": {name: parameter.detach() for name, parameter in self.parameters.items()},
+                "buffers": moving_buffers(self.model),
+                "optimizer": optimizer_tensors(self.optimizer, self.parameters) if self.optimizer else {},
+            }
+            try:
+                self.checkpoints.save(progress.step, tensors, state, progress.best_step)
+            except UserError as error:
+                problems = error.problems
+        raise_together(problems)
+
+    def resume(self) -> Progress | None:
+        """Continue from the last whole checkpoint: weights, optimizer, scaler and random states are set.
+
+        Returns:
+            where it stands; None: there is no whole checkpoint.
+
+        Raises:
+            UserError: the checkpoint is of another training.
+        """
+        step: int | None = None
+        if self.accelerator.is_main_process:
+            found, damaged = self.checkpoints.latest()
+            step = found.step if found else None
+            before = "starting anew" if found is None else f"going back to the checkpoint of step {step}"
+            for problem in damaged:
+                log.warning("%s: %s", problem, before)
+        step = from_main(step)
+        if step is None:
+            return None
+        saved = self.checkpoints.load(step)
+        self._refuse_other(saved)
+        self._load_weights(saved)
+        if self.optimizer is not None:
+            load_optimizer(self.optimizer, self.parameters, saved.tensors["optimizer"])
+        if self.accelerator.scaler is not None and saved.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        states = saved.state["random"]
+        if len(states) == self.accelerator.num_processes:
+            rng.restore(states[self.accelerator.process_index])
+        else:
+            log.warning(
+                "There were %d processes, now %d: random draws differ", len(states), self.accelerator.num_processes
+            )
+        return Progress(**saved.state["progress"])
+
+    def load_weights(self, step: int) -> bool:
+        """Set the trained weights to those of a checkpoint. False, with a warning, if it is damaged or gone."""
+        try:
+            self._load_weights(self.checkpoints.load(step))
+        except ValueError as error:
+            log.warning("%s: the last weights are taken instead of the best", error)
+            return False
+        return True
+
+    def _refuse_other(self, saved: Saved) -> None:
+        then = saved.state["identity"]
+        differing = [
+            f"{key}: {then.get(key)} there, {now} now" for key, now in self.identity.items() if now != then.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.checkpoints.path(saved.step)} is of another training ({'; '.join(differing)}); "
+                "choose another run.name"
+            )
+
+    def _load_weights(self, saved: Saved) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved.tensors["trainable"][name])
+            for name, buffer in moving_buffers(self.model).items():
+                buffer.copy_(saved.tensors["buffers"][name])

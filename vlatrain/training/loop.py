@@ -1,0 +1,416 @@
+"""The training loop: one for all tasks, methods and backbones.
+
+`Loop.run` is the story; the methods below it are its sentences, in the order they are told. What each stands on has its
+own file: the order of the samples (order.py), loading (batches.py), what is frozen (modes.py), learning rates
+(optimizer.py), device and precision (precision.py), signals (signals.py), checkpoints (checkpoints.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from vlatrain.config import TrainConfig, UserError
+from vlatrain.data.sample import Sample
+from vlatrain.tasks.base import Batch, Evaluation, Task
+from vlatrain.training import rng
+from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
+from vlatrain.training.checkpoints import Checkpoints, replace_folder
+from vlatrain.training.display import SILENT, Display, Sink, Track
+from vlatrain.training.keeping import Keeper, from_main, raise_together
+from vlatrain.training.modes import (
+    cast_trunk,
+    checkpoint_gradients,
+    combined,
+    compile_layers,
+    frozen_hashes,
+    train_mode,
+    trainable,
+)
+from vlatrain.training.optimizer import make_optimizer, rate, set_rates
+from vlatrain.training.order import Order
+from vlatrain.training.precision import DTYPES, choose_precision, make_accelerator, peak_memory_mb, reset_peak_memory
+from vlatrain.training.progress import Progress, Result
+from vlatrain.training.signals import Interrupted, Signals
+
+log = logging.getLogger("vlatrain")
+
+OVERFLOWS = 25  # steps in a row that fp16's loss scale may need to come down; more means that it never will
+
+
+class Stepper(nn.Module):
+    """A task's loss as a module's forward pass, which is where DDP and autocast take hold."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch: a scalar."""
+        return self.task.loss(batch)
+
+
+class Loop:
+    """A training, from wherever it stands to its end.
+
+    Args:
+        config: the whole configuration; used: `optim`, `trainer`, `seed`, `resume`.
+        task: the task; its `loss` and `evaluate` run `model`.
+        model: the model. What requires gradients is trained; with nothing to train, the loop only evaluates.
+        train: training samples, at least one unless nothing is trained.
+        eval: samples of the evaluations; may be empty: then the last weights count as the best.
+        folder: the run folder; `checkpoints/` and `adapter/` are written there.
+        save_adapter: writes what was trained into an existing, empty folder.
+        group_of: parameter group (adapter, norm, head, trunk) of a trained parameter's name.
+        layers: the layers of the towers, for gradient checkpointing and compilation.
+        display: shows progress.
+        sinks: take the records of metrics.
+
+    Raises:
+        UserError: device, precision, schedule or parameter groups that cannot be had here.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        model: nn.Module,
+        train: Sequence[Sample],
+        eval: Sequence[Sample],
+        folder: Path,
+        save_adapter: Callable[[Path], None],
+        group_of: Callable[[str], str],
+        layers: Iterable[nn.Module] = (),
+        display: Display = SILENT,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.config, self.trainer = config, config.trainer
+        self.task, self.model, self.train, self.eval = task, model, train, eval
+        self.folder, self.save_adapter, self.display, self.sinks = folder, save_adapter, display, sinks
+        self.progress = Progress()
+        self.signals = Signals()
+        self.stopping = 0  # signal on which all processes have agreed to stop
+        self.saved = -1  # step of the last checkpoint
+        self.resumed_from: int | None = None
+        self.best_evaluation: Evaluation | None = None
+        self.began = self.logged_at = time.perf_counter()
+        self.logged_samples = self.session_steps = 0
+
+        self.accelerator = make_accelerator(self.trainer)
+        self.device = self.accelerator.device
+        self.precision = choose_precision(self.trainer.precision, self.device)
+        self.parameters = trainable(model)
+        self._prepare_model(list(layers), group_of)
+        self.order = Order(
+            max(1, len(train)),
+            self.trainer.batch_size,
+            self.trainer.accumulate,
+            self.accelerator.num_processes,
+            config.seed,
+        )
+        epochs = self.trainer.epochs * self.order.steps_per_epoch
+        self.total = 0 if not self.parameters else epochs if self.trainer.max_steps is None else self.trainer.max_steps
+        rate(0, max(1, self.total), config.optim)  # an unknown schedule is an error before the first step
+        self.keeper = Keeper(
+            Checkpoints(folder / "checkpoints", self.trainer.keep), self.accelerator, model, self.parameters,
+            self.raw_optimizer, self._identity(),
+        )  # fmt: skip
+
+    def _prepare_model(self, layers: list[nn.Module], group_of: Callable[[str], str]) -> None:
+        if self.precision != "fp32" and self.device.type == "cuda":
+            cast_trunk(self.model, DTYPES[self.precision])
+        if self.trainer.gradient_checkpointing:
+            checkpoint_gradients(self.model, layers)
+        if self.trainer.compile:
+            compile_layers(layers)
+        self.model.to(self.device)
+        self.frozen = frozen_hashes(self.model)
+        self.stepper: nn.Module = Stepper(self.model, self.task)
+        self.raw_optimizer: torch.optim.Optimizer | None = None
+        if self.parameters:
+            self.raw_optimizer = make_optimizer(self.parameters, self.config.optim, group_of)
+            self.stepper, self.optimizer = self.accelerator.prepare(self.stepper, self.raw_optimizer)
+        reset_peak_memory(self.device)
+
+    def run(self) -> Result:
+        """Train to the end, continuing the folder's last checkpoint if there is one and `resume` says so.
+
+        Returns:
+            what it came to. The model then has the best weights, and `adapter/` holds them.
+
+        Raises:
+            UserError: a checkpoint that does not fit or cannot be written, a loss or gradient that is not finite.
+            Interrupted: SIGTERM or Ctrl-C, after saving.
+        """
+        with self.signals:
+            rng.seed_everything(self.config.seed, self.accelerator.process_index)
+            self._resume()
+            for sink in self.sinks:
+                sink.begin(self.progress.step)
+            try:
+                with self.display.track("training", self.total, self.progress.step) as track:
+                    self._train(track)
+                return self._finish()
+            finally:
+                for sink in self.sinks:
+                    sink.close()
+
+    def _train(self, track: Track) -> None:
+        steps = range(self.progress.step, self.total)
+        rank = self.accelerator.process_index
+        passes = training_batches(
+            self.order, self.train, self.task.collate, steps, rank, self.trainer.workers, self.device
+        )
+        train_mode(self.model)
+        while True:
+            if self._evaluation_due() and not self.stopping:
+                self._evaluate()
+            if self._save_due() or (self.stopping and self.saved != self.progress.step):
+                self._save()
+            if self.stopping:
+                self._leave()
+            if self._over():
+                return
+            self._step(passes, track)
+
+    def _over(self) -> bool:
+        return self.progress.step >= self.total or self._patience_over()
+
+    def _patience_over(self) -> bool:
+        return 0 < self.trainer.patience <= self.progress.worse
+
+    # One optimizer step
+
+    def _step(self, passes: Iterator[tuple[Batch, float]], track: Track) -> None:
+        started = time.perf_counter()
+        step, progress = self.progress.step, self.progress
+        rates = set_rates(self.raw_optimizer, rate(step, self.total, self.config.optim))
+        count = len(self.order.parts(step))
+        losses: list[Tensor] = []
+        ids: list[list[str]] = []
+        for number in range(count):
+            batch, weight = next(passes)
+            # gradients of several passes are exchanged between processes once, with the last
+            with nullcontext() if number + 1 == count else self.accelerator.no_sync(self.stepper):
+                loss = self.stepper(batch)
+                self.accelerator.backward(loss * weight)
+            losses.append(loss.detach().float() * weight)
+            ids.append(list(batch["ids"]))
+        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.optim.clip or math.inf)
+        loss_value, norm_value, self.stopping = self._exchange(losses, norm)
+        self._refuse_nonfinite(loss_value, norm_value, losses, ids)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        samples = len(self.order.step(step))
+        progress.step += 1
+        progress.samples += samples
+        progress.loss_sum += loss_value
+        progress.loss_steps += 1
+        self.session_steps += 1
+        if self.session_steps > 1:
+            progress.timed_samples += samples
+            progress.timed_seconds += time.perf_counter() - started
+        track.advance(1, loss=f"{loss_value:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
+        if progress.step % self.trainer.log_every == 0 or progress.step == self.total:
+            self._record(rates, norm_value)
+
+    def _exchange(self, losses: list[Tensor], norm: Tensor) -> tuple[float, float, int]:
+        """Loss of the step over all processes, gradient norm, and the signal if any process got one."""
+        received = torch.tensor(float(self.signals.received), device=self.device)
+        values = torch.stack([torch.stack(losses).sum(), received])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "sum")
+        loss, signals = values.tolist()
+        signum = (self.signals.received or signal.SIGTERM) if signals else 0
+        return loss / self.accelerator.num_processes, float(norm), signum
+
+    def _refuse_nonfinite(self, loss: float, norm: float, losses: list[Tensor], ids: list[list[str]]) -> None:
+        self.progress.overflows = 0 if math.isfinite(norm) else self.progress.overflows + 1
+        scaled = self.accelerator.scaler is not None  # fp16: the scaler leaves this step out and lowers its scale
+        if math.isfinite(loss) and (math.isfinite(norm) or (scaled and self.progress.overflows <= OVERFLOWS)):
+            return
+        own = [name for part, names in zip(losses, ids, strict=True) if not torch.isfinite(part) for name in names]
+        suspects = gather_object(own if not math.isfinite(loss) else [name for names in ids for name in names])
+        what = "the loss is" if not math.isfinite(loss) else "the gradient is"
+        log.error("Step %d: %s not finite; samples: %s", self.progress.step + 1, what, ", ".join(suspects))
+        names = ", ".join(suspects[:20]) + (f", ... ({len(suspects)} in all, in run.log)" if len(suspects) > 20 else "")
+        raise UserError(
+            f"step {self.progress.step + 1}: {what} not finite ({loss if not math.isfinite(loss) else norm}), "
+            f"with the samples {names}. The weights are unchanged. Look at these samples, or lower optim.lr, "
+            "or use trainer.precision=fp32"
+        )
+
+    def _speed(self) -> str:
+        timed = self.progress.timed_seconds
+        return f"{self.progress.timed_samples / timed:,.1f} samples/s" if timed else "..."
+
+    def _record(self, rates: dict[str, float], norm: float) -> None:
+        progress, now = self.progress, time.perf_counter()
+        fresh = progress.samples - self.logged_samples
+        record = {
+            "step": progress.step,
+            "epoch": round(progress.step / self.order.steps_per_epoch, 4),
+            "loss": progress.loss_sum / progress.loss_steps,
+            "lr": rates,
+            "grad_norm": norm if math.isfinite(norm) else None,  # JSON has no infinity
+            "samples_per_s": round(fresh / max(now - self.logged_at, 1e-9), 2),
+            "peak_mb": round(peak_memory_mb(self.device), 1),
+            "seconds": round(self._seconds(), 2),
+        }
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        self.logged_at, self.logged_samples = now, progress.samples
+        for sink in self.sinks:
+            sink.write(record)
+
+    def _seconds(self) -> float:
+        return self.progress.seconds + time.perf_counter() - self.began
+
+    # Evaluation
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.progress.step, self.trainer.eval_every or self.order.steps_per_epoch
+        due = self._over() or (step > 0 and step % every == 0)
+        return bool(self.eval) and due and self.progress.evaluated != step
+
+    def _evaluate(self) -> None:
+        evaluation = self._evaluation()
+        if evaluation is None:
+            return
+        progress, metric = self.progress, evaluation.metrics[self.task.metric]
+        # Every process has evaluated everything; the first one's word counts, lest rounding make them disagree
+        metric = from_main(metric)
+        progress.evaluated = progress.step
+        if progress.best_metric is None or not metric <= progress.best_metric:
+            progress.best_metric, progress.best_step, progress.worse = metric, progress.step, 0
+            self.best_evaluation = evaluation
+        else:
+            progress.worse += 1
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.metrics.items())
+        log.info("Step %d of %d: %s%s", progress.step, self.total, scores, " (best)" if not progress.worse else "")
+        record = {"step": progress.step, "epoch": round(progress.step / self.order.steps_per_epoch, 4)}
+        for sink in self.sinks:
+            sink.write(record | {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+        if self._patience_over():
+            log.info("No better for %d evaluations: stopping early", progress.worse)
+
+    def _evaluation(self) -> Evaluation | None:
+        """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
+        size = self.trainer.eval_batch_size or 2 * self.trainer.batch_size
+        batches = make_batches(
+            self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
+        )
+        started = time.perf_counter()
+        self.model.eval()
+        evaluation = None
+        try:
+            with rng.preserved(), torch.no_grad(), self.accelerator.autocast():
+                evaluation = self.task.evaluate(self.eval, batches)
+        except EvaluationStopped:
+            pass
+        finally:
+            train_mode(self.model)
+        signals = gather_object([self.signals.received])
+        self.stopping = self.stopping or max(signals)
+        self.logged_at += time.perf_counter() - started  # speed is of training alone
+        return None if evaluation is None or any(signals) else evaluation
+
+    # Saving, stopping, continuing
+
+    def _save_due(self) -> bool:
+        step, every = self.progress.step, self.trainer.save_every or self.order.steps_per_epoch
+        due = self._over() or step % every == 0 or self.progress.best_step == step
+        return step > 0 and due and self.saved != step
+
+    def _save(self) -> None:
+        self.keeper.save(self.progress, self._seconds())
+        self.saved = self.progress.step
+
+    def _identity(self) -> dict[str, Any]:
+        ids = hashlib.sha256("\n".join(sample.id for sample in self.train).encode()).hexdigest()
+        return {
+            "training samples": f"{len(self.train)} ({ids[:12]})",
+            "samples per step": self.order.step_size,
+            "steps": self.total,
+            "seed": self.config.seed,
+            "trained parameters": sum(parameter.numel() for parameter in self.parameters.values()),
+            "frozen weights": combined(self.frozen)[:12],
+        }
+
+    def _resume(self) -> None:
+        if self.config.resume != "auto":
+            if self.keeper.checkpoints.steps():
+                raise UserError(
+                    f"{self.folder} holds a begun run; continue it with resume=auto, or choose another run.name"
+                )
+            return
+        progress = self.keeper.resume()
+        if progress is not None:
+            self.progress = progress
+            self.resumed_from = self.saved = progress.step
+            self.logged_samples = progress.samples
+            log.info("Continuing after step %d of %d", progress.step, self.total)
+
+    def _leave(self) -> NoReturn:
+        name = "Ctrl-C" if self.stopping == signal.SIGINT else "SIGTERM"
+        raise Interrupted(
+            self.stopping,
+            f"Stopped by {name} after step {self.progress.step} of {self.total}; saved. "
+            f"To continue: the same command with resume=auto run.dir={self.folder}",
+        )
+
+    # The end
+
+    def _finish(self) -> Result:
+        """Back to the best weights; write them; make sure that nothing else has moved."""
+        progress = self.progress
+        best = progress.step if progress.best_step is None else progress.best_step
+        if best != progress.step and not self.keeper.load_weights(best):
+            best, self.best_evaluation = progress.step, None
+        if self.eval and self.best_evaluation is None:  # it was found before the last interruption
+            self.best_evaluation = self._evaluation()
+            if self.stopping:
+                self._leave()
+        self.model.eval()
+        self._refuse_moved()
+        problems: list[str] | None = None
+        if self.accelerator.is_main_process and self.parameters:
+            try:
+                replace_folder(self.folder / "adapter", self.save_adapter)
+            except UserError as error:
+                problems = error.problems
+        raise_together(problems)
+        gpu = self.device.type == "cuda"
+        return Result(
+            steps=progress.step,
+            epochs=progress.step / self.order.steps_per_epoch,
+            samples=progress.samples,
+            stopped_early=progress.step < self.total,
+            resumed_from=self.resumed_from,
+            best_step=best,
+            evaluation=self.best_evaluation,
+            samples_per_s=progress.timed_samples / progress.timed_seconds if progress.timed_seconds else 0.0,
+            wall_seconds=self._seconds(),
+            peak_mb=peak_memory_mb(self.device),
+            device=f"cuda ({torch.cuda.get_device_name(self.device)})" if gpu else "cpu",
+            precision=self.precision,
+            processes=self.accelerator.num_processes,
+            frozen_hash=combined(self.frozen),
+        )
+
+    def _refuse_moved(self) -> None:
+        after = frozen_hashes(self.model)
+        moved = sorted(name for name in self.frozen.keys() | after.keys() if self.frozen.get(name) != after.get(name))
+        if moved:
+            raise AssertionError(f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}")

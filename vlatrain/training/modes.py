@@ -1,0 +1,138 @@
+"""Frozen stays frozen: which modules are in train mode, what may be cast, and the proof that nothing else moved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; a shared one once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trained_roots(model: nn.Module) -> Iterator[nn.Module]:
+    """The topmost modules all of whose parameters are trained. Their dropout and buffers are theirs to use; everything
+    else is frozen, a trunk's dropout (which has no parameters to tell by) too.
+
+    A layer that wraps a frozen one (PEFT's tuner layers: LoRA's dropout has no parameters either) counts as trained but
+    for what it wraps.
+    """
+    parameters = list(model.parameters())
+    if parameters and all(parameter.requires_grad for parameter in parameters):
+        yield model
+        return
+    if not any(parameter.requires_grad for parameter in parameters):
+        return
+    wrapped = getattr(model, "base_layer", None)
+    for child in model.children():
+        if isinstance(wrapped, nn.Module) and child is not wrapped and not any(True for _ in child.parameters()):
+            yield child
+        else:
+            yield from trained_roots(child)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put what is trained into train mode and everything else into eval mode.
+
+    With gradient checkpointing, the checkpointed layers themselves, but nothing in them, are flagged as training too:
+    transformers recomputes a layer only then.
+    """
+    model.eval()
+    for root in list(trained_roots(model)):
+        root.train()
+    for module in model.modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module) and any(trained_roots(module)):
+            module.training = True  # DoRA asks its own flag whether to apply dropout
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of the trained modules, by name: a fully trained model's batch norms move theirs."""
+    roots = {id(module) for root in trained_roots(model) for module in root.modules()}
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
+        if id(module) in roots
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def frozen_hashes(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every frozen parameter and buffer, by name."""
+    moving = moving_buffers(model)
+    tensors: dict[str, Tensor] = {name: tensor for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    tensors |= {name: tensor for name, tensor in model.named_buffers() if name not in moving}
+    return {name: _hash(tensor) for name, tensor in tensors.items()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """One hash over all that is frozen: names, types, shapes and values of parameters and buffers."""
+    return combined(frozen_hashes(model))
+
+
+def combined(hashes: dict[str, str]) -> str:
+    """One hash over `frozen_hashes`."""
+    return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def _hash(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the frozen weights to a lower precision, in place; what is trained becomes (and stays) fp32.
+
+    Scalars (a temperature) and modules with running statistics (batch norm) keep theirs: they save nothing and lose
+    much.
+    """
+    for module in model.modules():
+        statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+            elif parameter.is_floating_point() and parameter.dim() and not statistics:
+                parameter.data = parameter.data.to(dtype)
+
+
+def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = ()) -> None:
+    """Recompute the layers' activations in the backward pass instead of keeping them (non-reentrant).
+
+    Uses the model's own switch (`gradient_checkpointing_enable` of transformers) where it has one; of the layers that
+    it does not reach, the calls are wrapped. Call it after the adapters are in.
+
+    Args:
+        model: the model.
+        layers: the layers of its towers.
+    """
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if callable(enable):
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in layers:
+        if not getattr(layer, "gradient_checkpointing", False):
+            _wrap(layer)
+
+
+def _wrap(layer: nn.Module) -> None:
+    forward = layer.forward
+
+    def recomputed(*args: object, **kwargs: object) -> object:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+
+    layer.forward = recomputed  # type: ignore[method-assign]
+
+
+def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> None:
+    """`torch.compile` each layer where it is: names and weights stay, equal layers share their compiled code."""
+    for layer in layers:
+        layer.compile(backend=backend)

@@ -1,0 +1,93 @@
+"""AdamW over named parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlatrain.config import OptimConfig, UserError
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: OptimConfig, group_of: Callable[[str], str]
+) -> torch.optim.AdamW:
+    """AdamW with a parameter group for each group of `group_of`, and within it one without decay for biases, norms and
+    other vectors. Each has its peak learning rate as `peak` and its `name`.
+
+    Raises:
+        UserError: `optim.groups` names a group that has no trained parameter.
+    """
+    split: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        split.setdefault((group_of(name), parameter.dim() >= 2), []).append(parameter)
+    present = sorted({group for group, _ in split})
+    if unused := sorted(set(config.groups) - set(present)):
+        raise UserError(
+            f"optim.groups.{group}: nothing of this group is trained; the groups here are {', '.join(present)}"
+            for group in unused
+        )
+    groups = [
+        {
+            "params": split[group, decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr": config.groups.get(group, config.lr),
+            "peak": config.groups.get(group, config.lr),
+            "name": group,
+        }
+        for group, decays in sorted(split)
+    ]
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+def rate(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of a step (from 0) of `total`, as a share of the peak: linear warm-up, then the schedule's descent.
+
+    The first step already learns, and the last one before a descent to 0 still does.
+
+    Raises:
+        UserError: an unknown schedule.
+    """
+    if config.schedule not in SCHEDULES:
+        raise UserError(f"optim.schedule={config.schedule} is unknown; there are {', '.join(SCHEDULES)}")
+    warmup = round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    left = 1 - (step - warmup) / max(1, total - warmup)
+    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def set_rates(optimizer: Any, share: float) -> dict[str, float]:
+    """Set the learning rates to a share of their peaks.
+
+    Returns:
+        the rate of each group by name.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * share
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def optimizer_tensors(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state by `<parameter>/<moment>`."""
+    return {
+        f"{name}/{key}": tensor.detach()
+        for name, parameter in parameters.items()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: Any, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Set the optimizer's state to what `optimizer_tensors` returned."""
+    for key, tensor in tensors.items():
+        name, moment = key.rsplit("/", 1)
+        # AdamW counts its steps on the CPU, whatever the parameter's device
+        place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device, copy=True)
+        optimizer.state[parameters[name]][moment] = place

@@ -1,0 +1,77 @@
+"""Where a training stands, as numbers that fit into JSON, and what it comes to in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlatrain.tasks.base import Evaluation
+
+
+@dataclass
+class Progress:
+    """Where a training stands. Everything that later steps depend on beside weights, optimizer and random states.
+
+    Attributes:
+        step: optimizer steps done, which is also the position in the data (`order.py`).
+        evaluated: step of the last evaluation; -1: none yet.
+        best_step: step of the best one; None: none yet.
+        best_metric: its headline metric, percent.
+        worse: evaluations since then that were no better.
+        overflows: steps in a row that fp16's loss scaling left out.
+        loss_sum: sum of the losses of the steps since the last record of metrics.
+        loss_steps: number of these steps.
+        samples: samples seen.
+        seconds: wall seconds, with evaluations and saving, of all sessions of the run.
+        timed_samples: samples of the steps whose time counts: all but the first of a session, which warms up.
+        timed_seconds: time of these steps.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    best_step: int | None = None
+    best_metric: float | None = None
+    worse: int = 0
+    overflows: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    timed_samples: int = 0
+    timed_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training came to.
+
+    Attributes:
+        steps: optimizer steps done.
+        epochs: the same in passes over the training data.
+        samples: training samples seen.
+        stopped_early: whether patience ended it.
+        resumed_from: step of the checkpoint this session continued from; None: it started anew.
+        best_step: step whose weights the model has now and the adapter folder holds.
+        evaluation: evaluation of these weights; None without evaluation samples.
+        samples_per_s: training speed in the steady state, without evaluation and saving.
+        wall_seconds: duration of all sessions with everything.
+        peak_mb: largest memory in MB (10^6 bytes): of the GPU, else of the process.
+        device: device type, with the GPU's name.
+        precision: fp32, bf16 or fp16.
+        processes: number of processes.
+        frozen_hash: hash over the frozen weights and buffers, equal before and after.
+    """
+
+    steps: int
+    epochs: float
+    samples: int
+    stopped_early: bool
+    resumed_from: int | None
+    best_step: int
+    evaluation: Evaluation | None
+    samples_per_s: float
+    wall_seconds: float
+    peak_mb: float
+    device: str
+    precision: str
+    processes: int
+    frozen_hash: str
