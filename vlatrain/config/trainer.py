@@ -22,7 +22,7 @@ class TrainerConfig:
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
         save_every: write a checkpoint every n optimizer steps; 0: once an epoch.
         log_every: optimizer steps between lines of `metrics.jsonl`.
-        keep: checkpoints kept (the best and the last are always kept).
+        keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
         patience: stop after this many evaluations without a better metric; 0: never.
         workers: data-loading processes; 0 loads in the training process.
         threads: CPU threads of torch; 0 leaves torch's choice.

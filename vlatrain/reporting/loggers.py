@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vlatrain.config import LoggerConfig, UserError
 
@@ -179,7 +179,7 @@ class Wandb:
             resume="allow",
             dir=str(self.folder),
             config=dict(self.settings),
-            mode=self.config.mode,
+            mode=cast(Any, self.config.mode),
         )
         self.run.define_metric("*", step_metric="step")  # its own step refuses to go back when a run continues
 

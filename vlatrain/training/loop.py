@@ -35,30 +35,26 @@ from vlatrain.training.modes import (
     combined,
     compile_layers,
     frozen_hashes,
+    refuse_moved,
     train_mode,
     trainable,
 )
 from vlatrain.training.optimizer import make_optimizer, rate, set_rates
 from vlatrain.training.order import Order
-from vlatrain.training.precision import DTYPES, choose_precision, make_accelerator, peak_memory_mb, reset_peak_memory
+from vlatrain.training.precision import (
+    DTYPES,
+    Stepper,
+    choose_precision,
+    make_accelerator,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from vlatrain.training.progress import Progress, Result
 from vlatrain.training.signals import Interrupted, Signals
 
 log = logging.getLogger("vlatrain")
 
 OVERFLOWS = 25  # steps in a row that fp16's loss scale may need to come down; more means that it never will
-
-
-class Stepper(nn.Module):
-    """A task's loss as a module's forward pass, which is where DDP and autocast take hold."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of a batch: a scalar."""
-        return self.task.loss(batch)
 
 
 class Loop:
@@ -383,7 +379,7 @@ class Loop:
             if self.stopping:
                 self._leave()
         self.model.eval()
-        self._refuse_moved()
+        refuse_moved(self.frozen, self.model)
         problems: list[str] | None = None
         if self.accelerator.is_main_process and self.parameters:
             try:
@@ -408,9 +404,3 @@ class Loop:
             processes=self.accelerator.num_processes,
             frozen_hash=combined(self.frozen),
         )
-
-    def _refuse_moved(self) -> None:
-        after = frozen_hashes(self.model)
-        moved = sorted(name for name in self.frozen.keys() | after.keys() if self.frozen.get(name) != after.get(name))
-        if moved:
-            raise AssertionError(f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}")

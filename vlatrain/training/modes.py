@@ -84,8 +84,19 @@ def combined(hashes: dict[str, str]) -> str:
 
 def _hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
+    """Make sure that nothing frozen has changed since `frozen_hashes` returned `before`.
+
+    Raises:
+        AssertionError: something has; it names what.
+    """
+    after = frozen_hashes(model)
+    moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert not moved, f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}"
 
 
 def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
@@ -129,7 +140,7 @@ def _wrap(layer: nn.Module) -> None:
             return forward(*args, **kwargs)
         return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
 
-    layer.forward = recomputed  # type: ignore[method-assign]
+    layer.forward = recomputed
 
 
 def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> None:

@@ -9,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
 
 from vlatrain.config import TrainerConfig, UserError
+from vlatrain.tasks.base import Batch, Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +73,18 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         # an adapter that a task leaves unused gets no gradient; frozen buffers are equal everywhere already
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
+
+
+class Stepper(nn.Module):
+    """A task's loss as a module's forward pass, which is where DDP and autocast take hold."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch: a scalar."""
+        return self.task.loss(batch)
 
 
 def reset_peak_memory(device: torch.device) -> None:
