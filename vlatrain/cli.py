@@ -1,21 +1,24 @@
 """The command line: verb -> Hydra -> typed configuration -> one call.
 
-Hydra keeps its own arguments; what is ours is the verb in front, `run=FOLDER`, the help, and that everything wrong is said at
-once before torch is imported. What fails later: a `UserError` is printed a line a problem, with status 2; anything else is a bug or
-the machine's doing, keeps its traceback (in the run's log too, where there is one) and gives status 1; Ctrl-C gives 130.
+Hydra keeps its own arguments; ours are the verb in front, `run=FOLDER`, the help, and that everything wrong is said at
+once before torch is imported. What fails later: a `UserError` is printed a line a problem, with status 2; an exception
+with an `exit_status` is a training that a signal ended after saving, and gives its message and that status; anything
+else is a bug or the machine's doing, keeps its traceback (in the run's log too) and gives status 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlatrain import __version__
 from vlatrain.config import help as texts
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vlatrain.config import TrainConfig
-    from vlatrain.config.compose import Request
+    from vlatrain.config.overrides import Request
     from vlatrain.reporting.sweep import Outcome
 
 GROUP_ORDER = ("task", "model", "adapter", "data", "optim", "trainer", "logger", "experiment")
@@ -35,13 +38,19 @@ CALLS = {
     "train": ("vlatrain.training", "train"),
     "eval": ("vlatrain.inference", "evaluate_run"),
     "predict": ("vlatrain.inference", "predict"),
-    "inspect": ("vlatrain.reporting", "inspect"),
+    "inspect": ("vlatrain.reporting.inspection", "inspect"),
 }
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `vlatrain --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
             return 0
         return _hydra(verb, rest)
     except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
         report(error)
         return 2
     except KeyboardInterrupt:
@@ -106,8 +117,10 @@ def _help(argv: Sequence[str], verb: str) -> str:
 def _hydra(verb: str, rest: list[str]) -> int:
     from hydra import main as hydra_main
 
-    from vlatrain.config.compose import Prepared, Request, prepare, register
+    from vlatrain.config.compose import Prepared, prepare
     from vlatrain.config.folder import conf_dir
+    from vlatrain.config.overrides import Request
+    from vlatrain.config.registry import register
 
     arguments, flags = _parsed(rest)
     request = Request(verb, list(arguments.overrides), arguments.multirun, arguments.config_dir, arguments.config_name)
@@ -122,22 +135,32 @@ def _hydra(verb: str, rest: list[str]) -> int:
     if arguments.multirun and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
         overrides.append(f"hydra.sweep.dir=outputs/sweeps/{job.stamp}")
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
+    if arguments.shell_completion:
+        _complete(decorated, [*flags, *overrides])
+        return 0
     with _argv([*flags, *overrides]):
         try:
             decorated()
+        except KeyboardInterrupt:
+            if job.stopped is None:
+                raise
         finally:
-            failed = job.finish()
-    return failed
+            status = job.finish()
+    return status
 
 
 def _parsed(rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's arguments, and which of the words are not overrides. Overrides may stand before and after the flags."""
     from hydra._internal.utils import get_args_parser
 
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see vlatrain --help")
+
     parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(rest)
     left = list(arguments.overrides)
-    flags = []
+    flags: list[str] = []
     for word in reversed(rest):
         if word in left:
             left.remove(word)
@@ -153,9 +176,17 @@ def _place_verb(request: Request) -> None:
         request.verb = words[1]
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
     if request.verb in ("eval", "predict"):
-        from vlatrain.config.compose import register_run
+        from vlatrain.config.registry import register_run
 
         register_run({}, "")
+
+
+def _complete(decorated: Callable[[], Any], words: list[str]) -> None:
+    """Answer a shell's query, without the options that only the configuration files themselves may use."""
+    answer = io.StringIO()
+    with _argv(words), contextlib.redirect_stdout(answer):
+        decorated()
+    print(re.sub(r"\S+=(?:\w+_schema|from_run)(?:\s|$)", "", answer.getvalue()), end="")
 
 
 def _check_points(config: TrainConfig) -> list[str]:
@@ -182,6 +213,7 @@ class _Jobs:
         self.swept = swept
         self.stamp = new_name()
         self.error: Exception | None = None
+        self.stopped: Exception | None = None  # a training that a signal ended, after saving
         self.outcomes: list[Outcome] = []
         self.folder: Path | None = None
         self.log: Path | None = None
@@ -196,13 +228,17 @@ class _Jobs:
             try:
                 self._call(composed, "")
             except Exception as error:
-                self.error = error
+                if hasattr(error, "exit_status"):
+                    self.stopped = error
+                else:
+                    self.error = error
             return
         self._sweep_job(composed, settings)
 
     def _call(self, composed: DictConfig, job: str) -> Any:
-        from vlatrain.config.compose import SCHEMAS, typed
+        from vlatrain.config.compose import typed
         from vlatrain.config.paths import name_run, run_folder
+        from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
         if self.verb == "train":
@@ -211,7 +247,7 @@ class _Jobs:
         module, function = CALLS[self.verb]
         return getattr(importlib.import_module(module), function)(config)
 
-    def _sweep_job(self, composed: DictConfig, settings: DictConfig) -> None:
+    def _sweep_job(self, composed: DictConfig, settings: Any) -> None:
         from vlatrain.config.paths import job_name
         from vlatrain.reporting.sweep import Outcome, announce
 
@@ -230,10 +266,15 @@ class _Jobs:
             outcome.failure = "; ".join(error.problems)
             report(error)
         except Exception as error:
-            outcome.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-            self._traceback(error)
+            if hasattr(error, "exit_status"):
+                self.stopped, outcome.failure = error, "stopped"
+            else:
+                outcome.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._traceback(error)
         outcome.seconds = time.monotonic() - start
         self.outcomes.append(outcome)
+        if self.stopped is not None:
+            raise KeyboardInterrupt  # ends the sweep; Hydra lets nothing else through
 
     def finish(self) -> int:
         """Report what came of the jobs; the exit status."""
@@ -241,6 +282,9 @@ class _Jobs:
             from vlatrain.reporting.sweep import finish
 
             finish(self.outcomes, self.folder)
+        if self.stopped is not None:
+            print(self.stopped, file=sys.stderr)
+            return int(self.stopped.exit_status)  # type: ignore[attr-defined]
         if any(outcome.failure for outcome in self.outcomes):
             return 1
         if isinstance(self.error, UserError):

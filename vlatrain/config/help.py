@@ -113,10 +113,7 @@ def overview(options: dict[str, list[str]]) -> str:
 def of_verb(verb: str, options: dict[str, list[str]]) -> str:
     """The text of `vlatrain VERB --help`."""
     usage, text, examples = _VERB_TEXTS[verb]
-    return (
-        f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n\n"
-        f"groups\n{_groups(options)}\n\noptions\n{_HYDRA}\n"
-    )
+    return f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n\ngroups\n{_groups(options)}\n\noptions\n{_HYDRA}\n"
 
 
 def _groups(options: dict[str, list[str]]) -> str:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,7 +39,7 @@ def type_of(schema: type, key: str) -> Any:
     for part in key.split("."):
         hint = required(hint)
         if dataclasses.is_dataclass(hint):
-            hint = _hints(typing.cast(type, hint))[part]
+            hint = _hints(cast(type, hint))[part]
         elif typing.get_origin(hint) in (dict, list):
             hint = typing.get_args(hint)[-1]
         elif hint is not Any:
@@ -61,11 +61,11 @@ def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
         yield prefix + name
         inner = required(hint)
         if dataclasses.is_dataclass(inner):
-            yield from all_keys(typing.cast(type, inner), f"{prefix}{name}.")
+            yield from all_keys(cast(type, inner), f"{prefix}{name}.")
 
 
 def nearest(word: str, candidates: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
-    """The candidate that was probably meant, or None. The last part of a dotted key counts most: `dim` means `adapter.dim`."""
+    """The candidate that was probably meant, or None. The last part counts most: `dim` means `adapter.dim`."""
     prefix, _, last = word.rpartition(".")
 
     def likeness(candidate: str) -> float:
@@ -112,23 +112,41 @@ def problems_in(schema: type, value: Any, key: str = "", source: str = "") -> li
         hint = type_of(schema, key) if key else schema
     except KeyError:
         return [f"{before}there is no key {key}{did_you_mean(key, all_keys(schema))}"]
-    if dataclasses.is_dataclass(required(hint)) and isinstance(value, Mapping):
+    inner = required(hint)
+    if (dataclasses.is_dataclass(inner) or typing.get_origin(inner) is dict) and isinstance(value, Mapping):
         return [
             problem
-            for name, inner in value.items()
-            for problem in problems_in(schema, inner, f"{key}.{name}" if key else str(name), source)
+            for name, below in value.items()
+            for problem in problems_in(schema, below, f"{key}.{name}" if key else str(name), source)
         ]
-    if key and not _fits(schema, key, value):
+    if key and not _fits(hint, value):
         shown = "null" if value is None else str(value)
         return [f"{before}{key}={shown}: expected {type_name(hint)}"]
     return []
 
 
-def _fits(schema: type, key: str, value: Any) -> bool:
-    if isinstance(value, str) and (value == "???" or "${" in value):
-        return True  # decided when everything is put together
+def unknown_keys(schema: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested values that the schema lacks."""
+    hints = _hints(schema)
+    for name, inner in values.items():
+        hint = required(hints.get(name))
+        if name not in hints:
+            yield f"{prefix}{name}"
+        elif dataclasses.is_dataclass(hint) and isinstance(inner, Mapping):
+            yield from unknown_keys(cast(type, hint), inner, f"{prefix}{name}.")
+
+
+@cache
+def _holder(hint: Any) -> type:
+    return dataclasses.make_dataclass("Holder", [("value", hint)])
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether OmegaConf would take the value for the type."""
+    if hint is Any or (isinstance(value, str) and (value == "???" or "${" in value)):
+        return True  # an interpolation is decided when everything is put together
     try:
-        OmegaConf.update(OmegaConf.structured(schema), key, value, merge=False, force_add=True)
+        OmegaConf.update(OmegaConf.structured(_holder(hint)), "value", value, merge=False)
     except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError):
         return False
     return True

@@ -53,8 +53,8 @@ def name_run(config: TrainConfig, job: str = "", stamp: str | None = None) -> No
 def new_name() -> str:
     """A timestamp and a short id; for the processes of one training, the same in all of them.
 
-    Under `torchrun` and `accelerate launch` the processes of a machine share their parent, which gives time and id. Over
-    several machines only the job id given to the launcher is common.
+    Under `torchrun` and `accelerate launch` the processes of a machine share their parent, which gives time and id.
+    Over several machines only the job id given to the launcher is common.
 
     Raises:
         UserError: several machines and no job id.

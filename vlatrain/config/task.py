@@ -33,6 +33,7 @@ class TaskConfig:
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
         answer_list: VQA with `answers=rank`: the candidate answers; empty takes every answer of the training data.
         prompt: captioning: text that every caption starts with; it is given, not learned.
+        java_metrics: captioning: also METEOR and SPICE (need Java and pycocoevalcap; a minute for some thousand captions).
         temperature: retrieval: temperature of the contrastive softmax; null uses (and trains) the backbone's own.
         matching: retrieval: also train the image-text matching head (backbones that have one) with hard negatives.
         rerank: retrieval: the best k by similarity are ranked again by the matching head; 0 leaves that out.
@@ -46,6 +47,7 @@ class TaskConfig:
     answers: str = "generate"
     answer_list: list[str] = field(default_factory=list)
     prompt: str = ""
+    java_metrics: bool = False
     temperature: float | None = None
     matching: bool = True
     rerank: int = 0

@@ -1,0 +1,215 @@
+"""Overrides as typed on the command line: read one by one, checked against the schema, rewritten as Hydra wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+
+from vlatrain.config.errors import UserError
+from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.keys import all_keys, did_you_mean, open_below, problems_in
+from vlatrain.config.paths import read_config
+from vlatrain.config.registry import FROM_RUN, SCHEMAS, register_run
+from vlatrain.config.schema import TrainConfig
+
+
+@dataclass
+class Request:
+    """What was asked for.
+
+    Attributes:
+        verb: train, eval, predict or inspect.
+        overrides: Hydra overrides, as typed.
+        multirun: whether it is a sweep.
+        config_dir: the user's own folder of YAML files.
+        config_name: primary configuration; that of the verb by default.
+    """
+
+    verb: str
+    overrides: list[str] = field(default_factory=list)
+    multirun: bool = False
+    config_dir: str | None = None
+    config_name: str | None = None
+
+    @property
+    def schema(self) -> type[TrainConfig]:
+        """Dataclass of the verb's configuration."""
+        return SCHEMAS[self.verb]
+
+    @property
+    def primary(self) -> str:
+        """Name of the primary YAML."""
+        return (self.config_name or self.verb).removesuffix(".yaml")
+
+
+@dataclass
+class Checked:
+    """Overrides after checking.
+
+    Attributes:
+        choices: the sound ones, each as its choices: single overrides, one unless it is swept over.
+        passed: those that only a sweeper understands, such as `optim.lr=interval(1e-4,1e-2)`; left as they are.
+        problems: what is wrong with the others.
+    """
+
+    choices: list[list[str]] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def check(request: Request, texts: list[str], loader: ConfigLoader) -> Checked:
+    """Check overrides one by one; of a sweep, every choice.
+
+    Args:
+        request: the request they belong to.
+        texts: the overrides, from `aliased`.
+        loader: Hydra's, which knows what globs match.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    groups = _groups(request)
+    checked = Checked()
+    multirun = request.multirun or "hydra.mode=MULTIRUN" in texts
+    for text in texts:
+        try:
+            override = parser.parse_overrides([text])[0]
+        except HydraException:
+            checked.problems.append(
+                f"{text}: not of the form key=value; put a value with spaces, commas or brackets in quotes"
+            )
+            continue
+        if override.is_sweep_override() and not multirun:
+            checked.problems.append(f"{text}: several values; -m sweeps over them")
+            continue
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            checked.passed.append(text)
+            continue
+        alternatives: list[str] = []
+        for single in _singles(override, parser, groups):
+            problems = _problems(single, request.schema, groups)
+            checked.problems += problems
+            if not problems:
+                alternatives.append(_opened(single, request.schema, groups))
+        if alternatives:
+            checked.choices.append(alternatives)
+    return checked
+
+
+def joined(alternatives: list[str]) -> str:
+    """Single overrides of one key as one override: `key=a,b`."""
+    first, *others = alternatives
+    return ",".join([first, *(other.partition("=")[2] for other in others)])
+
+
+def swept(alternatives: list[str]) -> str:
+    """The key of an override."""
+    return alternatives[0].lstrip("+").partition("=")[0]
+
+
+def quoted(value: str) -> str:
+    """A text as a quoted value of Hydra's grammar, whatever it contains."""
+    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+    if escaped.endswith("\\"):
+        escaped += "\\"
+    return f"'{escaped}'"
+
+
+# Free text: taken as typed, so that a question may hold commas, brackets and apostrophes.
+_FREE_TEXT = {"eval": ("output",), "predict": ("image", "question", "text", "input", "output")}
+
+
+def _is_free_text(request: Request, key: str, value: str) -> bool:
+    quoted_or_null = value == "null" or value[:1] in ("'", '"')
+    return key in _FREE_TEXT[request.verb] and not quoted_or_null and not request.multirun
+
+
+def aliased(request: Request) -> list[str]:
+    """The overrides with `run=FOLDER` turned into `source=`, the run's configuration registered, and free text quoted.
+
+    Raises:
+        UserError: eval or predict without a run, or a folder that is none.
+    """
+    if request.verb not in ("eval", "predict"):
+        return list(request.overrides)
+    texts: list[str] = []
+    source: str | None = None
+    for text in request.overrides:
+        key, equals, value = text.partition("=")
+        if key in ("run", "source") and equals:
+            source = value.strip("'\"")
+            texts.append(f"source={quoted(source)}")
+        elif _is_free_text(request, key, value):
+            texts.append(f"{key}={quoted(value)}")
+        elif key == "texts" and value[:1] not in ("[", "$"):
+            texts.append(f"texts=[{quoted(value)}]")
+        else:
+            texts.append(text)
+    if source is None:
+        raise UserError(f"{request.verb} needs run=FOLDER, the folder of a finished run")
+    register_run(read_config(source), f"{source}/config.yaml")
+    return texts
+
+
+def _singles(override: Override, parser: OverridesParser, groups: dict[str, list[str]]) -> Iterator[Override]:
+    if not override.is_sweep_override():
+        yield override
+        return
+    key = override.get_key_element()
+    options = groups.get(override.key_or_group)
+    glob = override.value_type == ValueType.GLOB_CHOICE_SWEEP  # finds the schemas too, which are no options
+    for value in override.sweep_string_iterator():
+        if not (glob and options and value not in options):
+            yield parser.parse_override(f"{key}={value}")
+
+
+def _problems(override: Override, schema: type[TrainConfig], groups: dict[str, list[str]]) -> list[str]:
+    key, value = override.key_or_group, override.value()
+    text = str(override.input_line)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or override.package is not None:
+        return []
+    if key in groups and not isinstance(value, dict):
+        options = groups[key]
+        if override.is_delete() or (key == "experiment" and value is None):
+            return []
+        if override.is_add() and key != "experiment":
+            return [f"{text}: {key} is there already; leave out the +"]
+        wrong = [name for name in (value if isinstance(value, list) else [value]) if name not in options]
+        return [
+            f"{key}={name}: there is no such {key}; there are {', '.join(options)}{did_you_mean(str(name), options)}"
+            for name in wrong
+        ]
+    if "/" in key:
+        return [f"{text}: there is no group {key}{did_you_mean(key, [*groups])}"]
+    if override.is_delete():
+        return [f"{text}: only a group can be taken out, such as ~logger"]
+    found = problems_in(schema, value, key)
+    if found and "there is no key" in found[0] and not isinstance(value, dict):
+        return [f"{text}: there is no key {key}{did_you_mean(key, [*all_keys(schema), 'experiment'])}"]
+    if not found and override.is_add() and not open_below(schema, key):
+        return [f"{text}: {key} is there already; leave out the +"]
+    return found
+
+
+def _opened(override: Override, schema: type[TrainConfig], groups: dict[str, list[str]]) -> str:
+    """The override as text; with `++` where the user chooses the keys, as Hydra asks for it."""
+    text = str(override.input_line)
+    key = override.key_or_group
+    if key in groups or key.startswith("hydra") or text[0] in "+~" or not open_below(schema, key):
+        return text
+    return f"++{text}"
+
+
+def _groups(request: Request) -> dict[str, list[str]]:
+    """Options of each group, those of the user's folder included."""
+    names = {group: list(options) for group, options in options_of(conf_dir()).items()}
+    if request.config_dir is not None:
+        for group, options in options_of(Path(request.config_dir)).items():
+            names[group] = sorted({*names.get(group, []), *options})
+    if request.verb in ("eval", "predict"):
+        names = {group: [*options, FROM_RUN] for group, options in names.items()}
+    return names

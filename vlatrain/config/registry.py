@@ -1,0 +1,62 @@
+"""The schemas, and a finished run's values, in Hydra's store; the YAML files extend them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from vlatrain.config.adapter import AdapterConfig
+from vlatrain.config.data import DataConfig
+from vlatrain.config.errors import UserError
+from vlatrain.config.keys import problems_in
+from vlatrain.config.logger import LoggerConfig
+from vlatrain.config.model import ModelConfig
+from vlatrain.config.optim import OptimConfig
+from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.task import TaskConfig
+from vlatrain.config.trainer import TrainerConfig
+
+SCHEMAS: dict[str, type[TrainConfig]] = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "predict": PredictConfig,
+    "inspect": TrainConfig,
+}
+GROUPS: dict[str, type] = {
+    "task": TaskConfig,
+    "model": ModelConfig,
+    "adapter": AdapterConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+}
+FROM_RUN = "from_run"
+
+
+def register() -> None:
+    """Put the schemas in Hydra's store; the YAML files extend them."""
+    store = ConfigStore.instance()
+    for verb, schema in SCHEMAS.items():
+        store.store(name=f"{verb}_schema", node=schema)
+    for group, node in GROUPS.items():
+        store.store(group=group, name=f"{group}_schema", node=node)
+
+
+def register_run(values: dict[str, Any], source: str) -> None:
+    """Make a finished run's configuration the default of every group (option `from_run`).
+
+    Raises:
+        UserError: keys or types that this version does not know.
+    """
+    if found := problems_in(TrainConfig, values, source=source):
+        raise UserError(found)
+    store = ConfigStore.instance()
+    rest = {key: values[key] for key in ("seed", "run") if key in values}
+    store.store(name=FROM_RUN, node=OmegaConf.create(rest))
+    for group in GROUPS:
+        # A description that happens to have such a key must not become Hydra's instruction.
+        node = {key: value for key, value in values.get(group, {}).items() if key != "defaults"}
+        store.store(group=group, name=FROM_RUN, node=OmegaConf.create(node))
