@@ -1,6 +1,10 @@
-"""Pre-train the shipped tiny backbones on generated scenes: `python scripts/pretrain_tiny.py blip` (or `clip`).
+"""Pre-train the shipped tiny backbones on generated scenes, and write their folders.
 
-Seeded, resumable (`--work`), on CUDA where there is one. See vlatrain/assets/README.md for what comes out.
+    python scripts/pretrain_tiny.py blip
+    python scripts/pretrain_tiny.py clip      # after blip: its vision tower starts from tiny_blip's
+
+Seeded, resumable (`--work` holds the state), on CUDA where there is one. vlatrain/assets/README.md tells what comes
+out and how long it takes; scripts/tiny_scores.py measures it. On a busy CPU set OMP_WAIT_POLICY=passive.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,61 +25,106 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from tiny_batches import PAD, SKILLS, answers, ask, encode, new_scene, pictures, tell  # noqa: E402
-from tiny_blip import (  # noqa: E402
-    TinyBlip, caption_loss, dense_loss, language_loss, match_loss, pointer_loss, token_loss,
-)  # fmt: skip
+import tiny_blip  # noqa: E402
+import tiny_clip  # noqa: E402
+from tiny_batches import PAD, SKILLS, Pictures, answers, ask, encode, new_scene, pictures, tell  # noqa: E402
+from tiny_export import export_blip, export_clip  # noqa: E402
+
+from vlatrain.data.scenes import pick  # noqa: E402
+
+T = TypeVar("T")
+Losses = dict[str, Tensor]  # by name; names that begin with % are accuracies, only reported
 
 SEED = 20
-DENSE, ONE, TOTAL = 1000, 1500, 14000  # steps: end of the dense stage, of one-figure scenes, of everything
-IMAGES = 32
+#: Steps: the end of the dense stage, of one-figure scenes, of the flat part of the schedule, and of everything.
+DENSE, ONE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 8000
+CLIP_STEPS = 4000
+IMAGES = 48
 
 
-def blip_losses(model: TinyBlip, step: int, rng: random.Random, device: str) -> dict[str, Tensor]:
-    """The losses of one step of its stage: dense first, then questions and captions on one figure, then on up to three."""
-    dense = step < DENSE
-    most = 3 if dense or step >= ONE else 1
-    batch = pictures([new_scene(rng, most) for _ in range(IMAGES * (2 if dense else 1))])
-    batch.__dict__.update({k: v.to(device) for k, v in batch.__dict__.items() if isinstance(v, Tensor)})
-    image = model.see(batch.pixels_B3HW)
-    losses = dense_loss(model, image, batch)
-    if dense:
-        return losses
-    wanted = ["existence", "existence", "negation", "negation", "colour", "shape", "shape", "count", "position", "position", "echo"]
-    asked = [ask(scene, rng, wanted) for scene in batch.scenes]
-    texts = encode(asked, 16)
-    told = answers(asked, rng)
-    texts.__dict__.update({k: v.to(device) for k, v in texts.__dict__.items()})
+def plan(rng: random.Random) -> list[str]:
+    """The skills that one image is asked about in one step."""
+    more = pick(rng, ("echo", "existence", "negation", "shape", "position"))
+    return ["existence", "negation", "shape", "position", pick(rng, ("colour", "count")), more]
+
+
+def scenes(rng: random.Random, number: int, most: int, device: str) -> Pictures:
+    """A batch of `number` scenes of one to `most` figures."""
+    return on(pictures([new_scene(rng, most) for _ in range(number)]), device)
+
+
+def on(batch: T, device: str) -> T:
+    """The dataclass with its tensors on the device."""
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            setattr(batch, name, value.to(device))
+    return batch
+
+
+def question_losses(model: tiny_blip.TinyBlip, image: Tensor, batch: Pictures, rng: random.Random) -> Losses:
+    """Six questions an image: where their words look, what their words know, and the answers."""
+    device = str(image.device.type)
+    asked = [ask(scene, rng, plan(rng)) for scene in batch.scenes]
+    texts = on(encode(asked, 16), device)
+    said = answers(asked, rng).to(device).flatten(0, 1)
     looks: list[Tensor] = []
-    ids = texts.ids_BQL.flatten(0, 1)
+    ids = texts.ids.flatten(0, 1)
     states = model.read(ids, image, looks)
-    losses["point"] = pointer_loss(looks, texts, batch)
-    losses["token"] = token_loss(model, states, texts, batch)
-    mask = ids != PAD
-    # transformers' generate lets the decoder see the padding's states too, its forward does not: learn both
-    mask = mask | (torch.rand(len(ids), 1, device=device) < 0.5)
-    said = told.to(device).flatten(0, 1)
+    losses = {"point": tiny_blip.pointer_loss(looks, texts, batch)}
+    losses["token"] = tiny_blip.token_loss(model, states, texts, batch)
+    # transformers' generate lets the decoder see the padding's states too, vlatrain does not: learn both
+    mask = (ids != PAD) | (torch.rand(len(ids), 1, device=device) < 0.5)
     logits = model.write(said, states, mask[:, None, None, :])
-    losses["answer"] = language_loss(logits, said)
-    with torch.no_grad():
-        right = (logits[:, 0].argmax(-1) == said[:, 1]).view(IMAGES, -1)
-        for skill in (*SKILLS, "echo"):
-            hits = [right[b, q] for b, row in enumerate(asked) for q, text in enumerate(row) if text.skill == skill]
-            losses[f"%{skill}"] = torch.stack(hits).float().mean()
-    stories = [tell(scene, rng) for scene in batch.scenes]
-    texts = encode([story[0] for story in stories], 20)
-    texts.__dict__.update({k: v.to(device) for k, v in texts.__dict__.items()})
-    losses |= match_loss(model, image, texts, [s[1] for s in stories], [s[2] for s in stories], batch)
-    losses |= caption_loss(model, image, texts, batch)
+    losses["answer"] = tiny_blip.language_loss(logits, said)
+    right = (logits[:, 0].detach().argmax(-1) == said[:, 1]).view(len(asked), -1)
+    for skill in (*SKILLS, "echo"):
+        hits = [right[b, q] for b, row in enumerate(asked) for q, text in enumerate(row) if text.skill == skill]
+        losses[f"%{skill}"] = torch.stack(hits or [right.new_zeros(())]).float().mean()
     return losses
 
 
-def train(model: nn.Module, losses_of, total: int, work: Path, device: str, rate: float) -> None:
-    """AdamW with warm-up and cosine over `total` steps; continues from `work` where there is a checkpoint."""
+def blip_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
+    """The losses of one step of its stage: dense first, then also texts, on one figure and then on up to three."""
+    assert isinstance(model, tiny_blip.TinyBlip)
+    dense = step < DENSE
+    batch = scenes(rng, IMAGES * 4 // 3 if dense else IMAGES, 3 if dense or step >= ONE else 1, device)
+    image = model.see(batch.pixels)
+    losses = model.aux_dense(image, model.text_encoder.embeddings.word_embeddings.weight, batch)
+    if dense:
+        return losses
+    losses |= question_losses(model, image, batch, rng)
+    stories = [tell(scene, rng) for scene in batch.scenes]
+    texts = on(encode([texts for texts, _, _ in stories], 20), device)
+    keys, false_keys = [key for _, key, _ in stories], [key for _, _, key in stories]
+    losses |= tiny_blip.match_loss(model, image, texts, keys, false_keys, batch)
+    return losses | tiny_blip.caption_loss(model, image, texts, batch)
+
+
+def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
+    """The losses of one step; one-figure scenes for the first tenth."""
+    assert isinstance(model, tiny_clip.TinyClip)
+    return tiny_clip.losses(model, scenes(rng, IMAGES, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
+
+
+def rate_at(step: int, peak: float, flat: int, total: int) -> float:
+    """Learning rate: 200 steps of warm-up, a slow cosine, and from step `flat` on also a straight line to zero."""
+    warm = min(1.0, (step + 1) / 200)
+    slow = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / 12000))
+    return peak * warm * slow * min(1.0, (total - step) / (total - flat))
+
+
+def train(
+    model: nn.Module,
+    losses_of: Callable[[nn.Module, int, random.Random, str], Losses],
+    rates: tuple[float, int, int],
+    work: Path,
+    device: str,
+) -> None:
+    """AdamW over `rates[2]` steps (see `rate_at`); continues from `work` where there is a checkpoint."""
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=device == "cuda")
+    optimizer = torch.optim.AdamW(groups, lr=rates[0], betas=(0.9, 0.98))
     first, path, log = 0, work / "last.pt", work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -83,29 +134,27 @@ def train(model: nn.Module, losses_of, total: int, work: Path, device: str, rate
         first = state["step"]
     sums: dict[str, float] = {}
     began = time.time()
-    for step in range(first, total):
-        warm = min(1.0, (step + 1) / 200)
-        lr = rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / total)))
+    for step in range(first, rates[2]):
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate_at(step, *rates)
         torch.manual_seed(SEED + step)
         with torch.autocast(device, dtype=torch.bfloat16):
             losses = losses_of(model, step, random.Random(SEED * 1_000_003 + step), device)
-        loss = sum(value for name, value in losses.items() if name[0] != "%")
+        loss = torch.stack([value for name, value in losses.items() if name[0] != "%"]).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if (step + 1) % 50 == 0 or step + 1 == total:
+        if (step + 1) % 50 == 0:
             line = {"step": step + 1, "ms": round(1000 * (time.time() - began) / 50)}
             line |= {name: round(value / 50, 3) for name, value in sums.items()}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
             sums, began = {}, time.time()
-        if (step + 1) % 500 == 0 or step + 1 == total:
+        if (step + 1) % 500 == 0 or step + 1 == rates[2]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, work / "next.pt")
             (work / "next.pt").replace(path)
@@ -113,16 +162,25 @@ def train(model: nn.Module, losses_of, total: int, work: Path, device: str, rate
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=("blip", "clip"))
-    parser.add_argument("--work", type=Path, default=Path("pretrain-work"))
-    parser.add_argument("--steps", type=int, default=TOTAL)
+    parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="checkpoints and logs")
+    parser.add_argument("--out", type=Path, default=ROOT / "vlatrain" / "assets", help="where the folder is written")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
-    model = TinyBlip().to(device)
-    print(sum(p.numel() for n, p in model.named_parameters() if not n.startswith("aux_")), "parameters")
-    train(model, blip_losses, args.steps, args.work / args.which, device, 1e-3)
+    model: nn.Module
+    if args.which == "blip":
+        model = tiny_blip.TinyBlip().to(device)
+        train(model, blip_losses, (1e-3, FLAT, BLIP_STEPS), args.work / "blip", device)
+        export_blip(model, tiny_blip.config(), args.out / "tiny_blip")
+    else:
+        model = tiny_clip.TinyClip()
+        start = torch.load(args.work / "blip" / "last.pt", map_location="cpu", weights_only=True)
+        model.start_from(start["model"])
+        model.to(device)
+        train(model, clip_losses, (1e-3, CLIP_STEPS // 4, CLIP_STEPS), args.work / "clip", device)
+        export_clip(model.clip, tiny_clip.config(), args.out / "tiny_clip")
 
 
 if __name__ == "__main__":

@@ -28,27 +28,29 @@ class Pictures:
     """Pixels and dense targets of B scenes.
 
     Attributes:
-        scenes: the scenes; pixels_B3HW: in [-1, 1].
-        hue_BP, kind_BP: what each patch shows; -100 where unclear; `len(HUES)`, `len(KINDS)` mean background.
-        point_BMN: for each set of figures, where to look: spread evenly over its figures, the class state if empty.
-        facts_BK: per figure hue, kind, column (0..2) and row (0..2), -100 where there is no figure (B, K, 4).
+        scenes: the scenes; pixels: in [-1, 1].
+        hue, kind: what each patch shows; -100 where unclear; `len(HUES)`, `len(KINDS)` mean background.
+        place: column and row (0..2) of the centre of the figure that the patch shows, -100 where none (B, P, 2).
+        point: for each set of figures, where to look: spread evenly over its figures, the class state if empty.
+        facts: per figure hue, kind, column (0..2) and row (0..2), -100 where there is no figure (B, K, 4).
     """
 
     scenes: list[Scene]
-    pixels_B3HW: Tensor
-    hue_BP: Tensor
-    kind_BP: Tensor
-    point_BMN: Tensor
-    facts_BK: Tensor
+    pixels: Tensor
+    hue: Tensor
+    kind: Tensor
+    place: Tensor
+    point: Tensor
+    facts: Tensor
 
 
 @dataclass
 class Texts:
     """B x Q texts: token ids and what each token points at (-1: nothing), `CLS` first and `SEP` last."""
 
-    ids_BQL: Tensor
-    own_BQL: Tensor
-    phrase_BQL: Tensor
+    ids: Tensor
+    own: Tensor
+    phrase: Tensor
 
 
 def new_scene(rng: random.Random, most: int) -> Scene:
@@ -70,12 +72,18 @@ def pictures(scenes: list[Scene]) -> Pictures:
             counts = part.reshape(SIDE, PATCH, SIDE, PATCH).sum((1, 3), dtype=np.int32)
             share[b, k] = counts.reshape(-1) / (GRID * GRID * PATCH * PATCH)
             x, y = figure.centre
-            facts[b, k] = HUES.index(figure.colour), KINDS.index(figure.kind), int(x > 26) + int(x > 38), int(y > 26) + int(y > 38)
+            facts[b, k] = (
+                HUES.index(figure.colour),
+                KINDS.index(figure.kind),
+                int(x > 26) + int(x > 38),
+                int(y > 26) + int(y > 38),
+            )
     main, most, total = share.argmax(1), share.max(1), share.sum(1)
     rows = np.arange(size)[:, None]
     clear, empty = most > np.maximum(0.06, 0.7 * total), total == 0
     hue = np.where(clear, facts[rows, main, 0], np.where(empty, len(HUES), -100))
     kind = np.where(clear, facts[rows, main, 1], np.where(empty, len(KINDS), -100))
+    place = np.where(clear[..., None], facts[rows, main, 2:], -100)
     each = share / np.maximum(share.sum(2, keepdims=True), 1e-6)
     point = np.zeros((size, M, SIDE * SIDE + 1), np.float32)
     point[:, 0, 0] = 1
@@ -83,7 +91,7 @@ def pictures(scenes: list[Scene]) -> Pictures:
         chosen = [k for k in range(K) if subset >> k & 1]
         point[:, subset, 1:] = each[:, chosen].mean(1)
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    tensors = (torch.from_numpy(part) for part in (hue, kind, point, facts))
+    tensors = (torch.from_numpy(part) for part in (hue, kind, place, point, facts))
     return Pictures(scenes, scaled, *tensors)
 
 

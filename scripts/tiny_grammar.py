@@ -88,7 +88,15 @@ WHERE = (
     "what is the position of the {bare} {where}",
 )
 SIDE = ("is the {bare} on the {side} {where}", "is the {bare} {at} the {side} of the {picture}")
-CAPTION = ("{list}", "{list}", "a picture of {list}", "an image of {list}", "there is {list}", "{list} {in}", "this is {list}")
+CAPTION = (
+    "{list}",
+    "{list}",
+    "a picture of {list}",
+    "an image of {list}",
+    "there is {list}",
+    "{list} {in}",
+    "this is {list}",
+)
 FILLERS = {
     "{picture}": ("image", "image", "picture", "scene"),
     "{in}": ("in the image", "in the image", "in the picture", "in this image", "in the scene", "shown"),
@@ -140,7 +148,9 @@ def _say_hue(rng: random.Random, hue: str) -> str:
     return "grey" if hue == "gray" and rng.random() < 0.4 else hue
 
 
-def add_noun(text: Text, scene: Scene, noun: Noun, rng: random.Random, article: bool = False, plural: bool = False) -> None:
+def add_noun(
+    text: Text, scene: Scene, noun: Noun, rng: random.Random, article: bool = False, plural: bool = False
+) -> None:
     """Append "(a) red circle", "red shapes", "anything red" with what each word points at."""
     whole = noun.among(scene)
     hue = _say_hue(rng, noun.colour)

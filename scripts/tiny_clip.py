@@ -1,0 +1,157 @@
+"""tiny_clip: its configuration, what it learns to choose between, and the pre-training losses.
+
+The vision tower starts from tiny_blip's, which knows colours, shapes and places; the text tower and the common space
+are learned by contrast: a whole caption against the batch's and against false ones of the same image, and short
+statements against others that differ in one thing. Shape suffixes as in tiny_batches; S statements an image.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from tiny_batches import WORDS, Pictures, encode
+from tiny_dense import DenseHead
+from tiny_grammar import HUES, ZONES, Noun, Text, absent, add_noun, caption, described, false_nouns, single, zone
+from tiny_words import CLS, PAD, SEP
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
+
+from vlatrain.data.scenes import KINDS, Scene, pick, shuffled
+
+WIDTH = 128
+COUNTS = ("no", "one", "two", "three")
+
+
+def config() -> CLIPConfig:
+    """The architecture, about 1.5 million parameters."""
+    both = {"hidden_size": WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH, "hidden_act": "silu"}
+    text = both | {
+        "vocab_size": len(WORDS), "intermediate_size": 512, "num_hidden_layers": 3, "max_position_embeddings": 64,
+        "bos_token_id": CLS, "eos_token_id": SEP, "pad_token_id": PAD,
+    }  # fmt: skip
+    vision = both | {"intermediate_size": 512, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+
+
+class TinyClip(nn.Module):
+    """A CLIPModel and the dense head that only pre-training uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = CLIPModel._from_config(config(), attn_implementation="eager")
+        self.aux_dense = DenseHead(WIDTH)
+
+    def start_from(self, blip: dict[str, Tensor]) -> None:
+        """Take the vision tower and the word embeddings of a tiny_blip state."""
+        mine = self.clip.state_dict()
+        tower = "vision_model."
+        mine[tower + "embeddings.class_embedding"] = blip[tower + "embeddings.class_embedding"].flatten()
+        mine[tower + "embeddings.patch_embedding.weight"] = blip[tower + "embeddings.patch_embedding.weight"]
+        places = blip[tower + "embeddings.position_embedding"][0].clone()
+        places[1:] += blip[tower + "embeddings.patch_embedding.bias"]  # CLIP's patches have no bias of their own
+        mine[tower + "embeddings.position_embedding.weight"] = places
+        for name, value in blip.items():
+            if name.startswith((tower + "encoder.", tower + "post_layernorm.")) and ".qkv." not in name:
+                mine[name.replace(".projection.", ".out_proj.")] = value
+            elif name.startswith(tower) and ".qkv." in name:
+                for part, piece in zip("qkv", value.chunk(3), strict=True):
+                    mine[name.replace(".qkv.", f".{part}_proj.")] = piece
+        mine["visual_projection.weight"] = blip["vision_proj.weight"]
+        mine["text_model.embeddings.token_embedding.weight"] = blip["text_encoder.embeddings.word_embeddings.weight"]
+        self.clip.load_state_dict(mine)
+        dense = {
+            name.removeprefix("aux_dense."): value for name, value in blip.items() if name.startswith("aux_dense.")
+        }
+        self.aux_dense.load_state_dict(dense)
+
+
+def _said(
+    parts: list[str | Noun], scene: Scene, rng: random.Random, article: bool = False, plural: bool = False
+) -> Text:
+    text = Text()
+    for part in parts:
+        if isinstance(part, str):
+            text.add(part)
+        else:
+            add_noun(text, scene, part, rng, article=article, plural=plural)
+    return text
+
+
+def statements(scene: Scene, rng: random.Random) -> list[tuple[str, list[Text]]]:
+    """Groups of statements by skill, the true one first; a skill that the scene does not allow is left out."""
+    groups: list[tuple[str, list[Text]]] = []
+    form = pick(rng, ("colour", "kind", "both"))
+    figure = pick(rng, scene.figures)
+    noun, other = described(figure, form), absent(scene, rng, form)
+    there, end = pick(rng, (["there is"], ["this is a picture with"], [])), pick(rng, ([], [], ["in the image"]))
+    groups.append(("existence", [_said([*there, part, *end], scene, rng, article=True) for part in (noun, other)]))
+    none = [Noun(rng_noun.colour, rng_noun.kind) for rng_noun in (other, noun)]
+    groups.append(("negation", [_said(["there is no", part, *end], scene, rng) for part in none]))
+    if noun := single(scene, figure, rng, ("kind", "any")):
+        hues = [figure.colour, *shuffled(rng, [hue for hue in HUES if hue != figure.colour])[:3]]
+        groups.append(("colour", [_said(["the", noun, "is", hue], scene, rng) for hue in hues]))
+    if noun := single(scene, figure, rng, ("colour", "any")):
+        kinds = [figure.kind, *shuffled(rng, [kind for kind in KINDS if kind != figure.kind])[:3]]
+        groups.append(("shape", [_said(["the", noun, "is a", kind], scene, rng) for kind in kinds]))
+    noun = pick(rng, (Noun(), Noun(), described(figure, form)))
+    number = noun.among(scene).bit_count()
+    texts = [(_said([COUNTS[n], noun], scene, rng, plural=n != 1)) for n in range(1, 4)]
+    groups.append(("count", [texts[number - 1], *(text for n, text in enumerate(texts, 1) if n != number)]))
+    noun, place = single(scene, figure, rng, ("colour", "kind", "both", "any")), zone(figure)
+    if noun and place:
+        true = pick(rng, place.split())
+        sides = [true, *(side for side in ZONES if side not in place.split())]
+        if place != "center":
+            sides = [side for side in sides if side != "center"]
+        groups.append(("position", [_said(["the", noun, "is on the", side], scene, rng) for side in sides[:3]]))
+    return groups
+
+
+def losses(model: TinyClip, batch: Pictures, rng: random.Random) -> dict[str, Tensor]:
+    """Dense, whole-caption and statement losses of one batch, and the share of statements chosen right (`%...`)."""
+    size, device = len(batch.scenes), batch.pixels.device
+    vision = model.clip.vision_model(pixel_values=batch.pixels)
+    table = model.clip.text_model.embeddings.token_embedding.weight
+    found = model.aux_dense(model.clip.vision_model.post_layernorm(vision.last_hidden_state), table, batch)
+    seen = F.normalize(model.clip.visual_projection(vision.pooler_output).float(), dim=-1)
+
+    stories, keys = [], []
+    for scene in batch.scenes:
+        false = [false_nouns(scene, rng) for _ in range(3)]
+        stories.append([caption(scene, rng), *(caption(scene, rng, nouns) for nouns in false)])
+        said = [[(f.colour, f.kind) for f in scene.figures], *([(n.colour, n.kind) for n in nouns] for nouns in false)]
+        keys.append([tuple(sorted(pairs)) for pairs in said])
+    groups = [(b, skill, texts) for b, scene in enumerate(batch.scenes) for skill, texts in statements(scene, rng)]
+    flat = [text for story in stories for text in story] + [text for _, _, texts in groups for text in texts]
+    ids = encode([flat], 20).ids[0].to(device)
+    told = F.normalize(model.clip.text_projection(model.clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+    heat = model.clip.logit_scale.exp().clamp(max=100)
+
+    captions, short = told[: 4 * size].view(size, 4, WIDTH), told[4 * size :]
+    everyone = captions.transpose(0, 1).flatten(0, 1)  # (4 * B, D): all true ones, then the false ones
+    to_text = heat * seen @ everyone.T
+    flat_keys = [keys[b][c] for c in range(4) for b in range(size)]
+    same = torch.tensor(
+        [[k == keys[b][0] and j != b for j, k in enumerate(flat_keys)] for b in range(size)], device=device
+    )
+    to_text = to_text.masked_fill(same, -1e4)
+    target = torch.arange(size, device=device)
+    found["contrast"] = (F.cross_entropy(to_text, target) + F.cross_entropy(to_text[:, :size].T, target)) / 2
+    mine = torch.stack([to_text[target, target + c * size] for c in range(4)], 1)
+    found["hard"] = F.cross_entropy(mine, torch.zeros_like(target))
+    found["%hard"] = (mine.argmax(1) == 0).float().mean()
+
+    most = 4
+    padded = torch.full((len(groups), most), -1e4, device=device)
+    owner = torch.tensor([b for b, _, texts in groups for _ in texts], device=device)
+    row = torch.tensor([g for g, (_, _, texts) in enumerate(groups) for _ in texts], device=device)
+    column = torch.tensor([c for _, _, texts in groups for c in range(len(texts))], device=device)
+    padded[row, column] = heat * (seen[owner] * short).sum(-1)
+    right = padded.argmax(1) == 0
+    found["choose"] = F.cross_entropy(padded, torch.zeros(len(groups), dtype=torch.long, device=device))
+    for skill in ("existence", "negation", "colour", "shape", "count", "position"):
+        mask = torch.tensor([name == skill for _, name, _ in groups], device=device)
+        found[f"%{skill}"] = right[mask].float().mean()
+    return found

@@ -1,0 +1,144 @@
+"""The built-in data: three small tasks on generated scenes that the tiny backbones were not pre-trained for.
+
+The backbones know colours, shapes, counts and places (scripts/tiny_grammar.py is all that they were taught). The tasks
+here ask for something else that can be seen in the same pictures, so that an adapter has a job:
+
+- vqa: how many corners a shape has, whether its colour is warm, cool or neutral, whether it is large or small;
+- captioning: a house style, "set of two : small ring in red, large star in blue", with other words, another
+  order and a size that no caption of the pre-training had;
+- retrieval: a catalogue's vocabulary and syntax ("hoop top left red with gem bottom right blue"), where
+  pre-training had "a red ring and a blue diamond".
+
+`build` is deterministic: the same arguments give the same samples, pixels included, on every machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from vlatrain.data.sample import Sample
+from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, make_scene, pick, shuffled
+
+CORNERS = {"circle": "0", "ring": "0", "triangle": "3", "rectangle": "4", "diamond": "4"}
+TONES = {
+    "warm": ("red", "orange", "yellow", "pink", "brown"),
+    "cool": ("green", "blue", "teal", "purple"),
+    "neutral": ("black", "white", "gray"),
+}
+TONE_OF = {hue: tone for tone, hues in TONES.items() for hue in hues}
+#: Longer side in pixels of what is called small and large; nothing lies between.
+SMALL, LARGE = (9.5, 13.0), (20.0, 27.0)
+HOUSE_KIND = {
+    "circle": "disk", "rectangle": "box", "triangle": "arrow", "star": "sun", "cross": "plus", "ring": "hoop",
+    "diamond": "gem",
+}  # fmt: skip
+NUMBER = ("no", "one", "two", "three")
+SPLITS = ("train", "eval", "test")
+
+
+def size_word(figure: Figure) -> str:
+    """ "small" or "large" by the longer side."""
+    return "small" if figure.extent < (SMALL[1] + LARGE[0]) / 2 else "large"
+
+
+def place_word(figure: Figure) -> str:
+    """Which quarter of the canvas the figure's centre is in: "top left" and so on."""
+    x, y = figure.centre
+    return f"{'top' if y < 32 else 'bottom'} {'left' if x < 32 else 'right'}"
+
+
+def _scene(rng: random.Random, count: int) -> Scene:
+    """A scene of shapes that differ in colour and in kind, each clearly small or large and clearly in one quarter."""
+    hues, kinds = shuffled(rng, tuple(COLOURS))[:count], shuffled(rng, KINDS)[:count]
+    while True:
+        sizes = [SMALL if rng.random() < 0.5 else LARGE for _ in range(count)]
+        scene = make_scene(rng, list(zip(hues, kinds, strict=True)), sizes)
+        clear = all(
+            not SMALL[1] + 0.5 < figure.extent < LARGE[0] - 2 and all(abs(part - 32) > 2.5 for part in figure.centre)
+            for figure in scene.figures
+        )
+        if clear and len(scene.figures) == count:
+            return scene
+
+
+def _ordered(scene: Scene) -> list[Figure]:
+    """The figures from left to right."""
+    return sorted(scene.figures, key=lambda figure: figure.centre)
+
+
+def _vqa(rng: random.Random, name: str) -> Sample:
+    """One question about one shape, named by its colour or its kind."""
+    scene = _scene(rng, 1 + int(rng.random() * 3))
+    topic = pick(rng, ("corners", "tone", "size"))
+    figures = [figure for figure in scene.figures if topic != "corners" or figure.kind in CORNERS]
+    if not figures:
+        return _vqa(rng, name)
+    figure = pick(rng, figures)
+    if topic == "corners":
+        question, answer = f"how many corners does the {figure.colour} shape have?", CORNERS[figure.kind]
+    elif topic == "tone":
+        question, answer = f"is the {figure.kind} warm, cool or neutral?", TONE_OF[figure.colour]
+    else:
+        named = pick(rng, (figure.kind, f"{figure.colour} shape"))
+        question, answer = f"is the {named} large or small?", size_word(figure)
+    return Sample(id=name, image=scene, question=question, answers=(answer,), source=f"shapes:{name}")
+
+
+def _captioning(rng: random.Random, name: str) -> Sample:
+    """A caption in house style, in three wordings."""
+    scene = _scene(rng, 1 + int(rng.random() * 3))
+    parts = [f"{size_word(figure)} {figure.kind} in {figure.colour}" for figure in _ordered(scene)]
+    count = NUMBER[len(parts)]
+    captions = (
+        f"set of {count} : {', '.join(parts)}",
+        f"set of {count} : {' with '.join(parts)}",
+        f"sheet with {count} : {', '.join(parts)}",
+    )
+    return Sample(id=name, image=scene, captions=captions, source=f"shapes:{name}")
+
+
+def _retrieval(rng: random.Random, name: str) -> Sample:
+    """Two catalogue entries of a scene, the shapes in either order."""
+    scene = _scene(rng, 2)
+    parts = [f"{HOUSE_KIND[figure.kind]} {place_word(figure)} {figure.colour}" for figure in _ordered(scene)]
+    captions = (f"{parts[0]} with {parts[1]}", f"{parts[1]} with {parts[0]}")
+    return Sample(id=name, image=scene, captions=captions, source=f"shapes:{name}")
+
+
+_MAKERS: dict[str, Callable[[random.Random, str], Sample]] = {
+    "vqa": _vqa,
+    "captioning": _captioning,
+    "retrieval": _retrieval,
+}
+
+
+def build(task: str, split: str, size: int, seed: int) -> list[Sample]:
+    """Samples of a built-in task.
+
+    Args:
+        task: "vqa", "captioning" or "retrieval".
+        split: "train", "eval" or "test"; no two splits share a scene, and no two samples of one retrieval split a caption.
+        size: number of samples. A longer list begins with a shorter one.
+        seed: another seed gives other scenes.
+
+    Raises:
+        ValueError: unknown task or split.
+    """
+    if task not in _MAKERS:
+        raise ValueError(f"the built-in data has no task {task!r}; it has {', '.join(_MAKERS)}")
+    if split not in SPLITS:
+        raise ValueError(f"the built-in data has no split {split!r}; it has {', '.join(SPLITS)}")
+    samples: list[Sample] = []
+    said: set[str] = set()
+    attempt = 0
+    while len(samples) < size:
+        rng = random.Random(f"{task}/{split}/{seed}/{attempt}")  # seeded by text: the same on every machine
+        attempt += 1
+        sample = _MAKERS[task](rng, f"{split}-{len(samples)}")
+        if task == "retrieval" and split != "train":
+            if said & set(sample.captions):  # an image must be told from the others by its captions
+                continue
+            said.update(sample.captions)
+        samples.append(sample)
+    return samples
