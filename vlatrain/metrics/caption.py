@@ -111,13 +111,19 @@ def _run_java(name: str, package: Path, truths: dict[int, list[str]], results: d
         from pycocoevalcap.meteor.meteor import Meteor
 
         scorer = Meteor()
+        try:
+            return float(scorer.compute_score(truths, results)[0])
+        finally:
+            # its destructor takes the lock that a failed run still holds, and would wait for ever
+            if scorer.lock.locked():
+                scorer.lock.release()
     else:
         if not any((package / "spice" / "lib").glob("stanford-corenlp-*-models.jar")):
             raise FileNotFoundError("SPICE needs CoreNLP's models: run pycocoevalcap's spice/get_stanford_models.py")
         from pycocoevalcap.spice.spice import Spice
 
         scorer = Spice()
-    return float(scorer.compute_score(truths, results)[0])
+        return float(scorer.compute_score(truths, results)[0])
 
 
 def _tokens(

@@ -79,7 +79,7 @@ def recalls(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
 
 
 def median_rank(ranks: Tensor) -> float:
-    """The median rank, 1 is best; of an even number of queries the mean of the middle two. Ranks of 0 are no queries."""
+    """The median rank, 1 is best; of an even number of queries the middle two's mean. Ranks of 0 are no queries."""
     return float(_queries(ranks).double().quantile(0.5))
 
 

@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?![0-9])")
@@ -96,7 +97,8 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Vq
         else:
             kinds.add("official")
             per_sample.append(100.0 * official(prediction, answers))
-            best.append(100.0 * max(_leave_one_out(answer, _comparable(answers)) for answer in _comparable(answers)))
+            compared = _comparable(answers)
+            best.append(100.0 * max(_leave_one_out(answer, compared) for answer in set(compared)))
     return VqaScores(
         accuracy=sum(per_sample) / len(per_sample),
         per_sample=per_sample,
@@ -128,6 +130,7 @@ def normalise(answer: str) -> str:
     return process(_strip(answer)) or " ".join(answer.lower().split())
 
 
+@lru_cache(maxsize=65536)
 def process(answer: str) -> str:
     """The script's answer processing: punctuation, lower case, number words, articles, contractions.
 
