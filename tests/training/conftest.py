@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 class Adapter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.dropout, self.up = nn.Linear(WIDTH, 4), nn.Dropout(0.1), nn.Linear(4, WIDTH)
+        self.down, self.dropout, self.up = nn.Linear(WIDTH, 6), nn.Dropout(0.1), nn.Linear(6, WIDTH)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -74,6 +74,8 @@ def make_model(full: bool = False) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = Model()
+    for module in (model.embed, *(layer.linear for layer in model.layers)):
+        nn.init.eye_(module.weight)  # a trunk that lets everything through
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(full or "adapter" in name)
     return model
@@ -130,7 +132,7 @@ def make_config(**trainer: Any) -> TrainConfig:
 
 def make_loop(folder: Path, config: TrainConfig | None = None, full: bool = False, **settings: Any) -> Loop:
     """A loop on fresh copies of everything, as a new process would build it."""
-    model = make_model(full)
+    model = settings.get("model") or make_model(full)
     given: dict[str, Any] = {
         "config": config or make_config(),
         "task": SmallTask(model),

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Checkpoints:
                 "Make room there, then continue with resume=auto and the same run.dir"
             ) from error
         self._bests[step] = best
-        self._prune()
+        self._prune(step)
 
     def latest(self) -> tuple[Saved | None, list[str]]:
         """The last whole checkpoint, and what there is to say of damaged ones after it. Removes unfinished ones."""
@@ -156,8 +156,9 @@ class Checkpoints:
         os.replace(fresh, pointer)
         _flush(self.folder)
 
-    def _prune(self) -> None:
-        steps = sorted(self.steps(), reverse=True)
+    def _prune(self, last: int) -> None:
+        # those after the last are damaged ones that a resume went back behind; their turn to be replaced comes
+        steps = sorted((step for step in self.steps() if step <= last), reverse=True)
         recent = steps[: self.keep + 1]
         # of every kept one the best too, so that falling back to it finds its best
         bests = {self._best_of(step) for step in recent}
@@ -197,13 +198,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_folder(folder: Path, fill: Any, leave: Iterable[str] = ()) -> None:
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Write a folder as a whole: `fill(temporary folder)`, then put it in the place of `folder`.
 
     Args:
         folder: the folder; what is in it goes.
         fill: called with a fresh folder beside it.
-        leave: names in the old folder that are taken over.
 
     Raises:
         UserError: it cannot be written.
@@ -213,9 +213,6 @@ def replace_folder(folder: Path, fill: Any, leave: Iterable[str] = ()) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         fill(fresh)
-        for name in leave:
-            if (folder / name).exists() and not (fresh / name).exists():
-                shutil.copy2(folder / name, fresh / name)
         for path in (*(path for path in fresh.rglob("*") if path.is_file()), fresh):
             _flush(path)
         Checkpoints._remove(folder)

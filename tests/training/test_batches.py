@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.training.conftest import SmallTask, make_model, make_samples
+from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
+from vlatrain.training.order import Order
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches_are_in_order_and_whole(workers: int) -> None:
+    samples, task = make_samples(7), SmallTask(make_model())
+    batches = make_batches("cpu", 3, workers)
+    found = list(batches(samples, task.collate))
+    assert [batch["ids"] for batch in found] == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s6"]]
+    assert list(batches([], task.collate)) == []
+
+
+def test_evaluation_stops_between_batches() -> None:
+    calls = iter([False, False, True])
+    batches = make_batches("cpu", 3, interrupted=lambda: next(calls))
+    found = []
+    with pytest.raises(EvaluationStopped):
+        found.extend(batch["ids"][0] for batch in batches(make_samples(9), SmallTask(make_model()).collate))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_starting_in_the_middle_loads_nothing_before_and_draws_alike(workers: int) -> None:
+    samples, task = make_samples(10), SmallTask(make_model())
+    order = Order(10, 3, seed=1)
+
+    def stream(first: int, workers: int) -> list[tuple[list[str], torch.Tensor]]:
+        passes = training_batches(order, samples, task.collate, range(first, 8), 0, workers, torch.device("cpu"))
+        return [(batch["ids"], batch["x"]) for batch, _ in passes]
+
+    whole, rest = stream(0, 0), stream(5, workers)
+    assert [ids for ids, _ in rest] == [ids for ids, _ in whole[5:]]
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(rest, whole[5:], strict=True))
+
+
+def test_workers_do_the_loading() -> None:
+    def collate(samples: object) -> dict:
+        return {"ids": [], "pid": os.getpid()}
+
+    batches = make_batches("cpu", 1, workers=2)
+    assert os.getpid() not in {batch["pid"] for batch in batches(make_samples(4), collate)}

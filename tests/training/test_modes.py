@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tests.training.conftest import Adapter, make_model
+from vlatrain.training.modes import (
+    cast_trunk,
+    checkpoint_gradients,
+    compile_layers,
+    fingerprint,
+    moving_buffers,
+    train_mode,
+    trainable,
+)
+
+
+class Lora(nn.Module):
+    """As PEFT's layers: the dropout beside the wrapped layer has no parameters to tell by."""
+
+    def __init__(self, trained: bool = True) -> None:
+        super().__init__()
+        self.base_layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
+        self.lora_dropout = nn.ModuleDict({"default": nn.Dropout(0.1)})
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(2, 1).requires_grad_(trained)})
+
+
+def in_train_mode(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if module.training}
+
+
+def test_only_what_is_trained_is_in_train_mode() -> None:
+    model = make_model()
+    train_mode(model)
+    adapters = {f"layers.{i}.adapter" for i in (0, 1)}
+    assert in_train_mode(model) == {a + part for a in adapters for part in ("", ".down", ".dropout", ".up")}
+    assert not moving_buffers(model)
+
+
+def test_full_fine_tuning_trains_dropout_and_buffers_too() -> None:
+    model = make_model(full=True)
+    train_mode(model)
+    assert all(module.training for module in model.modules())
+    assert "layers.1.norm.running_mean" in moving_buffers(model)
+
+
+def test_nothing_trained_means_eval_mode() -> None:
+    model = make_model().requires_grad_(False)
+    train_mode(model)
+    assert not in_train_mode(model)
+
+
+def test_the_dropout_of_a_wrapping_layer_is_on_and_the_wrapped_layers_is_off() -> None:
+    model = nn.ModuleList([Lora(), Lora(trained=False)])
+    train_mode(model)
+    assert in_train_mode(model) == {"0", "0.lora_dropout", "0.lora_dropout.default", "0.lora_A", "0.lora_A.default"}
+
+
+def test_the_fingerprint_sees_frozen_weights_and_buffers_and_nothing_else() -> None:
+    model = make_model()
+    before = fingerprint(model)
+    assert fingerprint(make_model()) == before
+    with torch.no_grad():
+        model.layers[0].adapter.up.weight += 1
+    assert fingerprint(model) == before
+    model.layers[0].norm.running_var[3] += 1e-6
+    assert fingerprint(model) != before
+    model = make_model()
+    with torch.no_grad():
+        model.head.bias[0] += 1e-6
+    assert fingerprint(model) != before
+
+
+def test_casting_leaves_what_is_trained_scalars_and_statistics_in_full_precision() -> None:
+    model = make_model()
+    model.scale = nn.Parameter(torch.tensor(2.6), requires_grad=False)
+    cast_trunk(model, torch.bfloat16)
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    assert model.head.weight.dtype == model.layers[0].linear.bias.dtype == torch.bfloat16
+    assert model.scale.dtype == model.layers[0].norm.weight.dtype == torch.float32
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    train_mode(model)
+    torch.manual_seed(5)
+    model(torch.randn(4, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    return {name: parameter.grad for name, parameter in trainable(model).items()}
+
+
+def test_checkpointing_recomputes_the_layers_and_changes_no_gradient() -> None:
+    plain, recomputed = make_model(), make_model()
+    expected = gradients(plain)
+    checkpoint_gradients(recomputed, recomputed.layers)
+    found = gradients(recomputed)
+    assert [layer.calls for layer in plain.layers] == [1, 1]
+    assert [layer.calls for layer in recomputed.layers] == [2, 2]
+    assert all(torch.equal(expected[name], found[name]) for name in expected), "the adapters' dropout is drawn alike"
+    with torch.no_grad():
+        recomputed(torch.randn(4, 8))
+    assert [layer.calls for layer in recomputed.layers] == [3, 3]
+
+
+class Switched(nn.Module):
+    """As a transformers model: its own switch, heeded by layers that are flagged as training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = make_model().layers
+        self.settings: dict = {}
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
+        self.settings = gradient_checkpointing_kwargs
+        for layer in self.layers:
+            layer.gradient_checkpointing = True
+
+
+def test_the_models_own_switch_is_used_and_frozen_layers_are_flagged_without_their_children() -> None:
+    model = Switched()
+    checkpoint_gradients(model, model.layers)
+    assert model.settings == {"use_reentrant": False}
+    assert all("forward" not in vars(layer) for layer in model.layers), "wrapped on top of it"
+    train_mode(model)
+    assert model.layers[0].training
+    assert not model.layers[0].dropout.training
+    assert not model.layers[0].norm.training
+    model.eval()
+    assert not model.layers[0].training, "generation with a cache is not recomputed"
+
+
+def test_layers_are_compiled_in_place() -> None:
+    plain, compiled = make_model().eval(), make_model().eval()
+    names = list(compiled.state_dict())
+    compile_layers(compiled.layers, backend="eager")
+    inputs = torch.randn(3, 8)
+    assert torch.equal(plain(inputs), compiled(inputs))
+    assert list(compiled.state_dict()) == names
+    assert all(layer._compiled_call_impl is not None for layer in compiled.layers)
+    assert isinstance(compiled.layers[0].adapter, Adapter)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vlatrain.config import OptimConfig, UserError
+from vlatrain.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors, rate, set_rates
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    return {
+        "adapter.weight": nn.Parameter(torch.ones(2, 2)),
+        "adapter.bias": nn.Parameter(torch.ones(2)),
+        "head.weight": nn.Parameter(torch.ones(2, 2)),
+        "scale": nn.Parameter(torch.ones(())),
+    }
+
+
+def group_of(name: str) -> str:
+    return name.split(".")[0] if "." in name else "norm"
+
+
+def test_groups_have_their_rate_and_vectors_no_decay() -> None:
+    named = parameters()
+    optimizer = make_optimizer(named, OptimConfig(lr=0.1, weight_decay=0.5, groups={"head": 0.01}), group_of)
+    found = {
+        name: (group["name"], group["lr"], group["weight_decay"])
+        for name, parameter in named.items()
+        for group in optimizer.param_groups
+        if any(parameter is other for other in group["params"])
+    }
+    assert found == {
+        "adapter.weight": ("adapter", 0.1, 0.5),
+        "adapter.bias": ("adapter", 0.1, 0.0),
+        "head.weight": ("head", 0.01, 0.5),
+        "scale": ("norm", 0.1, 0.0),
+    }
+    assert set_rates(optimizer, 0.5) == {"adapter": 0.05, "head": 0.005, "norm": 0.05}
+    assert set_rates(optimizer, 0.5)["head"] == 0.005, "shares are of the peak, not of the last rate"
+
+
+def test_a_rate_for_a_group_that_is_not_trained_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.groups\.trunk.*adapter, head, norm"):
+        make_optimizer(parameters(), OptimConfig(groups={"trunk": 1.0}), group_of)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1]),
+        ("constant", 2, [1 / 3, 2 / 3, 1, 1]),
+        ("constant", 0.5, [1 / 3, 2 / 3, 1, 1]),
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 2, [1 / 3, 2 / 3, 1, 0.5]),
+        ("cosine", 0, [1, 0.8536, 0.5, 0.1464]),
+        ("linear", 9, [0.1, 0.2, 0.3, 0.4]),
+    ],
+)
+def test_schedules(schedule: str, warmup: float, expected: list[float]) -> None:
+    config = OptimConfig(schedule=schedule, warmup=warmup)
+    assert [rate(step, 4, config) for step in range(4)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cosin .*linear, cosine, constant"):
+        rate(0, 4, OptimConfig(schedule="cosin"))
+
+
+def test_the_state_comes_back_by_name() -> None:
+    def step(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], size: float) -> None:
+        for parameter in named.values():
+            parameter.grad = torch.full_like(parameter, size)
+        optimizer.step()
+
+    one = parameters()
+    first = make_optimizer(one, OptimConfig(), group_of)
+    step(first, one, 1.0)
+    other = parameters()
+    for name, parameter in other.items():
+        parameter.data.copy_(one[name].data)
+    second = make_optimizer(other, OptimConfig(), group_of)
+    load_optimizer(second, other, {name: tensor.clone() for name, tensor in optimizer_tensors(first, one).items()})
+    step(first, one, -0.3)
+    step(second, other, -0.3)
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.training.conftest import make_config
+from vlatrain.config import UserError
+from vlatrain.training.precision import autocast, choose_device, choose_precision, peak_memory_mb
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_bf16", "expected"),
+    [
+        ("auto", CPU, False, "fp32"),
+        ("auto", GPU, True, "bf16"),
+        ("auto", GPU, False, "fp16"),
+        ("bf16", CPU, False, "bf16"),
+        ("bf16", GPU, True, "bf16"),
+        ("fp16", GPU, False, "fp16"),
+        ("fp32", GPU, True, "fp32"),
+        ("bf16", GPU, False, "this GPU has no bfloat16; use fp16"),
+        ("fp16", CPU, False, "fp16 needs a GPU"),
+        ("half", CPU, False, "half is unknown; there are auto, fp32, bf16, fp16"),
+    ],
+)
+def test_precision(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: torch.device, has_bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    if " " in expected:
+        with pytest.raises(UserError, match=expected):
+            choose_precision(precision, device)
+    else:
+        assert choose_precision(precision, device) == expected
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        choose_device("cuda")
+    with pytest.raises(UserError, match="tpu is unknown"):
+        choose_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == choose_device("cuda") == GPU
+
+
+def test_bf16_on_a_cpu_trains_with_adapters_and_trunk_in_fp32(small: SimpleNamespace) -> None:
+    loop = small.loop(config=make_config(precision="bf16"))
+    types = set()
+    loop.model.layers[0].linear.register_forward_hook(lambda module, args, output: types.add(output.dtype))
+    result = loop.run()
+    assert types == {torch.bfloat16}
+    assert result.precision == "bf16"
+    assert {parameter.dtype for parameter in loop.model.parameters()} == {torch.float32}
+    full = small.loop("fp32").run()  # the next job of a sweep, in the same process
+    assert full.precision == "fp32"
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(small: SimpleNamespace) -> None:
+    plain, recomputed = small.loop("a"), small.loop("b", config=make_config(gradient_checkpointing=True))
+    plain.run()
+    recomputed.run()
+    assert recomputed.model.layers[0].calls > plain.model.layers[0].calls
+    for name, parameter in plain.parameters.items():
+        assert torch.equal(parameter, recomputed.parameters[name])
+
+
+def test_autocast_and_memory() -> None:
+    with autocast(CPU, "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert 10 < peak_memory_mb(CPU) < 1e6
