@@ -4,8 +4,8 @@ Captions are scored on the tokens of `pycocoevalcap`'s PTBTokenizer: Stanford's 
 `-preserveLines -lowerCase`), then removal of a fixed list of punctuation tokens. This module gives the same tokens in
 pure Python. It was written from the observed behaviour of that program, not from its source: the word lists were found
 by running it on 47,000 words in several contexts, the character classes by running it on every character of the basic
-plane. On 18,000 captions put together from difficult parts no token differs; of 80,000 one-line descriptions of software,
-far messier than captions, 42 differ (web addresses, version numbers, non-Latin punctuation).
+plane. On 18,000 captions put together from difficult parts no token differs; of 80,000 one-line descriptions of
+software, far messier than captions, 42 differ (web addresses, version numbers, non-Latin punctuation).
 `tests/metrics/make_references.py` makes the test's references where Java is installed.
 
 Quirks that are kept, because published scores contain them:
