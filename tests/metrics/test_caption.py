@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,17 @@ def test_perfect_captions() -> None:
     found = caption.score(captions, [[c] for c in captions])
     assert [found.bleu_4, found.rouge_l] == pytest.approx([100.0, 100.0])
     assert found.cider_d == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("reference_captions", "bleu_1"),
+    [
+        (["a red dog runs", "a"], 100.0 * math.exp(1 - 4 / 3)),  # the closest length, not the shortest
+        (["a red dog runs", "a red"], 100.0),  # of two as close the shorter
+    ],
+)
+def test_brevity_is_measured_against_the_closest_reference(reference_captions: list[str], bleu_1: float) -> None:
+    assert caption.score(["a red dog"], [reference_captions]).bleu_1 == pytest.approx(bleu_1)
 
 
 def test_tokens_matter() -> None:
