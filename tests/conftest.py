@@ -58,7 +58,7 @@ def small_config(name: str) -> ModelConfig:
 
 
 class Plain:
-    """A picture held in memory: one colour with a darker corner, so that no two are equal."""
+    """A picture held in memory: one colour with an inverted corner, so that no two are equal."""
 
     def __init__(self, colour: tuple[int, int, int], mark: int) -> None:
         self.colour, self.mark = colour, mark
@@ -69,7 +69,8 @@ class Plain:
 
     def load(self) -> Image.Image:
         pixels = np.full((32, 32, 3), self.colour, dtype=np.uint8)
-        pixels[: 4 + 4 * self.mark, : 4 + 4 * self.mark] //= 2
+        corner = slice(0, 8 + 8 * self.mark)
+        pixels[corner, corner] = 255 - pixels[corner, corner]
         return Image.fromarray(pixels)
 
 

@@ -48,7 +48,7 @@ def overfit(task: Task, samples: Sequence[Sample], steps: int, lr: float) -> flo
     ("name", "task", "metric"),
     [
         ("blip", "vqa", "accuracy"),
-        ("blip", "captioning", "cider"),
+        ("blip", "captioning", "cider_d"),
         ("blip", "retrieval", "mean_recall"),
         ("clip", "retrieval", "mean_recall"),
     ],

@@ -1,9 +1,11 @@
 """BLIP (Li et al., ICML 2022, arXiv:2201.12086) in transformers.
 
-Differences from the forward passes in transformers, each on purpose:
+Differences from the forward passes in transformers 5.23, each on purpose:
+- cross-attention masks the padding it is told of. transformers drops that mask on the way (`BlipTextAttention` hands it on as the
+  mask of self-attention, which cross-attention does not read), so that an answer depends on how its question was padded;
 - an answer's decoder input starts with the decoder's start token, as it does in generation and in BLIP's own code;
   transformers starts it with [CLS] in training;
-- generation masks the padding of questions; transformers attends to it, so that an answer depends on its batch.
+- generation is told of the padding of questions; transformers' own passes a mask of ones.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Text
@@ -23,6 +25,12 @@ class Blip(Backbone):
     """BLIP for answering, captioning or retrieval, as `task` says. See `Generator` and `Embedder` for the operations."""
 
     model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, module in self.model.named_modules():
+            if name.endswith("crossattention.self"):
+                module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)
 
     def _image_states(self, pixels: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values=pixels).last_hidden_state  # (B, S, width)
@@ -124,3 +132,10 @@ class Blip(Backbone):
     def _prompt_ids(self, prompt: str) -> list[int]:
         start = self.model.config.text_config.bos_token_id
         return [start, *(self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else [])]
+
+
+def _hand_mask_on(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Give cross-attention the mask of what it attends to under the name it reads."""
+    if kwargs.get("encoder_hidden_states") is not None and kwargs.get("encoder_attention_mask") is None:
+        kwargs["encoder_attention_mask"] = kwargs.get("attention_mask")
+    return args, kwargs

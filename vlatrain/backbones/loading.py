@@ -31,9 +31,9 @@ def load(
     Args:
         config: its description.
         task: the task.
-        texts: `random_init`: what its tokenizer is trained on.
+        texts: `random_init`: what its tokenizer is made from.
         seed: `random_init`: seed of the weights; the same seed gives the same weights.
-        run: `random_init`: a run folder whose tokenizer is used instead of training one.
+        run: `random_init`: a run folder whose tokenizer is used instead of making one.
 
     Raises:
         UserError: the weights cannot be had, or are not for this task.
@@ -70,7 +70,8 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str) -> Backbone:
             f"model.checkpoint={checkpoint} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): "
             f"it is no checkpoint for task={task}"
         )
-    return FAMILIES[config.family](config, task, model, tokenizer, image_processor, checkpoint)
+    named = config.checkpoint or config.tasks[task].checkpoint
+    return FAMILIES[config.family](config, task, model, tokenizer, image_processor, named)
 
 
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Backbone:
@@ -78,7 +79,7 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
     if run is not None and (run / PROCESSOR).is_dir():
         tokenizer = AutoTokenizer.from_pretrained(run / PROCESSOR)
     else:
-        tokenizer = tokenizers.train_wordpiece(texts, settings.text_config.vocab_size)
+        tokenizer = tokenizers.make_wordpiece(texts, settings.text_config.vocab_size)
     for name, value in tokenizers.settings(config.family, tokenizer).items():
         setattr(settings.text_config, name, value)
     with torch.random.fork_rng(devices=[]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vlatrain.tasks.base import Collate, move
 from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
+from vlatrain.training.precision import autocast, choose_device, choose_precision
 from vlatrain.training.setup import finished
 
 
@@ -39,50 +41,62 @@ class Predictor:
     Args:
         config: the run's configuration.
         run: the run folder.
-        device: where to compute.
 
     Raises:
-        UserError: the weights or the adapter cannot be had.
+        UserError: the weights or the adapter cannot be had, or the device or precision.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, device: torch.device | str = "cpu") -> None:
-        bench = finished(config, run)
-        self.task = bench.task
+    def __init__(self, config: TrainConfig, run: Path) -> None:
+        self.device = choose_device(config.trainer.device)
+        self.precision = choose_precision(config.trainer.precision, self.device)
+        self.task = finished(config, run, self.device, self.precision).task
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
-        self.device = torch.device(device)
-        bench.model.to(self.device)
 
-    @torch.inference_mode()
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
         """For each sample the best answers or captions, best first, as they come."""
         task = self.task
         if isinstance(task, Vqa):
             for batch in self._batches(samples, task.questions):
-                yield from ([Hit(*answer) for answer in answers] for answers in task.answer(batch, alternatives))
+                with self._computing():
+                    found = task.answer(batch, alternatives)
+                yield from ([Hit(*answer) for answer in answers] for answers in found)
         elif isinstance(task, Captioning):
             for batch in self._batches(samples, task.images):
-                yield from ([Hit(text, None) for text in texts] for texts in task.caption(batch, alternatives))
+                with self._computing():
+                    captions = task.caption(batch, alternatives)
+                yield from ([Hit(text, None) for text in texts] for texts in captions)
 
-    @torch.inference_mode()
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
+        with self._computing():
+            return self._find_images(text, images, names, k)
+
+    def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
+        """The k texts that fit an image best."""
+        with self._computing():
+            return self._find_texts(image, texts, k)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(self.device, self.precision):
+            yield
+
+    def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
         samples = [_sample(picture) for picture in images]
         features = torch.cat(
             [task.embedder.image_features(batch["pixels"])[0] for batch in self._batches(samples, task.images)]
         )
         query = task.embedder.text_features(self._text([text]))
-        best = top_k(query, features, min(k, len(images)))[0].tolist()
-        scores = (features[best] @ query[0]).tolist()
+        best = top_k(query, features, k)[1][0].tolist()
+        scores = (features[best].float() @ query[0].float()).tolist()
         if task.config.rerank and task.embedder.matches:
             pixels = (batch["pixels"] for batch in self._batches([samples[i] for i in best], task.images))
             states = (task.embedder.image_features(part)[1] for part in pixels)
             scores = [score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()]
         return _ranked([names[i] for i in best], scores)
 
-    @torch.inference_mode()
-    def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
-        """The k texts that fit an image best."""
+    def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
         feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["pixels"])
         features = torch.cat(
@@ -91,8 +105,8 @@ class Predictor:
                 for start in range(0, len(texts), self.batch_size)
             ]
         )
-        best = top_k(feature, features, min(k, len(texts)))[0].tolist()
-        scores = (features[best] @ feature[0]).tolist()
+        best = top_k(feature, features, k)[1][0].tolist()
+        scores = (features[best].float() @ feature[0].float()).tolist()
         if task.config.rerank and task.embedder.matches:
             scores = task.match_scores(states.expand(len(best), -1, -1), self._text([texts[i] for i in best])).tolist()
         return _ranked([texts[i] for i in best], scores)

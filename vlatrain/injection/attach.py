@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
         return model
     if not sites.outputs:
         raise UserError("adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)")
-    return get_peft_model(model, peft_config(config, sites))  # type: ignore[arg-type]
+    with warnings.catch_warnings():  # PEFT still asks transformers by a name that goes in its next major release
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model, peft_config(config, sites))  # type: ignore[arg-type]
 
 
 def peft_config(config: AdapterConfig, sites: Sites) -> PeftConfig:
@@ -98,7 +101,9 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
     if not wanted.is_file():
         raise UserError(f"{folder}: there is no {wanted.name}; the run has not finished, or is no adapter={config.name} run")
     if config.name != "full":
-        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
     weights: dict[str, Tensor] = load_file(str(wanted))
     outcome: Any = model.load_state_dict(weights, strict=False)
     if outcome.unexpected_keys:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import FAMILIES, meta_model
@@ -139,9 +141,16 @@ def _activations(config: TrainConfig, model: nn.Module) -> int:
 
     backbone = FAMILIES[config.model.family](config.model, config.task.name, model, None, None, "")  # type: ignore[arg-type]
     task = build(config.task, backbone)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"), _FullMasks():
         task.rehearse(config.trainer.batch_size, "meta")
     return sum(kept.values())
+
+
+class _FullMasks(TorchFunctionMode):
+    """Answers yes where code asks whether a mask without values is full, so that it can run on shapes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return True if func is torch.Tensor.__bool__ else func(*args, **(kwargs or {}))
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -71,7 +71,7 @@ class Captioning(Task):
         return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
-        """CIDEr-D, BLEU-1..4 and ROUGE-L; see `vlatrain.metrics.caption`."""
+        """CIDEr-D, BLEU-1..4 and ROUGE-L; METEOR and SPICE if asked for and there is Java; see `vlatrain.metrics.caption`."""
         texts = [best[0] for batch in batches(samples, self.images) for best in self.caption(batch)]
         scores = metric.score(texts, [sample.captions for sample in samples])
         predictions: list[dict[str, Any]] = [
@@ -79,4 +79,9 @@ class Captioning(Task):
             for sample, text, score in zip(samples, texts, scores.per_sample, strict=True)
         ]
         settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
-        return Evaluation(scores.metrics, settings, predictions)
+        extra, skipped = {}, dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
+        if self.config.java_metrics:
+            extra, skipped = metric.optional_scores(texts, [sample.captions for sample in samples])
+        if skipped:
+            settings["skipped"] = skipped
+        return Evaluation({**scores.corpus(), **extra}, settings, predictions)

@@ -61,12 +61,16 @@ class Retrieval(Task):
         texts = torch.cat([self.embedder.text_features(b["text"]).float() for b in batches(samples, self.texts)])
         owner = owned([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
+        ranks = metric.ranks(images, texts, owner)
+        best = metric.top_k(images, texts, 1)[1][:, 0].tolist()
         if k:
-            ranks = self._reranked(samples, batches, images, texts, owner, k)
-        else:
-            ranks = metric.ranks(images, texts, owner)
-        scores = metric.summary(*ranks)
-        best = metric.top_k(images, texts, 1)[:, 0].tolist()
+            ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
+        scores = {}
+        for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+            scores |= {f"{direction}_{name.replace('@', '')}": value for name, value in metric.recalls(found).items()}
+        scores["mean_recall"] = sum(scores.values()) / len(scores)  # of all six, as the field reports it
+        for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+            scores[f"{direction}_median_rank"] = metric.median_rank(found)
         captions = [caption for sample in samples for caption in sample.captions]
         predictions: list[dict[str, Any]] = [
             {
@@ -126,17 +130,26 @@ class Retrieval(Task):
         return cross_entropy(logits.float(), labels)
 
     def _reranked(
-        self, samples: Sequence[Sample], batches: Batches, images: Tensor, texts: Tensor, owner: Tensor, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Ranks with the best k of both directions ordered by the matching head; one pass over the images serves both."""
+        self,
+        samples: Sequence[Sample],
+        batches: Batches,
+        images: Tensor,
+        texts: Tensor,
+        ranks: tuple[Tensor, Tensor],
+        k: int,
+    ) -> tuple[tuple[Tensor, Tensor], list[int]]:
+        """Ranks, and each image's best text, with the best k of both directions ordered by the matching head.
+
+        One pass over the images serves both directions.
+        """
         captions = [caption for sample in samples for caption in sample.captions]
-        by_image, by_text = metric.top_k(images, texts, k), metric.top_k(texts, images, k)  # (I, k), (T, k)
+        owner = owned([len(sample.captions) for sample in samples]).tolist()
+        by_image, by_text = metric.top_k(images, texts, k)[1], metric.top_k(texts, images, k)[1]  # (I, k), (T, k)
         image_scores = torch.empty(by_image.shape, device=images.device)
         text_scores = torch.empty(by_text.shape, device=images.device)
         row = 0
         for batch in batches(samples, self.images):
-            states = self.embedder.image_features(batch["pixels"])[1]
-            for state in states:
+            for state in self.embedder.image_features(batch["pixels"])[1]:
                 asked, place = (by_text == row).nonzero(as_tuple=True)  # the texts whose best k include this image
                 wanted = [captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]]
                 text = self.backbone.text(wanted, self.config.max_length).to(state.device)
@@ -144,7 +157,13 @@ class Retrieval(Task):
                 image_scores[row] = scores[:k]
                 text_scores[asked, place] = scores[k:]
                 row += 1
-        return metric.reranked(images, texts, owner, by_image, image_scores, by_text, text_scores)
+        own: list[list[int]] = [[] for _ in samples]
+        for text_row, image_row in enumerate(owner):
+            own[image_row].append(text_row)
+        best = by_image.gather(1, image_scores.argmax(dim=1, keepdim=True))[:, 0].tolist()
+        to_text = metric.reranked(ranks[0], by_image, image_scores, own)
+        to_image = metric.reranked(ranks[1], by_text, text_scores, [[image] for image in owner])
+        return (to_text, to_image), best
 
 
 def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from peft import PeftModel
 from torch import nn
 
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
-from vlatrain.config import TrainConfig
+from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
-from vlatrain.tasks import Task, build
+from vlatrain.tasks import Evaluation, Task, build
+from vlatrain.training.batches import make_batches
+from vlatrain.training.display import Display
+from vlatrain.training.modes import cast_trunk
+from vlatrain.training.precision import DTYPES, autocast
 
 ADAPTER = "adapter"  # folder in a run that holds what was trained
 
@@ -32,6 +38,22 @@ class Bench:
     backbone: Backbone
     model: nn.Module
     task: Task
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Every layer of every tower."""
+        config, model = self.backbone.config, self.backbone.model
+        towers = [config.towers[name] for name in config.tasks[self.backbone.task].towers]
+        return [layer for tower in towers for layer in model.get_submodule(tower.layers).children()]
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether what is trained is saved as a PEFT adapter: not so for full fine-tuning, nor for none."""
+        return isinstance(self.model, PeftModel)
+
+    def parameters(self, trainable: bool = False) -> int:
+        """Number of parameters, shared ones once; of those that train only, if asked."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad or not trainable)
 
 
 def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None) -> Bench:
@@ -51,16 +73,33 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     return Bench(backbone, model, build(config.task, backbone, train))
 
 
-def finished(config: TrainConfig, run: Path) -> Bench:
+def finished(config: TrainConfig, run: Path, device: torch.device, precision: str) -> Bench:
     """A backbone with a finished run's adapters, for inference.
+
+    Args:
+        config: the run's configuration.
+        run: the run folder.
+        device: where it goes.
+        precision: what `choose_precision` returned; on a GPU the frozen trunk is cast to it, as in training.
 
     Raises:
         UserError: the weights or the adapter cannot be had.
     """
     backbone = load(config.model, config.task.name, seed=config.seed, run=run)
-    model = restore(backbone.model, config.adapter, run / ADAPTER)
+    if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
+        cast_trunk(backbone.model, DTYPES[precision])  # before the adapter is there, which stays in fp32
+    model = restore(backbone.model, config.adapter, run / ADAPTER).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, build(config.task, backbone))
+
+
+def scored(
+    bench: Bench, samples: Sequence[Sample], config: TrainerConfig, device: torch.device, precision: str, display: Display
+) -> Evaluation:
+    """Predict and score samples with a model in eval mode, in the precision of its training."""
+    size = config.eval_batch_size or 2 * config.batch_size
+    with torch.no_grad(), autocast(device, precision):
+        return bench.task.evaluate(samples, make_batches(device, size, config.workers, display))
 
 
 def keep_processor(bench: Bench, run: Path) -> None:

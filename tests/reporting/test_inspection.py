@@ -1,0 +1,100 @@
+"""`inspect` counts what training would train, with neither weights nor network."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.conftest import make_samples, model_config, small_config
+from vlatrain.adapters import Bottleneck
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.injection.attach import attach
+from vlatrain.reporting.inspection import count, inspect
+from vlatrain.tasks import build
+
+RETRIEVAL = ["vision.last4.*", "{text,fusion}.last4.*"]
+
+
+def config(model: str, task: str, points: list[str], **adapter) -> TrainConfig:
+    return TrainConfig(
+        task=TaskConfig(name=task, points=points),
+        model=model_config(model),
+        adapter=AdapterConfig(**adapter),
+        trainer=TrainerConfig(batch_size=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "points", "sites_count", "widths"),
+    [
+        ("blip", "captioning", ["decoder"], 36, {768: 36}),  # the published-size check: 3,568,896
+        ("blip", "vqa", ["vision", "fusion"], 60, {768: 60}),
+        ("blip", "retrieval", RETRIEVAL, 20, {768: 20}),
+        ("clip", "retrieval", RETRIEVAL, 16, {768: 8, 512: 8}),
+    ],
+)
+def test_counts_at_full_size(model: str, task: str, points: list[str], sites_count: int, widths: dict) -> None:
+    found = count(config(model, task, points, dim=64))
+    expected = sum(number * Bottleneck.count(width, 64) for width, number in widths.items())
+    assert found.trainable == {"adapter": expected}
+    assert found.adapter_bytes == 4 * expected
+    assert found.percent == pytest.approx(100 * expected / found.total) and found.percent < 5
+    assert sites_count == sum(widths.values())
+
+
+def test_captioning_count_is_the_published_one() -> None:
+    found = count(config("blip", "captioning", ["decoder"], dim=64))
+    assert found.trainable["adapter"] == 3_568_896
+    assert round(found.total / 1e6, 1) == 227.5 and round(found.percent, 2) == 1.57
+
+
+@pytest.mark.parametrize("method", ["full", "none", "lora"])
+def test_other_methods(method: str) -> None:
+    found = count(config("blip", "captioning", ["decoder"], name=method, dim=4))
+    trainable = sum(found.trainable.values())
+    assert {"full": trainable == found.total, "none": trainable == 0, "lora": 0 < found.percent < 1}[method]
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """The bytes counted on shapes are those a real forward pass of the same shapes keeps."""
+    small = TrainConfig(
+        task=TaskConfig(name="captioning", points=["decoder"]),
+        model=small_config("blip"),
+        adapter=AdapterConfig(dim=4),
+        trainer=TrainerConfig(batch_size=3),
+    )
+    backbone = load(small.model, "captioning", texts=[c for s in make_samples() for c in s.captions])
+    attach(backbone.model, small.adapter, sites(small.model, "captioning", ["decoder"]))
+    task = build(small.task, backbone)
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not any(p.untyped_storage().data_ptr() == storage.data_ptr() for p in backbone.model.parameters()):
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        task.rehearse(3, "cpu")
+    assert count(small).memory["activations"] == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+def test_shows_towers_points_and_counts() -> None:
+    out = io.StringIO()
+    inspect(config("blip", "captioning", ["decoder.*.{cross,ffn}"], dim=64), Console(file=out, width=160))
+    text = out.getvalue()
+    for part in ("vision", "decoder", "cross: 0-11", "ffn: 0-11", "768", "2,379,264", "adapter file", "9.52 MB"):
+        assert part in text, part
+    assert "attn: 0-11" not in text
+
+
+def test_points_that_select_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="matches nothing"):
+        count(config("clip", "retrieval", ["vision.*.cross"]))

@@ -1,0 +1,63 @@
+"""`vlatrain eval`: score a finished run again, on its own or other data, with its own or other settings."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from vlatrain import data
+from vlatrain.config import EvalConfig
+from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.summary import scores
+from vlatrain.training.precision import choose_device, choose_precision
+from vlatrain.training.run import Finished, write_evaluation
+from vlatrain.training.setup import finished, scored
+
+log = logging.getLogger("vlatrain")
+
+
+def evaluate_run(config: EvalConfig) -> Finished:
+    """Score a finished run; write `metrics.json` and `predictions.jsonl` into a folder of their own.
+
+    Args:
+        config: the run's configuration with what is to differ.
+
+    Raises:
+        UserError: data, weights or an adapter that cannot be had.
+    """
+    run = Path(config.source)
+    folder = Path(config.output) if config.output else run / f"eval-{config.split}"
+    device = choose_device(config.trainer.device)
+    precision = choose_precision(config.trainer.precision, device)
+    console = Console()
+    with logged(console, run / "run.log"):
+        samples = data.load(config.data, config.task.name, [config.split])[config.split]
+        log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
+        bench = finished(config, run, device, precision)
+        evaluation = scored(bench, samples, config.trainer, device, precision, console)
+    metrics: dict[str, Any] = {
+        "task": config.task.name,
+        "model": config.model.name,
+        "adapter": config.adapter.name,
+        "run": str(run),
+        "split": config.split,
+        "samples": len(samples),
+        "metric": config.task.metric,
+        "metrics": evaluation.metrics,
+        "settings": evaluation.settings,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_evaluation(folder, evaluation)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
+    for row in scores(metrics):
+        table.add_row(*row)
+    out = RichConsole()
+    out.print(table)
+    out.print(f"Scores and predictions are in [bold]{folder}[/]")
+    return Finished(folder, metrics)

@@ -1,0 +1,62 @@
+"""The model card of an adapter: what it is, what it scores, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlatrain.config import TrainConfig
+
+CARD = """---
+library_name: peft
+base_model: {backbone}
+tags: [vlatrain, {task}, {design}]
+---
+
+# {design} adapter for {task} on {model}
+
+Trained with vlatrain {version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) in a frozen {model}
+(`{architecture}`, {backbone}), {epochs:.4g} epochs of `data={data}`, seed {seed}.
+
+| metric | value |
+|---|---|
+{scores}
+
+## Load it
+
+```python
+import vlatrain  # makes the adapter's method known to PEFT
+from peft import PeftModel
+from transformers import {architecture}
+
+backbone = {architecture}.from_pretrained("{backbone}")
+model = PeftModel.from_pretrained(backbone, "PATH/TO/THIS/FOLDER")
+```
+
+or ask it: `vlatrain predict run=RUN_FOLDER image=PHOTO.jpg`.
+"""
+
+
+def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) -> None:
+    """Write `README.md` into the adapter's folder, in place of the generic one.
+
+    Args:
+        folder: the adapter's folder.
+        config: the run's configuration.
+        metrics: the content of its `metrics.json`.
+    """
+    text = CARD.format(
+        backbone=metrics["backbone"],
+        task=config.task.name,
+        design=config.adapter.name,
+        model=config.model.name,
+        architecture=config.model.tasks[config.task.name].architecture,
+        version=metrics["versions"]["vlatrain"],
+        data=config.data.name,
+        seed=config.seed,
+        epochs=metrics["training"]["epochs"],
+        scores="\n".join(f"| {name} | {value:.2f} |" for name, value in metrics["metrics"].items()),
+        **metrics["parameters"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,91 @@
+"""What a person sees when a run is done: the scores, what they cost, where everything is, and what to try next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vlatrain.config import TrainConfig
+
+EXAMPLES = {
+    "vqa": 'image=PHOTO.jpg question="..."',
+    "captioning": "image=PHOTO.jpg",
+    "retrieval": 'image=FOLDER text="..."',
+}
+
+
+def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a finished run.
+
+    Args:
+        config: its configuration.
+        folder: its folder.
+        metrics: the content of its `metrics.json`.
+        console: where; null: standard output.
+    """
+    console = console or Console(file=sys.stdout)
+    parameters, speed = metrics["parameters"], metrics["speed"]
+    table = Table("what", "value", title=f"{config.task.name} · {config.model.name} · {config.adapter.name}")
+    for name, value in scores(metrics):
+        table.add_row(name, value)
+    table.add_row(
+        "trainable parameters",
+        f"{parameters['trainable']:,} ({parameters['percent']:.2f} % of {parameters['total']:,})",
+    )
+    if speed["samples_per_s"]:
+        table.add_row("training speed", f"{speed['samples_per_s']:,.0f} samples/s")
+    table.add_row("time", f"{speed['wall_s']:,.0f} s")
+    table.add_row("peak memory", f"{metrics['memory']['peak_mb']:,.0f} MB ({metrics['machine']['device']})")
+    console.print(table)
+    show_files(folder, console)
+    console.print("Next:")
+    for command in _next(config, folder):
+        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The scores as rows, the headline metric first, those of the test data after those of the evaluation data."""
+    headline = metrics["metric"]
+    rows = []
+    for part in ("", "test"):
+        found = (metrics.get(part, {}) if part else metrics).get("metrics", {})
+        for name in sorted(found, key=lambda name: name != headline):
+            unit = "" if name.endswith("rank") else " %"
+            label = f"{part} {name}".strip()
+            rows.append((f"[bold]{label}[/]" if name == headline else label, f"{found[name]:.2f}{unit}"))
+    return rows
+
+
+def show_files(folder: Path, console: Console) -> None:
+    """Print what is in a run folder."""
+    console.print(f"Everything is in [bold]{folder}[/]:")
+    for name, what in (
+        ("adapter", "what was trained, in PEFT's layout"),
+        ("metrics.json", "the scores, and what they depend on"),
+        ("predictions.jsonl", "each evaluated sample with prediction, references and score"),
+        ("metrics.jsonl", "the course of the training"),
+        ("config.yaml", "the whole configuration"),
+        ("run.log", "what was said"),
+    ):
+        if (folder / name).exists():
+            console.print(f"  {name:<18} {what}", markup=False, highlight=False)
+
+
+def _next(config: TrainConfig, folder: Path) -> list[str]:
+    task, model = config.task.name, config.model.name
+    select = [] if task == "vqa" else [f"task={task}"]
+    select += [] if model == "tiny_blip" else [f"model={model}"]
+    given = " ".join(select) + " " if select else ""
+    commands = [f"vlatrain predict run={folder} {EXAMPLES[task]}"]
+    if config.adapter.name == "bottleneck":
+        commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
+        commands.append(f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning")
+    if config.data.name == "shapes":
+        commands.append(f"vlatrain {given}data=files data.train=TRAIN.jsonl     # your own images")
+    commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")
+    return commands

@@ -1,0 +1,203 @@
+"""`vlatrain train`: one training from its configuration to its run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from vlatrain import __version__, data
+from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.paths import CONFIG, read_config, run_folder, save_config
+from vlatrain.injection.attach import group_of, save
+from vlatrain.reporting.card import write_card
+from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.loggers import make_sinks
+from vlatrain.reporting.summary import show_run
+from vlatrain.tasks import Evaluation
+from vlatrain.training.loop import Loop
+from vlatrain.training.precision import choose_device
+from vlatrain.training.progress import Result
+from vlatrain.training.setup import ADAPTER, Bench, fresh, keep_processor, scored
+
+log = logging.getLogger("vlatrain")
+
+# What may differ where a run is continued: none of it changes what is learned.
+FREE = ("run", "resume", "logger", "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep")
+FREE += ("trainer.eval_batch_size", "task.answer_list")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        metrics: the content of its `metrics.json`.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def train(config: TrainConfig) -> Finished:
+    """Train, evaluate, and write everything into the run folder.
+
+    Args:
+        config: the configuration, with `run.name` filled.
+
+    Raises:
+        UserError: data, weights, points or a run folder that cannot be used.
+        Interrupted: SIGTERM or Ctrl-C, after saving.
+    """
+    main = int(os.environ.get("RANK", "0")) == 0
+    folder = run_folder(config)
+    if main:
+        _refuse_other_run(config, folder)
+    choose_device(config.trainer.device)  # before the data: a missing GPU must not wait for it
+    console = Console(quiet=not main)
+    with logged(console, folder / "run.log" if main else None):
+        log.info("Run folder: %s", folder)
+        splits = [split for split in ("train", "eval", "test") if split != "test" or config.data.test]
+        samples = data.load(config.data, config.task.name, splits, config.trainer.batch_size)
+        log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
+        bench = fresh(config, samples["train"], folder if config.resume == "auto" else None)
+        _announce(config, bench)
+        if main:
+            save_config(config, folder)
+            keep_processor(bench, folder)
+        loop = Loop(
+            config,
+            bench.task,
+            bench.model,
+            samples["train"],
+            samples["eval"],
+            folder,
+            save_adapter=lambda into: save(bench.model, into),
+            group_of=group_of,
+            layers=bench.layers,
+            display=console,
+            sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
+        )
+        result = loop.run()
+        extra = {}
+        if "test" in samples:
+            extra["test"] = scored(bench, samples["test"], config.trainer, loop.device, loop.precision, console)
+        metrics = summary(config, bench, result, extra)
+        if main:
+            _write(folder, metrics, {"": result.evaluation, **{f"-{name}": found for name, found in extra.items()}})
+            if bench.is_adapter:
+                write_card(folder / ADAPTER, config, metrics)
+            show_run(config, folder, metrics)
+    return Finished(folder, metrics)
+
+
+def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The content of `metrics.json`: scores in percent, sizes, speed, memory, and what they depend on."""
+    trainable = bench.parameters(trainable=True)
+    total = bench.parameters()
+    evaluation = result.evaluation
+    return {
+        "task": config.task.name,
+        "model": config.model.name,
+        "adapter": config.adapter.name,
+        "metric": config.task.metric,
+        "metrics": evaluation.metrics if evaluation else {},
+        "settings": evaluation.settings if evaluation else {},
+        **{name: {"metrics": found.metrics, "settings": found.settings} for name, found in extra.items()},
+        "parameters": {"trainable": trainable, "total": total, "percent": 100 * trainable / total},
+        "speed": {"samples_per_s": result.samples_per_s, "wall_s": result.wall_seconds},
+        "memory": {"peak_mb": result.peak_mb},
+        "training": {
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "samples": result.samples,
+            "best_step": result.best_step,
+            "stopped_early": result.stopped_early,
+            "resumed_from": result.resumed_from,
+            "seed": config.seed,
+        },
+        "machine": {"device": result.device, "precision": result.precision, "processes": result.processes},
+        "frozen_hash": result.frozen_hash,
+        "backbone": bench.backbone.source,
+        "versions": {
+            "vlatrain": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, suffix: str = "") -> None:
+    """Write `predictions<suffix>.jsonl`: every evaluated sample with prediction, references and score."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
+    (folder / f"predictions{suffix}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _write(folder: Path, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
+    for suffix, evaluation in evaluations.items():
+        if evaluation is not None:
+            write_evaluation(folder, evaluation, suffix)
+    # last, and in one step: a folder with metrics.json is a finished run
+    fresh_file = folder / "metrics.json.tmp"
+    fresh_file.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh_file.replace(folder / "metrics.json")
+
+
+def _announce(config: TrainConfig, bench: Bench) -> None:
+    trainable, total = bench.parameters(trainable=True), bench.parameters()
+    log.info("Backbone: %s, %s", config.model.name, bench.backbone.source)
+    log.info(
+        "adapter=%s: %s trainable parameters (%.2f %% of %s)",
+        config.adapter.name, f"{trainable:,}", 100 * trainable / total, f"{total:,}",
+    )  # fmt: skip
+
+
+def _refuse_other_run(config: TrainConfig, folder: Path) -> None:
+    """Refuse a folder that holds a run, unless it is to be continued and its configuration agrees.
+
+    Raises:
+        UserError: with the differences.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    if config.resume != "auto":
+        raise UserError(
+            f"{folder} holds a run already: continue it with resume=auto, or choose another run.name or run.dir"
+        )
+    then, now = flat(read_config(folder)), flat(dataclasses.asdict(config))
+    differing = [
+        f"{key}: {then.get(key)} there, {now.get(key)} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if differing:
+        raise UserError(
+            [f"{folder} holds a run with another configuration, so it cannot be continued; it differs in", *differing]
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + str(key)] = value
+    return found
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
