@@ -127,18 +127,19 @@ def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Se
             "ranks (Q,), indices and scores (Q, K) and Q lists of positives are needed, not "
             f"{tuple(first_ranks.shape)}, {tuple(indices.shape)}, {tuple(scores.shape)} and {len(positives)}"
         )
-    result = first_ranks.clone()
+    # row by row on the CPU: on a GPU each row would wait for several transfers
+    result, indices, scores = first_ranks.to("cpu", copy=True), indices.cpu(), scores.cpu()
     for row, own_items in enumerate(positives):
-        if first_ranks[row] == 0:
+        if result[row] == 0:
             continue
-        own = torch.isin(indices[row], torch.as_tensor(list(own_items), device=indices.device, dtype=indices.dtype))
+        own = torch.isin(indices[row], torch.as_tensor(list(own_items), dtype=indices.dtype))
         fresh = scores[row].float()
         if own.any():
             best = fresh.masked_fill(~own | fresh.isnan(), -torch.inf).max()
             result[row] = int((~own & ~(fresh < best)).sum()) + 1
         else:
-            result[row] = max(int(first_ranks[row]), indices.shape[1] + 1)
-    return result
+            result[row] = max(int(result[row]), indices.shape[1] + 1)
+    return result.to(first_ranks.device)
 
 
 def _scores(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
