@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -61,16 +65,14 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
     register()
     search = _search_path(request)
     texts = aliased(request)
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="vlatrain"):
+    with _hydra(search):
         checked = check_overrides(request, texts, GlobalHydra.instance().config_loader())
         choices, found = checked.choices, checked.problems
         found += _own_files(request, choices)
         bad = bool(found)
         for job in itertools.islice(_jobs(choices), 1 if bad else None):
             try:
-                found += [
-                    problem for problem in _composed_problems(request, job + search, check) if problem not in found
-                ]
+                found += [problem for problem in _composed_problems(request, job, check) if problem not in found]
             except (HydraException, OmegaConfBaseException) as error:
                 if not bad:  # else it most likely repeats what was found
                     found.append(_explained(error, request.schema))
@@ -101,13 +103,26 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         raise UserError(_explained(error, schema)) from error
 
 
-def _search_path(request: Request) -> list[str]:
-    if request.config_dir is None:
-        return []
-    folder = Path(request.config_dir).absolute()
-    if not folder.is_dir():
-        raise UserError(f"--config-dir {request.config_dir}: no such folder")
-    return [f"hydra.searchpath=['file://{folder}']"]
+def _search_path(request: Request) -> ConfigSearchPath:
+    """Where YAML files are looked for: as Hydra's own main has it, `--config-dir` after ours."""
+    path = create_config_search_path(str(conf_dir()))
+    if request.config_dir is not None:
+        folder = Path(request.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {request.config_dir}: no such folder")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return path
+
+
+@contextmanager
+def _hydra(path: ConfigSearchPath) -> Iterator[None]:
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2("vlatrain", path)
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _own_files(request: Request, choices: list[list[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,10 +114,14 @@ def swept(alternatives: list[str]) -> str:
 
 def quoted(value: str) -> str:
     """A text as a quoted value of Hydra's grammar, whatever it contains."""
-    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
-    if escaped.endswith("\\"):
-        escaped += "\\"
+    # Hydra takes a backslash literally, except in front of a quote.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
     return f"'{escaped}'"
+
+
+def _literal(value: str) -> str:
+    return quoted(value.replace("${", "\\${"))
 
 
 # Free text: taken as typed, so that a question may hold commas, brackets and apostrophes.
@@ -142,11 +147,11 @@ def aliased(request: Request) -> list[str]:
         key, equals, value = text.partition("=")
         if key in ("run", "source") and equals:
             source = value.strip("'\"")
-            texts.append(f"source={quoted(source)}")
+            texts.append(f"source={_literal(source)}")
         elif _is_free_text(request, key, value):
-            texts.append(f"{key}={quoted(value)}")
+            texts.append(f"{key}={_literal(value)}")
         elif key == "texts" and value[:1] not in ("[", "$"):
-            texts.append(f"texts=[{quoted(value)}]")
+            texts.append(f"texts=[{_literal(value)}]")
         else:
             texts.append(text)
     if source is None:
