@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.conftest import make_samples, small_config
+from tests.conftest import make_samples, model_config, small_config
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -19,6 +19,7 @@ from vlatrain.injection.attach import attach
 from vlatrain.tasks import Batch, Task, build
 from vlatrain.tasks.retrieval import contrastive_loss
 
+SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval")]
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 
 
@@ -44,40 +45,39 @@ def overfit(task: Task, samples: Sequence[Sample], steps: int, lr: float) -> flo
     return loss.item()
 
 
-@pytest.mark.parametrize(
-    ("name", "task", "metric"),
-    [
-        ("blip", "vqa", "accuracy"),
-        ("blip", "captioning", "cider_d"),
-        ("blip", "retrieval", "mean_recall"),
-        ("clip", "retrieval", "mean_recall"),
-    ],
-)
-@pytest.mark.parametrize("method", ["full", "bottleneck"])
-def test_overfits_a_handful_and_gives_exactly_those_answers_back(
-    name: str, task: str, metric: str, method: str
-) -> None:
+def exactly(task: Task, samples: Sequence[Sample]) -> None:
+    """The model gives exactly the samples' answers, captions or pairs."""
+    with torch.no_grad():
+        found = task.evaluate(samples, two_at_a_time)
+    if task.name == "retrieval":
+        assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100
+    expected = [sample.answers[0] if task.name == "vqa" else sample.captions[0] for sample in samples]
+    assert [record["prediction"] for record in found.predictions] == expected
+    assert all(record["score"] > 99 for record in found.predictions)
+
+
+@pytest.mark.parametrize(("name", "task"), [*SERVED, ("clip", "retrieval")])
+def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> None:
+    """A loss that is shifted by one, or an image that is not looked at, cannot pass this."""
     samples = [replace(sample, captions=sample.captions[:1]) for sample in make_samples()]
     backbone = backbone_for(name, task)
-    for parameter in backbone.model.parameters():  # a random trunk says nothing an adapter could use unless it is loud
-        if parameter.ndim > 1 and method == "bottleneck":
+    for parameter in backbone.model.parameters():  # the usual initialisation is too quiet for a model of width 32
+        if parameter.ndim > 1:
             parameter.data.mul_(5)
-    method_config = AdapterConfig(name=method, dim=16, heads=task == "retrieval" and method == "bottleneck")
-    attach(backbone.model, method_config, sites(backbone.config, task, ["*"]))
-    work = build(TaskConfig(name=task, metric=metric, decode=DecodeConfig(max_new_tokens=12)), backbone)
-    with torch.no_grad():
-        before = work.evaluate(samples, two_at_a_time)
-    loss = overfit(work, samples, 150, 3e-3 if method == "full" else 1e-2)
-    with torch.no_grad():
-        after = work.evaluate(samples, two_at_a_time)
-    if task == "retrieval":
-        assert after.metrics["image_to_text_r1"] == after.metrics["text_to_image_r1"] == 100
-        assert [p["prediction"] for p in after.predictions] == [s.captions[0] for s in samples]
-    else:
-        assert loss < 0.05
-        expected = [s.answers[0] if task == "vqa" else s.captions[0] for s in samples]
-        assert [p["prediction"].replace(" ", "") for p in after.predictions] == [e.replace(" ", "") for e in expected]
-    assert after.metrics[metric] > before.metrics[metric]
+    attach(backbone.model, AdapterConfig(name="full"), sites(backbone.config, task, ["*"]))
+    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
+    assert overfit(work, samples, 300, 1e-3) < 0.05
+    exactly(work, samples)
+
+
+@pytest.mark.parametrize(("name", "task"), [*SERVED, ("clip", "retrieval")])
+def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None:
+    samples = [replace(sample, captions=sample.captions[:1]) for sample in make_samples()]
+    backbone = load(model_config(f"tiny_{name}"), task)
+    attach(backbone.model, AdapterConfig(dim=16), sites(backbone.config, task, ["*"]))
+    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
+    assert overfit(work, samples, 80, 5e-3) < 0.05
+    exactly(work, samples)
 
 
 def test_vqa_loss_weighs_answers() -> None:

@@ -5,6 +5,7 @@ Ranking scores every answer of the list by its log-probability under the decoder
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
@@ -30,6 +31,8 @@ from vlatrain.tasks.base import (
     sequence_log_probs,
     sequence_losses,
 )
+
+log = logging.getLogger("vlatrain")
 
 
 class Vqa(Task):
@@ -108,7 +111,15 @@ class Vqa(Task):
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
         found = [best[0] for batch in batches(samples, self.questions) for best in self.answer(batch)]
         scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
-        decode = {"answers": self.config.answers, **vars(self.config.decode)}
+        if scores.ceiling < 90:
+            log.warning(
+                "VQA accuracy cannot exceed %.1f here: it counts an answer fully where 3 annotators gave it", scores.ceiling
+            )
+        settings = {
+            "accuracy": scores.variant,
+            "ceiling": scores.ceiling,
+            "decode": {"answers": self.config.answers, **vars(self.config.decode)},
+        }
         predictions: list[dict[str, Any]] = [
             {
                 "id": sample.id,
@@ -120,7 +131,7 @@ class Vqa(Task):
             }
             for sample, (text, probability), score in zip(samples, found, scores.per_sample, strict=True)
         ]
-        return Evaluation({"accuracy": scores.accuracy}, {"accuracy": scores.variant, "decode": decode}, predictions)
+        return Evaluation({"accuracy": scores.accuracy}, settings, predictions)
 
     def _rank(self, context: tuple[Tensor, Tensor], alternatives: int) -> list[list[tuple[str, float]]]:
         answers = self.config.answer_list
