@@ -1,0 +1,139 @@
+"""A run folder holds what it says, can be continued, and refuses to be mixed up with another run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
+
+from tests.runs import command, tiny_run
+from vlatrain.backbones.describe import ASSETS
+from vlatrain.backbones.loading import load
+
+TASKS = {
+    "vqa": ("accuracy", BlipForQuestionAnswering),
+    "captioning": ("cider_d", BlipForConditionalGeneration),
+    "retrieval": ("mean_recall", BlipForImageTextRetrieval),
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, tiny_run(tmp_path_factory.mktemp("runs") / "run", request.param)
+
+
+def test_the_folder_holds_everything(run: tuple[str, Path]) -> None:
+    task, folder = run
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["metric"] == TASKS[task][0]
+    assert 0 <= metrics["metrics"][metrics["metric"]]
+    assert 0 < metrics["parameters"]["percent"] < 5
+    assert metrics["settings"] and metrics["memory"]["peak_mb"] > 0 and metrics["speed"]["wall_s"] > 0
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len({record["id"] for record in predictions}) == 10
+    assert all({"prediction", "references", "score"} <= record.keys() for record in predictions)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3 and any("loss" in line for line in lines)
+    assert "adapter=bottleneck" in (folder / "run.log").read_text()
+    assert "## Load it" in (folder / "adapter" / "README.md").read_text()
+    assert (folder / "config.yaml").is_file() and list((folder / "checkpoints").glob("step_*"))
+
+
+def test_the_adapter_loads_with_peft_alone_and_gives_the_same_bits(run: tuple[str, Path]) -> None:
+    task, folder = run
+    plain = TASKS[task][1].from_pretrained(ASSETS / "tiny_blip", dtype=torch.float32).eval()
+    PeftModel.from_pretrained(plain, str(folder / "adapter"))
+    ours = load(model_config("tiny_blip"), task)
+    PeftModel.from_pretrained(ours.model, str(folder / "adapter"))
+    pixels = torch.randn(2, 3, 64, 64)
+    text = ours.text(["a red circle", "is it red"], 20)
+    inputs = {"pixel_values": pixels, "input_ids": text.ids, "attention_mask": text.mask}
+    if task == "vqa":
+        inputs["decoder_input_ids"] = text.ids
+    # without padding both are the same computation; with it, transformers drops the cross-attention's mask
+    assert bool(text.mask.all())
+    with torch.no_grad():
+        one, two = plain(**inputs), ours.model(**inputs)
+    name = "itm_score" if task == "retrieval" else "last_hidden_state" if task == "vqa" else "logits"
+    assert torch.equal(getattr(one, name), getattr(two, name))
+    keys = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert keys and all(".adapter.vlatrain_unit." in key for key in keys)
+
+
+def test_evaluating_again_gives_the_same(run: tuple[str, Path], tmp_path: Path) -> None:
+    _, folder = run
+    assert command("eval", f"run={folder}", f"output={tmp_path}") == 0
+    first, second = (json.loads((at / "metrics.json").read_text()) for at in (folder, tmp_path))
+    assert first["metrics"] == second["metrics"] and first["settings"] == second["settings"]
+    assert (folder / "predictions.jsonl").read_text() == (tmp_path / "predictions.jsonl").read_text()
+
+
+def test_a_finished_folder_is_not_overwritten(run: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    task, folder = run
+    before = (folder / "metrics.json").read_bytes()
+    assert command(f"task={task}", f"run.dir={folder}") == 2
+    assert "resume=auto" in capsys.readouterr().err
+    assert command(f"task={task}", f"run.dir={folder}", "resume=auto", "adapter.dim=4") == 2
+    said = capsys.readouterr().err
+    assert "adapter.dim: 16 there, 4 now" in said
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "none"])
+def test_the_other_methods_take_the_same_path(method: str, tmp_path: Path) -> None:
+    folder = tiny_run(tmp_path / "run", "vqa", f"adapter={method}")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    percent = metrics["parameters"]["percent"]
+    assert {"lora": 0 < percent < 5, "full": percent == 100, "none": percent == 0}[method]
+    assert command("eval", f"run={folder}", f"output={tmp_path / 'again'}") == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["metrics"] == metrics["metrics"]
+
+
+def test_a_random_backbone_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """Random weights come back from their seed; the tokenizer made from the data only from the run folder."""
+    small = [f"model.config.{part}.{key}={value}" for part in ("vision_config", "text_config") for key, value in (
+        ("hidden_size", 32), ("intermediate_size", 64), ("num_hidden_layers", 2), ("num_attention_heads", 2))]  # fmt: skip
+    small += ["model.config.text_config.encoder_hidden_size=32", "model.config.vision_config.image_size=64"]
+    folder = tiny_run(tmp_path / "run", "captioning", "model=blip", "model.random_init=true", *small)
+    assert command("eval", f"run={folder}", f"output={tmp_path / 'again'}") == 0
+    first, second = (json.loads((at / "metrics.json").read_text()) for at in (folder, tmp_path / "again"))
+    assert first["metrics"] == second["metrics"]
+    assert (folder / "processor").is_dir()
+
+
+def test_test_data_is_scored_with_the_best_weights(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rows = []
+    for number, colour in enumerate(["red", "green", "blue", "red", "green", "blue"]):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "what colour is it?", "answer": colour})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "data.jsonl"
+    files = [f"data.{split}={file}" for split in ("train", "eval", "test")]
+    arguments = ["data=files", *files, "trainer.max_steps=1", "trainer.batch_size=2", f"run.dir={tmp_path / 'run'}"]
+    assert command(*arguments) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test"]["metrics"] == metrics["metrics"]  # the same file
+    assert (tmp_path / "run" / "predictions-test.jsonl").is_file()
+
+
+def test_two_processes_agree_with_one_of_twice_the_batch(tmp_path: Path) -> None:
+    sizes = ["task=vqa", "data.train_size=16", "data.eval_size=8", "trainer.max_steps=2", "trainer.threads=1"]
+    assert command(*sizes, "trainer.batch_size=8", f"run.dir={tmp_path / 'one'}") == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "vlatrain"]
+    two = [*sizes, "trainer.batch_size=4", f"run.dir={tmp_path / 'two'}"]
+    subprocess.run([*launcher, *two], check=True, timeout=300, capture_output=True)
+    one, both = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], both[key], rtol=1e-3, atol=1e-5)
+
+
