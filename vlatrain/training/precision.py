@@ -70,8 +70,8 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
-        # an adapter that a task leaves unused gets no gradient; frozen buffers are equal everywhere already
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        # an adapter that a task leaves unused gets no gradient, and nobody should wait for it
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from vlatrain.reporting.console import Console, duration, joined, logged
+
+log = logging.getLogger("vlatrain")
+
+
+def test_plain_lines_say_how_far_it_is() -> None:
+    stream = io.StringIO()
+    with Console(stream, interval=0).track("training", 10, done=4) as track:
+        track.advance(1, loss="0.5", speed="7.0 samples/s", peak="300 MB")
+        track.advance(5)
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("training 5/10  loss 0.5  7.0 samples/s  peak 300 MB  ")
+    assert last == "training 10/10  0 s left"
+
+
+def test_plain_lines_come_only_now_and_then() -> None:
+    stream = io.StringIO()
+    with Console(stream, interval=1000).track("training", 10) as track:
+        for _ in range(10):
+            track.advance()
+    assert stream.getvalue() == ""
+
+
+def test_bars_on_a_terminal_can_be_nested_and_leave_messages_in_place() -> None:
+    stream = io.StringIO()
+    console = Console(stream, live=True)
+    with console.track("training", 4) as training:
+        training.advance(2, loss="0.25")
+        with console.track("evaluation", 3) as evaluation:
+            evaluation.advance(3)
+            console.message("Step 2: accuracy 50.00 [best]")
+        training.advance(2)
+    written = stream.getvalue()
+    for part in ("training", "evaluation", "2/4", "loss 0.25", "Step 2: accuracy 50.00 [best]"):
+        assert part in written
+    with console.track("again", 1) as track:  # a finished display starts anew
+        track.advance()
+
+
+def test_quiet_shows_nothing() -> None:
+    stream = io.StringIO()
+    console = Console(stream, quiet=True, interval=0)
+    with console.track("training", 2) as track:
+        track.advance()
+    console.message("hello")
+    assert stream.getvalue() == ""
+
+
+def test_messages_go_to_the_console_and_everything_to_the_file(tmp_path: Path) -> None:
+    stream, file = io.StringIO(), tmp_path / "run" / "run.log"
+    before = list(log.handlers), log.level, log.propagate
+    for _ in range(2):  # a resumed run appends
+        with logged(Console(stream), file):
+            log.debug("detail")
+            log.info("step %d", 3)
+            log.warning("careful")
+    assert stream.getvalue().splitlines() == ["step 3", "warning: careful"] * 2
+    lines = [line.split(" ", 2)[2] for line in file.read_text().splitlines()]
+    assert lines == ["DEBUG detail", "INFO step 3", "WARNING careful"] * 2
+    assert (list(log.handlers), log.level, log.propagate) == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (65, "1 min 05 s"), (3599, "59 min 59 s"), (7810, "2 h 10 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_facts() -> None:
+    assert joined({"loss": "0.1", "speed": "3 samples/s", "peak": "9 MB"}) == "loss 0.1  3 samples/s  peak 9 MB"
