@@ -107,17 +107,23 @@ class Switched(nn.Module):
         super().__init__()
         self.layers = make_model().layers
         self.settings: dict = {}
+        self.inputs_require_gradients = False
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict) -> None:
-        self.settings = gradient_checkpointing_kwargs
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict) -> None:
+        self.settings = activation_checkpointing_kwargs
+        self.inputs_require_gradients = True
         for layer in self.layers:
             layer.gradient_checkpointing = True
+
+    def disable_input_require_grads(self) -> None:
+        self.inputs_require_gradients = False
 
 
 def test_the_models_own_switch_is_used_and_frozen_layers_are_flagged_without_their_children() -> None:
     model = Switched()
     checkpoint_gradients(model, model.layers)
     assert model.settings == {"use_reentrant": False}
+    assert not model.inputs_require_gradients
     assert all("forward" not in vars(layer) for layer in model.layers), "wrapped on top of it"
     train_mode(model)
     assert model.layers[0].training

@@ -117,16 +117,19 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
 def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = ()) -> None:
     """Recompute the layers' activations in the backward pass instead of keeping them (non-reentrant).
 
-    Uses the model's own switch (`gradient_checkpointing_enable` of transformers) where it has one; of the layers that
+    Uses the model's own switch (`activation_checkpointing_enable` of transformers) where it has one; of the layers that
     it does not reach, the calls are wrapped. Call it after the adapters are in.
 
     Args:
         model: the model.
         layers: the layers of its towers.
     """
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if callable(enable):
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # transformers makes the embeddings' output require gradients, which only the reentrant kind needs, and which BLIP's
+    # text embeddings, adding to it in place, refuse
+    if callable(disable := getattr(model, "disable_input_require_grads", None)):
+        disable()
     for layer in layers:
         if not getattr(layer, "gradient_checkpointing", False):
             _wrap(layer)
