@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 GROUP_ORDER = ("task", "model", "adapter", "data", "optim", "trainer", "logger", "experiment")
 CALLS = {
-    "train": ("vlatrain.training", "train"),
-    "eval": ("vlatrain.inference", "evaluate_run"),
-    "predict": ("vlatrain.inference", "predict"),
+    "train": ("vlatrain.training.run", "train"),
+    "eval": ("vlatrain.inference.evaluate", "evaluate_run"),
+    "predict": ("vlatrain.inference.predict", "predict"),
     "inspect": ("vlatrain.reporting.inspection", "inspect"),
 }
 
@@ -236,11 +236,13 @@ class _Jobs:
         self._sweep_job(composed, settings)
 
     def _call(self, composed: DictConfig, job: str) -> Any:
-        from vlatrain.config.compose import typed
+        from vlatrain.config.compose import problems_of, typed
         from vlatrain.config.paths import name_run, run_folder
         from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
+        if found := problems_of(config, _check_points):  # values that only the job knows, such as ${hydra:job.num}
+            raise UserError(found)
         if self.verb == "train":
             name_run(config, job, self.stamp)
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None

@@ -103,6 +103,12 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         raise UserError(_explained(error, schema)) from error
 
 
+def problems_of(config: TrainConfig, check: Check | None = None) -> list[str]:
+    """What is wrong with a typed configuration; the further check is asked only about an otherwise sound one."""
+    found = value_problems(config)
+    return list(check(config)) if check is not None and not found else found
+
+
 def _search_path(request: Request) -> ConfigSearchPath:
     """Where YAML files are looked for: as Hydra's own main has it, `--config-dir` after ours."""
     path = create_config_search_path(str(conf_dir()))
@@ -181,10 +187,7 @@ def _composed_problems(request: Request, job: list[str], check: Check | None) ->
         if isinstance(error.__cause__, InterpolationResolutionError):
             return []  # such as ${hydra:job.num}, known only in the job; checked again there
         return error.problems
-    found = value_problems(config)
-    if not found and check is not None:
-        found = list(check(config))
-    return found
+    return problems_of(config, check)
 
 
 def _extra_keys(config: DictConfig, schema: type[TrainConfig]) -> Iterator[str]:

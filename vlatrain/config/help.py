@@ -35,7 +35,8 @@ _HYDRA = """\
   --cfg job               print the whole configuration and stop
   --config-dir FOLDER     add your own YAML files (FOLDER/adapter/mine.yaml becomes adapter=mine)
   --info                  where each value comes from
-  --shell-completion      eval "$(vlatrain -sc install=bash)" (or zsh by bash's, fish)
+  --shell-completion      bash: eval "$(vlatrain -sc install=bash)"; zsh: the same after `bashcompinit`;
+                          fish: vlatrain -sc install=fish | source
   --hydra-help            everything else that Hydra takes
   --version               vlatrain's version\
 """

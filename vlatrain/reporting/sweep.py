@@ -119,7 +119,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             *(Text(str(outcome.values.get(key, ""))) for key in keys),
             score if same or not outcome.metric else f"{outcome.metric} {score}",
             _shown(row["trainable_percent"], 3),
-            _shown(row["samples_per_s"], 1),
+            _shown(row["samples_per_s"] or None, 1),
             _shown(row["peak_mb"], 0),
             last,
         )

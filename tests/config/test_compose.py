@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from vlatrain import cli
+from vlatrain.config import UserError
+from vlatrain.config.compose import prepare
+from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.overrides import Request
+from vlatrain.config.registry import GROUPS
+
+NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=somebody/something"]}
+NEEDS |= {"model=clip": ["task=retrieval"], "model=tiny_clip": ["task=retrieval"]}
+OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).items() for option in options]
+
+
+@pytest.mark.parametrize("choice", OPTIONS)
+def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(conf_dir().parent)
+    assert prepare(Request("train", [choice, *NEEDS.get(choice, [])]), cli._check_points).overrides[0] == choice
+
+
+def test_every_group_has_options() -> None:
+    assert set(options_of(conf_dir())) == {*GROUPS, "experiment"}
+
+
+def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
+    request = Request("train", ["model=blip,tiny_blip", "task=vqa,captioning,retrieval"], multirun=True)
+    assert prepare(request, cli._check_points).swept == ("model", "task")
+
+
+def test_a_large_sweep_has_every_choice_checked() -> None:
+    wide = [f"{key}=1,2,3" for key in ("seed", "adapter.dim", "trainer.epochs")]
+    with pytest.raises(UserError) as error:
+        prepare(Request("train", [*wide, "optim.lr=1e-3,1e-4,0"], multirun=True))
+    assert error.value.problems == ["optim.lr=0.0: must be more than 0"]
+
+
+def test_what_only_a_sweeper_understands_is_passed_on() -> None:
+    prepared = prepare(Request("train", ["optim.lr=interval(0.1,1)", "seed=1"], multirun=True))
+    assert prepared.overrides == ["seed=1", "optim.lr=interval(0.1,1)"]
+    assert prepared.swept == ("optim.lr",)
