@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import model_config
 from vlatrain.adapters import bottleneck
@@ -57,6 +58,7 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("task.decode.num_beams", 0),
         ("task.decode.min_new_tokens", 99),
         ("task.answers", "choose"),
+        ("task.metric", "cider"),
         ("task.temperature", 0.0),
         ("data.eval_fraction", 0.0),
         ("data.eval_fraction", 1.0),
@@ -126,7 +128,7 @@ def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
 )
 def test_predict_says_what_is_missing(task: str, asked: dict[str, Any], missing: str) -> None:
     config = sound(PredictConfig)
-    config.source, config.task.name = "run", task
+    config.source, config.task.name, config.task.metric = "run", task, validate.METRICS[task][0]
     for key, value in asked.items():
         setattr(config, key, value)
     found = validate.problems(config)
@@ -142,3 +144,8 @@ def test_an_optional_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_agree_with_the_code_behind_them() -> None:
     assert set(validate.ACTIVATIONS) == set(bottleneck.ACTIVATIONS)
+    captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
+    assert set(validate.METRICS["captioning"]) == {*captions, "meteor", "spice"}
+    recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}
+    ways = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in recalls}
+    assert set(validate.METRICS["retrieval"]) == {"mean_recall", *ways}

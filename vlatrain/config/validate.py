@@ -13,6 +13,14 @@ from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
+METRICS = {
+    "vqa": ("accuracy",),
+    "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "spice"),
+    "retrieval": (
+        "mean_recall",
+        *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
+    ),
+}
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -111,6 +119,11 @@ def _unknown_names(config: TrainConfig) -> Iterable[str]:
         value = _get(config, key)
         if value is not None and value not in names:
             yield f"{key}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+    metric, known = config.task.metric, METRICS.get(config.task.name, ())
+    if known and metric not in known:
+        yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
+    if metric in ("meteor", "spice") and not config.task.java_metrics:
+        yield f"task.metric={metric}: needs task.java_metrics=true"
 
 
 def _model(config: TrainConfig) -> Iterable[str]:
