@@ -9,6 +9,7 @@ import torch
 from tests.conftest import model_config
 from vlatrain.adapters import bottleneck
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, validate
+from vlatrain.metrics import caption, retrieval
 
 
 def sound(schema: type[TrainConfig] = TrainConfig) -> Any:
