@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
+from tests.conftest import model_config
 from tests.runs import command, tiny_run
 from vlatrain.backbones.describe import ASSETS
 from vlatrain.backbones.loading import load
@@ -128,12 +129,14 @@ def test_test_data_is_scored_with_the_best_weights(tmp_path: Path) -> None:
 
 def test_two_processes_agree_with_one_of_twice_the_batch(tmp_path: Path) -> None:
     sizes = ["task=vqa", "data.train_size=16", "data.eval_size=8", "trainer.max_steps=2", "trainer.threads=1"]
+    # a large epsilon makes AdamW's step proportional to the gradient; else rounding decides the sign of steps of full size
+    sizes += ["optim.eps=1", "optim.lr=1", "optim.warmup=0", "adapter.init=normal"]
     assert command(*sizes, "trainer.batch_size=8", f"run.dir={tmp_path / 'one'}") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "vlatrain"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlatrain"]
     two = [*sizes, "trainer.batch_size=4", f"run.dir={tmp_path / 'two'}"]
-    subprocess.run([*launcher, *two], check=True, timeout=300, capture_output=True)
+    subprocess.run([*launcher, *two], check=True, timeout=120, capture_output=True)
     one, both = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     for key in one:
-        torch.testing.assert_close(one[key], both[key], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one[key], both[key], rtol=1e-4, atol=1e-5)
 
 

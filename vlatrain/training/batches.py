@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import get_all_start_methods
 from typing import Any
 
@@ -17,6 +17,8 @@ from vlatrain.tasks.base import Batch, Batches, Collate, move
 from vlatrain.training.display import SILENT, Display
 from vlatrain.training.order import Order
 from vlatrain.training.rng import seeded_cpu
+
+GRACE = 30  # seconds that a worker lives on after SIGTERM
 
 
 def make_batches(
@@ -66,10 +68,11 @@ def training_batches(
     rank: int,
     workers: int,
     device: torch.device,
-) -> Iterator[tuple[Batch, float]]:
+) -> Generator[tuple[Batch, float], None, None]:
     """The forward passes of the steps in one process, one after the other: batch on the device, and weight of its loss.
 
     One stream over all remaining epochs, so that workers are started once and read ahead over the end of an epoch.
+    Close it when done: that ends the workers.
     """
     passes = _Passes(order, samples, collate, rank)
     keys = ((step, part) for step in steps for part in range(len(order.parts(step, rank))))
@@ -125,13 +128,14 @@ def _loader(dataset: Dataset, keys: Iterable[Any], workers: int, device: torch.d
         num_workers=workers,
         # a fork shares the samples and the task with its backbone; other methods would pickle them for every worker
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outlast_signals,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # its own: a loader draws from it, and a resumed run starts one loader more
     )
 
 
-def _ignore_signals(_: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM reach the whole process group; the main process decides when its workers end
+def _outlast_signals(_: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach the whole process group, and the main process still needs its batches to finish
+    # the step. But SIGTERM may also be its own last word to a worker that it could not end otherwise.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

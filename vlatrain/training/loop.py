@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -169,16 +169,17 @@ class Loop:
             self.order, self.train, self.task.collate, steps, rank, self.trainer.workers, self.device
         )
         train_mode(self.model)
-        while True:
-            if self._evaluation_due() and not self.stopping:
-                self._evaluate()
-            if self._save_due() or (self.stopping and self.saved != self.progress.step):
-                self._save()
-            if self.stopping:
-                self._leave()
-            if self._over():
-                return
-            self._step(passes, track)
+        with closing(passes):  # whatever happens, no worker is left behind
+            while True:
+                if self._evaluation_due() and not self.stopping:
+                    self._evaluate()
+                if self._save_due() or (self.stopping and self.saved != self.progress.step):
+                    self._save()
+                if self.stopping:
+                    self._leave()
+                if self._over():
+                    return
+                self._step(passes, track)
 
     def _over(self) -> bool:
         return self.progress.step >= self.total or self._patience_over()

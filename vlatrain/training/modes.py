@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -146,7 +146,10 @@ def _wrap(layer: nn.Module) -> None:
     layer.forward = recomputed
 
 
-def compile_layers(layers: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """`torch.compile` each layer where it is: names and weights stay, equal layers share their compiled code."""
+def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> None:
+    """`torch.compile` each layer where it is: names and weights stay as they are."""
+    # an adapter's hook makes each layer its own code, in train and eval mode, and for some shapes; past the limit torch
+    # would silently leave the rest uncompiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(layers))
     for layer in layers:
         layer.compile(backend=backend)

@@ -69,7 +69,9 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     """
     where = sites(config.model, config.task.name, config.points)  # before the weights: a typo must not wait for them
     backbone = load(config.model, config.task.name, texts=texts_of(train), seed=config.seed, run=run)
-    model = attach(backbone.model, config.adapter, where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
+        model = attach(backbone.model, config.adapter, where)
     return Bench(backbone, model, build(config.task, backbone, train))
 
 

@@ -1,0 +1,27 @@
+"""Composing whole configurations in tests, as the command line does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlatrain.cli import main
+
+
+def command(*words: str) -> int:
+    """Run a command line in this process.
+
+    Returns:
+        Its exit status.
+    """
+    return main(list(words))
+
+
+def tiny_run(folder: Path, task: str, *overrides: str) -> Path:
+    """Train a moment on built-in data.
+
+    Returns:
+        The run folder.
+    """
+    sizes = ("data.train_size=24", "data.eval_size=10", "trainer.max_steps=3", "trainer.batch_size=8", "trainer.threads=1")
+    assert command(f"task={task}", f"run.dir={folder}", *sizes, *overrides) == 0
+    return folder
