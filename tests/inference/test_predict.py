@@ -1,0 +1,105 @@
+"""`predict`: one image, a folder, a file of samples, and search in both directions; wrong queries are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.runs import command, tiny_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {task: tiny_run(folder / task, task) for task in ("vqa", "captioning", "retrieval")}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (70, 50), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def asked(output: Path, *words: str) -> list[dict]:
+    assert command("predict", *words, f"output={output}") == 0
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_one_image_with_scored_answers(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    question = "what colour is the shape, please?"
+    words = [f"run={runs['vqa']}", f"image={images / 'red.png'}", f"question='{question}'", "top_k=3"]
+    (record,) = asked(tmp_path / "out.jsonl", *words)
+    assert record["question"] == question
+    scores = [hit["score"] for hit in record["hits"]]
+    assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
+    assert record["prediction"] == record["hits"][0]["text"]
+
+
+def test_a_folder_and_a_ranked_list(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    words = [f"run={runs['vqa']}", f"image={images}", "question=what?", "task.answers=rank"]
+    records = asked(tmp_path / "out.jsonl", *words, "task.answer_list=[red,green]", "top_k=2")
+    assert [Path(record["id"]).name for record in records] == ["blue.png", "green.png", "red.png"]
+    for record in records:
+        assert {hit["text"] for hit in record["hits"]} == {"red", "green"}
+        assert sum(hit["score"] for hit in record["hits"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_file_of_samples(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ask.jsonl"
+    rows = [{"image": f"images/{name}.png", "question": f"is it {name}?"} for name in ("red", "blue")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = asked(tmp_path / "out.jsonl", f"run={runs['vqa']}", f"input={file}")
+    assert [record["question"] for record in records] == ["is it red?", "is it blue?"]
+
+
+def test_captions(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    records = asked(tmp_path / "out.jsonl", f"run={runs['captioning']}", f"image={images}")
+    assert len(records) == 3 and all(isinstance(record["prediction"], str) for record in records)
+
+
+@pytest.mark.parametrize("rerank", [0, 2])
+def test_search_in_both_directions(rerank: int, runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    run = [f"run={runs['retrieval']}", f"task.rerank={rerank}"]
+    (record,) = asked(tmp_path / "a.jsonl", *run, f"image={images}", "text='a red square'", "top_k=2")
+    assert len(record["hits"]) == 2 and record["prediction"].endswith(".png")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red square\na blue square\n\n")
+    one = asked(tmp_path / "b.jsonl", *run, f"image={images}", "texts=['a red square','a blue square']")
+    two = asked(tmp_path / "c.jsonl", *run, f"image={images}", f"texts=['{texts}']")
+    assert one == two and len(one) == 3
+    for found in one:
+        scores = [hit["score"] for hit in found["hits"]]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("vqa", ["image={images}"], "question"),
+        ("vqa", ["question=what?"], "image"),
+        ("vqa", ["image=nowhere.png", "question=what?"], "nowhere.png"),
+        ("vqa", ["image={images}", "question=what?", "text=red"], "text"),
+        ("captioning", ["image={images}", "question=what?"], "question"),
+        ("retrieval", ["image={images}"], "text"),
+        ("retrieval", ["image={images}", "text=a", "texts=[b]"], "text"),
+        ("captioning", ["image={images}/bad.png"], "bad.png"),
+    ],
+)
+def test_wrong_queries_are_refused(
+    task: str, words: list[str], said: str, runs: dict[str, Path], images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "bad.png").write_bytes(b"no image")
+    assert command("predict", f"run={runs[task]}", *(word.format(images=images) for word in words)) == 2
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+
+
+def test_no_run_is_refused_with_those_there_are(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("predict", f"run={runs['vqa'].parent / 'vpa'}", "image=x.png", "question=what?") == 2
+    assert str(runs["vqa"]) in capsys.readouterr().err
