@@ -65,6 +65,8 @@ class ModelConfig:
         name: name of this option.
         family: the kind of model (blip, clip): how inputs are named and features are taken.
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
+        batch_size: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
+        accumulate: forward passes in a step, the same way for `trainer.accumulate`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
         tasks: what serves each task.
         towers: the towers by name.
@@ -74,6 +76,8 @@ class ModelConfig:
     name: str = "tiny_blip"
     family: str = "blip"
     checkpoint: str | None = None
+    batch_size: int = 32
+    accumulate: int = 1
     random_init: bool = False
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)
