@@ -258,6 +258,7 @@ class _Jobs:
         self.folder = Path(str(settings.sweep.dir))
         outcome = Outcome(number, overrides)
         varied = [text for text in overrides if text.lstrip("+").partition("=")[0] in self.swept]
+        self.log = None
         announce(number, varied)
         start = time.monotonic()
         try:
@@ -265,7 +266,7 @@ class _Jobs:
             outcome.folder = getattr(result, "folder", None)
             outcome.metrics = getattr(result, "metrics", None) or {}
         except UserError as error:
-            outcome.failure = "; ".join(error.problems)
+            outcome.failure = "; ".join(error.problems) or "refused"
             report(error)
         except Exception as error:
             if hasattr(error, "exit_status"):
@@ -273,6 +274,8 @@ class _Jobs:
             else:
                 outcome.failure = f"{type(error).__name__}: {error}".splitlines()[0]
                 self._traceback(error)
+        if outcome.folder is None and self.log is not None and self.log.parent.is_dir():
+            outcome.folder = self.log.parent
         outcome.seconds = time.monotonic() - start
         self.outcomes.append(outcome)
         if self.stopped is not None:
