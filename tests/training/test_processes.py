@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.training.conftest import SmallTask, load_adapter, make_config, make_loop, make_model, make_samples, same
-from tests.training.test_resume import FORK, finish, lines, losses, wait
+from tests.training.test_interruptions import FORK, finish, lines, losses, wait
 from vlatrain.config import UserError
 from vlatrain.reporting.loggers import JsonLines
 from vlatrain.training.signals import Interrupted
