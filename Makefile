@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# One thread a process and a process a core: the models of the tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-slow lint format smoke build clean
@@ -24,10 +26,10 @@ run: $(STAMP) ## train a VQA adapter on the built-in data: no download, no GPU, 
 	@$(BIN)/vlatrain $(ARGS)
 
 test: $(STAMP) ## the quick test suite (ARGS="-k name" selects)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests: full-size models, wheels, several processes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(STAMP) ## style, format and types
 	$(BIN)/ruff check .
