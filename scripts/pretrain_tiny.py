@@ -36,15 +36,16 @@ T = TypeVar("T")
 Losses = dict[str, Tensor]  # by name; names that begin with % are accuracies, only reported
 
 SEED = 20
-#: Steps: the end of the dense stage, of one-figure scenes, of the flat part of the schedule, and of everything.
-DENSE, ONE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 8000
-CLIP_STEPS = 4000
+#: Steps: the end of the dense stage, of one-figure scenes, of no "red or blue?", of the flat part of the schedule, and all.
+DENSE, ONE, CHOICE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 6000, 8000
+CLIP_STEPS = 3000
 IMAGES = 48
 
 
-def plan(rng: random.Random) -> list[str]:
-    """The skills that one image is asked about in one step."""
-    more = pick(rng, ("echo", "existence", "negation", "shape", "position"))
+def plan(rng: random.Random, step: int) -> list[str]:
+    """The skills that one image is asked about in one step; questions that offer their answers come last."""
+    late = ("choice", "choice", "choice") if step >= CHOICE else ()
+    more = pick(rng, ("echo", "existence", "negation", "shape", "position", *late))
     return ["existence", "negation", "shape", "position", pick(rng, ("colour", "count")), more]
 
 
@@ -61,11 +62,11 @@ def on(batch: T, device: str) -> T:
     return batch
 
 
-def question_losses(model: tiny_blip.TinyBlip, image: Tensor, batch: Pictures, rng: random.Random) -> Losses:
+def question_losses(model: tiny_blip.TinyBlip, image: Tensor, batch: Pictures, step: int, rng: random.Random) -> Losses:
     """Six questions an image: where their words look, what their words know, and the answers."""
     device = str(image.device.type)
-    asked = [ask(scene, rng, plan(rng)) for scene in batch.scenes]
-    texts = on(encode(asked, 16), device)
+    asked = [ask(scene, rng, plan(rng, step)) for scene in batch.scenes]
+    texts = on(encode(asked, 17), device)
     said = answers(asked, rng).to(device).flatten(0, 1)
     looks: list[Tensor] = []
     ids = texts.ids.flatten(0, 1)
@@ -92,7 +93,7 @@ def blip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
     losses = model.aux_dense(image, model.text_encoder.embeddings.word_embeddings.weight, batch)
     if dense:
         return losses
-    losses |= question_losses(model, image, batch, rng)
+    losses |= question_losses(model, image, batch, step, rng)
     stories = [tell(scene, rng) for scene in batch.scenes]
     texts = on(encode([texts for texts, _, _ in stories], 20), device)
     keys, false_keys = [key for _, key, _ in stories], [key for _, _, key in stories]
@@ -103,7 +104,7 @@ def blip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
 def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
     """The losses of one step; one-figure scenes for the first tenth."""
     assert isinstance(model, tiny_clip.TinyClip)
-    return tiny_clip.losses(model, scenes(rng, IMAGES, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
+    return tiny_clip.losses(model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
 
 
 def rate_at(step: int, peak: float, flat: int, total: int) -> float:

@@ -20,7 +20,7 @@ from vlatrain.data.scenes import GRID, KINDS, Scene, cover, make_scene, paint, p
 K, M, PATCH, SIDE = 3, 8, 8, 8
 IDS = {word: place for place, word in enumerate(vocabulary())}
 WORDS = vocabulary()
-SKILLS = ("existence", "negation", "colour", "shape", "count", "position")
+SKILLS = ("existence", "negation", "colour", "shape", "count", "position", "choice")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPModel
 from vlatrain.data.scenes import KINDS, Scene, pick, shuffled
 
 WIDTH = 128
+CAPTIONS = 3  # of an image: a true one and two false ones
 COUNTS = ("no", "one", "two", "three")
 
 
@@ -87,8 +88,7 @@ def statements(scene: Scene, rng: random.Random) -> list[tuple[str, list[Text]]]
     noun, other = described(figure, form), absent(scene, rng, form)
     there, end = pick(rng, (["there is"], ["this is a picture with"], [])), pick(rng, ([], [], ["in the image"]))
     groups.append(("existence", [_said([*there, part, *end], scene, rng, article=True) for part in (noun, other)]))
-    none = [Noun(rng_noun.colour, rng_noun.kind) for rng_noun in (other, noun)]
-    groups.append(("negation", [_said(["there is no", part, *end], scene, rng) for part in none]))
+    groups.append(("negation", [_said(["there is no", part, *end], scene, rng) for part in (other, noun)]))
     if noun := single(scene, figure, rng, ("kind", "any")):
         hues = [figure.colour, *shuffled(rng, [hue for hue in HUES if hue != figure.colour])[:3]]
         groups.append(("colour", [_said(["the", noun, "is", hue], scene, rng) for hue in hues]))
@@ -109,49 +109,59 @@ def statements(scene: Scene, rng: random.Random) -> list[tuple[str, list[Text]]]
     return groups
 
 
-def losses(model: TinyClip, batch: Pictures, rng: random.Random) -> dict[str, Tensor]:
-    """Dense, whole-caption and statement losses of one batch, and the share of statements chosen right (`%...`)."""
-    size, device = len(batch.scenes), batch.pixels.device
-    vision = model.clip.vision_model(pixel_values=batch.pixels)
-    table = model.clip.text_model.embeddings.token_embedding.weight
-    found = model.aux_dense(model.clip.vision_model.post_layernorm(vision.last_hidden_state), table, batch)
-    seen = F.normalize(model.clip.visual_projection(vision.pooler_output).float(), dim=-1)
+def _embed(model: TinyClip, texts: list[Text], length: int, device: torch.device) -> Tensor:
+    """Unit text features (number of texts, D)."""
+    ids = encode([texts], length).ids[0].to(device)
+    return F.normalize(model.clip.text_projection(model.clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
 
-    stories, keys = [], []
-    for scene in batch.scenes:
-        false = [false_nouns(scene, rng) for _ in range(3)]
+
+def contrast_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: random.Random) -> dict[str, Tensor]:
+    """Each image among the batch's captions, true and false, and its true caption among its own.
+
+    Captions that are true of an image by chance are no candidates.
+    """
+    size, device = len(scenes), seen.device
+    stories, said = [], []
+    for scene in scenes:
+        false = [false_nouns(scene, rng) for _ in range(CAPTIONS - 1)]
         stories.append([caption(scene, rng), *(caption(scene, rng, nouns) for nouns in false)])
-        said = [[(f.colour, f.kind) for f in scene.figures], *([(n.colour, n.kind) for n in nouns] for nouns in false)]
-        keys.append([tuple(sorted(pairs)) for pairs in said])
-    groups = [(b, skill, texts) for b, scene in enumerate(batch.scenes) for skill, texts in statements(scene, rng)]
-    flat = [text for story in stories for text in story] + [text for _, _, texts in groups for text in texts]
-    ids = encode([flat], 20).ids[0].to(device)
-    told = F.normalize(model.clip.text_projection(model.clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)
-    heat = model.clip.logit_scale.exp().clamp(max=100)
-
-    captions, short = told[: 4 * size].view(size, 4, WIDTH), told[4 * size :]
-    everyone = captions.transpose(0, 1).flatten(0, 1)  # (4 * B, D): all true ones, then the false ones
-    to_text = heat * seen @ everyone.T
-    flat_keys = [keys[b][c] for c in range(4) for b in range(size)]
-    same = torch.tensor(
-        [[k == keys[b][0] and j != b for j, k in enumerate(flat_keys)] for b in range(size)], device=device
-    )
-    to_text = to_text.masked_fill(same, -1e4)
+        named = [[(f.colour, f.kind) for f in scene.figures], *([(n.colour, n.kind) for n in nouns] for nouns in false)]
+        said.append([tuple(sorted(pairs)) for pairs in named])
+    told = _embed(model, [story[c] for c in range(CAPTIONS) for story in stories], 20, device)  # true ones first
+    scores = model.clip.logit_scale.exp().clamp(max=100) * seen @ told.T  # (B, B * CAPTIONS)
+    everything = [facts[c] for c in range(CAPTIONS) for facts in said]
+    same = [[facts == said[b][0] and j != b for j, facts in enumerate(everything)] for b in range(size)]
+    scores = scores.masked_fill(torch.tensor(same, device=device), -1e4)
     target = torch.arange(size, device=device)
-    found["contrast"] = (F.cross_entropy(to_text, target) + F.cross_entropy(to_text[:, :size].T, target)) / 2
-    mine = torch.stack([to_text[target, target + c * size] for c in range(4)], 1)
-    found["hard"] = F.cross_entropy(mine, torch.zeros_like(target))
-    found["%hard"] = (mine.argmax(1) == 0).float().mean()
+    both = F.cross_entropy(scores, target) + F.cross_entropy(scores[:, :size].T, target)
+    mine = torch.stack([scores[target, target + c * size] for c in range(CAPTIONS)], 1)
+    hard = F.cross_entropy(mine, torch.zeros_like(target))
+    return {"contrast": both / 2, "hard": hard, "%hard": (mine.argmax(1) == 0).float().mean()}
 
-    most = 4
-    padded = torch.full((len(groups), most), -1e4, device=device)
+
+def statement_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: random.Random) -> dict[str, Tensor]:
+    """Three groups of statements an image: choose the true one."""
+    device = seen.device
+    groups = [(b, *group) for b, scene in enumerate(scenes) for group in shuffled(rng, statements(scene, rng))[:3]]
+    told = _embed(model, [text for _, _, texts in groups for text in texts], 14, device)
     owner = torch.tensor([b for b, _, texts in groups for _ in texts], device=device)
     row = torch.tensor([g for g, (_, _, texts) in enumerate(groups) for _ in texts], device=device)
     column = torch.tensor([c for _, _, texts in groups for c in range(len(texts))], device=device)
-    padded[row, column] = heat * (seen[owner] * short).sum(-1)
-    right = padded.argmax(1) == 0
-    found["choose"] = F.cross_entropy(padded, torch.zeros(len(groups), dtype=torch.long, device=device))
+    scores = torch.full((len(groups), 4), -1e4, device=device)
+    scores[row, column] = model.clip.logit_scale.exp().clamp(max=100) * (seen[owner] * told).sum(-1)
+    right = scores.argmax(1) == 0
+    found = {"choose": F.cross_entropy(scores, torch.zeros(len(groups), dtype=torch.long, device=device))}
     for skill in ("existence", "negation", "colour", "shape", "count", "position"):
         mask = torch.tensor([name == skill for _, name, _ in groups], device=device)
         found[f"%{skill}"] = right[mask].float().mean()
     return found
+
+
+def losses(model: TinyClip, batch: Pictures, rng: random.Random) -> dict[str, Tensor]:
+    """Dense, whole-caption and statement losses of one batch, and the share of choices made right (`%...`)."""
+    vision = model.clip.vision_model(pixel_values=batch.pixels)
+    table = model.clip.text_model.embeddings.token_embedding.weight
+    found = model.aux_dense(model.clip.vision_model.post_layernorm(vision.last_hidden_state), table, batch)
+    seen = F.normalize(model.clip.visual_projection(vision.pooler_output).float(), dim=-1)
+    found |= contrast_losses(model, seen, batch.scenes, rng)
+    return found | statement_losses(model, seen, batch.scenes, rng)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, between, pick
+from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, between, pick, shuffled
 
 HUES = tuple(COLOURS)
 PLURAL = {"": ""} | {kind: "crosses" if kind == "cross" else f"{kind}s" for kind in KINDS}
@@ -222,6 +222,42 @@ def single(scene: Scene, figure: Figure, rng: random.Random, forms: tuple[str, .
     return pick(rng, nouns) if nouns else None
 
 
+def _offer(text: Text, scene: Scene, figure: Figure, rng: random.Random, options: list[Noun], article: bool) -> None:
+    """Append "red, blue or green": an option points at what it names and, as a phrase, at the figure that it is true of."""
+    place = 1 << scene.figures.index(figure)
+    for number, option in enumerate(shuffled(rng, options)):
+        text.add("" if not number else "or" if number == len(options) - 1 else ",")
+        text.add("a" if article else "")
+        word = _say_hue(rng, option.colour) or option.kind
+        text.add(word, option.among(scene), place if option.fits(figure) else 0)
+
+
+def offering(scene: Scene, figure: Figure, rng: random.Random) -> Text | None:
+    """A question that names its possible answers: "is the star red, blue or green?", "is the red shape a star or a ring?"."""
+    about = pick(rng, ("colour", "kind", "side"))
+    noun = single(scene, figure, rng, ("kind", "any") if about == "colour" else ("colour", "any"))
+    if noun is None:
+        return None
+    text = fill(pick(rng, ("is the {bare}", "is the {bare}", "what is the {bare} :")), scene, noun, rng)
+    others = 1 + int(rng.random() * 2)
+    if about == "colour":
+        hues = [hue for hue in HUES if hue != figure.colour]
+        text.answer = figure.colour
+        _offer(text, scene, figure, rng, [Noun(hue) for hue in (figure.colour, *shuffled(rng, hues)[:others])], False)
+    elif about == "kind":
+        kinds = [kind for kind in KINDS if kind != figure.kind]
+        text.answer = figure.kind
+        _offer(text, scene, figure, rng, [Noun("", k) for k in (figure.kind, *shuffled(rng, kinds)[:others])], True)
+    else:
+        pair = pick(rng, (("left", "right"), ("top", "bottom")))
+        true = set(pair) & set(zone(figure).split())
+        if not true:
+            return None
+        text.answer = true.pop()
+        text.add(" or ".join(shuffled(rng, pair)))
+    return text
+
+
 def question(scene: Scene, rng: random.Random, skill: str) -> Text | None:
     """A question of that skill with its answer, or None where the scene does not allow one."""
     figure = pick(rng, scene.figures)
@@ -249,6 +285,11 @@ def question(scene: Scene, rng: random.Random, skill: str) -> Text | None:
         noun = absent(scene, rng, form) if choice < 0.2 else Noun() if choice < 0.45 else described(figure, form)
         text = fill(pick(rng, COUNT), scene, noun, rng)
         text.answer = str(noun.among(scene).bit_count())
+    elif skill == "choice":
+        offered = offering(scene, figure, rng)
+        if offered is None:
+            return None
+        text = offered
     else:
         noun = single(scene, figure, rng, ("colour", "kind", "both", "any"))
         place = zone(figure)

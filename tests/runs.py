@@ -22,6 +22,12 @@ def tiny_run(folder: Path, task: str, *overrides: str) -> Path:
     Returns:
         The run folder.
     """
-    sizes = ("data.train_size=24", "data.eval_size=10", "trainer.max_steps=3", "trainer.batch_size=8", "trainer.threads=1")
+    sizes = (
+        "data.train_size=24",
+        "data.eval_size=10",
+        "trainer.max_steps=3",
+        "trainer.batch_size=8",
+        "trainer.threads=1",
+    )
     assert command(f"task={task}", f"run.dir={folder}", *sizes, *overrides) == 0
     return folder

@@ -1,7 +1,8 @@
 """vlatrain: adapters for frozen vision-language models, trained from one configuration.
 
-Importing the package makes its adapter methods known to PEFT: at once where PEFT is imported already, else as soon as it is. So
-`import vlatrain; PeftModel.from_pretrained(backbone, "run/adapter")` works, and the command line still answers without importing torch.
+Importing the package makes its adapter methods known to PEFT: at once where PEFT is imported already, else as soon as
+it is. So `import vlatrain; PeftModel.from_pretrained(backbone, "run/adapter")` works, and the command line still
+answers without importing torch.
 """
 
 import importlib

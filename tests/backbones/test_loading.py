@@ -72,7 +72,8 @@ def test_a_hub_out_of_reach_is_one_line_with_the_ways_out() -> None:
     with pytest.raises(UserError) as error:
         load(model_config("blip", checkpoint="someone/nothing"), "vqa")
     (line,) = error.value.problems
-    assert "someone/nothing" in line and "\n" not in line
+    assert "someone/nothing" in line
+    assert "\n" not in line
     for way in ("model.checkpoint=FOLDER", "model.random_init=true", "model=tiny_blip"):
         assert way in line
 

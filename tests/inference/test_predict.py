@@ -37,7 +37,8 @@ def test_one_image_with_scored_answers(runs: dict[str, Path], images: Path, tmp_
     (record,) = asked(tmp_path / "out.jsonl", *words)
     assert record["question"] == question
     scores = [hit["score"] for hit in record["hits"]]
-    assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
+    assert len(scores) == 3
+    assert all(0 <= score <= 1 for score in scores)
     assert record["prediction"] == record["hits"][0]["text"]
 
 
@@ -60,22 +61,26 @@ def test_a_file_of_samples(runs: dict[str, Path], images: Path, tmp_path: Path) 
 
 def test_captions(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     records = asked(tmp_path / "out.jsonl", f"run={runs['captioning']}", f"image={images}")
-    assert len(records) == 3 and all(isinstance(record["prediction"], str) for record in records)
+    assert len(records) == 3
+    assert all(isinstance(record["prediction"], str) for record in records)
 
 
 @pytest.mark.parametrize("rerank", [0, 2])
 def test_search_in_both_directions(rerank: int, runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     run = [f"run={runs['retrieval']}", f"task.rerank={rerank}"]
     (record,) = asked(tmp_path / "a.jsonl", *run, f"image={images}", "text='a red square'", "top_k=2")
-    assert len(record["hits"]) == 2 and record["prediction"].endswith(".png")
+    assert len(record["hits"]) == 2
+    assert record["prediction"].endswith(".png")
     texts = tmp_path / "texts.txt"
     texts.write_text("a red square\na blue square\n\n")
     one = asked(tmp_path / "b.jsonl", *run, f"image={images}", "texts=['a red square','a blue square']")
     two = asked(tmp_path / "c.jsonl", *run, f"image={images}", f"texts=['{texts}']")
-    assert one == two and len(one) == 3
+    assert one == two
+    assert len(one) == 3
     for found in one:
         scores = [hit["score"] for hit in found["hits"]]
-        assert scores == sorted(scores, reverse=True) and len(scores) == 2
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) == 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,8 @@ def test_wrong_queries_are_refused(
     (images / "bad.png").write_bytes(b"no image")
     assert command("predict", f"run={runs[task]}", *(word.format(images=images) for word in words)) == 2
     err = capsys.readouterr().err
-    assert said in err and "Traceback" not in err
+    assert said in err
+    assert "Traceback" not in err
 
 
 def test_no_run_is_refused_with_those_there_are(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,9 +93,7 @@ def test_trains_its_own_tensors_and_nothing_else(name: str, task: str, method: s
 
 @methods
 @rows
-def test_saved_adapter_loads_with_peft_and_with_transformers(
-    name: str, task: str, method: str, tmp_path: Path
-) -> None:
+def test_saved_adapter_loads_with_peft_and_with_transformers(name: str, task: str, method: str, tmp_path: Path) -> None:
     backbone, model = adapted(name, task, method, trained=True)
     save(model, tmp_path)
     expected = loss_of(backbone)
@@ -172,7 +170,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method: str) -> None:
 
 
 def test_hidden_states_are_the_adapted_ones() -> None:
-    backbone, model = adapted("clip", "retrieval", "bottleneck", trained=True)
+    backbone, _model = adapted("clip", "retrieval", "bottleneck", trained=True)
     pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
     output = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True)
     norm = backbone.model.vision_model.post_layernorm
@@ -221,8 +219,11 @@ def test_a_copy_is_independent() -> None:
 def test_the_enum_member_is_a_real_one() -> None:
     register()  # again does nothing
     member = PeftType("VLATRAIN")
-    assert member is PeftType.VLATRAIN and member in PeftType and member in list(PeftType)
-    assert pickle.loads(pickle.dumps(member)) is member and copy.deepcopy(member) is member
+    assert member is PeftType.VLATRAIN
+    assert member in PeftType
+    assert member in list(PeftType)
+    assert pickle.loads(pickle.dumps(member)) is member
+    assert copy.deepcopy(member) is member
 
 
 @pytest.mark.parametrize("name", ["a.b", "vlatrain", "adapter"])

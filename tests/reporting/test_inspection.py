@@ -43,14 +43,16 @@ def test_counts_at_full_size(model: str, task: str, points: list[str], sites_cou
     expected = sum(number * Bottleneck.count(width, 64) for width, number in widths.items())
     assert found.trainable == {"adapter": expected}
     assert found.adapter_bytes == 4 * expected
-    assert found.percent == pytest.approx(100 * expected / found.total) and found.percent < 5
+    assert found.percent == pytest.approx(100 * expected / found.total)
+    assert found.percent < 5
     assert sites_count == sum(widths.values())
 
 
 def test_captioning_count_is_the_published_one() -> None:
     found = count(config("blip", "captioning", ["decoder"], dim=64))
     assert found.trainable["adapter"] == 3_568_896
-    assert round(found.total / 1e6, 1) == 227.5 and round(found.percent, 2) == 1.57
+    assert round(found.total / 1e6, 1) == 227.5
+    assert round(found.percent, 2) == 1.57
 
 
 @pytest.mark.parametrize("method", ["full", "none", "lora"])

@@ -114,7 +114,8 @@ def test_ranking_picks_from_the_list_and_scores_add_up() -> None:
         ranked = work.answer(work.questions(samples), alternatives=len(config.answer_list))  # type: ignore[attr-defined]
     for answers in ranked:
         scores = [score for _, score in answers]
-        assert sorted(scores, reverse=True) == scores and sum(scores) == pytest.approx(1, rel=1e-4)
+        assert sorted(scores, reverse=True) == scores
+        assert sum(scores) == pytest.approx(1, rel=1e-4)
 
 
 def test_generated_answers_carry_their_probability_whatever_the_beams() -> None:

@@ -1,11 +1,11 @@
 """Bottleneck adapter: down-projection, non-linearity, up-projection, residual.
 
-Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, arXiv:1902.00751); for vision-and-language models
-Sung et al., "VL-Adapter" (CVPR 2022, arXiv:2112.06825). It is put on the output of a sub-layer (attention, cross-attention or feed-forward),
-before that sub-layer's residual addition and norm.
+Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, arXiv:1902.00751); for vision-and-language
+models Sung et al., "VL-Adapter" (CVPR 2022, arXiv:2112.06825). It is put on the output of a sub-layer (attention,
+cross-attention or feed-forward), before that sub-layer's residual addition and norm.
 
-Deviation: the up-projection starts at zero, so that the adapted model equals the base at step 0; the papers start near zero, from
-N(0, std), which is `init="normal"` here.
+Deviation: the up-projection starts at zero, so that the adapted model equals the base at step 0; the papers start near
+zero, from N(0, std), which is `init="normal"` here.
 """
 
 from __future__ import annotations
@@ -93,5 +93,3 @@ class Bottleneck(nn.Module):
     def count(width: int, dim: int, bias: bool = True) -> int:
         """Number of parameters of one adapter."""
         return 2 * width * dim + (width + dim if bias else 0)
-
-

@@ -41,5 +41,3 @@ class Clip(Backbone):
             ValueError: always.
         """
         raise ValueError("CLIP has no matching head: task.matching and task.rerank do not apply to it")
-
-

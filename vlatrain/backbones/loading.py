@@ -58,9 +58,10 @@ def meta_model(config: ModelConfig, task: str) -> PreTrainedModel:
 def _pretrained(config: ModelConfig, task: str, checkpoint: str) -> Backbone:
     try:
         with _quiet():
-            model, report = _architecture(config, task).from_pretrained(
+            loaded: Any = _architecture(config, task).from_pretrained(
                 checkpoint, dtype=torch.float32, output_loading_info=True
             )
+            model, report = loaded
             tokenizer = AutoTokenizer.from_pretrained(checkpoint)
             image_processor = _image_processor_class(config).from_pretrained(checkpoint)
     except OSError as error:
@@ -119,8 +120,8 @@ def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError
         return f"model.checkpoint={checkpoint}: {str(error).splitlines()[0]}"
     return (
         f"cannot load {checkpoint} for task={task}: it is no folder here, and the hub does not give it "
-        f"({str(error).splitlines()[0]}); set model.checkpoint=FOLDER to a local copy, model.random_init=true for the architecture with random "
-        "weights, or model=tiny_blip"
+        f"({str(error).splitlines()[0]}); set model.checkpoint=FOLDER to a local copy, model.random_init=true for the "
+        "architecture with random weights, or model=tiny_blip"
     )
 
 

@@ -1,7 +1,7 @@
 """Tokenizers made from the data at hand, for backbones with random weights.
 
-A model built with `model.random_init=true` has no vocabulary of its own, and none can be downloaded; it keeps the size of its
-embedding, so that it has the published number of parameters, and uses the first rows of it.
+A model built with `model.random_init=true` has no vocabulary of its own, and none can be downloaded; it keeps the size
+of its embedding, so that it has the published number of parameters, and uses the first rows of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 START, EXTRA = "[DEC]", "[ENC]"
@@ -22,8 +22,8 @@ ALPHABET = string.ascii_lowercase + string.digits + string.punctuation
 def make_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer, `[CLS] text [SEP]`, with BLIP's two extra tokens.
 
-    Its vocabulary is the most frequent words of the texts, equal ones in alphabetical order, and single characters for all others. (The
-    trainer of the tokenizers library breaks ties differently at every run.)
+    Its vocabulary is the most frequent words of the texts, equal ones in alphabetical order, and single characters for
+    all others. (The trainer of the tokenizers library breaks ties differently at every run.)
 
     Args:
         texts: the texts.
@@ -49,8 +49,8 @@ def make_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def settings(family: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def settings(family: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The token ids that a family's `text_config` needs for such a tokenizer."""
-    start, end, padding = tokenizer.convert_tokens_to_ids([START, "[SEP]", "[PAD]"])
+    start, end, padding = (tokenizer.convert_tokens_to_ids(token) for token in (START, "[SEP]", "[PAD]"))
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": padding}
     return ids if family == "clip" else {**ids, "sep_token_id": end}  # CLIP pools the state of the first eos token

@@ -86,7 +86,8 @@ def _misfits(config: PredictConfig) -> list[str]:
         problems.append(f"question= is for task=vqa; this run's task is {task}")
     if task == "retrieval" and bool(config.text) == bool(config.texts):
         problems.append(
-            'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with one a line) to rank texts for each image'
+            'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
+            "one a line) to rank texts for each image"
         )
     if task != "retrieval" and (config.text or config.texts):
         problems.append(f"text= and texts= are for task=retrieval; this run's task is {task}")

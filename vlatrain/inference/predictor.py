@@ -93,7 +93,9 @@ class Predictor:
         if task.config.rerank and task.embedder.matches:
             pixels = (batch["pixels"] for batch in self._batches([samples[i] for i in best], task.images))
             states = (task.embedder.image_features(part)[1] for part in pixels)
-            scores = [score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()]
+            scores = [
+                score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()
+            ]
         return _ranked([names[i] for i in best], scores)
 
     def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:

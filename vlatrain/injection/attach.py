@@ -38,10 +38,12 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
         model.requires_grad_(True)
         return model
     if not sites.outputs:
-        raise UserError("adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)")
+        raise UserError(
+            "adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)"
+        )
     with warnings.catch_warnings():  # PEFT still asks transformers by a name that goes in its next major release
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return get_peft_model(model, peft_config(config, sites))  # type: ignore[arg-type]
+        return get_peft_model(model, peft_config(config, sites))
 
 
 def peft_config(config: AdapterConfig, sites: Sites) -> PeftConfig:
@@ -99,13 +101,17 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
         return model
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
     if not wanted.is_file():
-        raise UserError(f"{folder}: there is no {wanted.name}; the run has not finished, or is no adapter={config.name} run")
+        raise UserError(
+            f"{folder}: there is no {wanted.name}; the run has not finished, or is no adapter={config.name} run"
+        )
     if config.name != "full":
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return PeftModel.from_pretrained(model, str(folder))  # type: ignore[arg-type]
+            return PeftModel.from_pretrained(model, str(folder))
     weights: dict[str, Tensor] = load_file(str(wanted))
     outcome: Any = model.load_state_dict(weights, strict=False)
     if outcome.unexpected_keys:
-        raise UserError(f"{wanted}: weights that the backbone does not have: {', '.join(outcome.unexpected_keys[:3])}, ...")
+        raise UserError(
+            f"{wanted}: weights that the backbone does not have: {', '.join(outcome.unexpected_keys[:3])}, ..."
+        )
     return model

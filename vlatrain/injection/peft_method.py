@@ -11,7 +11,6 @@ on PEFT's internals is in this file; `tests/injection/test_peft_method.py` is th
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +41,9 @@ class VlatrainConfig(PeftConfig):
     design: str = field(default="bottleneck", metadata={"help": "the adapter design"})
     points: dict[str, str] = field(default_factory=dict, metadata={"help": "module path by injection point"})
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the design"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules trained and saved with it"})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "other modules trained and saved with it"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,10 +93,11 @@ class Site(nn.Module, BaseTunerLayer):
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a non-linear adapter is no change of the weights."""
-        raise ValueError("these adapters are not linear and cannot be merged into the weights; use unload() to remove them")
+        raise ValueError("these adapters are not linear and cannot be merged into the weights; unload() removes them")
 
     def unmerge(self) -> None:
         """Nothing to do: they are never merged."""
+        assert not self.merged_adapters
 
 
 class VlatrainModel(BaseTuner):
@@ -105,24 +107,24 @@ class VlatrainModel(BaseTuner):
     tuner_layer_cls = Site
     target_module_mapping: dict[str, list[str]] = {}
 
-    def _prepare_adapter_config(self, peft_config: VlatrainConfig, model_config: dict) -> VlatrainConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         if not peft_config.points:
             raise ValueError("VlatrainConfig.points is empty: name the points to adapt")
         return peft_config
 
-    def _check_new_adapter_config(self, config: VlatrainConfig) -> None:
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
         name = next(name for name, known in self.peft_config.items() if known is config)
         # PEFT finds the adapter's name in dotted keys by looking for it as text
-        if "." in name or name in UNITS or CHILD == name:
-            raise ValueError(f"adapter name {name!r}: use a name without dots that is no part of '{UNITS}' or '{CHILD}'")
+        if "." in name or name in UNITS or name == CHILD:
+            raise ValueError(f"adapter name {name!r}: use one without dots that is no part of '{UNITS}' or '{CHILD}'")
 
     @staticmethod
-    def _check_target_module_exists(peft_config: VlatrainConfig, key: str) -> bool:
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         return key in peft_config.target_modules
 
     def _create_and_replace(
         self,
-        peft_config: VlatrainConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -143,7 +145,7 @@ class VlatrainModel(BaseTuner):
         site.units[adapter_name] = unit.train(target.training)
         site.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         sites = [(module, getattr(module, CHILD)) for module in self.model.modules() if _is_adapted(module)]
         if merge and sites:
             sites[0][1].merge()
@@ -180,7 +182,7 @@ def _is_adapted(module: nn.Module) -> bool:
     return isinstance(getattr(module, CHILD, None), Site)
 
 
-def _extend_enum(cls: type[enum.Enum], name: str) -> None:
+def _extend_enum(cls: Any, name: str) -> None:
     """Add a member to a closed string enum. PEFT's `PeftType` is one, and transformers needs a real member."""
     if name in cls.__members__:
         return

@@ -6,8 +6,8 @@ mean everything (`vision` is `vision.*.*`):
     tower, site    a name, `*`, or alternatives: `{vision,text}`
     layer          a number, a range `6-11`, `first4`, `last4`, `*`, or alternatives of these: `{0,6-11}`
 
-`firstN` and `lastN` select every layer of a tower that has fewer than N. Alternatives that a backbone lacks select nothing as long as
-the pattern as a whole selects something; a pattern that selects nothing is an error.
+`firstN` and `lastN` select every layer of a tower that has fewer than N. Alternatives that a backbone lacks select
+nothing as long as the pattern as a whole selects something; a pattern that selects nothing is an error.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     console.print(_counts(config, found))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
     console.print(
-        f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; the runtime's own comes on top.",
+        f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
+        "the runtime's own comes on top.",
         style="dim",
     )
     return found

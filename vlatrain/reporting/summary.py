@@ -84,7 +84,9 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
     commands = [f"vlatrain predict run={folder} {EXAMPLES[task]}"]
     if config.adapter.name == "bottleneck":
         commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
-        commands.append(f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning")
+        commands.append(
+            f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning"
+        )
     if config.data.name == "shapes":
         commands.append(f"vlatrain {given}data=files data.train=TRAIN.jsonl     # your own images")
     commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")

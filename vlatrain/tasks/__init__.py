@@ -1,6 +1,6 @@
 """Tasks, one file each: how a batch becomes a loss, predictions and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vlatrain.backbones.base import Backbone
 from vlatrain.config import TaskConfig, UserError
@@ -10,7 +10,11 @@ from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
 
-TASKS = {"vqa": Vqa, "captioning": Captioning, "retrieval": Retrieval}
+TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
+    "vqa": Vqa,
+    "captioning": Captioning,
+    "retrieval": Retrieval,
+}
 
 
 def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:

@@ -79,7 +79,8 @@ class Captioning(Task):
             for sample, text, score in zip(samples, texts, scores.per_sample, strict=True)
         ]
         settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
-        extra, skipped = {}, dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
+        extra: dict[str, float] = {}
+        skipped = dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
         if self.config.java_metrics:
             extra, skipped = metric.optional_scores(texts, [sample.captions for sample in samples])
         if skipped:

@@ -1,8 +1,8 @@
 """Image-text retrieval: contrastive training, and a matching head where the backbone has one.
 
-Contrastive loss: Radford et al., CLIP (2021). A caption's image may have other captions in the batch; they are no negatives of the
-image, and neither is an identical caption of another image. Matching with hard negatives drawn by similarity: Li et al., ALBEF (2021)
-and BLIP (2022). With several processes, negatives come from the process's own batch.
+Contrastive loss: Radford et al., CLIP (2021). A caption's image may have other captions in the batch; they are no
+negatives of the image, and neither is an identical caption of another image. Matching with hard negatives drawn by
+similarity: Li et al., ALBEF (2021) and BLIP (2022). With several processes, negatives come from the process's own batch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Retrieval(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by the matching head if `task.rerank` says so."""
-        images = torch.cat([self.embedder.image_features(b["pixels"])[0].float() for b in batches(samples, self.images)])
+        images = torch.cat(
+            [self.embedder.image_features(b["pixels"])[0].float() for b in batches(samples, self.images)]
+        )
         texts = torch.cat([self.embedder.text_features(b["text"]).float() for b in batches(samples, self.texts)])
         owner = owned([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
@@ -65,7 +67,7 @@ class Retrieval(Task):
         best = metric.top_k(images, texts, 1)[1][:, 0].tolist()
         if k:
             ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
-        scores = {}
+        scores: dict[str, float] = {}
         for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
             scores |= {f"{direction}_{name.replace('@', '')}": value for name, value in metric.recalls(found).items()}
         scores["mean_recall"] = sum(scores.values()) / len(scores)  # of all six, as the field reports it
@@ -190,12 +192,16 @@ def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
     logits = logits.float()
     captions = torch.arange(len(owner), device=owner.device)
     positive = same_caption(ids, owner, logits.shape[1])
-    to_image = logits.masked_fill(positive & (owner[:, None] != torch.arange(logits.shape[1], device=owner.device)), float("-inf"))
+    to_image = logits.masked_fill(
+        positive & (owner[:, None] != torch.arange(logits.shape[1], device=owner.device)), float("-inf")
+    )
     pair = logits.T[owner]  # (T, T): row t is caption t's image against every caption
     to_text = pair.masked_fill(positive.T[owner] & (captions[:, None] != captions), float("-inf"))
     # mean over the images of the mean over their captions
     images = logits.shape[1]
-    captions_of = torch.zeros(images, device=owner.device).index_add(0, owner, torch.ones_like(owner, dtype=torch.float))
+    captions_of = torch.zeros(images, device=owner.device).index_add(
+        0, owner, torch.ones_like(owner, dtype=torch.float)
+    )
     share = 1 / captions_of[owner] / images  # (T,)
     losses = cross_entropy(to_image, owner, reduction="none") + cross_entropy(to_text, captions, reduction="none")
     return (losses * share).sum() / 2

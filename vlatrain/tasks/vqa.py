@@ -113,7 +113,8 @@ class Vqa(Task):
         scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
         if scores.ceiling < 90:
             log.warning(
-                "VQA accuracy cannot exceed %.1f here: it counts an answer fully where 3 annotators gave it", scores.ceiling
+                "VQA accuracy cannot exceed %.1f here: it counts an answer fully where 3 annotators gave it",
+                scores.ceiling,
             )
         settings = {
             "accuracy": scores.variant,

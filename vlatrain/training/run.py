@@ -32,8 +32,10 @@ from vlatrain.training.setup import ADAPTER, Bench, fresh, keep_processor, score
 log = logging.getLogger("vlatrain")
 
 # What may differ where a run is continued: none of it changes what is learned.
-FREE = ("run", "resume", "logger", "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep")
-FREE += ("trainer.eval_batch_size", "task.answer_list")
+FREE = (
+    "run", "resume", "logger", "task.answer_list", "trainer.workers", "trainer.threads", "trainer.log_every",
+    "trainer.keep", "trainer.eval_batch_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,4 +202,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE)
-

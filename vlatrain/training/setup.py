@@ -96,7 +96,12 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
 
 
 def scored(
-    bench: Bench, samples: Sequence[Sample], config: TrainerConfig, device: torch.device, precision: str, display: Display
+    bench: Bench,
+    samples: Sequence[Sample],
+    config: TrainerConfig,
+    device: torch.device,
+    precision: str,
+    display: Display,
 ) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training."""
     size = config.eval_batch_size or 2 * config.batch_size
