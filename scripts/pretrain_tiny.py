@@ -38,7 +38,10 @@ Losses = dict[str, Tensor]  # by name; names that begin with % are accuracies, o
 SEED = 20
 #: Steps: the end of the dense stage, of one-figure scenes, of no "red or blue?", of the flat part of the schedule, and all.
 DENSE, ONE, CHOICE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 6000, 8000
-CLIP_STEPS = 3000
+CLIP_STEPS, CLIP_MORE = 3000, 6000  # the end of the first leg, and of one that asks more of what the first leaves weak
+Leg = tuple[float, int, int, int]  # of the schedule: peak rate, first step, end of its flat part, end
+BLIP_LEGS: tuple[Leg, ...] = ((1e-3, 0, FLAT, BLIP_STEPS),)
+CLIP_LEGS: tuple[Leg, ...] = ((1e-3, 0, CLIP_STEPS // 4, CLIP_STEPS), (8e-4, CLIP_STEPS, 4000, CLIP_MORE))
 IMAGES = 48
 
 
@@ -104,28 +107,31 @@ def blip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
 def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
     """The losses of one step; one-figure scenes for the first tenth."""
     assert isinstance(model, tiny_clip.TinyClip)
-    return tiny_clip.losses(model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
+    return tiny_clip.losses(
+        model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), step >= CLIP_STEPS, rng
+    )
 
 
-def rate_at(step: int, peak: float, flat: int, total: int) -> float:
-    """Learning rate: 200 steps of warm-up, a slow cosine, and from step `flat` on also a straight line to zero."""
-    warm = min(1.0, (step + 1) / 200)
-    slow = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / 12000))
-    return peak * warm * slow * min(1.0, (total - step) / (total - flat))
+def rate_at(step: int, legs: tuple[Leg, ...]) -> float:
+    """Learning rate: in each leg 200 steps of warm-up, a slow cosine, and after its flat part a straight line to zero."""
+    peak, first, flat, end = next(leg for leg in legs if step < leg[3])
+    warm = min(1.0, (step - first + 1) / 200)
+    slow = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - first) / 12000))
+    return peak * warm * slow * min(1.0, (end - step) / (end - flat))
 
 
 def train(
     model: nn.Module,
     losses_of: Callable[[nn.Module, int, random.Random, str], Losses],
-    rates: tuple[float, int, int],
+    legs: tuple[Leg, ...],
     work: Path,
     device: str,
 ) -> None:
-    """AdamW over `rates[2]` steps (see `rate_at`); continues from `work` where there is a checkpoint."""
+    """AdamW over the legs (see `rate_at`); continues from `work` where there is a checkpoint."""
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rates[0], betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=legs[0][0], betas=(0.9, 0.98))
     first, path, log = 0, work / "last.pt", work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -135,9 +141,9 @@ def train(
         first = state["step"]
     sums: dict[str, float] = {}
     began = time.time()
-    for step in range(first, rates[2]):
+    for step in range(first, legs[-1][3]):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, *rates)
+            group["lr"] = rate_at(step, legs)
         torch.manual_seed(SEED + step)
         with torch.autocast(device, dtype=torch.bfloat16):
             losses = losses_of(model, step, random.Random(SEED * 1_000_003 + step), device)
@@ -155,7 +161,7 @@ def train(
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
             sums, began = {}, time.time()
-        if (step + 1) % 500 == 0 or step + 1 == rates[2]:
+        if (step + 1) % 500 == 0 or step + 1 == legs[-1][3]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, work / "next.pt")
             (work / "next.pt").replace(path)
@@ -173,14 +179,14 @@ def main() -> None:
     model: nn.Module
     if args.which == "blip":
         model = tiny_blip.TinyBlip().to(device)
-        train(model, blip_losses, (1e-3, FLAT, BLIP_STEPS), args.work / "blip", device)
+        train(model, blip_losses, BLIP_LEGS, args.work / "blip", device)
         export_blip(model, tiny_blip.config(), args.out / "tiny_blip")
     else:
         model = tiny_clip.TinyClip()
         start = torch.load(args.work / "blip" / "last.pt", map_location="cpu", weights_only=True)
         model.start_from(start["model"])
         model.to(device)
-        train(model, clip_losses, (1e-3, CLIP_STEPS // 4, CLIP_STEPS), args.work / "clip", device)
+        train(model, clip_losses, CLIP_LEGS, args.work / "clip", device)
         export_clip(model.clip, tiny_clip.config(), args.out / "tiny_clip")
 
 

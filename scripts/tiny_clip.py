@@ -139,10 +139,17 @@ def contrast_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: ran
     return {"contrast": both / 2, "hard": hard, "%hard": (mine.argmax(1) == 0).float().mean()}
 
 
-def statement_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: random.Random) -> dict[str, Tensor]:
-    """Three groups of statements an image: choose the true one."""
+def statement_losses(
+    model: TinyClip, seen: Tensor, scenes: list[Scene], weak: bool, rng: random.Random
+) -> dict[str, Tensor]:
+    """Three groups of statements an image, or with `weak` all on colour, shape and place: choose the true one."""
     device = seen.device
-    groups = [(b, *group) for b, scene in enumerate(scenes) for group in shuffled(rng, statements(scene, rng))[:3]]
+    groups = []
+    for b, scene in enumerate(scenes):
+        found_groups = shuffled(rng, statements(scene, rng))
+        if weak:
+            found_groups.sort(key=lambda group: group[0] not in ("colour", "shape", "position"))
+        groups += [(b, skill, texts) for skill, texts in found_groups[: 4 if weak else 3]]
     told = _embed(model, [text for _, _, texts in groups for text in texts], 14, device)
     owner = torch.tensor([b for b, _, texts in groups for _ in texts], device=device)
     row = torch.tensor([g for g, (_, _, texts) in enumerate(groups) for _ in texts], device=device)
@@ -157,11 +164,11 @@ def statement_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: ra
     return found
 
 
-def losses(model: TinyClip, batch: Pictures, rng: random.Random) -> dict[str, Tensor]:
+def losses(model: TinyClip, batch: Pictures, weak: bool, rng: random.Random) -> dict[str, Tensor]:
     """Dense, whole-caption and statement losses of one batch, and the share of choices made right (`%...`)."""
     vision = model.clip.vision_model(pixel_values=batch.pixels)
     table = model.clip.text_model.embeddings.token_embedding.weight
     found = model.aux_dense(model.clip.vision_model.post_layernorm(vision.last_hidden_state), table, batch)
     seen = F.normalize(model.clip.visual_projection(vision.pooler_output).float(), dim=-1)
     found |= contrast_losses(model, seen, batch.scenes, rng)
-    return found | statement_losses(model, seen, batch.scenes, rng)
+    return found | statement_losses(model, seen, batch.scenes, weak, rng)

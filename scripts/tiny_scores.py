@@ -71,7 +71,7 @@ def answers(folder: str, number: int) -> dict[str, float]:
 
 def named(text: str) -> list[str]:
     """The figures that a caption names, sorted: ["black circle", "red star"]."""
-    words = text.replace("grey", "gray").split()
+    words = text.replace("grey", "gray").replace(",", " ").split()
     return sorted(f"{before} {word}" for before, word in pairwise(words) if word in KINDS)
 
 

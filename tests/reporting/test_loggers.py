@@ -119,5 +119,7 @@ def test_wandb_offline_continues_the_same_run(
         write_run(config, tmp_path, 1, 2)
         write_run(config, tmp_path, 3, 4)
     assert not [message for message in caplog.messages if "wandb failed" in message]
-    runs = {path.name.rsplit("-", 1)[-1] for path in (tmp_path / "wandb").glob("offline-run-*")}
-    assert runs == {json.loads((tmp_path / "wandb.json").read_text())["id"]}
+    identity = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    sessions = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(sessions) == 2
+    assert all(f"-{identity}" in name for name in sessions)

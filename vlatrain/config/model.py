@@ -48,16 +48,12 @@ class ModelTaskConfig:
         architecture: name of the transformers class.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         towers: the towers the class has, in the order data flows through them.
-        batch_size: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
-        accumulate: forward passes in a step, the same way for `trainer.accumulate`.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
     """
 
     architecture: str = ""
     checkpoint: str = ""
     towers: list[str] = field(default_factory=list)
-    batch_size: int = 32
-    accumulate: int = 1
     heads: list[str] = field(default_factory=list)
 
 
@@ -69,6 +65,8 @@ class ModelConfig:
         name: name of this option.
         family: the kind of model (blip, clip): how inputs are named and features are taken.
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
+        samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
+        passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
         tasks: what serves each task.
         towers: the towers by name.
@@ -78,6 +76,8 @@ class ModelConfig:
     name: str = "tiny_blip"
     family: str = "blip"
     checkpoint: str | None = None
+    samples_per_pass: int = 32
+    passes_per_step: int = 1
     random_init: bool = False
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from vlatrain.config import UserError
+from vlatrain.data.sample import Sample
 from vlatrain.training import rng
 from vlatrain.training.checkpoints import Checkpoints, Saved
 from vlatrain.training.modes import moving_buffers
 from vlatrain.training.optimizer import load_optimizer, optimizer_tensors
+from vlatrain.training.order import Order
 from vlatrain.training.progress import Progress
 
 log = logging.getLogger("vlatrain")
@@ -35,6 +38,21 @@ def raise_together(problems: list[str] | None) -> None:
         raise UserError(problems)
 
 
+def identity(
+    train: Sequence[Sample], order: Order, total: int, parameters: Mapping[str, nn.Parameter], frozen_hash: str
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to continue a training, as readable key and value."""
+    ids = hashlib.sha256("\n".join(sample.id for sample in train).encode()).hexdigest()
+    return {
+        "training samples": f"{len(train)} ({ids[:12]})",
+        "samples per step": order.step_size,
+        "steps": total,
+        "seed": order.seed,
+        "trained parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "frozen weights": frozen_hash[:12],
+    }
+
+
 class Keeper:
     """Saves a training and brings it back.
 
@@ -44,7 +62,7 @@ class Keeper:
         model: the model.
         parameters: its trained parameters by name.
         optimizer: their optimizer; None if there are none.
-        identity: what must be the same for a checkpoint to continue, as readable key and value.
+        identity: see `identity`.
     """
 
     def __init__(

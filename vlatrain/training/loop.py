@@ -7,7 +7,6 @@ own file: the order of the samples (order.py), loading (batches.py), what is fro
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import signal
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -28,7 +27,7 @@ from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
 from vlatrain.training.checkpoints import Checkpoints, replace_folder
 from vlatrain.training.display import SILENT, Display, Sink, Track
-from vlatrain.training.keeping import Keeper, from_main, raise_together
+from vlatrain.training.keeping import Keeper, from_main, identity, raise_together
 from vlatrain.training.modes import (
     cast_trunk,
     checkpoint_gradients,
@@ -120,7 +119,7 @@ class Loop:
         rate(0, max(1, self.total), config.optim)  # an unknown schedule is an error before the first step
         self.keeper = Keeper(
             Checkpoints(folder / "checkpoints", self.trainer.keep), self.accelerator, model, self.parameters,
-            self.raw_optimizer, self._identity(),
+            self.raw_optimizer, identity(train, self.order, self.total, self.parameters, combined(self.frozen)),
         )  # fmt: skip
 
     def _prepare_model(self, layers: list[nn.Module], group_of: Callable[[str], str]) -> None:
@@ -333,17 +332,6 @@ class Loop:
     def _save(self) -> None:
         self.keeper.save(self.progress, self._seconds())
         self.saved = self.progress.step
-
-    def _identity(self) -> dict[str, Any]:
-        ids = hashlib.sha256("\n".join(sample.id for sample in self.train).encode()).hexdigest()
-        return {
-            "training samples": f"{len(self.train)} ({ids[:12]})",
-            "samples per step": self.order.step_size,
-            "steps": self.total,
-            "seed": self.config.seed,
-            "trained parameters": sum(parameter.numel() for parameter in self.parameters.values()),
-            "frozen weights": combined(self.frozen)[:12],
-        }
 
     def _resume(self) -> None:
         if self.config.resume != "auto":
