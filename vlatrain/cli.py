@@ -44,6 +44,8 @@ CALLS = {
 
 def entry() -> None:
     """The console script."""
+    # OpenMP threads that spin while they wait cost a shared machine many times what they save; read when torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

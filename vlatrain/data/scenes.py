@@ -226,6 +226,7 @@ def _corners(rng: random.Random, kind: str, size: float) -> list[tuple[float, fl
 def _figure(rng: random.Random, kind: str, colour: str, size: float) -> Figure:
     """A figure of that kind somewhere on the canvas, wholly inside it."""
     rgb = _shade(rng, colour)
+    radii: tuple[int, ...]
     if kind in ("circle", "ring"):
         outer = round(size / 2 * UNIT)
         radii = (outer,) if kind == "circle" else (outer, round(outer * between(rng, 0.5, 0.65)))
