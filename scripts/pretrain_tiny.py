@@ -1,7 +1,7 @@
 """Pre-train the shipped tiny backbones on generated scenes, and write their folders.
 
     python scripts/pretrain_tiny.py blip
-    python scripts/pretrain_tiny.py clip      # after blip: its vision tower starts from tiny_blip's
+    python scripts/pretrain_tiny.py clip      # its vision tower starts from the shipped tiny_blip's
 
 Seeded, resumable (`--work` holds the state), on CUDA where there is one. vlatrain/assets/README.md tells what comes
 out and how long it takes; scripts/tiny_scores.py measures it. On a busy CPU set OMP_WAIT_POLICY=passive.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,10 +39,8 @@ Losses = dict[str, Tensor]  # by name; names that begin with % are accuracies, o
 SEED = 20
 #: Steps: the end of the dense stage, of one-figure scenes, of no "red or blue?", of the flat part of the schedule, and all.
 DENSE, ONE, CHOICE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 6000, 8000
-CLIP_STEPS, CLIP_MORE = 3000, 6000  # the end of the first leg, and of one that asks more of what the first leaves weak
-Leg = tuple[float, int, int, int]  # of the schedule: peak rate, first step, end of its flat part, end
-BLIP_LEGS: tuple[Leg, ...] = ((1e-3, 0, FLAT, BLIP_STEPS),)
-CLIP_LEGS: tuple[Leg, ...] = ((1e-3, 0, CLIP_STEPS // 4, CLIP_STEPS), (8e-4, CLIP_STEPS, 4000, CLIP_MORE))
+CLIP_FLAT, CLIP_STEPS = 1500, 4000
+PEAK = 1e-3
 IMAGES = 48
 
 
@@ -107,31 +106,29 @@ def blip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
 def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
     """The losses of one step; one-figure scenes for the first tenth."""
     assert isinstance(model, tiny_clip.TinyClip)
-    return tiny_clip.losses(
-        model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), step >= CLIP_STEPS, rng
-    )
+    return tiny_clip.losses(model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
 
 
-def rate_at(step: int, legs: tuple[Leg, ...]) -> float:
-    """Learning rate: in each leg 200 steps of warm-up, a slow cosine, and after its flat part a straight line to zero."""
-    peak, first, flat, end = next(leg for leg in legs if step < leg[3])
-    warm = min(1.0, (step - first + 1) / 200)
-    slow = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - first) / 12000))
-    return peak * warm * slow * min(1.0, (end - step) / (end - flat))
+def rate_at(step: int, flat: int, steps: int) -> float:
+    """Learning rate: 200 steps of warm-up, a slow cosine, and after the flat part a straight line to zero."""
+    warm = min(1.0, (step + 1) / 200)
+    slow = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / 12000))
+    return PEAK * warm * slow * min(1.0, (steps - step) / (steps - flat))
 
 
 def train(
     model: nn.Module,
     losses_of: Callable[[nn.Module, int, random.Random, str], Losses],
-    legs: tuple[Leg, ...],
+    flat: int,
+    steps: int,
     work: Path,
     device: str,
 ) -> None:
-    """AdamW over the legs (see `rate_at`); continues from `work` where there is a checkpoint."""
+    """AdamW with `rate_at`; continues from `work` where there is a checkpoint."""
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=legs[0][0], betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
     first, path, log = 0, work / "last.pt", work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -141,9 +138,9 @@ def train(
         first = state["step"]
     sums: dict[str, float] = {}
     began = time.time()
-    for step in range(first, legs[-1][3]):
+    for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, legs)
+            group["lr"] = rate_at(step, flat, steps)
         torch.manual_seed(SEED + step)
         with torch.autocast(device, dtype=torch.bfloat16):
             losses = losses_of(model, step, random.Random(SEED * 1_000_003 + step), device)
@@ -161,7 +158,7 @@ def train(
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
             sums, began = {}, time.time()
-        if (step + 1) % 500 == 0 or step + 1 == legs[-1][3]:
+        if (step + 1) % 500 == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, work / "next.pt")
             (work / "next.pt").replace(path)
@@ -179,14 +176,13 @@ def main() -> None:
     model: nn.Module
     if args.which == "blip":
         model = tiny_blip.TinyBlip().to(device)
-        train(model, blip_losses, BLIP_LEGS, args.work / "blip", device)
+        train(model, blip_losses, FLAT, BLIP_STEPS, args.work / "blip", device)
         export_blip(model, tiny_blip.config(), args.out / "tiny_blip")
     else:
         model = tiny_clip.TinyClip()
-        start = torch.load(args.work / "blip" / "last.pt", map_location="cpu", weights_only=True)
-        model.start_from(start["model"])
+        model.start_from(load_file(ROOT / "vlatrain" / "assets" / "tiny_blip" / "model.safetensors"))
         model.to(device)
-        train(model, clip_losses, CLIP_LEGS, args.work / "clip", device)
+        train(model, clip_losses, CLIP_FLAT, CLIP_STEPS, args.work / "clip", device)
         export_clip(model.clip, tiny_clip.config(), args.out / "tiny_clip")
 
 

@@ -54,7 +54,7 @@ class TinyBlip(nn.Module):
         self.text_decoder.cls.predictions.decoder.bias = self.text_decoder.cls.predictions.bias
         self.vision_proj, self.text_proj = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.itm_head = nn.Linear(WIDTH, 2)
-        self.aux_dense = DenseHead(WIDTH)
+        self.aux_dense = DenseHead(WIDTH, WIDTH)
         self.aux_token = nn.Linear(WIDTH, 4 + len(HUES) + len(KINDS) + 3 + 3)
         self.aux_heat = nn.Parameter(torch.tensor(2.6))
 

@@ -1,13 +1,16 @@
 """tiny_clip: its configuration, what it learns to choose between, and the pre-training losses.
 
-The vision tower starts from tiny_blip's, which knows colours, shapes and places; the text tower and the common space
-are learned by contrast: a whole caption against the batch's and against false ones of the same image, and short
-statements against others that differ in one thing. Shape suffixes as in tiny_batches; S statements an image.
+The vision tower starts from the shipped tiny_blip's, which knows colours, shapes and places, and is widened: a CLIP
+says everything about an image in one vector, where BLIP's question reads every patch. The text tower and the common space are learned by contrast: a whole caption against the batch's and against false ones of the same image, and
+short statements both against others that differ in one thing and, each, among the batch's images that it is not true
+of. Shape suffixes as in tiny_batches.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from tiny_batches import WORDS, Pictures, encode
@@ -18,22 +21,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from vlatrain.data.scenes import KINDS, Scene, pick, shuffled
+from vlatrain.data.scenes import KINDS, Figure, Scene, pick, shuffled
 
-WIDTH = 128
+WIDTH, WORDS_WIDTH = 192, 128  # of image and text states; 128 image states bound colour and place in 75 of 100 scenes
 CAPTIONS = 3  # of an image: a true one and two false ones
 COUNTS = ("no", "one", "two", "three")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Statements that differ in one thing, the true one first; `untrue` says of which scenes that one is surely false."""
+
+    skill: str
+    texts: list[Text]
+    untrue: Callable[[Scene], bool]
+
+
 def config() -> CLIPConfig:
-    """The architecture, about 1.5 million parameters."""
-    both = {"hidden_size": WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH, "hidden_act": "silu"}
+    """The architecture, about 2.1 million parameters."""
+    both = {"projection_dim": WIDTH, "hidden_act": "silu", "intermediate_size": 512}
     text = both | {
-        "vocab_size": len(WORDS), "intermediate_size": 512, "num_hidden_layers": 3, "max_position_embeddings": 64,
-        "bos_token_id": CLS, "eos_token_id": SEP, "pad_token_id": PAD,
+        "vocab_size": len(WORDS), "hidden_size": WORDS_WIDTH, "num_attention_heads": 4, "num_hidden_layers": 3,
+        "max_position_embeddings": 64, "bos_token_id": CLS, "eos_token_id": SEP, "pad_token_id": PAD,
     }  # fmt: skip
-    vision = both | {"intermediate_size": 512, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
+    vision = both | {
+        "hidden_size": WIDTH, "num_attention_heads": 6, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8
+    }  # fmt: skip
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+
+
+def widen(small: Tensor, large: Tensor) -> Tensor:
+    """`large` with `small` in its leading corner; what the small one computes does not see the added inputs."""
+    wide = large.clone()
+    if small.ndim == 2:
+        wide[: small.shape[0]] = 0
+    wide[tuple(slice(0, size) for size in small.shape)] = small
+    return wide
 
 
 class TinyClip(nn.Module):
@@ -42,30 +65,26 @@ class TinyClip(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.clip = CLIPModel._from_config(config(), attn_implementation="eager")
-        self.aux_dense = DenseHead(WIDTH)
+        self.aux_dense = DenseHead(WIDTH, WORDS_WIDTH)
 
     def start_from(self, blip: dict[str, Tensor]) -> None:
-        """Take the vision tower and the word embeddings of a tiny_blip state."""
-        mine = self.clip.state_dict()
-        tower = "vision_model."
-        mine[tower + "embeddings.class_embedding"] = blip[tower + "embeddings.class_embedding"].flatten()
-        mine[tower + "embeddings.patch_embedding.weight"] = blip[tower + "embeddings.patch_embedding.weight"]
-        places = blip[tower + "embeddings.position_embedding"][0].clone()
-        places[1:] += blip[tower + "embeddings.patch_embedding.bias"]  # CLIP's patches have no bias of their own
-        mine[tower + "embeddings.position_embedding.weight"] = places
+        """Take the vision tower and the word embeddings of a tiny_blip."""
+        tower, embeddings = "vision_model.", "vision_model.embeddings."
+        table = "text_model.embeddings.token_embedding.weight"
+        start = {table: blip["text_encoder.embeddings.word_embeddings.weight"]}
+        start[embeddings + "class_embedding"] = blip[embeddings + "class_embedding"].flatten()
+        start[embeddings + "patch_embedding.weight"] = blip[embeddings + "patch_embedding.weight"]
+        places = blip[embeddings + "position_embedding"][0].float()
+        places[1:] += blip[embeddings + "patch_embedding.bias"]  # CLIP's patches have no bias of their own
+        start[embeddings + "position_embedding.weight"] = places
         for name, value in blip.items():
             if name.startswith((tower + "encoder.", tower + "post_layernorm.")) and ".qkv." not in name:
-                mine[name.replace(".projection.", ".out_proj.")] = value
+                start[name.replace(".projection.", ".out_proj.")] = value
             elif name.startswith(tower) and ".qkv." in name:
                 for part, piece in zip("qkv", value.chunk(3), strict=True):
-                    mine[name.replace(".qkv.", f".{part}_proj.")] = piece
-        mine["visual_projection.weight"] = blip["vision_proj.weight"]
-        mine["text_model.embeddings.token_embedding.weight"] = blip["text_encoder.embeddings.word_embeddings.weight"]
-        self.clip.load_state_dict(mine)
-        dense = {
-            name.removeprefix("aux_dense."): value for name, value in blip.items() if name.startswith("aux_dense.")
-        }
-        self.aux_dense.load_state_dict(dense)
+                    start[name.replace(".qkv.", f".{part}_proj.")] = piece
+        mine = self.clip.state_dict()
+        self.clip.load_state_dict(mine | {name: widen(value, mine[name]) for name, value in start.items()})
 
 
 def _said(
@@ -80,33 +99,43 @@ def _said(
     return text
 
 
-def statements(scene: Scene, rng: random.Random) -> list[tuple[str, list[Text]]]:
-    """Groups of statements by skill, the true one first; a skill that the scene does not allow is left out."""
-    groups: list[tuple[str, list[Text]]] = []
+def _no_figure(fits: Callable[[Figure], bool]) -> Callable[[Scene], bool]:
+    """Whether no figure of a scene is like that."""
+    return lambda scene: not any(map(fits, scene.figures))
+
+
+def statements(scene: Scene, rng: random.Random) -> list[Choice]:
+    """A choice for each skill that the scene allows."""
+    choices = []
     form = pick(rng, ("colour", "kind", "both"))
     figure = pick(rng, scene.figures)
     noun, other = described(figure, form), absent(scene, rng, form)
     there, end = pick(rng, (["there is"], ["this is a picture with"], [])), pick(rng, ([], [], ["in the image"]))
-    groups.append(("existence", [_said([*there, part, *end], scene, rng, article=True) for part in (noun, other)]))
-    groups.append(("negation", [_said(["there is no", part, *end], scene, rng) for part in (other, noun)]))
-    if noun := single(scene, figure, rng, ("kind", "any")):
+    texts = [_said([*there, part, *end], scene, rng, article=True) for part in (noun, other)]
+    choices.append(Choice("existence", texts, _no_figure(noun.fits)))
+    texts = [_said(["there is no", part, *end], scene, rng) for part in (other, noun)]
+    choices.append(Choice("negation", texts, lambda one: bool(other.among(one))))
+    if named := single(scene, figure, rng, ("kind", "any")):
         hues = [figure.colour, *shuffled(rng, [hue for hue in HUES if hue != figure.colour])[:3]]
-        groups.append(("colour", [_said(["the", noun, "is", hue], scene, rng) for hue in hues]))
-    if noun := single(scene, figure, rng, ("colour", "any")):
+        texts = [_said(["the", named, "is", hue], scene, rng) for hue in hues]
+        choices.append(Choice("colour", texts, _no_figure(Noun(figure.colour, named.kind).fits)))
+    if named := single(scene, figure, rng, ("colour", "any")):
         kinds = [figure.kind, *shuffled(rng, [kind for kind in KINDS if kind != figure.kind])[:3]]
-        groups.append(("shape", [_said(["the", noun, "is a", kind], scene, rng) for kind in kinds]))
-    noun = pick(rng, (Noun(), Noun(), described(figure, form)))
-    number = noun.among(scene).bit_count()
-    texts = [(_said([COUNTS[n], noun], scene, rng, plural=n != 1)) for n in range(1, 4)]
-    groups.append(("count", [texts[number - 1], *(text for n, text in enumerate(texts, 1) if n != number)]))
-    noun, place = single(scene, figure, rng, ("colour", "kind", "both", "any")), zone(figure)
-    if noun and place:
+        texts = [_said(["the", named, "is a", kind], scene, rng) for kind in kinds]
+        choices.append(Choice("shape", texts, _no_figure(Noun(named.colour, figure.kind).fits)))
+    counted = pick(rng, (Noun(), Noun(), described(figure, form)))
+    number = counted.among(scene).bit_count()
+    numbers = [number, *(n for n in range(1, 4) if n != number)]
+    texts = [_said([COUNTS[n], counted], scene, rng, plural=n != 1) for n in numbers]
+    choices.append(Choice("count", texts, lambda one: counted.among(one).bit_count() != number))
+    placed, place = single(scene, figure, rng, ("colour", "kind", "both", "any")), zone(figure)
+    if placed and place:
         true = pick(rng, place.split())
-        sides = [true, *(side for side in ZONES if side not in place.split())]
-        if place != "center":
-            sides = [side for side in sides if side != "center"]
-        groups.append(("position", [_said(["the", noun, "is on the", side], scene, rng) for side in sides[:3]]))
-    return groups
+        sides = [side for side in ZONES if side not in place.split() and (side != "center" or place == "center")]
+        texts = [_said(["the", placed, "is on the", side], scene, rng) for side in [true, *sides[:2]]]
+        there_too = _no_figure(lambda one: placed.fits(one) and (not zone(one) or true in zone(one).split()))
+        choices.append(Choice("position", texts, there_too))
+    return choices
 
 
 def _embed(model: TinyClip, texts: list[Text], length: int, device: torch.device) -> Tensor:
@@ -139,36 +168,36 @@ def contrast_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: ran
     return {"contrast": both / 2, "hard": hard, "%hard": (mine.argmax(1) == 0).float().mean()}
 
 
-def statement_losses(
-    model: TinyClip, seen: Tensor, scenes: list[Scene], weak: bool, rng: random.Random
-) -> dict[str, Tensor]:
-    """Three groups of statements an image, or with `weak` all on colour, shape and place: choose the true one."""
+def statement_losses(model: TinyClip, seen: Tensor, scenes: list[Scene], rng: random.Random) -> dict[str, Tensor]:
+    """Four choices an image: find the true statement for the image, and the image for the true statement."""
     device = seen.device
-    groups = []
+    asked: list[tuple[int, Choice]] = []
     for b, scene in enumerate(scenes):
-        found_groups = shuffled(rng, statements(scene, rng))
-        if weak:
-            found_groups.sort(key=lambda group: group[0] not in ("colour", "shape", "position"))
-        groups += [(b, skill, texts) for skill, texts in found_groups[: 4 if weak else 3]]
-    told = _embed(model, [text for _, _, texts in groups for text in texts], 14, device)
-    owner = torch.tensor([b for b, _, texts in groups for _ in texts], device=device)
-    row = torch.tensor([g for g, (_, _, texts) in enumerate(groups) for _ in texts], device=device)
-    column = torch.tensor([c for _, _, texts in groups for c in range(len(texts))], device=device)
-    scores = torch.full((len(groups), 4), -1e4, device=device)
-    scores[row, column] = model.clip.logit_scale.exp().clamp(max=100) * (seen[owner] * told).sum(-1)
+        asked += [(b, choice) for choice in shuffled(rng, statements(scene, rng))[:4]]
+    told = _embed(model, [text for _, one in asked for text in one.texts], 14, device)
+    owner = torch.tensor([b for b, _ in asked], device=device)
+    row = torch.tensor([g for g, (_, one) in enumerate(asked) for _ in one.texts], device=device)
+    column = torch.tensor([c for _, one in asked for c in range(len(one.texts))], device=device)
+    scale = model.clip.logit_scale.exp().clamp(max=100)
+    scores = torch.full((len(asked), 4), -1e4, device=device)
+    scores[row, column] = scale * (seen[owner[row]] * told).sum(-1)
     right = scores.argmax(1) == 0
-    found = {"choose": F.cross_entropy(scores, torch.zeros(len(groups), dtype=torch.long, device=device))}
+    found = {"choose": F.cross_entropy(scores, torch.zeros_like(owner))}
+    other = torch.tensor([[one.untrue(scene) for scene in scenes] for _, one in asked], device=device)
+    other[torch.arange(len(asked)), owner] = True
+    images = (scale * told[column == 0] @ seen.T).masked_fill(~other, -1e4)  # (choices, B)
+    found["find"] = F.cross_entropy(images, owner)
     for skill in ("existence", "negation", "colour", "shape", "count", "position"):
-        mask = torch.tensor([name == skill for _, name, _ in groups], device=device)
+        mask = torch.tensor([one.skill == skill for _, one in asked], device=device)
         found[f"%{skill}"] = right[mask].float().mean()
     return found
 
 
-def losses(model: TinyClip, batch: Pictures, weak: bool, rng: random.Random) -> dict[str, Tensor]:
+def losses(model: TinyClip, batch: Pictures, rng: random.Random) -> dict[str, Tensor]:
     """Dense, whole-caption and statement losses of one batch, and the share of choices made right (`%...`)."""
     vision = model.clip.vision_model(pixel_values=batch.pixels)
     table = model.clip.text_model.embeddings.token_embedding.weight
     found = model.aux_dense(model.clip.vision_model.post_layernorm(vision.last_hidden_state), table, batch)
     seen = F.normalize(model.clip.visual_projection(vision.pooler_output).float(), dim=-1)
     found |= contrast_losses(model, seen, batch.scenes, rng)
-    return found | statement_losses(model, seen, batch.scenes, weak, rng)
+    return found | statement_losses(model, seen, batch.scenes, rng)

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 
 class DenseHead(nn.Module):
-    """Projections of patches and of the class state into the space of the word embeddings."""
+    """Projections of patches and of the class state, of a `width`, into the space of the word embeddings."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, words: int) -> None:
         super().__init__()
-        self.patch = nn.Linear(width, 2 * width)
-        self.image = nn.Linear(width, 2 * width)
+        self.patch = nn.Linear(width, 2 * words)
+        self.image = nn.Linear(width, 2 * words)
         self.place = nn.Linear(width, 6)
-        self.none = nn.Parameter(torch.randn(2, width) * 0.05)  # "no figure here"
+        self.none = nn.Parameter(torch.randn(2, words) * 0.05)  # "no figure here"
         self.scale = nn.Parameter(torch.tensor(2.0))
         self.register_buffer("hue_ids", torch.tensor([IDS[hue] for hue in HUES]), persistent=False)
         self.register_buffer("kind_ids", torch.tensor([IDS[kind] for kind in KINDS]), persistent=False)

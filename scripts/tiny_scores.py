@@ -155,14 +155,14 @@ def clip_scores(folder: str, number: int) -> dict[str, float]:
     hits: dict[str, list[bool]] = {}
     for _ in range(number):
         scene = new_scene(rng, 3)
-        groups = statements(scene, rng)
-        flat = [str(text) for _, group in groups for text in group]
+        choices = statements(scene, rng)
+        flat = [str(text) for one in choices for text in one.texts]
         logits = model(
             **processor(images=[scene.load()], text=flat, padding=True, return_tensors="pt")
         ).logits_per_image[0]
-        for skill, group in groups:
-            hits.setdefault(skill, []).append(int(logits[: len(group)].argmax()) == 0)
-            logits = logits[len(group) :]
+        for one in choices:
+            hits.setdefault(one.skill, []).append(int(logits[: len(one.texts)].argmax()) == 0)
+            logits = logits[len(one.texts) :]
     return scores | {f"choose {skill}": percent(hit) for skill, hit in hits.items()}
 
 

@@ -98,7 +98,7 @@ def test_training_gets_a_typed_configuration_and_a_name(calls: Calls, tmp_path: 
 def test_full_fine_tuning_has_its_own_rate_and_the_user_the_last_word(calls: Calls) -> None:
     for argv in (["adapter=full"], ["adapter=full", "optim.lr=3e-5"], []):
         assert cli.main(argv) == 0
-    assert [config.optim.lr for config in calls.configs] == [1e-4, 3e-5, 1e-3]
+    assert [config.optim.lr for config in calls.configs] == [3e-4, 3e-5, 3e-3]
 
 
 def test_inspect_takes_what_train_takes(calls: Calls, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ zero, from N(0, std), which is `init="normal"` here.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 ACTIVATIONS = {
@@ -35,8 +37,9 @@ class Bottleneck(nn.Module):
         dropout: drop rate in the bottleneck.
         scaling: factor on the output.
         bias: whether the projections have biases.
-        init: `zero` or `normal`, of the up-projection.
-        init_std: standard deviation of the normal initialisation (down-projection, and up-projection with `normal`).
+        init: `zero`: the up-projection is zero and the down-projection drawn as LoRA's is, by the width (He et al.,
+            "Towards a Unified View of Parameter-Efficient Transfer Learning", ICLR 2022); `normal`: both from N(0, init_std).
+        init_std: standard deviation with `normal`.
 
     Raises:
         ValueError: an unknown activation or init.
@@ -67,11 +70,12 @@ class Bottleneck(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the down-projection, and the up-projection as `init` says; biases are zero."""
-        nn.init.normal_(self.down.weight, std=self.init_std)
+        """Draw the projections as `init` says; biases are zero."""
         if self.init == "zero":
+            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))  # U(-b, b) with b = 1 / sqrt(width)
             nn.init.zeros_(self.up.weight)
         else:
+            nn.init.normal_(self.down.weight, std=self.init_std)
             nn.init.normal_(self.up.weight, std=self.init_std)
         for projection in (self.down, self.up):
             if projection.bias is not None:

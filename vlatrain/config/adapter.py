@@ -18,8 +18,8 @@ class AdapterConfig:
         dropout: drop rate on the bottleneck (LoRA: on its input).
         scaling: factor on the adapter's output; LoRA: alpha / r.
         bias: whether the adapter's projections have biases.
-        init: how the up-projection starts: `zero` (the adapted model equals the base) or `normal`.
-        init_std: standard deviation of `init=normal`, and of the down-projection in either case.
+        init: how the adapter starts: `zero` (the up-projection; the adapted model equals the base) or `normal`.
+        init_std: standard deviation of `init=normal`.
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
     """
 
@@ -28,7 +28,7 @@ class AdapterConfig:
     points: list[str] | None = None
     activation: str = "gelu"
     dropout: float = 0.0
-    scaling: float = 1.0
+    scaling: float = 4.0
     bias: bool = True
     init: str = "zero"
     init_std: float = 0.02

@@ -67,6 +67,8 @@ class ModelConfig:
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
         samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
         passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
+        adapter_lr: learning rate that suits adapters in it: what `optim.lr` starts from.
+        full_lr: the same for `adapter=full`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
         tasks: what serves each task.
         towers: the towers by name.
@@ -78,6 +80,8 @@ class ModelConfig:
     checkpoint: str | None = None
     samples_per_pass: int = 32
     passes_per_step: int = 1
+    adapter_lr: float = 1e-3
+    full_lr: float = 1e-4
     random_init: bool = False
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)

@@ -28,7 +28,7 @@ class TrainerConfig:
         threads: CPU threads of torch; 0 leaves torch's choice.
     """
 
-    epochs: int = 1
+    epochs: int = 2
     max_steps: int | None = None
     batch_size: int = 32
     eval_batch_size: int | None = None

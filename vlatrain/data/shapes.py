@@ -3,7 +3,7 @@
 The backbones know colours, shapes, counts and places (scripts/tiny_grammar.py is all that they were taught). The tasks
 here ask for something else that can be seen in the same pictures, so that an adapter has a job:
 
-- vqa: how many corners a shape has, whether its colour is warm, cool or neutral, whether it is large or small;
+- vqa: how many corners a shape has, whether its colour is warm or cool, whether it is large or small;
 - captioning: a house style, "set of two : small ring in red, large star in blue", with other words, another
   order and a size that no caption of the pre-training had;
 - retrieval: a catalogue's vocabulary ("maroon hoop with navy gem"), where pre-training had "a red ring and a blue
@@ -21,11 +21,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, make_scene, pick, shuffled
 
 CORNERS = {"circle": "0", "ring": "0", "triangle": "3", "rectangle": "4", "diamond": "4"}
-TONES = {
-    "warm": ("red", "orange", "yellow", "pink", "brown"),
-    "cool": ("green", "blue", "teal", "purple"),
-    "neutral": ("black", "white", "gray"),
-}
+TONES = {"warm": ("red", "orange", "yellow", "pink", "brown"), "cool": ("green", "blue", "teal", "purple")}
 TONE_OF = {hue: tone for tone, hues in TONES.items() for hue in hues}
 #: Longer side in pixels of what is called small and large; nothing lies between.
 SMALL, LARGE = (9.5, 13.0), (20.0, 27.0)
@@ -63,18 +59,23 @@ def _ordered(scene: Scene) -> list[Figure]:
     return sorted(scene.figures, key=lambda figure: figure.centre)
 
 
+def _can_be_asked(figure: Figure, topic: str) -> bool:
+    """Whether the topic has one right answer for this shape: black is neither warm nor cool, a star's corners are arguable."""
+    return topic == "size" or (figure.kind in CORNERS if topic == "corners" else figure.colour in TONE_OF)
+
+
 def _vqa(rng: random.Random, name: str) -> Sample:
     """One question about one shape, named by its colour or its kind."""
     scene = _scene(rng, 1 + int(rng.random() * 3))
     topic = pick(rng, ("corners", "tone", "size"))
-    figures = [figure for figure in scene.figures if topic != "corners" or figure.kind in CORNERS]
+    figures = [figure for figure in scene.figures if _can_be_asked(figure, topic)]
     if not figures:
         return _vqa(rng, name)
     figure = pick(rng, figures)
     if topic == "corners":
         question, answer = f"how many corners does the {figure.colour} shape have?", CORNERS[figure.kind]
     elif topic == "tone":
-        question = f"is the color of the {figure.kind} warm, cool or neutral?"
+        question = f"is the color of the {figure.kind} warm or cool?"
         answer = TONE_OF[figure.colour]
     else:
         named = pick(rng, (figure.kind, f"{figure.colour} shape"))
