@@ -73,10 +73,12 @@ def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> No
 @pytest.mark.parametrize(("name", "task"), [*SERVED, ("clip", "retrieval")])
 def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None:
     samples = [replace(sample, captions=sample.captions[:1]) for sample in make_samples()]
-    backbone = load(model_config(f"tiny_{name}"), task)
+    torch.manual_seed(0)
+    config = model_config(f"tiny_{name}")
+    backbone = load(config, task)
     attach(backbone.model, AdapterConfig(dim=16), sites(backbone.config, task, ["*"]))
     work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
-    assert overfit(work, samples, 80, 5e-3) < 0.05
+    assert overfit(work, samples, 120, 1e-3) < 0.05
     exactly(work, samples)
 
 
