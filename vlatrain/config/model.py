@@ -49,12 +49,16 @@ class ModelTaskConfig:
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         towers: the towers the class has, in the order data flows through them.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
+        samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
+        passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
     """
 
     architecture: str = ""
     checkpoint: str = ""
     towers: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
+    samples_per_pass: int = 32
+    passes_per_step: int = 1
 
 
 @dataclass
@@ -65,8 +69,6 @@ class ModelConfig:
         name: name of this option.
         family: the kind of model (blip, clip): how inputs are named and features are taken.
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
-        samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
-        passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
         adapter_lr: learning rate that suits adapters in it: what `optim.lr` starts from.
         full_lr: the same for `adapter=full`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
@@ -78,8 +80,6 @@ class ModelConfig:
     name: str = "tiny_blip"
     family: str = "blip"
     checkpoint: str | None = None
-    samples_per_pass: int = 32
-    passes_per_step: int = 1
     adapter_lr: float = 1e-3
     full_lr: float = 1e-4
     random_init: bool = False

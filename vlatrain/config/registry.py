@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.data import DataConfig
 from vlatrain.config.errors import UserError
 from vlatrain.config.keys import problems_in
 from vlatrain.config.logger import LoggerConfig
-from vlatrain.config.model import ModelConfig
+from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
@@ -36,8 +36,14 @@ GROUPS: dict[str, type] = {
 FROM_RUN = "from_run"
 
 
+def _served(key: str, *, _root_: DictConfig) -> Any:
+    """`${served:KEY}` in a YAML: what the model says about the task; the schema's default where it cannot do it."""
+    return getattr(_root_.model.tasks.get(_root_.task.name) or ModelTaskConfig(), key)
+
+
 def register() -> None:
     """Put the schemas in Hydra's store; the YAML files extend them."""
+    OmegaConf.register_new_resolver("served", _served, replace=True)
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
         store.store(name=f"{verb}_schema", node=schema)
