@@ -1,9 +1,10 @@
 """tiny_clip: its configuration, what it learns to choose between, and the pre-training losses.
 
 The vision tower starts from the shipped tiny_blip's, which knows colours, shapes and places, and is widened: a CLIP
-says everything about an image in one vector, where BLIP's question reads every patch. The text tower and the common space are learned by contrast: a whole caption against the batch's and against false ones of the same image, and
-short statements both against others that differ in one thing and, each, among the batch's images that it is not true
-of. Shape suffixes as in tiny_batches.
+says everything about an image in one vector, where BLIP's question reads every patch. The text tower and the common
+space are learned by contrast: a whole caption against the batch's and against false ones of the same image, and short
+statements both against others that differ in one thing and, each, among the batch's images that it is not true of.
+Shape suffixes as in tiny_batches.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Choice:
 
 
 def config() -> CLIPConfig:
-    """The architecture, about 2.1 million parameters."""
+    """The architecture, about 2.2 million parameters."""
     both = {"projection_dim": WIDTH, "hidden_act": "silu", "intermediate_size": 512}
     text = both | {
         "vocab_size": len(WORDS), "hidden_size": WORDS_WIDTH, "num_attention_heads": 4, "num_hidden_layers": 3,
