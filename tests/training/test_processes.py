@@ -127,8 +127,9 @@ def test_what_goes_wrong_in_one_process_ends_both(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    subprocess.run([*command, str(tmp_path)], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    module = ["-m", "tests.training.test_processes", str(tmp_path)]
+    subprocess.run([*command, *module], check=True, cwd=Path(__file__).parents[2], timeout=300)
     assert [(outcome[0], outcome[2], outcome[3]) for outcome in outcomes(tmp_path)] == [(12, 42, 2)] * 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import resource
 import sys
 
@@ -67,12 +68,15 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     GradientState._reset_state()
     if alone:
         PartialState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         # an adapter that a task leaves unused gets no gradient, and nobody should wait for it
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if alone and accelerator.num_processes > 1:  # a process that just ends now and then makes the others abort
+        atexit.register(torch.distributed.destroy_process_group)
+    return accelerator
 
 
 class Stepper(nn.Module):
