@@ -25,7 +25,7 @@ from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.tasks import Evaluation
 from vlatrain.training.loop import Loop
-from vlatrain.training.precision import choose_device
+from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.progress import Result
 from vlatrain.training.setup import ADAPTER, Bench, fresh, keep_processor, scored
 
@@ -65,7 +65,9 @@ def train(config: TrainConfig) -> Finished:
     folder = run_folder(config)
     if main:
         _refuse_other_run(config, folder)
-    choose_device(config.trainer.device)  # before the data: a missing GPU must not wait for it
+    choose_precision(
+        config.trainer.precision, choose_device(config.trainer.device)
+    )  # a missing GPU must not wait for the data
     console = Console(quiet=not main)
     with logged(console, folder / "run.log" if main else None):
         log.info("Run folder: %s", folder)
