@@ -17,7 +17,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vlatrain.config import ModelConfig
+from vlatrain.config import AdapterConfig, ModelConfig
+from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Sample
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -51,6 +52,29 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     for layer in layers:
         layer.pop("defaults", None)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), *layers))  # type: ignore[return-value]
+
+
+def adapter_config(name: str, **overrides: Any) -> AdapterConfig:
+    """A method's YAML as the typed configuration: `adapter=NAME` with overrides."""
+    register_resolvers()
+    node: Any = OmegaConf.structured(AdapterConfig)
+    for layer in [*_layers(name), overrides]:
+        node = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), layer)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AdapterConfig), node))  # type: ignore[return-value]
+
+
+def _layers(name: str) -> list[Any]:
+    """A method's YAML after those it extends."""
+    read: Any = OmegaConf.load(CONF / "adapter" / f"{name}.yaml")
+    layers: list[Any] = []
+    for entry in read.pop("defaults", []):
+        if isinstance(entry, str) and entry not in ("adapter_schema", "_self_"):
+            layers += _layers(entry)
+        elif not isinstance(entry, str):  # a part of a mixed method: {"lora@parts.vision": null} as YAML has it
+            ((option, place),) = ((key, value) for key, value in entry.items())
+            layers.append(OmegaConf.create({"parts": {option.rpartition(".")[2]: OmegaConf.to_container(
+                OmegaConf.merge(*_layers(option.partition("@")[0] or place)))}}))  # fmt: skip
+    return [*layers, read.get("adapter", read)]
 
 
 def small_config(name: str) -> ModelConfig:

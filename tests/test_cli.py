@@ -347,7 +347,7 @@ def test_printing_the_configuration(calls: Calls, run: str, capsys: pytest.Captu
     ("line", "offered"),
     [
         ("vlatrain task=", "task=captioning task=retrieval task=vqa"),
-        ("vlatrain adapter.d", "adapter.dim= adapter.dropout="),
+        ("vlatrain adapter.d", "adapter.dim= adapter.drop_layers= adapter.drop_random= adapter.dropout="),
         ("vlatrain eval spl", "split="),
         ("vlatrain predict ques", "question="),
     ],

@@ -131,7 +131,7 @@ def _hydra(verb: str, rest: list[str]) -> int:
         _place_verb(request)
         prepared = Prepared(request.overrides)
     else:
-        prepared = prepare(request, _check_points)
+        prepared = prepare(request, _check_fit)
     overrides = prepared.overrides
     job = _Jobs(verb, prepared.swept)
     if arguments.multirun and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
@@ -191,18 +191,11 @@ def _complete(decorated: Callable[[], Any], words: list[str]) -> None:
     print(re.sub(r"\S+=(?:\w+_schema|from_run)(?:\s|$)", "", answer.getvalue()), end="")
 
 
-def _check_points(config: TrainConfig) -> list[str]:
-    """Problems of the point patterns, which only the backbone's description can tell. Imports no torch."""
-    if config.adapter.name in ("full", "none"):
-        return []
-    from vlatrain.backbones.describe import stacks
-    from vlatrain.injection.points import select
+def _check_fit(config: TrainConfig) -> list[str]:
+    """What keeps the method from its points, as far as descriptions tell. Imports no torch."""
+    from vlatrain.backbones.fit import misfits
 
-    try:
-        select(config.points, stacks(config.model, config.task.name))
-    except UserError as error:
-        return error.problems
-    return []
+    return misfits(config)
 
 
 class _Jobs:
@@ -245,7 +238,7 @@ class _Jobs:
         from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
-        if found := problems_of(config, _check_points):  # values that only the job knows, such as ${hydra:job.num}
+        if found := problems_of(config, _check_fit):  # values that only the job knows, such as ${hydra:job.num}
             raise UserError(found)
         if self.verb == "train":
             name_run(config, job, self.stamp)

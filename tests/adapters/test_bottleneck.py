@@ -25,8 +25,8 @@ def test_published_count() -> None:
 def test_is_the_formula() -> None:
     adapter = Bottleneck(8, 4, activation="relu", scaling=0.5, init="normal", init_std=0.3)
     states = torch.randn(5, 8)
-    hidden = torch.relu(states @ adapter.down.weight.T + adapter.down.bias)
-    expected = 0.5 * (hidden @ adapter.up.weight.T + adapter.up.bias)
+    hidden = torch.relu(states @ adapter.down.projection.weight.T + adapter.down.projection.bias)
+    expected = 0.5 * (hidden @ adapter.up.projection.weight.T + adapter.up.projection.bias)
     torch.testing.assert_close(adapter(states), expected)
     assert expected.abs().sum() > 0
 
@@ -47,5 +47,5 @@ def test_low_precision_states_are_computed_in_the_adapters_own() -> None:
 
 @pytest.mark.parametrize("options", [{"activation": "gelo"}, {"init": "one"}])
 def test_unknown_options(options: dict) -> None:
-    with pytest.raises(ValueError, match="there are"):
+    with pytest.raises(ValueError, match="must be one of"):
         Bottleneck(8, 4, **options)

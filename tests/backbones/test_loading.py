@@ -38,9 +38,9 @@ def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
     assert not any(module.training for module in one.model.modules())
     assert isinstance(one, Embedder if task == "retrieval" else Generator)
     found = sites(config, task, ["*"])  # the description names modules that are there
-    paths = [*found.outputs.values(), *(path for paths in found.linears.values() for path in paths)]
+    paths = [path for place in found.places.values() for path in (place.output, place.input, *place.modules.values())]
     assert all(isinstance(one.model.get_submodule(path), torch.nn.Linear) for path in paths)
-    assert len(found.outputs) == len(everything(stacks(config, task)))
+    assert len(found.places) == len(everything(stacks(config, task)))
     for head in found.heads:
         one.model.get_submodule(head)
 

@@ -17,7 +17,7 @@ OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).item
 @pytest.mark.parametrize("choice", OPTIONS)
 def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(conf_dir().parent)
-    assert prepare(Request("train", [choice, *NEEDS.get(choice, [])]), cli._check_points).overrides[0] == choice
+    assert prepare(Request("train", [choice, *NEEDS.get(choice, [])]), cli._check_fit).overrides[0] == choice
 
 
 def test_every_group_has_options() -> None:
@@ -26,7 +26,7 @@ def test_every_group_has_options() -> None:
 
 def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
     request = Request("train", ["model=blip,tiny_blip", "task=vqa,captioning,retrieval"], multirun=True)
-    assert prepare(request, cli._check_points).swept == ("model", "task")
+    assert prepare(request, cli._check_fit).swept == ("model", "task")
 
 
 def test_a_large_sweep_has_every_choice_checked() -> None:

@@ -28,12 +28,12 @@ def test_nothing_like_it_is_no_suggestion() -> None:
 
 
 def test_types_of_dotted_keys() -> None:
-    assert type_of(TrainConfig, "adapter.dim") is int
+    assert type_of(TrainConfig, "trainer.batch_size") is int
     assert type_of(TrainConfig, "optim.groups.head") is float
     assert type_of(TrainConfig, "model.towers.vision.layers") is str
     assert type_of(PredictConfig, "texts") == list[str]
     with pytest.raises(KeyError):
-        type_of(TrainConfig, "adapter.dim.more")
+        type_of(TrainConfig, "trainer.batch_size.more")
     with pytest.raises(KeyError):
         type_of(TrainConfig, "texts")
 
@@ -56,7 +56,7 @@ def test_keys_the_user_chooses() -> None:
         ("adapter.points", "${task.points}"),
         ("adapter.bias", "true"),
         ("model.config", {"a": {"b": [1]}}),
-        ("model.towers", {"vision": {"layers": "x", "sites": {"attn": {"linears": ["q"]}}}}),
+        ("model.towers", {"vision": {"layers": "x", "sites": {"attn": {"modules": {"out": "q"}}}}}),
         ("", {"adapter": {"dim": 3}, "seed": 4}),
     ],
 )
@@ -69,7 +69,7 @@ def test_values_that_fit(key: str, value: object) -> None:
     [
         ("adapter.dim", "abc", ["adapter.dim=abc: expected a whole number"]),
         ("adapter.dim", 1.5, ["adapter.dim=1.5: expected a whole number"]),
-        ("adapter.dim", None, ["adapter.dim=null: expected a whole number"]),
+        ("trainer.epochs", None, ["trainer.epochs=null: expected a whole number"]),
         ("trainer.max_steps", "x", ["trainer.max_steps=x: expected a whole number or null"]),
         ("adapter.points", "vision", ["adapter.points=vision: expected a list, such as [a,b] or null"]),
         ("adapter", {"dmi": 1, "bias": "maybe"}, ["adapter.dmi", "adapter.bias=maybe: expected true or false"]),

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import model_config
+from tests.conftest import adapter_config, model_config
 from vlatrain.adapters import bottleneck
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, validate
 from vlatrain.metrics import caption, retrieval
 
 
 def sound(schema: type[TrainConfig] = TrainConfig) -> Any:
-    config = schema(model=model_config("tiny_blip"))
+    config = schema(model=model_config("tiny_blip"), adapter=adapter_config("bottleneck"))
     config.data.train_size = config.data.eval_size = 8
     return config
 
@@ -35,9 +35,9 @@ def test_a_sound_configuration_has_no_problems() -> None:
     ("key", "value"),
     [
         ("adapter.dim", 0),
+        ("adapter.dim", None),
         ("adapter.dropout", 1.0),
         ("adapter.dropout", -0.1),
-        ("adapter.name", "adaptor"),
         ("adapter.activation", "gelo"),
         ("adapter.init", "ones"),
         ("adapter.points", []),
@@ -85,7 +85,7 @@ def test_all_problems_are_told_together() -> None:
 
 
 def test_a_backbone_that_cannot_do_the_task_says_what_it_can() -> None:
-    config = TrainConfig(model=model_config("clip"))
+    config = TrainConfig(model=model_config("clip"), adapter=adapter_config("bottleneck"))
     assert validate.problems(config) == ["task=vqa: model=clip cannot do it; it can do retrieval"]
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.conftest import make_samples, model_config, small_config
+from tests.conftest import adapter_config, make_samples, model_config, small_config
 from vlatrain.adapters import Bottleneck
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
-from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.injection.attach import attach
 from vlatrain.reporting.inspection import count, inspect
 from vlatrain.tasks import build
@@ -24,7 +24,7 @@ def config(model: str, task: str, points: list[str], **adapter) -> TrainConfig:
     return TrainConfig(
         task=TaskConfig(name=task, points=points),
         model=model_config(model),
-        adapter=AdapterConfig(**adapter),
+        adapter=adapter_config(adapter.pop("name", "bottleneck"), **adapter),
         trainer=TrainerConfig(batch_size=2),
     )
 
@@ -67,7 +67,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     small = TrainConfig(
         task=TaskConfig(name="captioning", points=["decoder"]),
         model=small_config("blip"),
-        adapter=AdapterConfig(dim=4),
+        adapter=adapter_config("bottleneck", dim=4),
         trainer=TrainerConfig(batch_size=3),
     )
     backbone = load(small.model, "captioning", texts=[c for s in make_samples() for c in s.captions])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.conftest import make_samples, model_config, small_config
+from tests.conftest import adapter_config, make_samples, model_config, small_config
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -76,7 +76,7 @@ def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None
     torch.manual_seed(0)
     config = model_config(f"tiny_{name}")
     backbone = load(config, task)
-    attach(backbone.model, AdapterConfig(dim=16), sites(backbone.config, task, ["*"]))
+    attach(backbone.model, adapter_config("bottleneck", dim=16, scaling=1.0), sites(backbone.config, task, ["*"]))
     work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
     assert overfit(work, samples, 120, 1e-3) < 0.05
     exactly(work, samples)

@@ -1,8 +1,11 @@
 """Bottleneck adapter: down-projection, non-linearity, up-projection, residual.
 
-Houlsby et al., "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, arXiv:1902.00751); for vision-and-language
-models Sung et al., "VL-Adapter" (CVPR 2022, arXiv:2112.06825). It is put on the output of a sub-layer (attention,
-cross-attention or feed-forward), before that sub-layer's residual addition and norm.
+- After a sub-layer (attention, cross-attention or feed-forward), before its residual addition and norm: Houlsby et al.,
+  "Parameter-Efficient Transfer Learning for NLP" (ICML 2019, arXiv:1902.00751), after every sub-layer; Pfeiffer et al.,
+  "AdapterFusion" (EACL 2021, arXiv:2005.00247), after the feed-forward one only. For vision-and-language models Sung et al.,
+  "VL-Adapter" (CVPR 2022, arXiv:2112.06825).
+- Parallel, from the sub-layer's input to its output, with a scale: He et al., "Towards a Unified View of
+  Parameter-Efficient Transfer Learning" (ICLR 2022, arXiv:2110.04366).
 
 Deviation: the up-projection starts at zero, so that the adapted model equals the base at step 0; the papers start near
 zero, from N(0, std), which is `init="normal"` here.
@@ -10,9 +13,11 @@ zero, from N(0, std), which is `init="normal"` here.
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor, nn
+
+from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.projections import projection
 
 ACTIVATIONS = {
     "gelu": nn.GELU,
@@ -22,27 +27,38 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU,
     "identity": nn.Identity,
 }
+READS = {"after": "output", "parallel": "input"}
+SCALES = ("fixed", "learned", "gated")
 
 
-class Bottleneck(nn.Module):
-    """`x -> scaling * up(dropout(activation(down(x))))`, to be added to `x`.
+class Bottleneck(Adapter):
+    """`x -> scale * norm_after(up(dropout(activation(down(norm_before(x))))))`, added to the sub-layer's output.
 
-    Parameters: `width * dim + dim` down and `dim * width + width` up with biases, `2 * width * dim` without:
-    99,136 for width 768 and dim 64.
+    `down` and `up` are its two halves: each is a projection with its norm, and each can be shared.
+
+    Parameters: `width * dim + dim` down and `dim * width + width` up with biases, `2 * width * dim` without: 99,136 for
+    width 768 and dim 64. Each norm adds `2 * width`, a learned scale 1, a gate `width + 1`.
 
     Args:
         width: width of the states it adapts.
         dim: bottleneck width.
         activation: a key of `ACTIVATIONS`.
         dropout: drop rate in the bottleneck.
-        scaling: factor on the output.
+        scaling: factor on the output; where it is learned or gated, its start.
         bias: whether the projections have biases.
-        init: `zero`: the up-projection is zero and the down-projection drawn as LoRA's is, by the width (He et al.,
-            "Towards a Unified View of Parameter-Efficient Transfer Learning", ICLR 2022); `normal`: both from N(0, init_std).
+        init: `zero` (the up-projection) or `normal`, see `projections.draw`.
         init_std: standard deviation with `normal`.
+        placement: `after` reads the sub-layer's output, `parallel` its input.
+        norm_before: a layer norm in front.
+        norm_after: a layer norm behind. It starts with a weight of zero, else nothing could be zero at the start.
+        scale: `fixed`; `learned`, a number; `gated`, `scaling * 2 * sigmoid(w x + b)` for each token, which starts at `scaling`.
+        projection: `dense`, `low_rank`, `phm` or `lora`, see `vlatrain.adapters.projections`.
+        rank: of `low_rank` and `lora`; of `phm`, where 0 is full.
+        terms: of `phm`.
+        columns: outputs of the up-projection that are a module of their own (to be shared); 0: none.
 
     Raises:
-        ValueError: an unknown activation or init.
+        ValueError: an unknown activation, init, placement, scale or projection.
     """
 
     def __init__(
@@ -55,45 +71,108 @@ class Bottleneck(nn.Module):
         bias: bool = True,
         init: str = "zero",
         init_std: float = 0.02,
+        placement: str = "after",
+        norm_before: bool = False,
+        norm_after: bool = False,
+        scale: str = "fixed",
+        projection: str = "dense",
+        rank: int = 8,
+        terms: int = 4,
+        columns: int = 0,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; there are {', '.join(ACTIVATIONS)}")
-        if init not in ("zero", "normal"):
-            raise ValueError(f"unknown init {init!r}; there are zero, normal")
-        self.down = nn.Linear(width, dim, bias=bias)
+        one_of("activation", activation, ACTIVATIONS)
+        one_of("init", init, ("zero", "normal"))
+        one_of("placement", placement, READS)
+        one_of("scale", scale, SCALES)
+        self.reads = READS[placement]
+        self.down = Half(width, dim, bias, projection, rank, terms, norm_width=width if norm_before else 0)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
-        self.up = nn.Linear(dim, width, bias=bias)
+        self.up = Half(
+            dim, width, bias, projection, rank, terms, norm_width=width if norm_after else 0, columns=columns
+        )
         self.scaling = scaling
-        self.init, self.init_std = init, init_std
-        self.reset_parameters()
+        self.scale = nn.Parameter(torch.tensor(float(scaling))) if scale == "learned" else None
+        self.gate = nn.Linear(width, 1) if scale == "gated" else None
+        self.down.start(init, init_std, up=False)
+        self.up.start(init, init_std, up=True)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
-    def reset_parameters(self) -> None:
-        """Draw the projections as `init` says; biases are zero."""
-        if self.init == "zero":
-            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))  # U(-b, b) with b = 1 / sqrt(width)
-            nn.init.zeros_(self.up.weight)
-        else:
-            nn.init.normal_(self.down.weight, std=self.init_std)
-            nn.init.normal_(self.up.weight, std=self.init_std)
-        for projection in (self.down, self.up):
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+    def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
+        """What to add to the states: computed in the parameters' type unless autocast says otherwise."""
+        hidden = self.hidden(states, call)  # (..., dim)
+        return (self.up.out(hidden) * self.factor(states)).to(states.dtype)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """What to add to the states.
+    def hidden(self, states: Tensor, call: Call) -> Tensor:
+        """The bottleneck's states, (..., dim). What a design does in the bottleneck, it does here."""
+        return self.dropout(self.activation(self.down(states)))
 
-        Args:
-            states: (..., width), any floating type; computed in the parameters' type unless autocast says otherwise.
-
-        Returns:
-            (..., width), of the type of `states`.
-        """
-        hidden = self.dropout(self.activation(self.down(states.to(self.down.weight.dtype))))  # (..., dim)
-        return (self.up(hidden) * self.scaling).to(states.dtype)
+    def factor(self, states: Tensor) -> Tensor | float:
+        """The scale: a number, or one for each token (..., 1)."""
+        if self.gate is not None:
+            return self.scaling * 2 * torch.sigmoid(self.gate(states.to(self.gate.weight.dtype)))
+        return self.scaling if self.scale is None else self.scale
 
     @staticmethod
     def count(width: int, dim: int, bias: bool = True) -> int:
-        """Number of parameters of one adapter."""
+        """Number of parameters of one plain adapter."""
         return 2 * width * dim + (width + dim if bias else 0)
+
+
+class Half(nn.Module):
+    """Half an adapter: a projection with its norm, the part that places can share.
+
+    Args:
+        inputs: width of the input.
+        outputs: width of the output.
+        bias: whether the projection has one.
+        kind: of the projection.
+        rank: see `projection`.
+        terms: see `projection`.
+        norm_width: width of the norm; 0: none.
+        columns: see `projection`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool,
+        kind: str = "dense",
+        rank: int = 8,
+        terms: int = 4,
+        norm_width: int = 0,
+        columns: int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(norm_width) if norm_width else None
+        self.projection = projection(kind, inputs, outputs, bias, rank, terms, columns)
+
+    def start(self, init: str, std: float, up: bool) -> None:
+        """Draw the projection; a norm behind an up-projection starts with a weight of zero."""
+        self.projection.start(init, std, up and self.norm is None)  # type: ignore[operator]
+        if up and self.norm is not None and init == "zero":
+            nn.init.zeros_(self.norm.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Norm, then projection: (..., in) -> (..., out), in the parameters' type."""
+        states = states.to(next(self.parameters()).dtype)
+        return self.projection(states if self.norm is None else self.norm(states))
+
+    def out(self, states: Tensor) -> Tensor:
+        """Projection, then norm: (..., in) -> (..., out)."""
+        out = self.projection(states)
+        return out if self.norm is None else self.norm(out)
+
+
+def one_of(key: str, value: str, known: object) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if value not in known:  # type: ignore[operator]
+        raise ValueError(f"{key}={value}: must be one of {', '.join(known)}")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import ModelConfig, UserError
-from vlatrain.injection.points import Sites, Stack, select
+from vlatrain.injection.points import Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
@@ -51,34 +51,64 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
     Raises:
         UserError: the task is not served, or the settings lack a tower's depth.
     """
-    settings = settings_of(config, task)
+    settings, served = settings_of(config, task), config.tasks[task]
     return {
-        name: Stack(_depth(settings, config, name), tuple(config.towers[name].sites))
-        for name in config.tasks[task].towers
+        name: Stack(
+            number_in(settings, config, name, "depth"), tuple(config.towers[name].sites), end=name in served.ends
+        )
+        for name in served.towers
     }
 
 
+def widths(config: ModelConfig, task: str) -> dict[str, int]:
+    """Width of each tower's states.
+
+    Raises:
+        UserError: the task is not served, or the settings lack a width.
+    """
+    settings = settings_of(config, task)
+    return {name: number_in(settings, config, name, "width") for name in config.tasks[task].towers}
+
+
 def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
-    """The points that patterns select in a backbone, with their modules.
+    """The points that patterns select in a backbone, with their places.
 
     Raises:
         UserError: the task is not served, or patterns do not parse or select nothing.
     """
-    points = select(patterns, stacks(config, task))
-    outputs, linears = {}, {}
+    towers = stacks(config, task)
+    points = select(patterns, towers)
+    settings, served, width = settings_of(config, task), config.tasks[task], widths(config, task)
+    places = {}
     for point in points:
         tower = config.towers[point.tower]
         site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
-        outputs[point] = f"{layer}.{site.output}"
-        linears[point] = [f"{layer}.{linear}" for linear in site.linears]
-    return Sites(outputs, linears, config.tasks[task].heads)
+        other = served.other.get(point.tower, "")
+        places[point] = Place(
+            output=f"{layer}.{site.output}",
+            input=f"{layer}.{site.input}",
+            layer=layer,
+            layers=tower.layers,
+            modules={role: f"{layer}.{path}" for role, path in site.modules.items()},
+            width=width[point.tower],
+            heads=number_in(settings, config, point.tower, "heads"),
+            other=other,
+            other_width=width.get(other, 0),
+        )
+    return Sites(places, towers, served.heads, served.features)
 
 
-def _depth(settings: dict[str, Any], config: ModelConfig, tower: str) -> int:
-    key = config.towers[tower].depth
-    value: Any = settings
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if not isinstance(value, int):
-        raise UserError(f"model={config.name}: its settings lack {key}, the number of layers of the {tower} tower")
-    return value
+def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: str) -> int:
+    """A tower's `depth`, `width` or `heads` from the settings; what a checkpoint's leave out is as in the description.
+
+    Raises:
+        UserError: neither has it.
+    """
+    key = getattr(config.towers[tower], what)
+    for values in (settings, config.config):
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, int):
+            return value
+    raise UserError(f"model={config.name}: its settings lack {key or what}, the {what} of the {tower} tower")

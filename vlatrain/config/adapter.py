@@ -1,8 +1,28 @@
-"""Configuration of the method: what is trained."""
+"""Configuration of the method: what is trained.
+
+An option that is null is none of the method's: its YAML file sets those that it has, `options` holds those that only it has. So a
+method's file is its schema (`vlatrain.config.methods` checks it), and a new method needs no line here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ShareConfig:
+    """What the adapters of several places have in common: stored once, counted once.
+
+    Attributes:
+        what: none, down (the lower half, with its norm), up (the upper half), columns (some outputs of the upper half) or all.
+        over: what the places may differ in and still share: any of layer, tower, site, task.
+        columns: number of outputs that are shared with `what=columns`.
+    """
+
+    what: str = "none"
+    over: list[str] = field(default_factory=lambda: ["layer"])
+    columns: int = 16
 
 
 @dataclass
@@ -10,26 +30,58 @@ class AdapterConfig:
     """A parameter-efficient method and its size.
 
     Attributes:
-        name: name of the method: bottleneck, lora, full (everything trains) or none (nothing does).
-        dim: bottleneck width, or rank of LoRA.
+        name: the design (a key of `vlatrain.adapters.DESIGNS`), a method of PEFT by its PEFT name in lower case, `mixed` (see
+            `parts`), `full` (everything trains) or `none` (nothing does).
+        needs: what it cannot do without: `other` (points whose tower gets states of the other modality), `features` (of image
+            and text), `sources` (finished runs), `parts`, `end` (points in towers that end in a head, their last layer among them).
+        targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
+        dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes
             the task's.
-        activation: bottleneck: non-linearity between the projections (gelu, relu, silu, tanh, ...).
-        dropout: drop rate on the bottleneck (LoRA: on its input).
-        scaling: factor on the adapter's output; LoRA: alpha / r.
-        bias: whether the adapter's projections have biases.
-        init: how the adapter starts: `zero` (the up-projection; the adapted model equals the base) or `normal`.
+        overrides: by pattern, options that differ there: `{"vision.*.*": {dim: 8}}`.
+        activation: non-linearity between the projections (gelu, relu, silu, tanh, ...).
+        dropout: drop rate in the bottleneck, or on the input (LoRA).
+        scaling: factor on the output; LoRA: alpha / r.
+        bias: whether the projections have biases.
+        init: how it starts: `zero` (the up-projection; the adapted model equals the base) or `normal`.
         init_std: standard deviation of `init=normal`.
+        options: options of this method alone; for a method of PEFT, those of its PEFT configuration.
+        share: what places have in common.
+        by_task: joint training: an adapter for each task instead of one for all.
+        drop_layers: adapters in so many of the lowest layers of each tower are left out (AdapterDrop at inference).
+        drop_random: training: in each step, those of 0 to so many of the lowest layers, drawn anew (AdapterDrop).
+        sources: finished runs whose adapters are combined.
+        parts: `mixed`: methods by name, each with its own points.
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
     """
 
     name: str = "bottleneck"
-    dim: int = 16
+    needs: list[str] = field(default_factory=list)
+    targets: list[str] | None = None
+    dim: int | None = None
     points: list[str] | None = None
-    activation: str = "gelu"
-    dropout: float = 0.0
-    scaling: float = 4.0
-    bias: bool = True
-    init: str = "zero"
-    init_std: float = 0.02
+    overrides: dict[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+    dropout: float | None = None
+    scaling: float | None = None
+    bias: bool | None = None
+    init: str | None = None
+    init_std: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    share: ShareConfig = field(default_factory=ShareConfig)
+    by_task: bool = False
+    drop_layers: int = 0
+    drop_random: int = 0
+    sources: list[str] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
     heads: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's options in one: those of its own, and of the common ones those that it has."""
+        common = {key: getattr(self, key) for key in COMMON}
+        return {key: value for key, value in common.items() if value is not None} | self.options
+
+
+# Options that many designs have; null where one has not.
+COMMON = ("dim", "activation", "dropout", "scaling", "bias", "init", "init_std")

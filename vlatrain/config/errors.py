@@ -21,3 +21,9 @@ class UserError(ValueError):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[list[str]]]:
         return type(self), (self.problems,)
+
+
+class Unfit(str):
+    """A problem of a combination of task, backbone and method, each sound by itself: a sweep leaves it out, and says so."""
+
+    __slots__ = ()

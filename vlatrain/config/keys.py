@@ -55,6 +55,11 @@ def open_below(schema: type, key: str) -> bool:
     )
 
 
+def is_open(schema: type, key: str) -> bool:
+    """Whether a key is itself such a mapping."""
+    return typing.get_origin(required(type_of(schema, key))) is dict
+
+
 def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key, the groups included."""
     for name, hint in _hints(schema).items():

@@ -13,12 +13,13 @@ class SiteConfig:
     Attributes:
         output: the module whose output is adapted (before residual and norm).
         input: the module whose input a parallel adapter reads.
-        linears: the linear layers of the site that a re-parametrising method (LoRA) adapts.
+        modules: its linear layers and its norm by role: `query`, `key`, `value` (or one `qkv`), `inner`, `out`, `norm`. What
+            methods that change existing layers (LoRA, BitFit, norm tuning) choose from.
     """
 
     output: str = ""
     input: str = ""
-    linears: list[str] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -28,6 +29,8 @@ class TowerConfig:
     Attributes:
         layers: path of the layer list.
         depth: key of the number of layers in the transformers config, as `vision_config.num_hidden_layers`.
+        width: key of the width of its states there.
+        heads: key of the number of attention heads there.
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
         sites: the sites of each layer, by name (attn, cross, ffn).
@@ -35,6 +38,8 @@ class TowerConfig:
 
     layers: str = ""
     depth: str = ""
+    width: str = ""
+    heads: str = ""
     embeddings: str = ""
     norm: str = ""
     sites: dict[str, SiteConfig] = field(default_factory=dict)
@@ -48,7 +53,10 @@ class ModelTaskConfig:
         architecture: name of the transformers class.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         towers: the towers the class has, in the order data flows through them.
+        other: by tower, the tower of the other modality whose states its layers can be given (cross-modal adapters read them).
+        ends: the towers whose last states go to a head, and through no further tower.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
+        features: those of them that give the features of image and text (CLIP-Adapter and Tip-Adapter adapt these).
         samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
         passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
     """
@@ -56,7 +64,10 @@ class ModelTaskConfig:
     architecture: str = ""
     checkpoint: str = ""
     towers: list[str] = field(default_factory=list)
+    other: dict[str, str] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
     samples_per_pass: int = 32
     passes_per_step: int = 1
 

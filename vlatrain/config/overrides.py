@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir, options_of
-from vlatrain.config.keys import all_keys, did_you_mean, open_below, problems_in
+from vlatrain.config.keys import all_keys, did_you_mean, is_open, open_below, problems_in
 from vlatrain.config.paths import read_config
 from vlatrain.config.registry import FROM_RUN, SCHEMAS, register_run
 from vlatrain.config.schema import TrainConfig
@@ -204,9 +204,10 @@ def _opened(override: Override, schema: type[TrainConfig], groups: dict[str, lis
     """The override as text; with `++` where the user chooses the keys, as Hydra asks for it."""
     text = str(override.input_line)
     key = override.key_or_group
-    if key in groups or key.startswith("hydra") or text[0] in "+~" or not open_below(schema, key):
+    if key in groups or key.startswith("hydra") or text[0] in "+~":
         return text
-    return f"++{text}"
+    adds = is_open(schema, key) and isinstance(override.value(), dict)
+    return f"++{text}" if adds or open_below(schema, key) else text
 
 
 def _groups(request: Request) -> dict[str, list[str]]:

@@ -41,9 +41,21 @@ def _served(key: str, *, _root_: DictConfig) -> Any:
     return getattr(_root_.model.tasks.get(_root_.task.name) or ModelTaskConfig(), key)
 
 
+def _times(one: float, other: float) -> float:
+    """`${times:A,B}` in a YAML: the product, whole where it is a whole number."""
+    product = one * other
+    return int(product) if product == int(product) else product
+
+
+def register_resolvers() -> None:
+    """Make known what a YAML may write besides plain values."""
+    OmegaConf.register_new_resolver("served", _served, replace=True)
+    OmegaConf.register_new_resolver("times", _times, replace=True)
+
+
 def register() -> None:
     """Put the schemas in Hydra's store; the YAML files extend them."""
-    OmegaConf.register_new_resolver("served", _served, replace=True)
+    register_resolvers()
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
         store.store(name=f"{verb}_schema", node=schema)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from vlatrain.config import methods
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
+NEEDS = ("other", "features", "sources", "parts", "end")
 METRICS = {
     "vqa": ("accuracy",),
     "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "spice"),
@@ -42,6 +44,8 @@ _RANGES: dict[str, Rule] = {
     "adapter.dropout": _share,
     "adapter.scaling": _positive,
     "adapter.init_std": _positive,
+    "adapter.drop_layers": _not_negative,
+    "adapter.drop_random": _not_negative,
     "data.train_size": _at_least_one,
     "data.eval_size": _at_least_one,
     "data.seed": _not_negative,
@@ -71,7 +75,6 @@ _RANGES: dict[str, Rule] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task.name": ("vqa", "captioning", "retrieval"),
     "task.answers": ("generate", "rank"),
-    "adapter.name": ("bottleneck", "lora", "full", "none"),
     "adapter.activation": ACTIVATIONS,
     "adapter.init": ("zero", "normal"),
     "data.name": ("shapes", "files", "hub"),
@@ -89,8 +92,8 @@ PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
 
 def problems(config: TrainConfig) -> list[str]:
     """Everything wrong with a configuration of the right types, one message each; empty if it is sound."""
-    found = [*_out_of_range(config), *_unknown_names(config), *_model(config), *_rates(config), *_run(config)]
-    found += _logger(config)
+    found = [*_out_of_range(config), *_unknown_names(config), *methods.problems(config.adapter), *_model(config)]
+    found += [*_rates(config), *_run(config), *_logger(config)]
     if isinstance(config, PredictConfig):
         return [*found, *_prediction(config)]
     return [*found, *_data(config)]

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+import torch
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlatrain.adapters import DESIGNS
+from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
+from vlatrain.config.methods import BARE, is_peft
+from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.peft_method import VlatrainConfig
-from vlatrain.injection.points import Sites
+from vlatrain.injection.points import Place, Point, Sites, parse
 
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
+
+
+def check(config: AdapterConfig) -> None:
+    """Make sure that a method exists and takes its options, before anything loads.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.name in BARE:
+        return
+    with _as_user_error(config):
+        if is_peft(config):
+            _peft_config_class(config)(**{**config.options, "target_modules": ["x"]})
+        else:
+            design = _design(config)
+            facts = {"other_width": 64, "heads": 1, "tower": "x", "index": 0, "layers": 1, "last": True, "role": "out"}
+            with torch.device("meta"):
+                design(64, **{name: facts.get(name, []) for name in design.wants}, **_options(config))
 
 
 def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
@@ -30,56 +55,133 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
         A `PeftModel` around the model, or the model itself for `full` and `none`.
 
     Raises:
-        UserError: an unknown method, or no point to put it.
+        UserError: an unknown method, options that do not fit, or no point to put it.
     """
     if config.name == "none":
         return model
     if config.name == "full":
         model.requires_grad_(True)
         return model
-    if not sites.outputs:
+    if not sites.places:
         raise UserError(
             "adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)"
         )
-    with warnings.catch_warnings():  # PEFT still asks transformers by a name that goes in its next major release
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    context_of(model).dropped = config.drop_layers
+    with _quiet_peft(), _as_user_error(config):
         return get_peft_model(model, peft_config(config, sites))
 
 
 def peft_config(config: AdapterConfig, sites: Sites) -> PeftConfig:
     """The method as PEFT's configuration, in plain Python values."""
     heads = list(sites.heads) if config.heads else None
-    if config.name == "lora":
-        return LoraConfig(
-            r=config.dim,
-            lora_alpha=max(1, round(config.scaling * config.dim)),
-            lora_dropout=config.dropout,
-            target_modules=sorted({path for paths in sites.linears.values() for path in paths}),
-            modules_to_save=heads,
+    if is_peft(config):
+        kind, targets = _peft_config_class(config), _targets(config, sites)
+        options = {**config.options, "target_modules": targets, "modules_to_save": heads}
+        if "feedforward_modules" in {field.name for field in fields(kind)}:  # IA3 scales these at their input
+            inside = {path for p, place in sites.places.items() if p.site == "ffn" for path in place.modules.values()}
+            options["feedforward_modules"] = sorted(set(targets) & inside)
+        return kind(**options)
+    places = sites.at(_design(config).at)
+    return VlatrainConfig(
+        design=config.name,
+        points={str(point): _plain(place) for point, place in places.items()},
+        options=_options(config),
+        overrides=_overrides(config, sites, places),
+        share=asdict(config.share) if config.share.what != "none" else {},
+        modules_to_save=heads,
+    )
+
+
+def _options(config: AdapterConfig) -> dict[str, Any]:
+    """The design's options; the columns that are shared are one of them."""
+    columns = {"columns": config.share.columns} if config.share.what == "columns" else {}
+    return config.settings | columns
+
+
+def _overrides(config: AdapterConfig, sites: Sites, places: dict[Point, Place]) -> dict[str, dict[str, Any]]:
+    """By point, the options that differ there; a later pattern has the last word."""
+    found: dict[str, dict[str, Any]] = {}
+    for pattern, values in config.overrides.items():
+        chosen = {(p.tower, p.layer, p.site) for p in parse(pattern).select(sites.stacks)} & {
+            (p.tower, p.layer, p.site) for p in sites.places
+        }
+        for point in places:
+            site = point.site.partition(":")[0]
+            if any(
+                tower == point.tower and layer == point.layer and site in (own, "layer") for tower, layer, own in chosen
+            ):
+                found[str(point)] = {**found.get(str(point), {}), **values}
+    return found
+
+
+def _plain(place: Place) -> dict[str, Any]:
+    """A place as plain values, without those that say nothing."""
+    return {key: value for key, value in asdict(place).items() if value}
+
+
+def _design(config: AdapterConfig) -> type[Adapter]:
+    if config.name not in DESIGNS:
+        known = ", ".join([*DESIGNS, *BARE])
+        raise UserError(
+            f"adapter.name={config.name} is unknown; there are {known}, and PEFT's methods with adapter.targets=[...]"
         )
-    if config.name in DESIGNS:
-        return VlatrainConfig(
-            design=config.name,
-            points={str(point): path for point, path in sites.outputs.items()},
-            options={
-                "dim": config.dim,
-                "activation": config.activation,
-                "dropout": config.dropout,
-                "scaling": config.scaling,
-                "bias": config.bias,
-                "init": config.init,
-                "init_std": config.init_std,
-            },
-            modules_to_save=heads,
+    return DESIGNS[config.name]
+
+
+def _peft_config_class(config: AdapterConfig) -> type[PeftConfig]:
+    kind = PeftType.__members__.get(config.name.upper())
+    if kind is None:
+        raise UserError(
+            f"adapter.name={config.name}: PEFT has no such method; it has {', '.join(PeftType.__members__).lower()}"
         )
-    raise UserError(f"adapter.name={config.name} is unknown; there are {', '.join([*DESIGNS, 'lora', 'full', 'none'])}")
+    return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+
+
+def _targets(config: AdapterConfig, sites: Sites) -> list[str]:
+    """Paths of the linear layers (or norms) that a method of PEFT changes.
+
+    Raises:
+        UserError: the points have none of these roles.
+    """
+    wanted = config.targets or []
+    found = sorted(
+        {
+            path
+            for point, place in sites.places.items()
+            for site, _, role in (name.rpartition(".") for name in wanted)
+            if site in ("", point.site)
+            for path in place.paths(role)
+        }
+    )
+    if not found:
+        roles = sorted({role for place in sites.places.values() for role in place.modules})
+        raise UserError(f"adapter.targets={wanted}: the points have none of these; they have {', '.join(roles)}")
+    return found
+
+
+# what marks the parameters of our adapters and of PEFT's: the prefix of each of its methods
+_PREFIXES = tuple({tuner.prefix for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values() if getattr(tuner, "prefix", "")})
 
 
 def group_of(name: str) -> str:
     """Parameter group of a trainable parameter, by its name in the model: adapter, head or trunk."""
     if ".modules_to_save." in name:
         return "head"
-    return "adapter" if "vlatrain_" in name or "lora_" in name else "trunk"
+    parts = name.split(".")
+    return "adapter" if any(part.startswith(_PREFIXES) for part in parts) else "trunk"
+
+
+@contextmanager
+def mixed_rows(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
+    """Let each row of the batches in a call have its own adapter, as `model(..., adapter_names=[...])` does.
+
+    Args:
+        model: what `attach` returned, with several adapters loaded.
+        adapters: name of each row's adapter, `__base__` for none.
+    """
+    peft_model: Any = model
+    with rows(model, adapters), peft_model._enable_peft_forward_hooks(adapter_names=list(adapters)):
+        yield
 
 
 def save(model: nn.Module, folder: Path) -> None:
@@ -105,8 +207,8 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
             f"{folder}: there is no {wanted.name}; the run has not finished, or is no adapter={config.name} run"
         )
     if config.name != "full":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        context_of(model).dropped = config.drop_layers
+        with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder))
     weights: dict[str, Tensor] = load_file(str(wanted))
     outcome: Any = model.load_state_dict(weights, strict=False)
@@ -115,3 +217,22 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
             f"{wanted}: weights that the backbone does not have: {', '.join(outcome.unexpected_keys[:3])}, ..."
         )
     return model
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """PEFT still asks transformers by a name that goes in its next major release."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+@contextmanager
+def _as_user_error(config: AdapterConfig) -> Iterator[None]:
+    """What a design or PEFT says of its options, as the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"adapter={config.name}: {str(error).splitlines()[0]}") from error

@@ -11,20 +11,24 @@ on PEFT's internals is in this file; `tests/injection/test_peft_method.py` is th
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import register_peft_method
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
+from torch import nn
 
-from vlatrain.adapters import DESIGNS
+from vlatrain.adapters import DESIGNS, Adapter, borrow
+from vlatrain.injection.context import context_of, rows
+from vlatrain.injection.points import Point
+from vlatrain.injection.site import METHOD, UNITS, Alias, ByTask, Site
 
-METHOD = "vlatrain"  # PEFT's name of the method; transformers derives the key prefix from it
-UNITS = f"{METHOD}_unit"  # the ModuleDict of adapters in a site, by adapter name; starts with PEFT's prefix
 CHILD = "adapter"  # the child of an adapted module; must not contain PEFT's prefix, or `delete_adapter` skips it
+PARTS = {"down": "down", "up": "up", "columns": "up.projection.common"}  # what a sharing rule names, in an adapter
 
 
 @dataclass
@@ -33,14 +37,20 @@ class VlatrainConfig(PeftConfig):
 
     Attributes:
         design: a key of `vlatrain.adapters.DESIGNS`.
-        points: module path in the backbone by logical point (`decoder.7.cross`).
+        points: by logical point (`decoder.7.cross`), its `Place` in the backbone as plain values.
         options: options of the design (`dim`, `activation`, ...), plain JSON values.
+        overrides: by point, options that differ there.
+        share: what places have in common, `{"what": "down", "over": ["layer", "tower"]}`; empty: nothing.
+        tasks: names of the tasks, where each has its own adapters; empty: one for all.
         modules_to_save: modules outside the points that are trained and saved as they are (a task's heads).
     """
 
     design: str = field(default="bottleneck", metadata={"help": "the adapter design"})
-    points: dict[str, str] = field(default_factory=dict, metadata={"help": "module path by injection point"})
+    points: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"help": "place by injection point"})
     options: dict[str, Any] = field(default_factory=dict, metadata={"help": "options of the design"})
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"help": "options by point"})
+    share: dict[str, Any] = field(default_factory=dict, metadata={"help": "what places have in common"})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "tasks with adapters of their own"})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "other modules trained and saved with it"}
     )
@@ -52,52 +62,13 @@ class VlatrainConfig(PeftConfig):
             raise ValueError(f"unknown adapter design {self.design!r}; there are {', '.join(DESIGNS)}")
 
     @property
-    def target_modules(self) -> tuple[str, ...]:
+    def target_modules(self) -> frozenset[str]:
         """The adapted modules' paths. Derived, hence not saved."""
-        return tuple(self.points.values())
+        return frozenset(place["output"] for place in self.points.values())
 
-
-class Site(nn.Module, BaseTunerLayer):
-    """The adapters of one adapted module, and the hook that applies the active ones.
-
-    Args:
-        width: width of the states the module puts out.
-    """
-
-    adapter_layer_names = (UNITS,)
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        setattr(self, UNITS, nn.ModuleDict())
-        self._disable_adapters = False
-        self.merged_adapters = []
-
-    @property
-    def units(self) -> nn.ModuleDict:
-        """The adapters by name."""
-        return getattr(self, UNITS)
-
-    def hook(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        """Forward hook of the adapted module: its output, (..., width), with the active adapters' added."""
-        if self._disable_adapters:
-            return output
-        states: Tensor = output[0] if isinstance(output, tuple) else output
-        adapted = states
-        for name in self.active_adapters:
-            if name in self.units:
-                adapted = adapted + self.units[name](states)
-        if adapted is states:
-            return output
-        return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
-
-    def merge(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a non-linear adapter is no change of the weights."""
-        raise ValueError("these adapters are not linear and cannot be merged into the weights; unload() removes them")
-
-    def unmerge(self) -> None:
-        """Nothing to do: they are never merged."""
-        assert not self.merged_adapters
+    def layers_of(self, tower: str) -> list[int]:
+        """The layers of a tower that have a point."""
+        return [point.layer for point in map(Point.parse, self.points) if point.tower == tower]
 
 
 class VlatrainModel(BaseTuner):
@@ -106,6 +77,16 @@ class VlatrainModel(BaseTuner):
     prefix = f"{METHOD}_"
     tuner_layer_cls = Site
     target_module_mapping: dict[str, list[str]] = {}
+    sites: list[Site]
+    owners: dict[
+        tuple[str, str, tuple], nn.Module
+    ]  # what is shared, by adapter, part and what the places have in common
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # not registered: they are in the model already. Found once, so that switching need not look for them
+        self.__dict__["sites"] = [module for module in model.modules() if isinstance(module, Site)]
+        self.__dict__["owners"] = {}
+        super().__init__(model, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         if not peft_config.points:
@@ -132,49 +113,155 @@ class VlatrainModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        text, place = next(item for item in peft_config.points.items() if item[1]["output"] == current_key)
+        point = Point.parse(text)
         site = getattr(target, CHILD, None)
         if site is None:
-            site = Site(width_of(target))
+            site = Site(context_of(self.model), point.tower, point.layer)
             target.add_module(CHILD, site)
-            # prepended, so that hooks that record outputs see the adapted states
-            target.register_forward_hook(site.hook, prepend=True, with_kwargs=True)
-        unit = DESIGNS[peft_config.design](site.width, **peft_config.options)
-        weight = next(target.parameters(recurse=False))
+            self.sites.append(site)
+        unit = self._unit(peft_config, adapter_name, point, place, target)
+        design = DESIGNS[peft_config.design]
+        site.attend(
+            target,
+            self._module(place, "input") if place.get("input") and getattr(unit, "reads", "") == "input" else None,
+            self._module(place, "layer") if place.get("other") and "other_width" in design.wants else None,
+            hasattr(design, "enter"),
+        )
+        weight = next(target.parameters())
         if not any(parameter.is_meta for parameter in unit.parameters()):
             unit.to(weight.device)
         site.units[adapter_name] = unit.train(target.training)
+        site.frozen[adapter_name] = {
+            role: self.model.get_submodule(path) for role, path in place.get("modules", {}).items()
+        }
+        site.set_requires_grad(adapter_name, adapter_name in self.active_adapters and not peft_config.inference_mode)
         site.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
+    def _module(self, place: Mapping[str, Any], key: str) -> nn.Module:
+        return self.model.get_submodule(place[key])
+
+    def _unit(
+        self, config: VlatrainConfig, adapter: str, point: Point, place: Mapping[str, Any], target: nn.Module
+    ) -> nn.Module:
+        """The new module of a point, with what it shares; for several tasks, one for each."""
+        made = {
+            task: self._tied(config, adapter, point, task, self._build(config, point, place, target))
+            for task in config.tasks or [""]
+        }
+        return ByTask(context_of(self.model), made) if config.tasks else made[""]
+
+    def _build(self, config: VlatrainConfig, point: Point, place: Mapping[str, Any], target: nn.Module) -> Adapter:
+        design = DESIGNS[config.design]
+        facts = {
+            "other_width": place.get("other_width", 0),
+            "heads": place.get("heads", 0),
+            "tower": point.tower,
+            "index": point.layer,
+            "layers": len(self._module(place, "layers")) if place.get("layers") else 1,  # type: ignore[arg-type]
+            "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
+            "role": place.get("role", ""),
+            "tasks": config.tasks,
+        }
+        unit = design(
+            width_of(target, place.get("width", 0)),
+            **{name: facts[name] for name in design.wants},
+            **{**config.options, **config.overrides.get(str(point), {})},
+        )
+        if not any(parameter.is_meta for parameter in (*unit.parameters(), *target.parameters())):
+            unit.adopt({role: self.model.get_submodule(path) for role, path in place.get("modules", {}).items()})
+        return unit
+
+    def _tied(self, config: VlatrainConfig, adapter: str, point: Point, task: str, unit: nn.Module) -> nn.Module:
+        """The unit with its shared parts borrowed from whoever had them first."""
+        what = config.share.get("what", "none")
+        ties = dict(DESIGNS[config.design].ties)
+        if what in PARTS:
+            ties[PARTS[what]] = tuple(config.share["over"])
+        place = {"tower": point.tower, "layer": point.layer, "site": point.site, "task": task}
+        if what == "all":
+            kept = tuple(value for name, value in place.items() if name not in config.share["over"])
+            owner = self.owners.setdefault((adapter, "", kept), unit)
+            return unit if owner is unit else Alias(owner)
+        for part, over in ties.items():
+            kept = tuple(value for name, value in place.items() if name not in over)
+            own = unit.get_submodule(part)
+            owner = self.owners.setdefault((adapter, part, kept), own)
+            if owner is not own:
+                _refuse_other_shapes(owner, own, part, point)
+                borrow(unit, part, owner)
+        return unit
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters, at a cost that does not grow with the number of resident ones."""
+        if any(getattr(config, "modules_to_save", None) for config in self.peft_config.values()):
+            super().set_adapter(adapter_name, inference_mode)
+            return
+        for site in self.sites:
+            site.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and what it shared with itself."""
+        super().delete_adapter(adapter_name)
+        for key in [key for key in self.owners if key[0] == adapter_name]:
+            del self.owners[key]
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's `model(..., adapter_names=[...])`: a batch whose rows have adapters of their own."""
+        with rows(self.model, kwargs.get("adapter_names")):
+            yield
+
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
-        sites = [(module, getattr(module, CHILD)) for module in self.model.modules() if _is_adapted(module)]
-        if merge and sites:
-            sites[0][1].merge()
-        for module, site in sites:
-            for key, hook in list(module._forward_hooks.items()):
-                if getattr(hook, "__self__", None) is site:
-                    del module._forward_hooks[key]
-                    module._forward_hooks_with_kwargs.pop(key, None)
+        adapted = [module for module in self.model.modules() if _is_adapted(module)]
+        if merge and adapted:
+            getattr(adapted[0], CHILD).merge()
+        for module in adapted:
+            getattr(module, CHILD).leave()
             delattr(module, CHILD)
+        wrappers = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, AuxiliaryTrainingWrapper)
+        ]
+        for name, wrapper in wrappers:  # heads that were trained with the adapters
+            parent, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), last, wrapper.original_module)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        if f".{UNITS}.{adapter_name}." not in key:
+            return super()._remove_adapter_name_from_key(key, adapter_name)
         return key.replace(f".{UNITS}.{adapter_name}.", f".{UNITS}.", 1)
 
 
-def width_of(module: nn.Module) -> int:
+def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Point) -> None:
+    shapes = [[tuple(tensor.shape) for tensor in module.parameters()] for module in (owner, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{point} cannot share {part}: it is {shapes[1]} there and {shapes[0]} elsewhere")
+
+
+def width_of(module: nn.Module, otherwise: int = 0) -> int:
     """Width of the states a module puts out: the last dimension of its output.
 
+    Args:
+        module: a linear layer (`out_features`, or `nf` of transformers' Conv1D) or a norm.
+        otherwise: width of any other module, if it is known.
+
     Raises:
-        ValueError: it is neither a linear layer (`out_features`, or `nf` of transformers' Conv1D) nor a norm.
+        ValueError: neither can be told.
     """
     for attribute in ("out_features", "nf"):
         if isinstance(width := getattr(module, attribute, None), int):
             return width
     if isinstance(shape := getattr(module, "normalized_shape", None), tuple):
         return int(shape[-1])
+    if otherwise:
+        return otherwise
     raise ValueError(f"{type(module).__name__} says nothing of its output width: adapt a linear layer or a norm")
 
 

@@ -3,7 +3,7 @@
 A point is `tower.layer.site`, such as `decoder.7.cross`. A pattern has the same three parts, and missing parts at its end
 mean everything (`vision` is `vision.*.*`):
 
-    tower, site    a name, `*`, or alternatives: `{vision,text}`
+    tower, site    a name, `*`, or alternatives: `{vision,text}`; the tower `end` is every tower that ends in a head
     layer          a number, a range `6-11`, `first4`, `last4`, `*`, or alternatives of these: `{0,6-11}`
 
 `firstN` and `lastN` select every layer of a tower that has fewer than N. Alternatives that a backbone lacks select
@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from vlatrain.config.errors import UserError
 
@@ -43,10 +43,45 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What patterns need to know of a tower: how many layers, and the sites of each."""
+    """What patterns need to know of a tower: how many layers, the sites of each, and whether it ends in a head."""
 
     layers: int
     sites: tuple[str, ...]
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module goes in a backbone, and what is known there.
+
+    Attributes:
+        output: path of the module whose output is adapted.
+        input: path of the module whose input the place has; empty if there is none.
+        layer: path of the layer it is in; empty for features.
+        layers: path of the list of the tower's layers; empty for features.
+        modules: paths of the frozen modules of the place, by role.
+        width: width of the tower's states; 0 for features: that of the module's output.
+        heads: attention heads of the tower.
+        other: the tower of the other modality whose states can be read here; empty if there is none.
+        other_width: their width.
+        role: which of the modules, or of the features, it is; empty for a site or a layer.
+    """
+
+    output: str
+    input: str = ""
+    layer: str = ""
+    layers: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
+    heads: int = 0
+    other: str = ""
+    other_width: int = 0
+    role: str = ""
+
+    def paths(self, role: str) -> list[str]:
+        """Path of a role's module, if the place has it; a fused `qkv` serves for query, key and value."""
+        found = self.modules.get(role) or (self.modules.get("qkv") if role in ("query", "key", "value") else None)
+        return [found] if found else []
 
 
 @dataclass(frozen=True)
@@ -54,14 +89,38 @@ class Sites:
     """Where a method goes in one backbone.
 
     Attributes:
-        outputs: by point, path of the module whose output is adapted.
-        linears: by point, paths of its linear layers.
+        places: the selected points with their places.
+        stacks: the towers, for further patterns.
         heads: modules outside the towers that may be trained too.
+        features: path of the module that gives the features of `image` and `text`; empty if the task has none.
     """
 
-    outputs: Mapping[Point, str]
-    linears: Mapping[Point, Sequence[str]]
+    places: Mapping[Point, Place]
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
     heads: Sequence[str] = ()
+    features: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, kind: str) -> dict[Point, Place]:
+        """The places of a kind: `site` as they are; `layer`, each layer once; `modules`, each module of each site; `features`."""
+        if kind == "features":
+            return {Point("features", 0, name): Place(output=path, role=name) for name, path in self.features.items()}
+        found: dict[Point, Place] = {}
+        for point, place in self.places.items():
+            if kind == "site":
+                found[point] = place
+            elif kind == "layer":
+                whole = found.setdefault(
+                    Point(point.tower, point.layer, "layer"), replace(place, output=place.layer, input="", modules={})
+                )
+                found[Point(point.tower, point.layer, "layer")] = replace(
+                    whole, modules={**whole.modules, **{f"{point.site}.{r}": path for r, path in place.modules.items()}}
+                )
+            else:
+                for role, path in place.modules.items():
+                    found[Point(point.tower, point.layer, f"{point.site}:{role}")] = replace(
+                        place, output=path, input="", role=role
+                    )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +137,7 @@ class Pattern:
         return [
             Point(name, layer, site)
             for name, stack in towers.items()
-            if _any_name(self.towers, name)
+            if _any_name(self.towers, name) or ("end" in self.towers and stack.end)
             for layer in range(stack.layers)
             if any(_layer_matches(selector, layer, stack.layers) for selector in self.layers)
             for site in stack.sites

@@ -16,7 +16,6 @@ from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import FAMILIES, meta_model
 from vlatrain.config import TrainConfig
 from vlatrain.injection.attach import attach, group_of
-from vlatrain.injection.peft_method import width_of
 from vlatrain.injection.points import Sites, everything
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
@@ -100,15 +99,14 @@ def as_json(found: Inspection) -> dict:
 
 def _towers(config: TrainConfig, where: Sites) -> Table:
     table = Table("tower", "layers", "sites (width)", "selected points", title="Injection points: tower.layer.site")
-    model = meta_model(config.model, config.task.name)
-    widths = sites(config.model, config.task.name, ["*"]).outputs
+    everywhere = sites(config.model, config.task.name, ["*"]).places
     towers = stacks(config.model, config.task.name)
     for tower, stack in towers.items():
         first = [point for point in everything(towers) if point.tower == tower and point.layer == 0]
-        described = ", ".join(f"{point.site} ({width_of(model.get_submodule(widths[point]))})" for point in first)
+        described = ", ".join(f"{point.site} ({everywhere[point].width})" for point in first)
         selected = []
         for site in stack.sites:
-            layers = [point.layer for point in where.outputs if point.tower == tower and point.site == site]
+            layers = [point.layer for point in where.places if point.tower == tower and point.site == site]
             if layers and config.adapter.name not in ("full", "none"):
                 selected.append(f"{site}: {_ranges(layers)}")
         table.add_row(tower, f"0-{stack.layers - 1}", described, "\n".join(selected) or "-")

@@ -146,10 +146,10 @@ def _wrap(layer: nn.Module) -> None:
     layer.forward = recomputed
 
 
-def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor") -> None:
-    """`torch.compile` each layer where it is: names and weights stay as they are."""
+def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor", fullgraph: bool = False) -> None:
+    """`torch.compile` each layer where it is: names and weights stay as they are. `fullgraph` makes a graph break an error."""
     # an adapter's hook makes each layer its own code, in train and eval mode, and for some shapes; past the limit torch
     # would silently leave the rest uncompiled
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(layers))
     for layer in layers:
-        layer.compile(backend=backend)
+        layer.compile(backend=backend, fullgraph=fullgraph)

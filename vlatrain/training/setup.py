@@ -15,7 +15,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
 from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.data.sample import Sample
-from vlatrain.injection.attach import attach, restore
+from vlatrain.injection.attach import attach, check, restore
 from vlatrain.tasks import Evaluation, Task, build
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
@@ -67,7 +67,8 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     Raises:
         UserError: the weights cannot be had, or the points select nothing.
     """
-    where = sites(config.model, config.task.name, config.points)  # before the weights: a typo must not wait for them
+    check(config.adapter)  # before the weights: a typo must not wait for them
+    where = sites(config.model, config.task.name, config.points)
     backbone = load(config.model, config.task.name, texts=texts_of(train), seed=config.seed, run=run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed

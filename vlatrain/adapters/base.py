@@ -1,0 +1,74 @@
+"""What every design has in common: the module at a place, and what it may know of the call it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Call(NamedTuple):
+    """What a module may use beside the states it adapts.
+
+    Attributes:
+        inputs: (B, L, width) the input of the sub-layer (with `reads = "input"` the states themselves).
+        other: (B, S, other_width) states of the other modality; None where there are none.
+        mask: (B, S) 1 for those that may be attended to; None: all.
+        frozen: the frozen modules of the place, by role (`query`, `key`, `value` or `qkv`, `inner`, `out`, `norm`).
+    """
+
+    inputs: Tensor | None = None
+    other: Tensor | None = None
+    mask: Tensor | None = None
+    frozen: Mapping[str, nn.Module] = {}
+
+
+class Adapter(nn.Module):
+    """A trainable module at a place in a frozen model.
+
+    A subclass is one design. Its constructor takes `width`, the width of the states; then, by keyword, the facts it `wants`; then
+    its own options, which are those of its YAML file. `forward(states, call)` returns what is added to the states.
+
+    Attributes:
+        at: where a design goes: `site` (the output of a sub-layer), `layer` (around whole layers, from `enter` to the output),
+            `modules` (the output of each linear layer and norm of a site), `features` (image and text features).
+        wants: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
+            (attention heads), `tower`, `index` (number of the layer), `layers` (of its tower), `last` (whether no later layer of
+            the tower has one), `role` (of `modules` and `features`), `tasks` (names of the tasks).
+        ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
+            differ within a tie: any of tower, layer, site, task.
+        reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
+        adds: False if `forward` returns the new states themselves, not what is added to them.
+        frozen: submodules that never train.
+    """
+
+    at: ClassVar[str] = "site"
+    wants: ClassVar[tuple[str, ...]] = ()
+    ties: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    reads: str = "output"
+    adds: ClassVar[bool] = True
+    frozen: tuple[str, ...] = ()
+
+    def forward(self, states: Tensor, call: Call) -> Tensor:
+        """What to add to the states.
+
+        Args:
+            states: (B, L, width).
+            call: what else there is.
+
+        Returns:
+            (B, L, width), of the type of `states`.
+        """
+        raise NotImplementedError
+
+    def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
+        """Start from the frozen modules of the place (by role). Called once, when the module is new; by default nothing."""
+
+
+def borrow(owner: nn.Module, name: str, module: nn.Module) -> None:
+    """Let `owner.name` be a module that belongs to another: used here, but registered, stored and counted there only."""
+    path, _, last = name.rpartition(".")
+    holder = owner.get_submodule(path)
+    holder._modules.pop(last)
+    holder.__dict__[last] = module

@@ -1,0 +1,108 @@
+"""Whether a method can go where it is to go in a backbone: what the descriptions alone can tell. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlatrain.backbones.describe import sites, stacks, widths
+from vlatrain.config import AdapterConfig, TrainConfig, UserError
+from vlatrain.config.errors import Unfit
+from vlatrain.config.methods import BARE, parts
+from vlatrain.config.paths import CONFIG
+from vlatrain.injection.points import Stack, select
+
+
+def misfits(config: TrainConfig) -> list[str]:
+    """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
+    found: list[str] = []
+    for name, method in parts(config.adapter).items():
+        if method.name not in BARE:
+            own = config.points if not name or method.points is None else method.points
+            found += _of_method(config, method, own)
+    return found
+
+
+def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) -> list[str]:
+    task, towers = config.task.name, stacks(config.model, config.task.name)
+    found = list(_needs(config, method))
+    for pattern in method.overrides:
+        found += _errors([pattern], towers)
+    wrong = _errors(patterns, towers)
+    if found or wrong:
+        return [*found, *wrong]
+    layers: dict[str, set[int]] = {}
+    for point in sites(config.model, task, patterns).places:
+        layers.setdefault(point.tower, set()).add(point.layer)
+    found += _other(config, method, layers)
+    found += _ends(config, method, layers, towers)
+    found += _widths(config, method, layers)
+    return found
+
+
+def _errors(patterns: list[str], towers: dict[str, Stack]) -> list[str]:
+    try:
+        select(patterns, towers)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
+    title, served = f"adapter={method.name}", config.model.tasks[config.task.name]
+    if "features" in method.needs and not served.features:
+        able = [task for task, other in config.model.tasks.items() if other.features]
+        where = f"model={config.model.name} has them for {', '.join(able)}" if able else "this backbone has none"
+        yield Unfit(f"{title}: works on the features of image and text, which task={config.task.name} has not; {where}")
+    if "sources" in method.needs and not method.sources:
+        yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
+    for source in method.sources:
+        if not (Path(source).expanduser() / CONFIG).is_file():
+            yield f"adapter.sources: {source}: no finished run there (it has no {CONFIG})"
+    if "parts" in method.needs and not method.parts:
+        yield Unfit(f"{title}: needs adapter.parts, methods with points of their own")
+    if method.by_task and config.task.name != "joint":
+        yield "adapter.by_task=true: needs task=joint; with a single task its adapters are the task's anyway"
+
+
+def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
+    if "other" not in method.needs:
+        return
+    task = config.task.name
+    other = config.model.tasks[task].other
+    for tower in layers:
+        if tower not in other:
+            able = ", ".join(name for name in other) or "none"
+            yield Unfit(
+                f"adapter={method.name}: the {tower} tower of model={config.model.name} gets no states of another modality in "
+                f"task={task}; towers that do: {able}"
+            )
+
+
+def _ends(
+    config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
+) -> Iterator[str]:
+    if "end" not in method.needs:
+        return
+    ends = [name for name, stack in towers.items() if stack.end]
+    for tower, chosen in layers.items():
+        if not towers[tower].end:
+            yield Unfit(
+                f"adapter={method.name}: never goes back through the trunk, so it fits only towers that end in a head "
+                f"({', '.join(ends)}), and not {tower}"
+            )
+        elif max(chosen) != towers[tower].layers - 1:
+            yield f"adapter={method.name}: the last layer of {tower}, {towers[tower].layers - 1}, must be among its points"
+
+
+def _widths(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
+    share = method.share
+    if "tower" not in share.over or share.what not in ("down", "up", "all"):
+        return
+    wide = {name: width for name, width in widths(config.model, config.task.name).items() if name in layers}
+    if len(set(wide.values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in wide.items())
+        yield Unfit(
+            f"adapter.share.what={share.what}: cannot be shared over towers of different widths ({told}); share columns, or "
+            "leave tower out of adapter.share.over"
+        )

@@ -1,0 +1,256 @@
+"""The adapters of one adapted module, and the hooks by which they take part in a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from vlatrain.adapters import Adapter, Call
+from vlatrain.injection.context import BASE, Context
+
+METHOD = "vlatrain"  # PEFT's name of the method; transformers derives the key prefix from it
+UNITS = f"{METHOD}_unit"  # the ModuleDict of adapters in a site, by adapter name; starts with PEFT's prefix
+OTHER = ("encoder_hidden_states", "encoder_attention_mask")  # a layer's arguments for the other modality's states
+
+
+class Site(nn.Module, BaseTunerLayer):
+    """A child of the adapted module: its adapters by name, and the hooks that apply the active ones.
+
+    Args:
+        context: the model's context.
+        tower: the tower it is in.
+        layer: number of its layer.
+    """
+
+    adapter_layer_names = (UNITS,)
+
+    def __init__(self, context: Context, tower: str, layer: int) -> None:
+        super().__init__()
+        self.context, self.tower, self.layer = context, tower, layer
+        setattr(self, UNITS, nn.ModuleDict())
+        self._disable_adapters = False
+        self.merged_adapters = []
+        self.frozen: dict[str, Mapping[str, nn.Module]] = {}  # by adapter, the place's modules by role
+        self.listening: dict[str, Any] = {}  # what has hooks already, and their handles
+        self.inputs: Tensor | None = None  # what the hooks of this call have heard
+        self.other: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @property
+    def units(self) -> nn.ModuleDict:
+        """The adapters by name."""
+        return getattr(self, UNITS)
+
+    def attend(self, target: nn.Module, module: nn.Module | None, layer: nn.Module | None, around: bool) -> None:
+        """Register the hooks that an adapter needs; those that are there already stay.
+
+        Args:
+            target: the adapted module.
+            module: the module whose input is wanted.
+            layer: the layer whose states of the other modality are wanted.
+            around: whether adapters may change the target's arguments (`Adapter.enter`).
+        """
+        self.__dict__["target"] = target  # not registered: it is the parent
+        if "output" not in self.listening:
+            # prepended, so that hooks that record outputs see the adapted states
+            self.listening["output"] = target.register_forward_hook(self.hook, prepend=True, with_kwargs=True)
+        if around and "around" not in self.listening:
+            self.names = tuple(inspect.signature(target.forward).parameters)
+            self.listening["around"] = target.register_forward_pre_hook(self.enter, with_kwargs=True)
+        if module is not None and "input" not in self.listening:
+            self.listening["input"] = module.register_forward_pre_hook(self.hear_input, with_kwargs=True)
+        if layer is not None and "other" not in self.listening:
+            names = list(inspect.signature(layer.forward).parameters)
+            self.positions = tuple(names.index(name) if name in names else -1 for name in OTHER)
+            self.listening["other"] = layer.register_forward_pre_hook(self.hear_other, with_kwargs=True)
+
+    def leave(self) -> None:
+        """Take all hooks out again."""
+        for handle in self.listening.values():
+            handle.remove()
+        self.listening.clear()
+
+    def hear_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Pre-hook of the module whose input is wanted: its first argument, whatever it is called."""
+        self.inputs = args[0] if args else next(iter(kwargs.values()))
+
+    def hear_other(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Pre-hook of the layer: the states of the other modality that it is called with, by position or by name."""
+        heard = [
+            args[place] if 0 <= place < len(args) else kwargs.get(name)
+            for name, place in zip(OTHER, self.positions, strict=True)
+        ]
+        self.other = (heard[0], heard[1])
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Pre-hook of the target: its arguments as the active adapters that go around it want them."""
+        if self._disable_adapters:
+            return None
+        for name in self.active_adapters:
+            if name in self.units and (change := getattr(self.units[name], "enter", None)):
+                kwargs = change({**dict(zip(self.names, args, strict=False)), **kwargs})
+                args = ()
+        return args, kwargs
+
+    def hook(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Forward hook of the target: its output, (B, L, width), with the active adapters' added."""
+        inputs, self.inputs = self.inputs, None
+        other, self.other = self.other, (None, None)
+        if self._disable_adapters or self.layer < self.context.dropped:
+            return output
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        given, mask = self._other(*other, rows=len(states))
+        if self.context.rows is None:
+            adapted = states
+            for name in self.active_adapters:
+                if name in self.units:
+                    adapted = self._applied(name, states, adapted, inputs, given, mask)
+        else:
+            adapted = self._by_rows(states, inputs, given, mask)
+        if adapted is states:
+            return output
+        return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+
+    def _applied(
+        self,
+        name: str,
+        states: Tensor,
+        adapted: Tensor,
+        inputs: Tensor | None,
+        other: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        unit: Any = self.units[name]
+        call = Call(inputs, other, mask, self.frozen[name])
+        found = unit(inputs if unit.reads == "input" else states, call)
+        return adapted + found if unit.adds else found
+
+    def _by_rows(self, states: Tensor, inputs: Tensor | None, other: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Each row with its own adapter."""
+        names = self._repeated(self.context.rows or [], len(states))
+        adapted = states
+        for name in dict.fromkeys(names):
+            if name == BASE or name not in self.units:
+                continue
+            if not self.units[name].adds:
+                raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
+            own = torch.tensor([row for row, wanted in enumerate(names) if wanted == name], device=states.device)
+            part = [value if value is None else value[own] for value in (states, inputs, other, mask)]
+            added = self._applied(name, part[0], torch.zeros_like(part[0]), *part[1:])  # type: ignore[arg-type]
+            adapted = adapted.index_add(0, own, added.to(adapted.dtype))
+        return adapted
+
+    def _repeated(self, names: list[str], rows: int) -> list[str]:
+        if not names or rows % len(names):
+            raise ValueError(f"adapters are named for {len(names)} rows, but the batch has {rows}")
+        return [name for name in names for _ in range(rows // len(names))]
+
+    def _other(self, states: Tensor | None, mask: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """States of the other modality: what the layer was called with, else what the tower has been handed."""
+        if states is None and self.tower in self.context.handed and "other" in self.listening:
+            states, mask = self.context.handed[self.tower]
+        if states is None:
+            return None, None
+        if rows % len(states):
+            raise ValueError(f"{self.tower}: {rows} rows of states, but {len(states)} of the other modality")
+        if rows != len(states):
+            states = states.repeat_interleave(rows // len(states), dim=0)
+            mask = None if mask is None else mask.repeat_interleave(rows // len(mask), dim=0)
+        return states, None if mask is None else _as_keep(mask)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters. Only those that were or become active are touched: it costs the same however many there are."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in {*self.active_adapters, *names}:
+            self._train(name, name in names and not inference_mode)
+        self._active_adapter = names
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Let adapters train, or not."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self._train(name, requires_grad)
+
+    def _train(self, name: str, flag: bool) -> None:
+        if name not in self.units:
+            return
+        unit: Any = self.units[name].requires_grad_(flag)
+        for module in unit.modules():
+            for frozen in getattr(module, "frozen", ()) if isinstance(module, Adapter) else ():
+                module.get_submodule(frozen).requires_grad_(False)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        if adapter_name in self.units:
+            target: Any = self.target
+            self.units[adapter_name].to(device or next(target.parameters()).device)
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a non-linear adapter is no change of the weights."""
+        raise ValueError("these adapters are not linear and cannot be merged into the weights; unload() removes them")
+
+    def unmerge(self) -> None:
+        """Nothing to do: they are never merged."""
+        assert not self.merged_adapters
+
+
+class ByTask(nn.Module):
+    """A unit for each task; the context says whose turn it is.
+
+    Args:
+        context: the model's context.
+        units: by task.
+    """
+
+    def __init__(self, context: Context, units: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.context = context
+        self.units = nn.ModuleDict(units)
+
+    @property
+    def current(self) -> Any:
+        """The unit of the task.
+
+        Raises:
+            ValueError: the context names no task that there is one for.
+        """
+        if self.context.task not in self.units:
+            raise ValueError(
+                f"task-specific adapters for {', '.join(self.units)}: none for {self.context.task or 'a call without task'}"
+            )
+        return self.units[self.context.task]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("reads", "adds", "enter"):
+            return getattr(self.current, name)
+        return super().__getattr__(name)
+
+    def forward(self, states: Tensor, call: Call) -> Tensor:
+        """What the task's unit computes."""
+        return self.current(states, call)
+
+
+class Alias(nn.Module):
+    """Stands where a unit is used that belongs to another place: nothing of its own is registered, stored or counted."""
+
+    def __init__(self, unit: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["unit"] = unit
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("reads", "adds", "enter"):
+            return getattr(self.unit, name)
+        return super().__getattr__(name)
+
+    def forward(self, states: Tensor, call: Call) -> Tensor:
+        """What the other place's unit computes."""
+        return self.unit(states, call)
+
+
+def _as_keep(mask: Tensor) -> Tensor:
+    """A mask (B, S) of ones and zeros, or the additive or boolean one (B, 1, 1 or L, S) that a layer gets, as bool (B, S)."""
+    if mask.dim() == 4:
+        mask = mask[:, 0, 0]
+    return mask if mask.dtype == torch.bool else mask > (0 if not mask.is_floating_point() else -1)
