@@ -7,6 +7,7 @@ sure that it is refused, so that nothing is skipped in silence.
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ table = pytest.mark.parametrize(("name", "place"), CASES)
 def train_config(row: Row, place: tuple[str, str]) -> TrainConfig:
     """The whole configuration of a case."""
     config = TrainConfig(
-        task=TaskConfig(name=place[1], points=["*"]), model=small_config(place[0]), adapter=copy.deepcopy(row.config)
+        task=TaskConfig(name=place[1], points=["*"]), model=template(place).config, adapter=copy.deepcopy(row.config)
     )
     if row.points is not None:
         config.adapter.points = row.points
@@ -66,8 +67,14 @@ def fits(row: Row, place: tuple[str, str]) -> bool:
     return True
 
 
-def loaded(place: tuple[str, str]) -> Backbone:
+@cache
+def template(place: tuple[str, str]) -> Backbone:
     return load(small_config(place[0]), place[1], texts=TEXTS)
+
+
+def loaded(place: tuple[str, str]) -> Backbone:
+    """A frozen backbone of its own."""
+    return copy.deepcopy(template(place))
 
 
 def adapted(row: Row, place: tuple[str, str], trained: bool = True) -> tuple[Backbone, nn.Module]:
