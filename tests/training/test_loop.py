@@ -117,10 +117,12 @@ def test_without_evaluation_samples_the_last_weights_are_the_best(small: SimpleN
 
 def test_with_nothing_to_train_it_only_evaluates(small: SimpleNamespace) -> None:
     model = make_model().requires_grad_(False)
-    result = small.loop(model=model, task=SmallTask(model)).run()
+    result = small.loop(model=model, task=SmallTask(model), save_adapter=None).run()
     assert result.steps == 0
     assert result.evaluation is not None
     assert not (small.folder / "run" / "adapter").exists()
+    small.loop(name="fixed", model=model, task=SmallTask(model)).run()
+    assert (small.folder / "fixed" / "adapter").is_dir(), "an adapter that nothing trains is written all the same"
 
 
 def test_what_a_record_says(small: SimpleNamespace) -> None:

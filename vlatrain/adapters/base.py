@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -52,6 +52,11 @@ class Adapter(nn.Module):
 
     def forward(self, states: Tensor, call: Call) -> Tensor:
         """What to add to the states.
+    @classmethod
+    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
+        """Whether a place of this role gets one, with these options: of `modules` and `features`, not all need to."""
+        return True
+
 
         Args:
             states: (B, L, width).

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlatrain.backbones.describe import sites, stacks, widths
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
-from vlatrain.config.methods import BARE, parts
+from vlatrain.config.methods import BARE, is_peft, parts
 from vlatrain.config.paths import CONFIG
 from vlatrain.injection.points import Stack, select
 
@@ -16,6 +16,8 @@ from vlatrain.injection.points import Stack, select
 def misfits(config: TrainConfig) -> list[str]:
     """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
     found: list[str] = []
+    if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
+        found.append(Unfit(_no_drop(config.adapter)))
     for name, method in parts(config.adapter).items():
         if method.name not in BARE:
             own = config.points if not name or method.points is None else method.points
@@ -36,6 +38,7 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
         layers.setdefault(point.tower, set()).add(point.layer)
     found += _other(config, method, layers)
     found += _ends(config, method, layers, towers)
+    found += _dropping(config, method, layers, towers)
     found += _widths(config, method, layers)
     return found
 
@@ -104,5 +107,29 @@ def _widths(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[in
         told = ", ".join(f"{name} {width}" for name, width in wide.items())
         yield Unfit(
             f"adapter.share.what={share.what}: cannot be shared over towers of different widths ({told}); share columns, or "
+def _dropping(
+    config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
+) -> Iterator[str]:
+    fixed, drawn = config.adapter.drop_layers, config.adapter.drop_random
+    if not fixed and not drawn:
+        return
+    if is_peft(method) or {"layers", "features"} & set(method.needs):
+        yield Unfit(_no_drop(method))
+        return
+    depth = max(towers[tower].layers for tower in layers)
+    if fixed > depth:
+        yield f"adapter.drop_layers={fixed}: no tower with adapters has more than {depth} layers"
+    top = max(max(chosen) for chosen in layers.values())
+    if drawn > top:
+        yield (
+            f"adapter.drop_random={drawn}: some steps would have no adapter to train; at most {top}, the highest layer "
+            "with one (counted from 0)"
+        )
+
+
+def _no_drop(method: AdapterConfig) -> str:
+    return f"adapter={method.name}: has no adapters that some layers could go without (adapter.drop_layers, adapter.drop_random)"
+
+
             "leave tower out of adapter.share.over"
         )

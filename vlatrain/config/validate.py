@@ -14,7 +14,8 @@ from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
-NEEDS = ("other", "features", "sources", "parts", "end")
+NEEDS = ("other", "features", "sources", "parts", "end", "layers")
+JAVA = ("meteor", "spice")
 METRICS = {
     "vqa": ("accuracy",),
     "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "spice"),

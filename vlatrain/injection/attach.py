@@ -43,13 +43,14 @@ def check(config: AdapterConfig) -> None:
                 design(64, **{name: facts.get(name, []) for name in design.wants}, **_options(config))
 
 
-def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
+def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> nn.Module:
     """Put the method's modules into the model and make them, and nothing else, trainable.
 
     Args:
         model: the frozen model; changed in place.
         config: the method.
         sites: where it goes.
+        tasks: names of the parts of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
         A `PeftModel` around the model, or the model itself for `full` and `none`.
@@ -68,10 +69,10 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites) -> nn.Module:
         )
     context_of(model).dropped = config.drop_layers
     with _quiet_peft(), _as_user_error(config):
-        return get_peft_model(model, peft_config(config, sites))
+        return get_peft_model(model, peft_config(config, sites, tasks))
 
 
-def peft_config(config: AdapterConfig, sites: Sites) -> PeftConfig:
+def peft_config(config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> PeftConfig:
     """The method as PEFT's configuration, in plain Python values."""
     heads = list(sites.heads) if config.heads else None
     if is_peft(config):
@@ -81,13 +82,15 @@ def peft_config(config: AdapterConfig, sites: Sites) -> PeftConfig:
             inside = {path for p, place in sites.places.items() if p.site == "ffn" for path in place.modules.values()}
             options["feedforward_modules"] = sorted(set(targets) & inside)
         return kind(**options)
-    places = sites.at(_design(config).at)
+    design = _design(config)
+    places = {p: place for p, place in sites.at(design.at).items() if design.takes(place.role, config.settings)}
     return VlatrainConfig(
         design=config.name,
         points={str(point): _plain(place) for point, place in places.items()},
         options=_options(config),
         overrides=_overrides(config, sites, places),
         share=asdict(config.share) if config.share.what != "none" else {},
+        tasks=list(tasks) if config.by_task else [],
         modules_to_save=heads,
     )
 

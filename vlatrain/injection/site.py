@@ -88,7 +88,7 @@ class Site(nn.Module, BaseTunerLayer):
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Pre-hook of the target: its arguments as the active adapters that go around it want them."""
-        if self._disable_adapters:
+        if self._disable_adapters or self.layer < self.context.dropped:
             return None
         for name in self.active_adapters:
             if name in self.units and (change := getattr(self.units[name], "enter", None)):

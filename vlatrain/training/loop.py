@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,11 +66,12 @@ class Loop:
         train: training samples, at least one unless nothing is trained.
         eval: samples of the evaluations; may be empty: then the last weights count as the best.
         folder: the run folder; `checkpoints/` and `adapter/` are written there.
-        save_adapter: writes what was trained into an existing, empty folder.
+        save_adapter: writes what was trained into an existing, empty folder; None: there is nothing to write.
         group_of: parameter group (adapter, norm, head, trunk) of a trained parameter's name.
         layers: the layers of the towers, for gradient checkpointing and compilation.
         display: shows progress.
         sinks: take the records of metrics.
+        within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
 
     Raises:
         UserError: device, precision, schedule or parameter groups that cannot be had here.
@@ -84,15 +85,17 @@ class Loop:
         train: Sequence[Sample],
         eval: Sequence[Sample],
         folder: Path,
-        save_adapter: Callable[[Path], None],
+        save_adapter: Callable[[Path], None] | None,
         group_of: Callable[[str], str],
         layers: Iterable[nn.Module] = (),
         display: Display = SILENT,
         sinks: Sequence[Sink] = (),
+        within: Callable[[int], AbstractContextManager] = nullcontext,
     ) -> None:
         self.config, self.trainer = config, config.trainer
         self.task, self.model, self.train, self.eval = task, model, train, eval
         self.folder, self.save_adapter, self.display, self.sinks = folder, save_adapter, display, sinks
+        self.within = within
         self.progress = Progress()
         self.signals = Signals()
         self.stopping = 0  # signal on which all processes have agreed to stop
@@ -178,7 +181,8 @@ class Loop:
                     self._leave()
                 if self._over():
                     return
-                self._step(passes, track)
+                with self.within(self.progress.step):
+                    self._step(passes, track)
 
     def _over(self) -> bool:
         return self.progress.step >= self.total or self._patience_over()
@@ -370,7 +374,7 @@ class Loop:
         self.model.eval()
         refuse_moved(self.frozen, self.model)
         problems: list[str] | None = None
-        if self.accelerator.is_main_process and self.parameters:
+        if self.accelerator.is_main_process and self.save_adapter is not None:
             try:
                 replace_folder(self.folder / "adapter", self.save_adapter)
             except UserError as error:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vlatrain import __version__, data
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.paths import CONFIG, read_config, run_folder, save_config
 from vlatrain.injection.attach import group_of, save
+from vlatrain.injection.drop import drawn, dropping
 from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
@@ -86,11 +88,12 @@ def train(config: TrainConfig) -> Finished:
             samples["train"],
             samples["eval"],
             folder,
-            save_adapter=lambda into: save(bench.model, into),
+            save_adapter=None if config.adapter.name == "none" else lambda into: save(bench.model, into),
             group_of=group_of,
             layers=bench.layers,
             display=console,
             sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
+            within=lambda step: _dropping(config, bench, step),
         )
         result = loop.run()
         extra = {}
@@ -103,6 +106,12 @@ def train(config: TrainConfig) -> Finished:
                 write_card(folder / ADAPTER, config, metrics)
             show_run(config, folder, metrics)
     return Finished(folder, metrics)
+
+
+def _dropping(config: TrainConfig, bench: Bench, step: int) -> AbstractContextManager[None]:
+    """What the layers of a step go without, if that is drawn."""
+    most = config.adapter.drop_random
+    return dropping(bench.model, drawn(most, config.seed, step)) if most else nullcontext()
 
 
 def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[str, Evaluation]) -> dict[str, Any]:
