@@ -232,7 +232,7 @@ class _Jobs:
 
     def _call(self, composed: DictConfig, job: str) -> Any:
         from vlatrain.backbones.describe import checkpoint_of
-        from vlatrain.config import hub
+        from vlatrain.config import EvalConfig, hub
         from vlatrain.config.compose import problems_of, typed
         from vlatrain.config.paths import name_run, run_folder
         from vlatrain.config.registry import SCHEMAS
@@ -243,6 +243,8 @@ class _Jobs:
         if self.verb == "train":
             name_run(config, job, self.stamp)
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
+        elif isinstance(config, EvalConfig):
+            config.output = name_output(config, job)
         wanted = [] if config.model.random_init else [checkpoint_of(config.model, config.task.name)]
         wanted += [config.data.path or ""] if config.data.name == "hub" else []
         if self.verb != "inspect" and not all(Path(name).expanduser().is_dir() for name in wanted):

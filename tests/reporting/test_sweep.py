@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from vlatrain.reporting.sweep import Outcome, finish, table, varied_keys
+from vlatrain.reporting.sweep import BAR, Outcome, chart, finish, table, varied_keys
 
 
 def outcome(number: int, metric: str = "accuracy", failure: str = "", **values: str) -> Outcome:
@@ -60,3 +61,34 @@ def test_the_file_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_nothing_to_tell_is_nothing_told(tmp_path: Path) -> None:
     finish([Outcome(0)], tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def charted(outcomes: list[Outcome]) -> str:
+    made = chart(outcomes)
+    assert made is not None
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(made)
+    return console.export_text()
+
+
+def test_bars_are_as_long_as_their_share_of_the_longest() -> None:
+    slow, fast = outcome(0, seed="1"), outcome(1, seed="2")
+    slow.metrics["speed"]["samples_per_s"] = 50.0
+    heading, first, second = charted([slow, fast]).splitlines()
+    assert heading.split() == ["seed", "accuracy", "samples/s"]
+    assert [part.count("█") for part in first.split(" ") if "█" in part] == [round(BAR * 80 / 81), BAR // 2]
+    assert [part.count("█") for part in second.split(" ") if "█" in part] == [BAR, BAR]
+
+
+def test_no_chart_of_what_cannot_be_compared() -> None:
+    assert chart([outcome(0, seed="1")]) is None
+    assert chart([outcome(0, seed="1"), outcome(1, seed="2", failure="why")]) is None
+    assert chart([outcome(0, "accuracy", task="vqa"), outcome(1, "cider", task="captioning")]) is None
+
+
+def test_the_csv_has_a_column_for_what_varied(tmp_path: Path) -> None:
+    finish([outcome(0, seed="1"), outcome(1, seed="2", failure="no, none")], tmp_path)
+    with (tmp_path / "sweep.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["seed"], first["score"], first["samples_per_s"], first["failure"]) == ("1", "80.0", "100.0", "")
+    assert (second["seed"], second["score"], second["failure"]) == ("2", "", "no, none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from vlatrain import data
+from vlatrain.config.paths import name_output
+from vlatrain.data.parts import load_run
 from vlatrain.config import EvalConfig
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.run import Finished, write_evaluation
+from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.setup import finished, scored
 
 log = logging.getLogger("vlatrain")
@@ -31,7 +35,7 @@ def evaluate_run(config: EvalConfig) -> Finished:
         UserError: data, weights or an adapter that cannot be had.
     """
     run = Path(config.source)
-    folder = Path(config.output) if config.output else run / f"eval-{config.split}"
+    folder = Path(name_output(config))
     device = choose_device(config.trainer.device)
     precision = choose_precision(config.trainer.precision, device)
     console = Console()
@@ -39,7 +43,9 @@ def evaluate_run(config: EvalConfig) -> Finished:
         samples = data.load(config.data, config.task.name, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         bench = finished(config, run, device, precision)
-        evaluation = scored(bench, samples, config.trainer, device, precision, console)
+        watch, started = Stopwatch(device), time.perf_counter()
+        evaluation = scored(bench, samples, config.trainer, device, precision, console, watch)
+        speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
     metrics: dict[str, Any] = {
         "task": config.task.name,
         "model": config.model.name,
@@ -49,6 +55,7 @@ def evaluate_run(config: EvalConfig) -> Finished:
         "samples": len(samples),
         "metric": config.task.metric,
         "metrics": evaluation.metrics,
+        "speed": speed,
         "settings": evaluation.settings,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +63,7 @@ def evaluate_run(config: EvalConfig) -> Finished:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
     for row in scores(metrics):
+    table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
         table.add_row(*row)
     out = RichConsole()
     out.print(table)

@@ -1,7 +1,9 @@
-"""The end of a sweep: one table over its runs, and the same as `sweep.json`. A failed run is a row that says why."""
+"""The end of a sweep: one table over its runs, score against speed as bars, and the same as `sweep.json` and, for plots,
+`sweep.csv`. A failed run is a row that says why."""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FILE = "sweep.json"
+FILE, PLAIN = "sweep.json", "sweep.csv"
+BAR = 40  # characters of the longest bar
 
 
 @dataclass
@@ -81,7 +84,7 @@ def announce(number: int, varied: Sequence[str]) -> None:
 
 
 def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write `sweep.json` and print the table.
+    """Write `sweep.json` and `sweep.csv`, and print the table and the chart.
 
     Args:
         outcomes: the jobs that ran, in order.
@@ -94,11 +97,14 @@ def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [outcome.summary(keys) for outcome in outcomes]
     path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_csv(folder / PLAIN, rows)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(outcomes))
+    if (bars := chart(outcomes)) is not None:
+        console.print(bars)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     told = f"{failed} of {len(outcomes)} runs failed" if failed else f"{len(outcomes)} runs"
-    console.print(f"{told}; the table as JSON: {path}", highlight=False)
+    console.print(f"{told}; the table as JSON: {path}, as CSV: {folder / PLAIN}", highlight=False)
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -124,6 +130,38 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             last,
         )
     return made
+
+
+def chart(outcomes: Sequence[Outcome]) -> Table | None:
+    """Score and speed of each run as bars from zero, for those that have both; None for fewer than two.
+
+    Scores are compared within a metric, so there is none for several metrics either.
+    """
+    keys = varied_keys(outcomes)
+    known = [(outcome, outcome.summary(keys)) for outcome in outcomes if outcome.metric]
+    known = [(outcome, row) for outcome, row in known if row["score"] is not None and row["samples_per_s"]]
+    if len(known) < 2 or len({outcome.metric for outcome, _ in known}) > 1:
+        return None
+    made = Table(*keys, known[0][0].metric, "samples/s", box=None, header_style="dim")
+    most = [max(row[name] for _, row in known) or 1.0 for name in ("score", "samples_per_s")]
+    for outcome, row in known:
+        score, speed = row["score"], row["samples_per_s"]
+        bars = [f"{_bar(score / most[0])} {score:.2f}", f"{_bar(speed / most[1])} {speed:,.1f}"]
+        made.add_row(*(Text(str(outcome.values.get(key, ""))) for key in keys), *bars)
+    return made
+
+
+def _bar(share: float) -> str:
+    return "\u2588" * max(0, round(BAR * share))
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of `sweep.json` with a column for each key that varied."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        flat = [{**row["varied"], **{k: v for k, v in row.items() if k not in ("varied", "overrides")}} for row in rows]
+        writer = csv.DictWriter(file, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
 
 
 def _name(folder: Path | None) -> str:

@@ -21,8 +21,7 @@ from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
 from vlatrain.training.precision import DTYPES, autocast
-
-ADAPTER = "adapter"  # folder in a run that holds what was trained
+from vlatrain.training.stopwatch import Stopwatch
 
 
 @dataclass
@@ -104,10 +103,11 @@ def scored(
     precision: str,
     display: Display,
 ) -> Evaluation:
+    watch: Stopwatch | None = None,
     """Predict and score samples with a model in eval mode, in the precision of its training."""
     size = config.eval_batch_size or 2 * config.batch_size
     with torch.no_grad(), autocast(device, precision):
-        return bench.task.evaluate(samples, make_batches(device, size, config.workers, display))
+        return bench.task.evaluate(samples, watch.timed(batches) if watch else batches)
 
 
 def keep_processor(bench: Bench, run: Path) -> None:

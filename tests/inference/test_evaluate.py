@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import make_samples
+from tests.runs import command, tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    points = ["model=tiny_clip", "adapter.points=['*']", "adapter.init=normal", "adapter.init_std=0.3"]
+    return tiny_run(tmp_path_factory.mktemp("runs") / "clip", "retrieval", *points)
+
+
+def test_an_evaluation_says_how_fast_it_was(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("eval", f"run={run}", f"output={tmp_path / 'out'}", "trainer.eval_batch_size=4") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["metrics"] == json.loads((run / "metrics.json").read_text())["metrics"]
+    assert metrics["speed"]["wall_s"] > 0
+    assert metrics["speed"]["samples_per_s"] > 0
+    assert "samples/s" in capsys.readouterr().out
+
+
+def test_a_sweep_over_dropped_layers_is_a_table_and_a_chart(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("eval", "-m", f"run={run}", "adapter.drop_layers=0,1,4", f"hydra.sweep.dir={tmp_path}") == 0
+    rows = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["varied"] for row in rows] == [{"adapter.drop_layers": text} for text in ("0", "1", "4")]
+    assert len({row["folder"] for row in rows}) == 3, "each job has a folder of its own"
+    scores = [json.loads((Path(row["folder"]) / "metrics.json").read_text())["metrics"] for row in rows]
+    assert scores[0] == json.loads((run / "metrics.json").read_text())["metrics"]
+    assert scores[1] != scores[0]
+    assert all(row["samples_per_s"] > 0 for row in rows)
+    with (tmp_path / "sweep.csv").open() as file:
+        plain = list(csv.DictReader(file))
+    assert [row["adapter.drop_layers"] for row in plain] == ["0", "1", "4"]
+    assert [float(row["score"]) for row in plain] == [row["score"] for row in rows]
+    out = capsys.readouterr().out
+    assert "█" in out
+    assert "sweep.csv" in out
+
+
+def test_all_layers_dropped_is_the_frozen_model(run: Path, tmp_path: Path) -> None:
+    assert command("eval", f"run={run}", "adapter.drop_layers=4", f"output={tmp_path / 'dropped'}") == 0
+    frozen = tiny_run(tmp_path / "frozen", "retrieval", "model=tiny_clip", "adapter=none")
+    one, two = (json.loads((f / "metrics.json").read_text())["metrics"] for f in (tmp_path / "dropped", frozen))
+    assert one == two
+
+
+def test_more_layers_than_there_are_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("eval", f"run={run}", "adapter.drop_layers=9") == 2
+    assert "adapter.drop_layers=9: no tower with adapters has more than" in capsys.readouterr().err
+
+
+def test_predict_takes_it_too(run: Path, tmp_path: Path) -> None:
+    make_samples()[0].image.load().save(tmp_path / "image.png")
+    asked = [f"run={run}", f"image={tmp_path / 'image.png'}", "texts=[red,blue]"]
+    found = {}
+    for count in (0, 4):
+        output = tmp_path / f"{count}.jsonl"
+        assert command("predict", *asked, f"adapter.drop_layers={count}", f"output={output}") == 0
+        found[count] = json.loads(output.read_text())["hits"]
+    assert found[0] != found[4]
