@@ -234,7 +234,7 @@ class _Jobs:
         from vlatrain.backbones.describe import checkpoint_of
         from vlatrain.config import EvalConfig, hub
         from vlatrain.config.compose import problems_of, typed
-        from vlatrain.config.paths import name_run, run_folder
+        from vlatrain.config.paths import name_output, name_run, run_folder
         from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
@@ -242,9 +242,9 @@ class _Jobs:
             raise UserError(found)
         if self.verb == "train":
             name_run(config, job, self.stamp)
-        self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
         elif isinstance(config, EvalConfig):
             config.output = name_output(config, job)
+        self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
         wanted = [] if config.model.random_init else [checkpoint_of(config.model, config.task.name)]
         wanted += [config.data.path or ""] if config.data.name == "hub" else []
         if self.verb != "inspect" and not all(Path(name).expanduser().is_dir() for name in wanted):

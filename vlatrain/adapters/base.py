@@ -50,13 +50,13 @@ class Adapter(nn.Module):
     adds: ClassVar[bool] = True
     frozen: tuple[str, ...] = ()
 
-    def forward(self, states: Tensor, call: Call) -> Tensor:
-        """What to add to the states.
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
         """Whether a place of this role gets one, with these options: of `modules` and `features`, not all need to."""
         return True
 
+    def forward(self, states: Tensor, call: Call) -> Tensor:
+        """What to add to the states.
 
         Args:
             states: (B, L, width).

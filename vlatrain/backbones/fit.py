@@ -98,15 +98,6 @@ def _ends(
             yield f"adapter={method.name}: the last layer of {tower}, {towers[tower].layers - 1}, must be among its points"
 
 
-def _widths(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
-    share = method.share
-    if "tower" not in share.over or share.what not in ("down", "up", "all"):
-        return
-    wide = {name: width for name, width in widths(config.model, config.task.name).items() if name in layers}
-    if len(set(wide.values())) > 1:
-        told = ", ".join(f"{name} {width}" for name, width in wide.items())
-        yield Unfit(
-            f"adapter.share.what={share.what}: cannot be shared over towers of different widths ({told}); share columns, or "
 def _dropping(
     config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
 ) -> Iterator[str]:
@@ -131,5 +122,14 @@ def _no_drop(method: AdapterConfig) -> str:
     return f"adapter={method.name}: has no adapters that some layers could go without (adapter.drop_layers, adapter.drop_random)"
 
 
+def _widths(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
+    share = method.share
+    if "tower" not in share.over or share.what not in ("down", "up", "all"):
+        return
+    wide = {name: width for name, width in widths(config.model, config.task.name).items() if name in layers}
+    if len(set(wide.values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in wide.items())
+        yield Unfit(
+            f"adapter.share.what={share.what}: cannot be shared over towers of different widths ({told}); share columns, or "
             "leave tower out of adapter.share.over"
         )

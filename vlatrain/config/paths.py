@@ -50,12 +50,12 @@ def name_run(config: TrainConfig, job: str = "", stamp: str | None = None) -> No
     config.run.name = f"{name}-{job}" if job else name
 
 
-def new_name() -> str:
 def name_output(config: EvalConfig, job: str = "") -> str:
     """The folder of an evaluation's results: `output`, by default `<run>/eval-<split>`; in a sweep, one in it for each job."""
     return str(Path(config.output or Path(config.source) / f"eval-{config.split}") / job)
 
 
+def new_name() -> str:
     """A timestamp and a short id; for the processes of one training, the same in all of them.
 
     Under `torchrun` and `accelerate launch` the processes of a machine share their parent, which gives time and id.

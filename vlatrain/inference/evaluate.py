@@ -12,15 +12,14 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from vlatrain import data
-from vlatrain.config.paths import name_output
-from vlatrain.data.parts import load_run
 from vlatrain.config import EvalConfig
+from vlatrain.config.paths import name_output
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.run import Finished, write_evaluation
-from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.setup import finished, scored
+from vlatrain.training.stopwatch import Stopwatch
 
 log = logging.getLogger("vlatrain")
 
@@ -55,16 +54,16 @@ def evaluate_run(config: EvalConfig) -> Finished:
         "samples": len(samples),
         "metric": config.task.metric,
         "metrics": evaluation.metrics,
-        "speed": speed,
         "settings": evaluation.settings,
+        "speed": speed,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_evaluation(folder, evaluation)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
     for row in scores(metrics):
-    table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
         table.add_row(*row)
+    table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
     out = RichConsole()
     out.print(table)
     out.print(f"Scores and predictions are in [bold]{folder}[/]")

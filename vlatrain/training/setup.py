@@ -23,6 +23,8 @@ from vlatrain.training.modes import cast_trunk
 from vlatrain.training.precision import DTYPES, autocast
 from vlatrain.training.stopwatch import Stopwatch
 
+ADAPTER = "adapter"  # folder in a run that holds what was trained
+
 
 @dataclass
 class Bench:
@@ -102,10 +104,11 @@ def scored(
     device: torch.device,
     precision: str,
     display: Display,
-) -> Evaluation:
     watch: Stopwatch | None = None,
+) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training."""
     size = config.eval_batch_size or 2 * config.batch_size
+    batches = make_batches(device, size, config.workers, display)
     with torch.no_grad(), autocast(device, precision):
         return bench.task.evaluate(samples, watch.timed(batches) if watch else batches)
 
