@@ -1,0 +1,57 @@
+"""Rows of designs that are no bottlenecks: a side network, prompts, attention to a prompt, biases."""
+
+from __future__ import annotations
+
+from tests.injection.table import WIDTH, Row, each, method
+from vlatrain.adapters.ladder import Ladder
+from vlatrain.injection.points import Point, Sites
+
+IN_SOFTMAX = "a prompt takes part in the softmax of attention"
+WHOLE = {"rows": "it changes the length of the sequences in the layers"}
+
+
+def rungs(reduction: int) -> object:
+    """Of a ladder in each tower."""
+
+    def count(where: Sites) -> int:
+        layers = {(point.tower, point.layer) for point in where.places}
+        towers = {tower for tower, _ in layers}
+        return sum(Ladder.count(WIDTH, sum(tower == own for own, _ in layers), reduction) for tower in towers)
+
+    return count
+
+
+def biases(where: Sites) -> int:
+    """The widths of the layers' outputs, but for attention's key."""
+    sizes = {"qkv": 3 * WIDTH, "inner": 2 * WIDTH, "key": 0}
+    return sum(sizes.get(role, WIDTH) for place in where.places.values() for role in place.modules)
+
+
+def towers(where: Sites) -> set[str]:
+    return {point.tower for point in where.places}
+
+
+def layers(where: Sites) -> set[Point]:
+    return set(where.at("layer"))
+
+
+ROWS: dict[str, Row] = {
+    "ladder": Row(method("ladder"), rungs(4)),
+    "ladder, layers dropped": Row(method("ladder", options={"reduction": 8}, points=["end.1"]), rungs(8)),
+    "prompt": Row(
+        method("prompt", dim=3),
+        lambda where: len(towers(where)) * 3 * WIDTH,
+        cannot=WHOLE,
+        inexact=IN_SOFTMAX,
+        tolerance=0.5,
+    ),
+    "prompt, deep": Row(
+        method("prompt", dim=3, options={"deep": True}),
+        lambda where: len(layers(where)) * 3 * WIDTH,
+        cannot=WHOLE,
+        inexact=IN_SOFTMAX,
+        tolerance=0.5,
+    ),
+    "llama_adapter": Row(method("llama_adapter", dim=3, points=["*.*.attn"]), each(3 * WIDTH + 2)),
+    "bitfit": Row(method("bitfit"), biases),
+}

@@ -1,0 +1,45 @@
+"""BitFit: only the biases train. Ben Zaken, Goldberg and Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for
+Transformer-based Masked Language-models" (ACL 2022, arXiv:2106.10199).
+
+A vector is added to the output of each linear layer and norm, which is the same as training the bias that is there, and leaves
+the frozen weights alone.
+
+Deviations: the bias of attention's keys is left out, as it adds the same to all the scores of a query, which their softmax does
+not see (of a fused `qkv` the whole bias is there); a layer without a bias gets one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlatrain.adapters.base import Adapter, Call
+
+
+class BitFit(Adapter):
+    """`x + b`.
+
+    Parameters: the width of the module's output. So for width w and feed-forward width f: `4 w` in attention (query, value, out,
+    norm; with a fused qkv `5 w`), `4 w` in cross-attention, `f + 2 w` in the feed-forward.
+
+    Args:
+        width: width of the module's output.
+    """
+
+    at: ClassVar[str] = "modules"
+
+    @classmethod
+    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
+        """All modules but attention's key."""
+        return role != "key"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
+        """The bias, (width,)."""
+        return self.bias.to(states.dtype)

@@ -1,0 +1,135 @@
+"""Soft prompts: learned tokens among those of a tower.
+
+Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning" (EMNLP 2021, arXiv:2104.08691): in front of the first
+layer. `deep`: Jia et al., "Visual Prompt Tuning" (ECCV 2022, arXiv:2203.12119), VPT-deep: fresh ones in every layer.
+
+A layer is given the tokens with the prompt, and what it makes of the prompt is taken off its output again and handed to the next
+layer, so that nothing outside a layer notices: neither positions, nor recorded hidden states, nor whoever reads the tower's
+output. A layer without a point goes without the prompt.
+
+In memory the prompt stands behind the tokens; that it is in front is a matter of the mask: all tokens see it, and in a causal
+tower it sees no token. So a key-value cache never holds it: it is cut off after each layer. Instead it is computed again
+with each token that is generated, which costs `dim` tokens a step, and makes generation with and without a cache equal.
+
+Deviation: such a model does not start as the frozen one, as the prompt takes part in the softmax.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlatrain.adapters.base import Adapter, Call
+
+STATES, CACHE = "prompt", "cache"
+
+
+class Prompt(Adapter):
+    """The prompt in one layer.
+
+    Parameters: `dim * width` for a tower; with `deep` for each layer.
+
+    Args:
+        width: width of the tower.
+        dim: number of tokens.
+        init_std: standard deviation of the tokens at the start.
+        deep: fresh tokens in every layer.
+        first: whether it is the first layer that has the prompt.
+        last: whether it is the last.
+        index: number of the layer.
+        causal: whether a token of the tower sees only those before it.
+    """
+
+    at: ClassVar[str] = "layer"
+    wants = ("first", "last", "index", "causal")
+    adds: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        width: int,
+        dim: int = 16,
+        init_std: float = 0.02,
+        deep: bool = False,
+        first: bool = True,
+        last: bool = True,
+        index: int = 0,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.index, self.causal = dim, index, causal
+        self.passes = not deep and not last  # whether the next layer goes on with what becomes of them here
+        self.tokens = nn.Parameter(torch.randn(dim, width) * init_std) if deep or first else None
+
+    def enter(self, arguments: dict[str, Any], call: Call) -> dict[str, Any]:
+        """The layer's arguments with the prompt among the states, and masks that know of it.
+
+        Raises:
+            ValueError: positions or masks of a kind that cannot be extended.
+        """
+        if arguments.get("position_embeddings") is not None:
+            raise ValueError("soft prompts do not work with rotary positions, which this tower's layers are given")
+        states: Tensor = arguments["hidden_states"]  # (B, L, width)
+        prompt = call.carried.pop(STATES) if self.tokens is None else self.tokens.expand(len(states), -1, -1)
+        cache = arguments.get("past_key_values")
+        call.carried[CACHE] = cache
+        mask = arguments.get("attention_mask")
+        causal = self.causal or bool(arguments.get("is_causal"))
+        if mask is None and causal:
+            length, past = states.shape[1], 0 if cache is None else cache.get_seq_length(self.index)
+            mask = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=states.device).tril(past)
+        changed = {"hidden_states": torch.cat([states, prompt.to(states.dtype)], dim=1)}  # (B, L + dim, width)
+        if mask is not None:
+            changed["attention_mask"] = self.seen(mask, states.shape[1], causal)
+        other = arguments.get("encoder_attention_mask")
+        if other is not None and other.dim() == 4 and other.shape[2] > 1:  # else one row serves all
+            # (B, 1, L, S) -> (B, 1, L + dim, S): the prompt sees of the other modality what the tokens do
+            changed["encoder_attention_mask"] = torch.cat([other, other[:, :, :1].expand(-1, -1, self.dim, -1)], dim=2)
+        return arguments | changed
+
+    def seen(self, mask: Tensor, length: int, causal: bool) -> Tensor:
+        """The mask of self-attention, with the prompt behind the tokens.
+
+        Args:
+            mask: (B, 1, L or 1, K), boolean (True: seen) or additive.
+            length: L, the tokens of this call; K is more by those in the cache.
+            causal: whether a token sees only those before it.
+
+        Returns:
+            (B, 1, L + dim, K + dim) of the same kind.
+
+        Raises:
+            ValueError: a mask of another shape.
+        """
+        if mask.dim() != 4:
+            raise ValueError(f"soft prompts know masks of four dimensions, not {tuple(mask.shape)}")
+        mask = mask.expand(-1, -1, length, -1)
+        first = mask[:, :, :1]  # without causality, all tokens see the same
+        if causal:
+            first = torch.full_like(first, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+        rows = torch.cat([mask, first.expand(-1, -1, self.dim, -1)], dim=2)  # (B, 1, L + dim, K)
+        new = torch.ones if mask.dtype == torch.bool else torch.zeros
+        columns = new((*rows.shape[:3], self.dim), dtype=mask.dtype, device=mask.device)
+        return torch.cat([rows, columns], dim=3)
+
+    def forward(self, states: Tensor, call: Call) -> Tensor:
+        """The layer's output (B, L + dim, width) without the prompt: (B, L, width)."""
+        if (cache := call.carried.pop(CACHE)) is not None:
+            forget(cache, self.index, self.dim)
+        length = states.shape[1] - self.dim
+        if self.passes:
+            call.carried[STATES] = states[:, length:]
+        return states[:, :length]
+
+
+def forget(cache: Any, layer: int, count: int) -> None:
+    """Take the last tokens off a layer of a key-value cache.
+
+    Raises:
+        ValueError: it is a cache that cannot shrink.
+    """
+    own = getattr(cache, "self_attention_cache", cache).layers[layer]
+    if not getattr(own, "is_croppable", False):
+        raise ValueError(f"soft prompts need a key-value cache that can shrink, not a {type(own).__name__}")
+    own.crop(-count)
