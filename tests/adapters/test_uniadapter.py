@@ -1,0 +1,51 @@
+"""UniAdapter: its formula in the three ways it is used, its start, and that the start has gradients of a sound size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vlatrain.adapters import Call
+from vlatrain.adapters.uniadapter import UniAdapter
+
+OTHER = Call(other=torch.randn(2, 3, 8))
+
+
+def adapter_in(tower: str, randomised: bool = True) -> UniAdapter:
+    adapter = UniAdapter(8, 8, tower, dim=4)
+    for parameter in adapter.parameters() if randomised else ():
+        nn.init.normal_(parameter, std=0.5)
+    return adapter
+
+
+@pytest.mark.parametrize("tower", ["vision", "text", "fusion", "decoder"])
+@pytest.mark.parametrize("call", [Call(), OTHER])
+def test_is_the_formula(tower: str, call: Call) -> None:
+    adapter, states = adapter_in(tower), torch.randn(2, 5, 8)
+    down = adapter.down
+    hidden = torch.relu(down.projection(down.norm(states)))
+    out = hidden @ adapter.up.weight.T + adapter.up.bias
+    if tower in ("fusion", "decoder") and call.other is not None:
+        out = adapter.norm(hidden @ adapter.fusion.weight.T + adapter.fusion.bias + out)
+    torch.testing.assert_close(adapter(states, call), 0.1 * out)
+
+
+@pytest.mark.parametrize(("tower", "expected"), [("vision", 2 * 8 + 36 + 40), ("fusion", 2 * 8 + 36 + 2 * 40 + 2 * 8)])
+def test_counts(tower: str, expected: int) -> None:
+    assert sum(p.numel() for p in adapter_in(tower).parameters()) == expected
+
+
+@pytest.mark.parametrize("call", [Call(), OTHER])
+def test_starts_at_zero_and_can_leave_it(call: Call) -> None:
+    adapter, states = adapter_in("fusion", randomised=False), torch.randn(2, 5, 8)
+    out = adapter(states, call)
+    assert torch.equal(out, torch.zeros_like(out))
+    out.square().sub(out).sum().backward()  # any loss with a gradient at zero
+    largest = max(float(p.grad.abs().max()) for p in adapter.parameters() if p.grad is not None)
+    assert 0 < largest < 20
+
+
+def test_only_what_fuses_wants_the_other_modality() -> None:
+    assert "other_width" in adapter_in("fusion").wants
+    assert "other_width" not in adapter_in("vision").wants

@@ -1,0 +1,68 @@
+"""Compacter: bottleneck adapters whose projections are sums of Kronecker products, W = sum over n terms of A_i (x) B_i.
+
+Mahabadi et al., "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers" (NeurIPS 2021, arXiv:2106.04647). The A_i are one
+small tensor that all adapters of the model share, down- and up-projections alike; the B_i are each projection's own, of
+rank one. Without sharing, and with full B_i, it is `bottleneck` with `projection=phm`.
+
+Deviations: the up-projection's B_i start at zero, so that the adapted model equals the base at step 0; the paper's start
+near it. The A_i are drawn from N(0, 1 / n) instead of N(0, 0.01^2), which would make the projections vanish.
+"""
+
+from __future__ import annotations
+
+from vlatrain.adapters.base import borrow
+from vlatrain.adapters.bottleneck import Bottleneck
+from vlatrain.adapters.projections import Rule
+
+
+class Compacter(Bottleneck):
+    """A bottleneck with PHM projections that share the A_i, `rule`, between all places.
+
+    Parameters: for each adapter `2 * rank * (width + dim)`, or `2 * width * dim / terms` with rank 0, and `width + dim` for
+    biases; once for all of them `terms^3`. With rank 1 and biases in L adapters: `3 * L * (width + dim) + terms^3`.
+
+    Args:
+        width: width of the states it adapts, a multiple of `terms`.
+        dim: bottleneck width, a multiple of `terms`.
+        activation: see `Bottleneck`, as for all below but two.
+        dropout: drop rate in the bottleneck.
+        scaling: factor on the output.
+        bias: whether the projections have biases.
+        init: `zero` or `normal`.
+        init_std: standard deviation with `normal`.
+        placement: `after` or `parallel`.
+        rank: of the B_i; 0: full.
+        terms: number n of terms.
+
+    Raises:
+        ValueError: an unknown activation, init or placement, or a width that is no multiple of `terms`.
+    """
+
+    ties = {"rule": ("layer", "tower", "site")}
+
+    def __init__(
+        self,
+        width: int,
+        dim: int,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        scaling: float = 1.0,
+        bias: bool = True,
+        init: str = "zero",
+        init_std: float = 0.02,
+        placement: str = "after",
+        rank: int = 1,
+        terms: int = 4,
+    ) -> None:
+        super().__init__(
+            width, dim, activation, dropout, scaling, bias, init, init_std, placement,
+            projection="phm", rank=rank, terms=terms,
+        )  # fmt: skip
+        self.rule = Rule(terms)
+        self.rule.start()
+        self.settle()
+
+    def settle(self) -> None:
+        """Both halves use the rule, whether it is this adapter's or borrowed."""
+        for half in (self.down, self.up):
+            borrow(half, "projection.rule", self.rule)

@@ -1,0 +1,86 @@
+"""UniAdapter: one down-projection for image, text and their fusion, and an up-projection for each.
+
+Lu et al., "UniAdapter: Unified Parameter-Efficient Transfer Learning for Cross-modal Modeling" (ICLR 2024,
+arXiv:2302.06605). Parallel to the feed-forward layer; the places of a layer number share the down-projection and the norm in
+front of it over the towers (`share` in its YAML). Where a layer attends to the image, the up-projection of the fusion and that of
+the text are added and normed.
+
+In the towers it has, the image's place has the visual up-projection, the text's its own, and a place in a tower that
+cross-attends (`fusion`, `decoder`) the text's, the fusion's and the norm. Which of the two ways such a tower goes is seen from the
+call: with the other modality's states, or on its own (the text side of retrieval). Where it never goes on its own (answers
+and captions) nothing is idle either, as the text's up-projection takes part in both.
+
+Deviation: the norm starts with a weight of zero and the fusion's up-projection is drawn, instead of the reverse: the start is the
+frozen model in both, but a norm of zeros has a gradient of 1 / sqrt(eps), some hundred times too large.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.bottleneck import ACTIVATIONS, Half, one_of
+from vlatrain.adapters.projections import Dense
+
+ALONE = ("vision", "text")  # towers whose layers never attend to the other modality
+
+
+class UniAdapter(Adapter):
+    """`h = activation(down(norm(x)))`; alone `scaling * up(h)`, with the other modality `scaling * norm(fusion(h) + up(h))`.
+
+    Parameters: `2 * width + width * dim + dim` down, once for all towers that share it; `dim * width + width` up in each place;
+    as much again and `2 * width` in one that cross-attends. For BLIP-base, two towers of twelve layers of width 768:
+    `12 * (4 * 768 + 768 * dim + dim + 3 * (768 * dim + 768))`, 4,784,640 with dim 128 and 18,945,024 with dim 512.
+
+    Args:
+        width: width of the states it adapts.
+        other_width: width of the other modality's states, of which only their presence matters.
+        tower: the tower it is in, by its role.
+        dim: bottleneck width.
+        activation: a key of `ACTIVATIONS`.
+        dropout: drop rate in the bottleneck.
+        scaling: factor on the output.
+        bias: whether the projections have biases.
+
+    Raises:
+        ValueError: an unknown activation.
+    """
+
+    wants = ("other_width", "tower")
+    reads = "input"
+
+    def __init__(
+        self,
+        width: int,
+        other_width: int,
+        tower: str,
+        dim: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        scaling: float = 0.1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        one_of("activation", activation, ACTIVATIONS)
+        self.down = Half(width, dim, bias, norm_width=width)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+        self.up = Dense(dim, width, bias=bias)
+        self.fusion = None if tower in ALONE else Dense(dim, width, bias=bias)
+        self.norm = None if tower in ALONE else nn.LayerNorm(width)
+        if tower in ALONE:
+            self.wants = ("tower",)  # nothing here reads the other modality, so it need not be handed over
+        self.scaling = scaling
+        self.down.start("zero", 0, up=False)
+        self.up.start("zero", 0, up=True)
+        if self.fusion is not None and self.norm is not None:
+            self.fusion.start("zero", 0, up=False)
+            nn.init.zeros_(self.norm.weight)
+
+    def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
+        """What to add to the feed-forward's output; `states` are its input."""
+        hidden = self.dropout(self.activation(self.down(states)))  # (B, L, dim)
+        out = self.up(hidden)  # (B, L, width)
+        if self.fusion is not None and self.norm is not None and call.other is not None:
+            out = self.norm(self.fusion(hidden) + out)
+        return (out * self.scaling).to(states.dtype)
