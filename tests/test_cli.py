@@ -128,7 +128,7 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["+adapter.dim=3"], ["leave out the +"]),
         (["+model=blip"], ["leave out the +"]),
         (["~adapter.dim"], ["only a group"]),
-        (["task=vqq"], ["task=vqq: there is no such task; there are captioning, retrieval, vqa; did you mean vqa?"]),
+        (["task=vqq"], ["task=vqq: there is no such task; there are captioning, joint, retrieval, vqa; did you mean vqa?"]),
         (["adapter=null"], ["there are bottleneck, full, lora, none"]),
         (["adapter=from_run"], ["there are bottleneck"]),
         (["adapter=adapter_schema"], ["there are bottleneck"]),
@@ -346,7 +346,7 @@ def test_printing_the_configuration(calls: Calls, run: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("vlatrain task=", "task=captioning task=retrieval task=vqa"),
+        ("vlatrain task=", "task=captioning task=joint task=retrieval task=vqa"),
         ("vlatrain adapter.d", "adapter.dim= adapter.drop_layers= adapter.drop_random= adapter.dropout="),
         ("vlatrain eval spl", "split="),
         ("vlatrain predict ques", "question="),

@@ -234,6 +234,7 @@ class _Jobs:
         from vlatrain.backbones.describe import checkpoint_of
         from vlatrain.config import EvalConfig, hub
         from vlatrain.config.compose import problems_of, typed
+        from vlatrain.config.joint import parts
         from vlatrain.config.paths import name_output, name_run, run_folder
         from vlatrain.config.registry import SCHEMAS
 
@@ -246,7 +247,7 @@ class _Jobs:
             config.output = name_output(config, job)
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
         wanted = [] if config.model.random_init else [checkpoint_of(config.model, config.task.name)]
-        wanted += [config.data.path or ""] if config.data.name == "hub" else []
+        wanted += [part.data.path or "" for part in parts(config).values() if part.data.name == "hub"]
         if self.verb != "inspect" and not all(Path(name).expanduser().is_dir() for name in wanted):
             hub.settle()
         module, function = CALLS[self.verb]

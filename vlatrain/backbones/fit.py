@@ -8,6 +8,7 @@ from pathlib import Path
 from vlatrain.backbones.describe import sites, stacks, widths
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
+from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, is_peft, parts
 from vlatrain.config.paths import CONFIG
 from vlatrain.injection.points import Stack, select
@@ -15,7 +16,7 @@ from vlatrain.injection.points import Stack, select
 
 def misfits(config: TrainConfig) -> list[str]:
     """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
-    found: list[str] = []
+    found = list(_by_task(config))
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Unfit(_no_drop(config.adapter)))
     for name, method in parts(config.adapter).items():
@@ -64,8 +65,20 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
             yield f"adapter.sources: {source}: no finished run there (it has no {CONFIG})"
     if "parts" in method.needs and not method.parts:
         yield Unfit(f"{title}: needs adapter.parts, methods with points of their own")
-    if method.by_task and config.task.name != "joint":
-        yield "adapter.by_task=true: needs task=joint; with a single task its adapters are the task's anyway"
+
+
+def _by_task(config: TrainConfig) -> Iterator[str]:
+    for name, method in {"": config.adapter, **parts(config.adapter)}.items():
+        key = f"adapter.parts.{name}" if name else "adapter"
+        if not method.by_task:
+            if method.share.what != "none" and "task" in method.share.over:
+                yield f"{key}.share.over: task: there is something to share only between adapters of {key}.by_task=true"
+        elif config.task.name != JOINT:
+            yield f"{key}.by_task=true: needs task=joint; with a single task its adapters are the task's anyway"
+        elif name or is_peft(method) or method.name in BARE or {"sources", "parts"} & set(method.needs):
+            yield Unfit(
+                f"{key}.by_task=true: adapter={method.name} trains one for all parts; only vlatrain's own designs have one for each"
+            )
 
 
 def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -46,6 +47,7 @@ class DataConfig:
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
         streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
+        parts: joint training: by part, what differs there: `{vqa: {train: a.jsonl}}`.
     """
 
     name: str = "shapes"
@@ -61,3 +63,4 @@ class DataConfig:
     path: str | None = None
     subset: str | None = None
     streaming: bool = False
+    parts: dict[str, Any] = field(default_factory=dict)

@@ -57,6 +57,7 @@ class ModelTaskConfig:
         ends: the towers whose last states go to a head, and through no further tower.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
         features: those of them that give the features of image and text (CLIP-Adapter and Tip-Adapter adapt these).
+        parts: of a joint task, the tasks that can be parts of it.
         samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
         passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
     """
@@ -68,6 +69,7 @@ class ModelTaskConfig:
     ends: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
     samples_per_pass: int = 32
     passes_per_step: int = 1
 

@@ -81,6 +81,7 @@ class PredictConfig(TrainConfig):
 
     Attributes:
         source: the run folder (`run=FOLDER` on the command line).
+        part: joint training: the part that is asked; null: the only one that the query fits.
         image: an image, or a folder of images.
         question: VQA: the question.
         text: retrieval: a text query over `image=FOLDER`.
@@ -91,6 +92,7 @@ class PredictConfig(TrainConfig):
     """
 
     source: str = ""
+    part: str | None = None
     image: str | None = None
     question: str | None = None
     text: str | None = None

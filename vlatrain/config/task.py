@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -27,7 +28,7 @@ class TaskConfig:
     """A task, its default injection points, and its settings.
 
     Attributes:
-        name: vqa, captioning or retrieval.
+        name: vqa, captioning, retrieval, or joint: several of them in one run.
         points: default injection points of the task, as patterns; `adapter.points` overrides them.
         metric: the metric that selects the best checkpoint (higher is better).
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
@@ -39,6 +40,10 @@ class TaskConfig:
         rerank: retrieval: the best k by similarity are ranked again by the matching head; 0 leaves that out.
         max_length: longest question or caption, in tokens; longer ones are cut.
         decode: generation settings.
+        parts: joint: tasks by a name of one's own; see `vlatrain.config.joint`.
+        sampling: joint: how often each part's samples come in training: proportional (each once an epoch), balanced (as many of
+            each part) or temperature.
+        sampling_temperature: joint with `sampling=temperature`: shares go with size^(1 / T); 1 is proportional.
     """
 
     name: str = "vqa"
@@ -53,3 +58,6 @@ class TaskConfig:
     rerank: int = 0
     max_length: int = 40
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    parts: dict[str, Any] = field(default_factory=dict)
+    sampling: str = "proportional"
+    sampling_temperature: float = 2.0

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vlatrain.config import methods
+from vlatrain.config import joint, methods
+from vlatrain.config.errors import UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.task import TaskConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
@@ -18,7 +20,7 @@ NEEDS = ("other", "features", "sources", "parts", "end", "layers")
 JAVA = ("meteor", "spice")
 METRICS = {
     "vqa": ("accuracy",),
-    "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor", "spice"),
+    "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", *JAVA),
     "retrieval": (
         "mean_recall",
         *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
@@ -37,6 +39,7 @@ _RANGES: dict[str, Rule] = {
     "task.max_length": _at_least_one,
     "task.temperature": _positive,
     "task.rerank": _not_negative,
+    "task.sampling_temperature": _at_least_one,
     "task.decode.num_beams": _at_least_one,
     "task.decode.max_new_tokens": _at_least_one,
     "task.decode.min_new_tokens": _not_negative,
@@ -74,7 +77,8 @@ _RANGES: dict[str, Rule] = {
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "task.name": ("vqa", "captioning", "retrieval"),
+    "task.name": (*joint.SINGLE, joint.JOINT),
+    "task.sampling": joint.SAMPLING,
     "task.answers": ("generate", "rank"),
     "adapter.activation": ACTIVATIONS,
     "adapter.init": ("zero", "normal"),
@@ -95,9 +99,22 @@ def problems(config: TrainConfig) -> list[str]:
     """Everything wrong with a configuration of the right types, one message each; empty if it is sound."""
     found = [*_out_of_range(config), *_unknown_names(config), *methods.problems(config.adapter), *_model(config)]
     found += [*_rates(config), *_run(config), *_logger(config)]
+    if wrong := joint.problems(config):
+        return [*found, *wrong]
+    if config.task.name == joint.JOINT:
+        found += _parts(config, found)
     if isinstance(config, PredictConfig):
         return [*found, *_prediction(config)]
-    return [*found, *_data(config)]
+    return found if config.task.name == joint.JOINT else [*found, *_data(config)]
+
+
+def metrics(config: TaskConfig) -> tuple[str, ...]:
+    """The names of a task's scores that can choose the best checkpoint; empty for a task that is unknown."""
+    if config.name != joint.JOINT or joint.task_problems(config):
+        return METRICS.get(config.name, ())
+    parts = joint.tasks(config).items()
+    own = {name: [m for m in metrics(part) if part.java_metrics or m not in JAVA] for name, part in parts}
+    return (joint.MEAN, *(f"{name}/{metric}" for name, known in own.items() for metric in known))
 
 
 def _get(config: Any, key: str) -> Any:
@@ -123,10 +140,10 @@ def _unknown_names(config: TrainConfig) -> Iterable[str]:
         value = _get(config, key)
         if value is not None and value not in names:
             yield f"{key}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
-    metric, known = config.task.metric, METRICS.get(config.task.name, ())
+    metric, known = config.task.metric, metrics(config.task)
     if known and metric not in known:
         yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
-    if metric in ("meteor", "spice") and not config.task.java_metrics:
+    if metric in JAVA and not config.task.java_metrics:
         yield f"task.metric={metric}: needs task.java_metrics=true"
 
 
@@ -145,6 +162,24 @@ def _model(config: TrainConfig) -> Iterable[str]:
         yield f"model.checkpoint={checkpoint}: no such folder"
     if config.adapter.points is not None and not config.adapter.points:
         yield "adapter.points=[]: selects nothing; adapter=none trains nothing, null takes the task's points"
+
+
+def _parts(config: TrainConfig, told: list[str]) -> Iterable[str]:
+    """What is wrong with the parts of a joint run, each taken as a run of its own, beyond what has been told of the whole."""
+    served = config.model.tasks.get(joint.JOINT)
+    found: dict[str, list[str]] = {}
+    for name, part in joint.parts(config).items():
+        if served and part.task.name not in served.parts:
+            yield (
+                f"task.parts.{name}: model={config.model.name} cannot do {part.task.name} as a part: its "
+                f"{served.architecture}, which serves them all, is made for {', '.join(served.parts)}"
+            )
+        data = [] if isinstance(part, PredictConfig) else _data(part)
+        for problem in [*_out_of_range(part), *_unknown_names(part), *data]:
+            if problem not in told:
+                found.setdefault(problem, []).append(name)
+    for problem, names in found.items():
+        yield f"part {', '.join(names)}: {problem}"
 
 
 def _rates(config: TrainConfig) -> Iterable[str]:
@@ -199,9 +234,13 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         path = getattr(config, key)
         if path and not Path(path).expanduser().exists():
             yield f"{key}={path}: no such file or folder"
+    try:
+        task = joint.parts(config)[joint.asked(config)].task.name
+    except UserError as error:
+        yield from error.problems
+        return
     if config.input:
         return
-    task = config.task.name
     if not config.image:
         yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
     if task == "vqa" and not config.question:

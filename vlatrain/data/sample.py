@@ -39,6 +39,7 @@ class Sample:
         weights: training weight of each answer, same length as `answers`; empty means each occurrence counts the same.
         captions: reference captions (captioning, retrieval).
         source: where it came from, for messages: `train.jsonl:12`.
+        part: joint training: the part of the task that it belongs to.
     """
 
     id: str
@@ -48,3 +49,4 @@ class Sample:
     weights: tuple[float, ...] = ()
     captions: tuple[str, ...] = ()
     source: str = ""
+    part: str = ""

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from vlatrain import data
 from vlatrain.config import EvalConfig
 from vlatrain.config.paths import name_output
+from vlatrain.data.parts import load_run
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.training.precision import choose_device, choose_precision
@@ -39,7 +39,7 @@ def evaluate_run(config: EvalConfig) -> Finished:
     precision = choose_precision(config.trainer.precision, device)
     console = Console()
     with logged(console, run / "run.log"):
-        samples = data.load(config.data, config.task.name, [config.split])[config.split]
+        samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         bench = finished(config, run, device, precision)
         watch, started = Stopwatch(device), time.perf_counter()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlatrain.config import PredictConfig, UserError
+from vlatrain.config.joint import asked, parts
 from vlatrain.data import FilePicture, load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.sample import Sample
@@ -35,8 +36,10 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
         UserError: queries that do not fit the task, or files that cannot be read; all of them at once.
     """
     console = console or Console()
+    part, whole = asked(config), config
+    config = parts(config)[part]  # of a joint run, what concerns the part that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait for them
-    predictor = Predictor(config, Path(config.source))
+    predictor = Predictor(whole, Path(config.source), part)
     answer = _search if config.task.name == "retrieval" else _ask
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:

@@ -12,10 +12,12 @@ import torch
 
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Picture, Sample
+from vlatrain.injection.context import for_task
 from vlatrain.metrics.retrieval import top_k
 from vlatrain.tasks import Batch
 from vlatrain.tasks.base import Collate, move
 from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
 from vlatrain.training.precision import autocast, choose_device, choose_precision
@@ -41,15 +43,17 @@ class Predictor:
     Args:
         config: the run's configuration.
         run: the run folder.
+        part: of a joint run, the part that is asked.
 
     Raises:
         UserError: the weights or the adapter cannot be had, or the device or precision.
     """
 
-    def __init__(self, config: TrainConfig, run: Path) -> None:
+    def __init__(self, config: TrainConfig, run: Path, part: str = "") -> None:
         self.device = choose_device(config.trainer.device)
         self.precision = choose_precision(config.trainer.precision, self.device)
-        self.task = finished(config, run, self.device, self.precision).task
+        task = finished(config, run, self.device, self.precision).task
+        self.task, self.part = task.parts[part] if isinstance(task, Joint) else task, part
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
@@ -78,7 +82,7 @@ class Predictor:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.no_grad(), autocast(self.device, self.precision):
+        with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
             yield
 
     def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:

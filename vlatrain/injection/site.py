@@ -207,7 +207,9 @@ class ByTask(nn.Module):
     def __init__(self, context: Context, units: dict[str, nn.Module]) -> None:
         super().__init__()
         self.context = context
-        self.units = nn.ModuleDict(units)
+        self.tasks = tuple(units)
+        # keys of their own: a task may be called as an attribute that every module has
+        self.units = nn.ModuleDict({f"task_{task}": unit for task, unit in units.items()})
 
     @property
     def current(self) -> Any:
@@ -216,14 +218,16 @@ class ByTask(nn.Module):
         Raises:
             ValueError: the context names no task that there is one for.
         """
-        if self.context.task not in self.units:
+        if self.context.task not in self.tasks:
             raise ValueError(
-                f"task-specific adapters for {', '.join(self.units)}: none for {self.context.task or 'a call without task'}"
+                f"task-specific adapters for {', '.join(self.tasks)}: none for {self.context.task or 'a call without task'}"
             )
-        return self.units[self.context.task]
+        return self.units[f"task_{self.context.task}"]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "adds", "enter"):
+        if name in ("reads", "adds", "wants"):  # the same for all
+            return getattr(next(iter(self.units.values())), name)
+        if name == "enter":
             return getattr(self.current, name)
         return super().__getattr__(name)
 

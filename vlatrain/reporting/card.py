@@ -33,8 +33,20 @@ from transformers import {architecture}
 backbone = {architecture}.from_pretrained("{backbone}")
 model = PeftModel.from_pretrained(backbone, "PATH/TO/THIS/FOLDER")
 ```
-
+{by_task}
 or ask it: `vlatrain predict run=RUN_FOLDER image=PHOTO.jpg`.
+"""
+
+
+BY_TASK = """
+It has adapters of its own for each of {parts}; say whose a call is:
+
+```python
+from vlatrain.injection.context import for_task
+
+with for_task(model, "PART"):
+    ...
+```
 """
 
 
@@ -57,6 +69,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         seed=config.seed,
         epochs=metrics["training"]["epochs"],
         scores="\n".join(f"| {name} | {value:.2f} |" for name, value in metrics["metrics"].items()),
+        by_task=BY_TASK.format(parts=", ".join(config.task.parts)) if config.adapter.by_task else "",
         **metrics["parameters"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -56,7 +56,7 @@ def count(config: TrainConfig) -> Inspection:
     model = meta_model(config.model, name).requires_grad_(False)
     where = sites(config.model, name, config.points)
     with torch.device("meta"):
-        adapted = attach(model, config.adapter, where)
+        adapted = attach(model, config.adapter, where, [*config.task.parts])
     trainable = Counter[str]()
     for key, parameter in adapted.named_parameters():
         if parameter.requires_grad:

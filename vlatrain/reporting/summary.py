@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlatrain.config import TrainConfig
+from vlatrain.config.joint import parts
 
 EXAMPLES = {
     "vqa": 'image=PHOTO.jpg question="..."',
@@ -81,13 +82,17 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
     select = [] if task == "vqa" else [f"task={task}"]
     select += [] if model == "tiny_blip" else [f"model={model}"]
     given = " ".join(select) + " " if select else ""
-    commands = [f"vlatrain predict run={folder} {EXAMPLES[task]}"]
+    commands = [
+        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{EXAMPLES[part.task.name]}"
+        for name, part in parts(config).items()
+    ]
     if config.adapter.name == "bottleneck":
         commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
         commands.append(
             f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning"
         )
     if config.data.name == "shapes":
-        commands.append(f"vlatrain {given}data=files data.train=TRAIN.jsonl     # your own images")
+        files = [f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in parts(config)]
+        commands.append(f"vlatrain {given}data=files {' '.join(files)}     # your own images")
     commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")
     return commands

@@ -4,16 +4,28 @@ from collections.abc import Callable, Sequence
 
 from vlatrain.backbones.base import Backbone
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
+
+
+def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Joint:
+    parts = {
+        name: build(part, backbone, [sample for sample in train if sample.part == name])
+        for name, part in tasks(config).items()
+    }
+    return Joint(config, backbone, parts)
+
 
 TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
     "vqa": Vqa,
     "captioning": Captioning,
     "retrieval": Retrieval,
+    JOINT: _joint,
 }
 
 

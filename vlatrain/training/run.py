@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import peft
 import torch
 import transformers
 
-from vlatrain import __version__, data
+from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.joint import parts
 from vlatrain.config.paths import CONFIG, read_config, run_folder, save_config
+from vlatrain.data.parts import load_run
 from vlatrain.injection.attach import group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.reporting.card import write_card
@@ -35,8 +38,8 @@ log = logging.getLogger("vlatrain")
 
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
-    "run", "resume", "logger", "task.answer_list", "trainer.workers", "trainer.threads", "trainer.log_every",
-    "trainer.keep", "trainer.eval_batch_size",
+    "run", "resume", "logger", "task.answer_list", "task.parts.*.answer_list", "trainer.workers", "trainer.threads",
+    "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
 )  # fmt: skip
 
 
@@ -65,6 +68,7 @@ def train(config: TrainConfig) -> Finished:
     """
     main = int(os.environ.get("RANK", "0")) == 0
     folder = run_folder(config)
+    has_test = any(part.data.test for part in parts(config).values())
     if main:
         _refuse_other_run(config, folder)
     choose_precision(
@@ -73,8 +77,8 @@ def train(config: TrainConfig) -> Finished:
     console = Console(quiet=not main)
     with logged(console, folder / "run.log" if main else None):
         log.info("Run folder: %s", folder)
-        splits = [split for split in ("train", "eval", "test") if split != "test" or config.data.test]
-        samples = data.load(config.data, config.task.name, splits, config.trainer.batch_size)
+        splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
+        samples = load_run(config, splits)
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         bench = fresh(config, samples["train"], folder if config.resume == "auto" else None)
         _announce(config, bench)
@@ -212,4 +216,4 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE)
+    return any(key == free or fnmatch(key, f"{free}.*") or fnmatch(key, free) for free in FREE)

@@ -73,7 +73,7 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     backbone = load(config.model, config.task.name, texts=texts_of(train), seed=config.seed, run=run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
-        model = attach(backbone.model, config.adapter, where)
+        model = attach(backbone.model, config.adapter, where, [*config.task.parts])
     return Bench(backbone, model, build(config.task, backbone, train))
 
 

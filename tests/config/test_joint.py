@@ -1,0 +1,189 @@
+"""Parts of a joint task: what they are when typed, whose data is whose, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import adapter_config, model_config
+from vlatrain.backbones.fit import misfits
+from vlatrain.config import DataConfig, PredictConfig, TaskConfig, TrainConfig, UserError, joint, validate
+from vlatrain.config.errors import Unfit
+
+TWO = {"vqa": {}, "house": {"name": "captioning"}}
+POINTS = ["vision", "fusion", "decoder"]
+
+
+def config(parts: dict[str, Any] | None = None, schema: Any = TrainConfig, **task: Any) -> Any:
+    settings = {"metric": "mean", "points": POINTS, **task}
+    made = schema(
+        task=TaskConfig(name="joint", parts=dict(TWO if parts is None else parts), **settings),
+        model=model_config("tiny_blip"),
+        adapter=adapter_config("bottleneck"),
+    )
+    made.data.train_size = made.data.eval_size = 8
+    return made
+
+
+def test_a_part_is_its_task_with_what_it_says() -> None:
+    made = config({"vqa": {}, "house": {"name": "captioning", "prompt": "a sheet of", "decode": {"num_beams": 5}}})
+    parts = joint.parts(made)
+    assert [part.task.name for part in parts.values()] == ["vqa", "captioning"]
+    own = parts["house"].task
+    assert (own.metric, own.prompt, own.decode.num_beams, own.decode.max_new_tokens) == ("cider_d", "a sheet of", 5, 30)
+    assert joint.parts(made)["house"].task is own is made.task.parts["house"]  # what a task works out is kept
+
+
+def test_any_other_run_is_its_own_only_part() -> None:
+    made = TrainConfig()
+    assert joint.parts(made) == {"": made}
+    assert joint.parts(made)[""] is made
+
+
+def test_data_is_shared_but_for_what_a_part_says() -> None:
+    made = config()
+    made.data.seed = 3
+    made.data.parts = {"vqa": {"train": "a.jsonl", "columns": {"answers": "label"}}, "house": DataConfig(name="hub")}
+    data = {name: part.data for name, part in joint.parts(made).items()}
+    assert (data["vqa"].train, data["vqa"].seed, data["vqa"].columns.answers) == ("a.jsonl", 3, "label")
+    assert (data["house"].name, data["house"].seed, data["house"].parts) == ("hub", 0, {})
+    assert (made.data.train, made.data.columns.answers) == (None, None)
+
+
+def test_a_sound_one_has_no_problems() -> None:
+    assert validate.problems(config()) == []
+    assert validate.problems(config(metric="house/cider_d", sampling="temperature", sampling_temperature=5.0)) == []
+    assert misfits(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "data", "told"),
+    [
+        ({}, {}, "needs parts"),
+        ({"vqa": {}, "easy": {}}, {}, "task.parts.easy: of which task is it? set task.parts.easy.name"),
+        ({"vqa": {"nme": "vqa"}}, {}, "task.parts.vqa: there is no key nme; did you mean name?"),
+        ({"vqa": {"max_length": "long"}}, {}, "task.parts.vqa: max_length=long: expected a whole number"),
+        ({"easy": {"name": "vaq"}}, {}, "task.parts.easy.name=vaq: must be one of vqa, captioning, retrieval"),
+        ({"easy": {"name": "joint"}}, {}, "task.parts.easy.name=joint"),
+        ({"a/b": {"name": "vqa"}}, {}, "task.parts.a/b: a part's name"),
+        ({"vqa": 3}, {}, "task.parts.vqa=3"),
+        ({"vqa": {"answers": "write"}}, {}, "part vqa: task.answers=write"),
+        ({"vqa": {"decode": {"num_beams": 0}}}, {}, "part vqa: task.decode.num_beams=0"),
+        ({"vqa": {"metric": "cider_d"}}, {}, "part vqa: task.metric=cider_d"),
+        ({"retrieval": {}}, {}, "cannot do retrieval as a part: its BlipForQuestionAnswering"),
+        (
+            TWO,
+            {"vqs": {"train": "a"}},
+            "data.parts.vqs: there is no such part; there are vqa, house; did you mean vqa?",
+        ),
+        (TWO, {"vqa": {"trian": "a"}}, "data.parts.vqa: there is no key trian; did you mean train?"),
+        (TWO, {"vqa": {"parts": {"x": {}}}}, "data.parts.vqa.parts: a part has no parts"),
+        (TWO, {"vqa": "a.jsonl"}, "data.parts.vqa=a.jsonl: expected keys of data"),
+        (TWO, {"vqa": {"name": "files", "train": "gone.jsonl"}}, "part vqa: data.train=gone.jsonl: no such file"),
+        (TWO, {"vqa": {"train_size": 0}}, "part vqa: data.train_size=0"),
+    ],
+)
+def test_each_wrong_part_is_one_problem(parts: dict, data: dict, told: str) -> None:
+    made = config(parts)
+    made.data.parts = data
+    (problem,) = validate.problems(made)
+    assert told in problem
+
+
+def test_what_all_parts_lack_is_told_once() -> None:
+    made = config()
+    made.data.name = "files"
+    assert validate.problems(made) == ["part vqa, house: data=files: data.train=FILE is missing"]
+    made.data.train_size = 0
+    assert len(validate.problems(made)) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"metric": "accuracy"}, "task.metric=accuracy: must be one of mean, vqa/accuracy, house/cider_d"),
+        ({"metric": "house/meteor"}, "task.metric=house/meteor"),
+        ({"sampling": "equal"}, "task.sampling=equal"),
+        ({"sampling_temperature": 0.5}, "task.sampling_temperature=0.5: must be 1 or more"),
+    ],
+)
+def test_wrong_settings_of_the_whole(task: dict, told: str) -> None:
+    (problem,) = validate.problems(config(**task))
+    assert problem.startswith(told)
+
+
+def test_parts_without_a_joint_task_are_refused() -> None:
+    made = TrainConfig(model=model_config("tiny_blip"), adapter=adapter_config("bottleneck"))
+    made.data.parts, made.task.parts = {"vqa": {"train": "a"}}, {"vqa": {}}
+    assert len(validate.problems(made)) == 2
+
+
+def test_clip_serves_no_joint_task() -> None:
+    made = config()
+    made.model = model_config("clip")
+    assert validate.problems(made) == ["task=joint: model=clip cannot do it; it can do retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("query", "part"),
+    [
+        ({"question": "what?"}, "vqa"),
+        ({}, "house"),
+        ({"part": "house"}, "house"),
+        ({"part": "vqs"}, "did you mean vqa?"),
+        ({"input": "samples.jsonl"}, "one of vqa, house (captioning)"),
+        ({"text": "a dog"}, "one of vqa, house (captioning)"),
+    ],
+)
+def test_which_part_is_asked(query: dict, part: str) -> None:
+    made = config(schema=PredictConfig)
+    for key, value in query.items():
+        setattr(made, key, value)
+    if part in made.task.parts:
+        assert joint.asked(made) == part
+    else:
+        with pytest.raises(UserError) as refused:
+            joint.asked(made)
+        assert part in str(refused.value)
+
+
+def test_two_of_a_kind_must_be_told_apart_and_a_single_part_need_not(tmp_path: Path) -> None:
+    both = config({"easy": {"name": "vqa"}, "hard": {"name": "vqa"}}, PredictConfig)
+    both.source, both.image, both.question = "run", str(tmp_path), "what?"
+    assert validate.problems(both) == [
+        "this run has several parts: say which one is asked with part=, one of easy (vqa), hard (vqa)"
+    ]
+    both.part = "hard"
+    assert validate.problems(both) == []
+    one = config({"easy": {"name": "vqa"}}, PredictConfig)
+    one.input = "samples.jsonl"
+    assert joint.asked(one) == "easy"
+    single = PredictConfig(part="vqa")
+    assert "part=vqa: only a joint run has parts" in validate.problems(single)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("lora", {}, "adapter=lora trains one for all parts"),
+        ("full", {}, "adapter=full trains one for all parts"),
+        ("none", {}, "adapter=none trains one for all parts"),
+    ],
+)
+def test_adapters_for_each_part_are_refused_by_name(name: str, options: dict, told: str) -> None:
+    made = config()
+    made.adapter = adapter_config(name, by_task=True, **options)
+    (problem,) = misfits(made)
+    assert isinstance(problem, Unfit)
+    assert told in problem
+
+
+def test_adapters_for_each_part_need_parts_and_sharing_between_them_needs_those() -> None:
+    single = TrainConfig(model=model_config("tiny_blip"), adapter=adapter_config("bottleneck", by_task=True))
+    single.task.points = ["vision"]
+    assert misfits(single)[0].startswith("adapter.by_task=true: needs task=joint")
+    made = config()
+    made.adapter = adapter_config("bottleneck", share={"what": "down", "over": ["task"]})
+    assert misfits(made)[0].startswith("adapter.share.over: task")

@@ -1,0 +1,106 @@
+"""The samples of a joint run in one list: shares, order, names, and everything that is wrong at once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import make_samples
+from vlatrain.config import TaskConfig, TrainConfig, UserError
+from vlatrain.data.parts import load_run, sampled, shares
+
+SIZES = {"big": 900, "small": 100}
+
+
+def config(**parts: dict) -> TrainConfig:
+    made = TrainConfig(task=TaskConfig(name="joint", parts={"vqa": {}, "captioning": {}}))
+    made.data.train_size, made.data.eval_size, made.trainer.batch_size = 6, 3, 4
+    made.data.parts = parts
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sampling", "temperature", "expected"),
+    [
+        ("proportional", 2.0, {"big": 900, "small": 100}),
+        ("balanced", 2.0, {"big": 900, "small": 900}),
+        ("temperature", 1.0, {"big": 900, "small": 100}),
+        ("temperature", 2.0, {"big": 900, "small": 300}),  # sqrt(900) : sqrt(100)
+        ("temperature", 1e9, {"big": 900, "small": 900}),
+    ],
+)
+def test_shares(sampling: str, temperature: float, expected: dict[str, int]) -> None:
+    assert shares(SIZES, sampling, temperature) == expected
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=1, max_size=5),
+    st.sampled_from(["proportional", "balanced", "temperature"]),
+    st.floats(1, 100),
+)
+def test_no_sample_is_lost_and_no_part_outgrows_the_largest(
+    sizes: list[int], sampling: str, temperature: float
+) -> None:
+    named = {str(number): size for number, size in enumerate(sizes)}
+    counts = shares(named, sampling, temperature)
+    assert all(named[name] <= count <= max(sizes) for name, count in counts.items())
+
+
+@pytest.mark.parametrize("sampling", ["proportional", "balanced", "temperature"])
+def test_the_list_has_the_shares_and_depends_on_the_seed_alone(sampling: str) -> None:
+    parts = {"all": make_samples(), "few": make_samples()[:3]}
+    task = TaskConfig(name="joint", sampling=sampling)
+    first = sampled(parts, task, seed=1)
+    assert first == sampled(parts, task, seed=1)
+    counts = shares({"all": 8, "few": 3}, sampling, 2.0)
+    assert len(first) == sum(counts.values())
+    seen = Counter(sample.id for sample in first[counts["all"] :])
+    assert sum(seen.values()) == counts["few"]
+    assert max(seen.values()) - min(seen.values()) <= 1
+    assert set(seen) == {sample.id for sample in parts["few"]}
+    if sampling == "balanced":  # two of three come once more
+        assert any(first != sampled(parts, task, seed=other) for other in range(2, 6))
+
+
+def test_each_part_has_samples_of_its_task_under_names_of_its_own() -> None:
+    found = load_run(config(), ["train", "eval"])
+    assert [len(samples) for samples in found.values()] == [12, 6]
+    for samples in found.values():
+        assert len({sample.id for sample in samples}) == len(samples)
+        for sample in samples:
+            assert sample.id.startswith(f"{sample.part}/")
+            assert bool(sample.question) == (sample.part == "vqa")
+            assert bool(sample.captions) == (sample.part == "captioning")
+
+
+def test_a_part_may_have_its_own_data(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"image": "red.png", "question": "what?", "answer": "red"}) + "\n")
+    own = {"name": "files", "train": str(file), "eval": str(file)}
+    found = load_run(config(vqa=own), ["train", "eval"])
+    assert [sample.id for sample in found["train"] if sample.part == "vqa"] == ["vqa/mine.jsonl:1"]
+    assert len(found["train"]) == 7
+    with pytest.raises(UserError) as refused:
+        load_run(config(vqa={**own, "eval": str(tmp_path / "gone.jsonl")}, captioning=own), ["train", "eval"])
+    assert any(problem.startswith("part vqa: ") and "gone.jsonl" in problem for problem in refused.value.problems)
+    assert any(problem.startswith("part captioning: ") and "caption" in problem for problem in refused.value.problems)
+
+
+def test_less_than_a_batch_in_all_is_refused() -> None:
+    few = config()
+    few.trainer.batch_size = 13
+    with pytest.raises(UserError, match="12 training samples in all"):
+        load_run(few, ["train"])
+
+
+def test_any_other_run_loads_as_ever() -> None:
+    made = TrainConfig()
+    made.data.train_size, made.trainer.batch_size = 4, 4
+    assert [sample.part for sample in load_run(made, ["train"])["train"]] == [""] * 4

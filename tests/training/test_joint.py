@@ -1,0 +1,85 @@
+"""A joint run from the command line: trained, scored, asked, and continued with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.runs import command, tiny_run
+
+BY_TASK = ("adapter.by_task=true", "adapter.share.what=down", "adapter.share.over=[task]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("joint") / "run"
+    other = (
+        "+task@task.parts.easy=vqa",
+        "data.parts.easy.seed=5",
+        "data.parts.easy.train_size=7",
+        "task.sampling=balanced",
+    )
+    return tiny_run(folder, "joint", *other, *BY_TASK)
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def test_every_part_is_scored(run: Path) -> None:
+    metrics = read(run / "metrics.json")
+    scores = metrics["metrics"]
+    headlines = ["vqa/accuracy", "captioning/cider_d", "easy/accuracy"]
+    assert metrics["metric"] == "mean"
+    assert metrics["settings"]["mean_of"] == headlines
+    assert scores["mean"] == pytest.approx(sum(scores[name] for name in headlines) / 3)
+    assert "72 train samples, 30 eval samples" in (run / "run.log").read_text()  # 24 of each part
+    records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [record["part"] for record in records] == ["vqa"] * 10 + ["captioning"] * 10 + ["easy"] * 10
+    assert len({record["id"] for record in records}) == 30
+    assert "for_task" in (run / "adapter" / "README.md").read_text()
+
+
+def test_eval_scores_them_again(run: Path, tmp_path: Path) -> None:
+    assert command("eval", f"run={run}", f"output={tmp_path}") == 0
+    assert read(tmp_path / "metrics.json")["metrics"] == pytest.approx(read(run / "metrics.json")["metrics"])
+
+
+def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "red.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+
+    def asked(*words: str) -> list[dict]:
+        output = tmp_path / "out.jsonl"
+        assert command("predict", f"run={run}", f"image={image}", f"output={output}", *words) == 0
+        return [json.loads(line) for line in output.read_text().splitlines()]
+
+    (caption,) = asked()  # without a question only the captioning part can be meant
+    assert caption == asked("part=captioning")[0]
+    (answer,) = asked("part=easy", "question=what is it?", "top_k=2")
+    assert len(answer["hits"]) == 2
+    capsys.readouterr()
+    assert command("predict", f"run={run}", f"image={image}", "question=what is it?") == 2
+    assert "say which one is asked with part=" in capsys.readouterr().err
+
+
+def test_a_continued_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    settings = (
+        "task.sampling=temperature", "data.parts.vqa.train_size=5", "adapter.dropout=0.2", "adapter.by_task=true",
+        "trainer.max_steps=6", "trainer.save_every=2", "trainer.keep=9", "trainer.eval_every=9",
+    )  # fmt: skip
+    whole = tiny_run(tmp_path / "whole", "joint", *settings)
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    for folder in ("adapter", "checkpoints/step_4", "checkpoints/step_6"):
+        shutil.rmtree(broken / folder)
+    (broken / "metrics.json").unlink()
+    tiny_run(broken, "joint", *settings, "resume=auto")
+    assert read(broken / "metrics.json")["training"]["resumed_from"] == 2
+    one, two = (folder / "adapter" / "adapter_model.safetensors" for folder in (whole, broken))
+    assert one.read_bytes() == two.read_bytes()

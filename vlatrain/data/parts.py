@@ -1,0 +1,84 @@
+"""The samples of a run, which for joint training are those of several parts in one list.
+
+Sampling: `proportional` takes every sample once, `balanced` as many of each part, `temperature` shares that go with size^(1 / T)
+(Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020, section 3.5.2). The
+largest part always comes whole and the others are repeated, so that no sample is lost; an epoch is the longer for it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vlatrain.config import TaskConfig, TrainConfig, UserError
+from vlatrain.config.joint import JOINT, parts
+from vlatrain.data import load
+from vlatrain.data.sample import Sample
+
+
+def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sample]]:
+    """The samples of a run.
+
+    Args:
+        config: the run's configuration.
+        splits: some of train, eval and test.
+
+    Returns:
+        Split -> samples. Of a joint run, each sample says its part, which its id begins with; those of train are as many of each
+        part as the sampling rule says.
+
+    Raises:
+        UserError: with everything that is wrong with the data, of all parts.
+    """
+    if config.task.name != JOINT:
+        return load(config.data, config.task.name, splits, config.trainer.batch_size)
+    found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
+    problems: list[str] = []
+    for name, part in parts(config).items():
+        try:
+            for split, samples in load(part.data, part.task.name, splits).items():
+                found[split][name] = [replace(sample, id=f"{name}/{sample.id}", part=name) for sample in samples]
+        except UserError as error:
+            problems += [f"part {name}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    joined = {split: [sample for samples in by_part.values() for sample in samples] for split, by_part in found.items()}
+    if "train" in joined:
+        joined["train"] = sampled(found["train"], config.task, config.seed)
+        if (count := len(joined["train"])) < config.trainer.batch_size:
+            raise UserError(
+                f"the parts have {count} training samples in all, fewer than one batch of {config.trainer.batch_size}: set "
+                f"trainer.batch_size={count} or less"
+            )
+    return joined
+
+
+def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> list[Sample]:
+    """The training samples of all parts by the sampling rule, one part's after the other's.
+
+    Args:
+        samples: by part.
+        config: the joint task.
+        seed: of the draws of what a repeated part has over.
+    """
+    counts = shares({name: len(own) for name, own in samples.items()}, config.sampling, config.sampling_temperature)
+    made: list[Sample] = []
+    for name, own in samples.items():
+        whole, rest = divmod(counts[name], len(own))
+        # seeded by text: the same on every machine, and for a part whatever the others are
+        made += [*own] * whole + random.Random(f"{seed}/{name}").sample(own, rest)
+    return made
+
+
+def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
+    """How many samples of each part an epoch has.
+
+    Args:
+        sizes: samples of each part, at least one.
+        sampling: proportional, balanced or temperature.
+        temperature: of `temperature`: part i has n_max * (n_i / n_max)^(1 / T), rounded.
+    """
+    most = max(sizes.values())
+    power = {"proportional": 1.0, "balanced": 0.0, "temperature": 1 / temperature}[sampling]
+    return {name: round(most * (size / most) ** power) for name, size in sizes.items()}

@@ -1,0 +1,85 @@
+"""Joint training: batches of samples of several tasks, each with its own loss and its own scores.
+
+A batch is grouped by part, each group goes through its own task, and the loss is the mean over all samples of the batch. While a
+part's turn is, the model's context says its name: task-specific adapters go by it (`vlatrain.injection.context`).
+
+The headline metric `mean` is the plain mean of the parts' own, as papers on several tasks report it (Sung, Cho, Bansal,
+"VL-Adapter", CVPR 2022). CIDEr-D goes up to 1000, so a captioning part can outweigh the others; `task.metric=PART/METRIC`
+chooses the best checkpoint by a single score instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone
+from vlatrain.config import TaskConfig
+from vlatrain.config.joint import MEAN
+from vlatrain.data.sample import Sample
+from vlatrain.injection.context import for_task
+from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
+
+
+class Joint(Task):
+    """Several tasks on one backbone.
+
+    Args:
+        config: its settings.
+        backbone: the backbone.
+        parts: the tasks by name of the part.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, parts: Mapping[str, Task]) -> None:
+        super().__init__(config, backbone)
+        self.parts = dict(parts)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """By part, the batch of its task; parts without samples are left out."""
+        grouped = self._grouped(samples)
+        return {
+            "ids": [sample.id for own in grouped.values() for sample in own],
+            "parts": {name: self.parts[name].collate(own) for name, own in grouped.items()},
+        }
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The parts' losses, each weighted by its share of the samples: the mean over all samples."""
+        losses = []
+        for name, own in batch["parts"].items():
+            with for_task(self.backbone.model, name):
+                losses.append(self.parts[name].loss(own) * (len(own["ids"]) / len(batch["ids"])))
+        return torch.stack(losses).sum()
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Each part on its own samples: its scores as `part/score`, and the mean of the headline metrics."""
+        metrics: dict[str, float] = {}
+        settings: dict[str, Any] = {}
+        predictions: list[dict[str, Any]] = []
+        for name, own in self._grouped(samples).items():
+            with for_task(self.backbone.model, name):
+                found = self.parts[name].evaluate(own, batches)
+            metrics |= {f"{name}/{score}": value for score, value in found.metrics.items()}
+            settings[name] = {"task": self.parts[name].name, "samples": len(own), **found.settings}
+            predictions += [{"part": name, **record} for record in found.predictions]
+        headlines = [f"{name}/{self.parts[name].metric}" for name in settings]
+        mean = sum(metrics[name] for name in headlines) / len(headlines)
+        return Evaluation({MEAN: mean, **metrics}, {"mean_of": headlines, "parts": settings}, predictions)
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """An equal share of the batch for each part, rounded up."""
+        size = -(-batch_size // len(self.parts))
+        losses = []
+        for name, part in self.parts.items():
+            with for_task(self.backbone.model, name):
+                losses.append(part.rehearse(size, device))
+        return torch.stack(losses).mean()
+
+    def _grouped(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+        """The samples by part, in the order of the parts."""
+        grouped: dict[str, list[Sample]] = {name: [] for name in self.parts}
+        for sample in samples:
+            grouped[sample.part].append(sample)
+        return {name: own for name, own in grouped.items() if own}
