@@ -4,8 +4,8 @@ Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning" (EMNLP
 layer. `deep`: Jia et al., "Visual Prompt Tuning" (ECCV 2022, arXiv:2203.12119), VPT-deep: fresh ones in every layer.
 
 A layer is given the tokens with the prompt, and what it makes of the prompt is taken off its output again and handed to the next
-layer, so that nothing outside a layer notices: neither positions, nor recorded hidden states, nor whoever reads the tower's
-output. A layer without a point goes without the prompt.
+layer, so that nothing outside a layer notices: neither positions, nor whoever reads hidden states or the tower's output (but for
+the recorded input of the first layer). A layer without a point goes without the prompt.
 
 In memory the prompt stands behind the tokens; that it is in front is a matter of the mask: all tokens see it, and in a causal
 tower it sees no token. So a key-value cache never holds it: it is cut off after each layer. Instead it is computed again
@@ -50,7 +50,7 @@ class Prompt(Adapter):
         self,
         width: int,
         dim: int = 16,
-        init_std: float = 0.02,
+        init_std: float = 0.5,
         deep: bool = False,
         first: bool = True,
         last: bool = True,
@@ -71,7 +71,10 @@ class Prompt(Adapter):
         if arguments.get("position_embeddings") is not None:
             raise ValueError("soft prompts do not work with rotary positions, which this tower's layers are given")
         states: Tensor = arguments["hidden_states"]  # (B, L, width)
-        prompt = call.carried.pop(STATES) if self.tokens is None else self.tokens.expand(len(states), -1, -1)
+        if self.tokens is None:
+            prompt = call.carried.pop(STATES)  # (B, dim, width)
+        else:
+            prompt = self.tokens.expand(len(states), -1, -1)
         cache = arguments.get("past_key_values")
         call.carried[CACHE] = cache
         mask = arguments.get("attention_mask")

@@ -1,0 +1,60 @@
+"""BitFit: adding a vector to what a module puts out is training its bias."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import adapter_config, make_samples, small_config
+from vlatrain.adapters.bitfit import BitFit
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import TaskConfig
+from vlatrain.injection.attach import attach
+from vlatrain.tasks import build
+
+TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
+MARK = ".adapter.vlatrain_unit.default.bias"
+
+
+def loss_of(backbone: Backbone) -> torch.Tensor:
+    torch.manual_seed(0)
+    task = build(TaskConfig(name=backbone.task), backbone)
+    return task.loss(task.collate(make_samples()))
+
+
+@pytest.mark.parametrize(("name", "task"), [("blip", "vqa"), ("blip", "retrieval"), ("clip", "retrieval")])
+def test_is_the_training_of_the_biases_that_are_there(name: str, task: str) -> None:
+    config = small_config(name)
+    one, two = load(config, task, texts=TEXTS), load(config, task, texts=TEXTS)
+    where = sites(config, task, ["*"])
+    model = attach(one.model, adapter_config("bitfit"), where)
+    own = dict(two.model.named_parameters())
+    added = {}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            path = key.removeprefix("base_model.model.").replace(MARK, ".bias")
+            torch.nn.init.normal_(parameter, std=0.1)
+            own[path].data += parameter.data
+            added[path] = parameter
+            own[path].requires_grad_(True)
+    roles = {path for place in where.places.values() for role, path in place.modules.items() if role != "key"}
+    assert {f"{path}.bias" for path in roles} == set(added), "every bias but that of attention's key"
+    losses = [loss_of(one), loss_of(two)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for path, parameter in added.items():
+        torch.testing.assert_close(parameter.grad, own[path].grad, msg=path)
+
+
+def test_the_key_has_none_as_its_bias_changes_nothing() -> None:
+    assert not BitFit.takes("key", {})
+    query, key, bias = torch.randn(3, 8), torch.randn(5, 8), torch.randn(8)
+    plain, shifted = query @ key.T, query @ (key + bias).T
+    torch.testing.assert_close(plain.softmax(dim=-1), shifted.softmax(dim=-1))
+
+
+def test_low_precision_states_stay_so() -> None:
+    assert BitFit(4)(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,0 +1,215 @@
+"""Soft prompts: against towers run by hand with the prompt in front; masks, padding, caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+from tests.conftest import adapter_config, make_samples, small_config
+from vlatrain.adapters.base import Call
+from vlatrain.adapters.prompt import Prompt, forget
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.fit import misfits
+from vlatrain.backbones.loading import load
+from vlatrain.config import TaskConfig, TrainConfig
+from vlatrain.injection.attach import attach
+
+TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
+WIDTH, DIM = 32, 3
+both = pytest.mark.parametrize("deep", [False, True], ids=["shallow", "deep"])
+
+
+def frozen_of(name: str, task: str) -> Backbone:
+    """A small backbone, always the same, with weights large enough (BLIP's image tower starts at 1e-10) to tell prompts by."""
+    backbone = load(small_config(name), task, texts=TEXTS)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in backbone.model.parameters():
+        if parameter.dim() > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return backbone
+
+
+def adapted(name: str, task: str, deep: bool = False, dim: int = DIM, points: str = "*") -> tuple[Backbone, nn.Module]:
+    config, backbone = small_config(name), frozen_of(name, task)
+    method = adapter_config("prompt", dim=dim, init_std=0.5, options={"deep": deep})
+    torch.manual_seed(4)
+    return backbone, attach(backbone.model, method, sites(config, task, [points])).eval()
+
+
+def tokens_of(backbone: Backbone, layers: nn.ModuleList) -> list[Tensor | None]:
+    """The prompt of each layer; None: what the layer before has made of its own."""
+    return [layer.adapter.units["default"].tokens for layer in layers]
+
+
+def by_hand(layers: nn.ModuleList, states: Tensor, prompts: list[Tensor | None], **arguments: Any) -> Tensor:
+    """A frozen tower with the prompt in front, in memory too."""
+    front: Tensor | None = None
+    for layer, own in zip(layers, prompts, strict=True):
+        front = front if own is None else own.expand(len(states), -1, -1)
+        made = layer(torch.cat([front, states], dim=1), **arguments)
+        front, states = made[:, : front.shape[1]], made[:, front.shape[1] :]
+    return states
+
+
+@both
+@pytest.mark.parametrize("name", ["blip", "clip"])
+def test_an_image_tower_is_as_by_hand(name: str, deep: bool) -> None:
+    backbone, _ = adapted(name, "retrieval", deep)
+    frozen = frozen_of(name, "retrieval").model.vision_model
+    pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
+    states = frozen.embeddings(pixels)
+    if name == "clip":
+        states = frozen.pre_layrnorm(states)
+    prompts = tokens_of(backbone, backbone.model.vision_model.encoder.layers)
+    mask = {"attention_mask": None} if name == "clip" else {}
+    expected = by_hand(frozen.encoder.layers, states, prompts, **mask)
+    found = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True)
+    torch.testing.assert_close(found.hidden_states[-1], expected)
+    out = expected if name == "clip" else frozen.post_layernorm(expected)
+    torch.testing.assert_close(found.last_hidden_state, out)
+    assert {states.shape[1] for states in found.hidden_states[1:]} == {expected.shape[1]}, "nothing outside notices"
+
+
+def causal(length: int, prompt: int) -> Tensor:
+    """What sees what, the prompt in front: all tokens see it, it sees itself, tokens see those before them."""
+    whole = torch.ones(prompt + length, prompt + length, dtype=torch.bool).tril()
+    whole[:prompt, :prompt] = True
+    return whole[None, None]
+
+
+@both
+def test_a_causal_text_tower_is_as_by_hand(deep: bool) -> None:
+    """CLIP's, without padding: it is given no mask but told to be causal."""
+    backbone, _ = adapted("clip", "retrieval", deep)
+    frozen = frozen_of("clip", "retrieval").model.text_model
+    text = backbone.text(["a red picture"], 16)
+    prompts = tokens_of(backbone, backbone.model.text_model.encoder.layers)
+    length = text.ids.shape[1]
+    expected = by_hand(
+        frozen.encoder.layers, frozen.embeddings(text.ids), prompts, attention_mask=causal(length, DIM), is_causal=True
+    )
+    found = backbone.model.text_model(input_ids=text.ids)
+    torch.testing.assert_close(found.last_hidden_state, frozen.final_layer_norm(expected))
+
+
+@both
+def test_a_decoder_is_as_by_hand(deep: bool) -> None:
+    backbone, _ = adapted("blip", "captioning", deep)
+    frozen = frozen_of("blip", "captioning").model.text_decoder.bert
+    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, WIDTH)
+    prompts = tokens_of(backbone, backbone.model.text_decoder.bert.encoder.layer)
+    mask = torch.where(causal(4, DIM), 0.0, torch.finfo(torch.float32).min)
+    expected = by_hand(
+        frozen.encoder.layer, frozen.embeddings(ids), prompts, attention_mask=mask, encoder_hidden_states=image
+    )
+    found = backbone.model.text_decoder.bert(input_ids=ids, encoder_hidden_states=image, is_decoder=True)
+    torch.testing.assert_close(found.last_hidden_state, expected)
+
+
+@both
+@pytest.mark.parametrize("name", ["blip", "clip"])
+def test_padding_changes_nothing(name: str, deep: bool) -> None:
+    backbone, _ = adapted(name, "retrieval", deep)
+    short, long = "a red picture", "picture 1 is red and a green picture number 0"
+    alone, together = backbone.text([short], 32), backbone.text([short, long], 32)
+    assert together.ids.shape[1] > alone.ids.shape[1]
+    torch.testing.assert_close(backbone.text_features(together)[0], backbone.text_features(alone)[0])
+
+
+@both
+def test_a_cache_never_holds_the_prompt(deep: bool) -> None:
+    backbone, _ = adapted("blip", "captioning", deep)
+    decoder = backbone.model.text_decoder
+    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, WIDTH)
+    whole = decoder(input_ids=ids, encoder_hidden_states=image, use_cache=False).logits
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    for step, part in enumerate((ids[:, :2], ids[:, 2:3], ids[:, 3:])):
+        out = decoder(input_ids=part, encoder_hidden_states=image, past_key_values=cache, use_cache=True)
+        assert cache.get_seq_length(1) == (2, 3, 4)[step]
+    torch.testing.assert_close(out.logits[:, -1], whole[:, -1])
+
+
+def test_a_cache_that_cannot_shrink_is_refused() -> None:
+    backbone, _ = adapted("blip", "captioning")
+    cache = StaticCache(config=backbone.model.config.text_config, max_cache_len=8)
+    cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), 0)
+    with pytest.raises(ValueError, match="a key-value cache that can shrink, not a Static"):
+        forget(cache, 0, 1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_boolean_and_additive_masks_say_the_same(causal: bool) -> None:
+    prompt = Prompt(WIDTH, DIM, causal=causal)
+    shown = (
+        torch.ones(4, 4, dtype=torch.bool).tril() if causal else torch.tensor([True, True, True, False]).expand(4, 4)
+    )
+    lowest = torch.finfo(torch.float32).min
+    one = prompt.seen(shown[None, None], 4, causal)
+    two = prompt.seen(torch.where(shown, 0.0, lowest)[None, None], 4, causal)
+    assert one.shape == (1, 1, 4 + DIM, 4 + DIM)
+    assert torch.equal(one, two == 0)
+    assert bool(one[0, 0, :, 4:].all()), "everything sees the prompt"
+    assert bool(one[0, 0, 4:, :4].any()) is not causal
+    if not causal:
+        assert torch.equal(prompt.seen(shown[None, None, :1], 4, causal), one), "one row for all"
+
+
+def test_two_at_once_are_as_one_of_both() -> None:
+    backbone, model = adapted("blip", "captioning", points="vision")
+    other, _ = adapted("blip", "captioning", dim=2 * DIM, points="vision")
+    model.add_adapter("another", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "another"])
+    units = backbone.model.vision_model.encoder.layers[0].adapter.units
+    both = torch.cat([units["default"].tokens, units["another"].tokens]).detach()
+    other.model.vision_model.encoder.layers[0].adapter.units["default"].tokens.data = both
+    pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
+    found, expected = (one.model.vision_model(pixel_values=pixels).last_hidden_state for one in (backbone, other))
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_without_a_point_go_without() -> None:
+    backbone, model = adapted("blip", "captioning", points="vision.1")
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == DIM * WIDTH
+    pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
+    states = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    frozen = frozen_of("blip", "captioning").model.vision_model
+    before = frozen(pixel_values=pixels, output_hidden_states=True).hidden_states
+    assert torch.equal(states[1], before[1])
+    assert not torch.allclose(states[2], before[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"position_embeddings": (torch.zeros(1), torch.zeros(1))}, "rotary positions"),
+        ({"attention_mask": torch.ones(2, 4)}, "masks of four dimensions"),
+    ],
+)
+def test_what_it_cannot_extend_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prompt(WIDTH, DIM).enter({"hidden_states": torch.zeros(2, 4, WIDTH), **arguments}, Call(carried={}))
+
+
+def test_a_call_that_broke_off_leaves_nothing_behind() -> None:
+    backbone, _ = adapted("blip", "captioning")
+    decoder, image = backbone.model.text_decoder, torch.randn(2, 6, WIDTH)
+    arguments = {"input_ids": torch.tensor([[5, 9, 7, 11]] * 2), "encoder_hidden_states": image}
+    expected = decoder(**arguments, use_cache=False).logits
+    layer = decoder.bert.encoder.layer[1].output
+    handle = layer.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        decoder(**arguments, use_cache=True)
+    handle.remove()
+    assert torch.equal(decoder(**arguments, use_cache=False).logits, expected)
+
+
+def test_dropping_layers_is_refused() -> None:
+    config = TrainConfig(task=TaskConfig(name="captioning", points=["*"]), model=small_config("blip"))
+    config.adapter = adapter_config("prompt", drop_layers=1)
+    (problem,) = misfits(config)
+    assert "adapter.drop_layers" in problem
