@@ -123,9 +123,9 @@ class Embedder(Protocol):
 
     @property
     def matches(self) -> bool:
-        """Whether it has an image-text matching head."""
+        """Whether `match` can tell more than the features: by a matching head, or by adapters where one tower reads the other."""
         ...
 
     def match(self, states: Tensor, text: Text) -> Tensor:
-        """Matching logits (N, 2) (no, yes) of image states (N, S, width) with texts (N, L)."""
+        """Of image states (N, S, width) with texts (N, L): matching logits (N, 2) (no, yes), or scores (N,) that order pairs."""
         ...

@@ -11,6 +11,7 @@ Differences from the forward passes in transformers 5.23, each on purpose:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Text
 from vlatrain.config import DecodeConfig
+from vlatrain.injection.context import hand, reads_other
 
 
 class Blip(Backbone):
@@ -36,8 +38,12 @@ class Blip(Backbone):
         return self.model.vision_model(pixel_values=pixels).last_hidden_state  # (B, S, width)
 
     def context(self, pixels: Tensor, question: Text | None) -> tuple[Tensor, Tensor]:
-        """Image states, or the question's states after it has attended to the image."""
-        states = self._image_states(pixels)
+        """Image states, or the question's states after it has attended to the image.
+
+        Where adapters in the vision tower read the question, it is first encoded on its own.
+        """
+        with self._asked(question):
+            states = self._image_states(pixels)
         mask = states.new_ones(states.shape[:2], dtype=torch.long)
         if question is None:
             return states, mask
@@ -124,6 +130,13 @@ class Blip(Backbone):
             input_ids=text.ids, attention_mask=text.mask, encoder_hidden_states=states, encoder_attention_mask=mask
         )
         return self.model.itm_head(fused.last_hidden_state[:, 0])
+
+    def _asked(self, question: Text | None) -> AbstractContextManager:
+        """Hand the vision tower the question's own states, if anything there reads them."""
+        if question is None or not reads_other(self.model, "vision"):
+            return nullcontext()
+        states = self.model.text_encoder(input_ids=question.ids, attention_mask=question.mask).last_hidden_state
+        return hand(self.model, "vision", states, question.mask)
 
     @property
     def _end(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Text
+from vlatrain.injection.context import hand, reads_other
 
 
 class Clip(Backbone):
@@ -31,13 +32,13 @@ class Clip(Backbone):
 
     @property
     def matches(self) -> bool:
-        """Never: CLIP's towers do not meet."""
-        return False
+        """Whether an adapter in the text tower reads the image. CLIP's own towers do not meet."""
+        return reads_other(self.model, "text")
 
     def match(self, states: Tensor, text: Text) -> Tensor:
-        """Not there.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("CLIP has no matching head: task.matching and task.rerank do not apply to it")
+        """Similarity (N,) of an image and a text that is encoded given this image, times the logit scale."""
+        states = self.model.vision_model.post_layernorm(states)
+        images = normalize(self.model.visual_projection(states[:, 0]), dim=-1)
+        with hand(self.model, "text", states):
+            texts = self.text_features(text)
+        return (images * texts).sum(dim=-1) * self.logit_scale()

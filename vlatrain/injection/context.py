@@ -7,9 +7,10 @@ adapters says which row is whose (`rows`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,15 +24,21 @@ class Context:
 
     Attributes:
         handed: by tower, states (B, S, width) of the other modality and their mask (B, S).
+        heard: the same of the layer at work, where it is called with them.
         task: name of the task; empty if there is only one.
         rows: adapter of each row of the batch; None: the active ones for all.
         dropped: adapters in so many of the lowest layers of each tower are left out.
+        readers: the sites with adapters that read states of the other modality.
+        carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
     """
 
     handed: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    heard: tuple[Tensor | None, Tensor | None] = (None, None)
     task: str = ""
     rows: list[str] | None = None
     dropped: int = 0
+    readers: list[Any] = field(default_factory=list)
+    carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
 
 def context_of(model: nn.Module) -> Context:
@@ -43,6 +50,11 @@ def context_of(model: nn.Module) -> Context:
     return model.__dict__[ATTRIBUTE]
 
 
+def reads_other(model: nn.Module, tower: str) -> bool:
+    """Whether an adapter at work in a tower reads states of the other modality: only then need they be handed to it."""
+    return any(site.tower == tower and site.reads_other for site in context_of(model).readers)
+
+
 @contextmanager
 def hand(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = None) -> Iterator[None]:
     """Hand a tower the states of the other modality.
@@ -52,13 +64,18 @@ def hand(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = Non
         tower: the tower that reads them.
         states: (B, S, width), a row for each row of the tower's batch (or for so many of its rows, one after the other).
         mask: (B, S) 1 for those that may be attended to; None: all.
+
+    Raises:
+        ValueError: the mask is of other states.
     """
+    if mask is not None and mask.shape != states.shape[:2]:
+        raise ValueError(f"{tower}: states {tuple(states.shape)} are handed on with a mask {tuple(mask.shape)}")
     context = context_of(model)
-    context.handed[tower] = (states, mask)
+    before, context.handed = context.handed, {**context.handed, tower: (states, mask)}
     try:
         yield
     finally:
-        del context.handed[tower]
+        context.handed = before
 
 
 @contextmanager
@@ -88,3 +105,28 @@ def rows(model: nn.Module, adapters: Sequence[str] | None) -> Iterator[None]:
         yield
     finally:
         context.rows = before
+
+
+def recomputed(model: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    """For `context_fn` of `torch.utils.checkpoint`: a call is recomputed in the context it was made in, which by the time of the
+    backward pass may be over.
+
+    Args:
+        model: the model.
+    """
+    context = context_of(model)
+    return lambda: (nullcontext(), _Again(context))
+
+
+class _Again:
+    """The context as it is now, again: as often as it is entered."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.then, self.now = context, replace(context), context
+
+    def __enter__(self) -> None:
+        self.now = replace(self.context)
+        vars(self.context).update(vars(self.then))
+
+    def __exit__(self, *error: object) -> None:
+        vars(self.context).update(vars(self.now))

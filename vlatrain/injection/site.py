@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from vlatrain.adapters import Adapter, Call
-from vlatrain.injection.context import BASE, Context
+from vlatrain.injection.context import Context
 
 METHOD = "vlatrain"  # PEFT's name of the method; transformers derives the key prefix from it
 UNITS = f"{METHOD}_unit"  # the ModuleDict of adapters in a site, by adapter name; starts with PEFT's prefix
@@ -37,13 +37,23 @@ class Site(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self.frozen: dict[str, Mapping[str, nn.Module]] = {}  # by adapter, the place's modules by role
         self.listening: dict[str, Any] = {}  # what has hooks already, and their handles
-        self.inputs: Tensor | None = None  # what the hooks of this call have heard
-        self.other: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.around = False  # whether its adapters go around a whole layer: only they have something to hand on
+        self.hears_other = False  # whether `listening` has hooks for it; torch.compile cannot look in there
+        self.inputs: Tensor | None = None  # what the hook of this call has heard
 
     @property
     def units(self) -> nn.ModuleDict:
         """The adapters by name."""
         return getattr(self, UNITS)
+
+    @property
+    def reads_other(self) -> bool:
+        """Whether an adapter at work here reads states of the other modality."""
+        if self._disable_adapters or self.layer < self.context.dropped:
+            return False
+        names = self.active_adapters if self.context.rows is None else self.context.rows
+        units: list[Any] = [self.units[name] for name in names if name in self.units]
+        return any("other_width" in unit.wants for unit in units)
 
     def attend(self, target: nn.Module, module: nn.Module | None, layer: nn.Module | None, around: bool) -> None:
         """Register the hooks that an adapter needs; those that are there already stay.
@@ -59,56 +69,69 @@ class Site(nn.Module, BaseTunerLayer):
             # prepended, so that hooks that record outputs see the adapted states
             self.listening["output"] = target.register_forward_hook(self.hook, prepend=True, with_kwargs=True)
         if around and "around" not in self.listening:
-            self.names = tuple(inspect.signature(target.forward).parameters)
+            self.around, self.names = True, tuple(inspect.signature(target.forward).parameters)
             self.listening["around"] = target.register_forward_pre_hook(self.enter, with_kwargs=True)
         if module is not None and "input" not in self.listening:
             self.listening["input"] = module.register_forward_pre_hook(self.hear_input, with_kwargs=True)
         if layer is not None and "other" not in self.listening:
             names = list(inspect.signature(layer.forward).parameters)
             self.positions = tuple(names.index(name) if name in names else -1 for name in OTHER)
+            self.hears_other = True
+            self.context.readers.append(self)
             self.listening["other"] = layer.register_forward_pre_hook(self.hear_other, with_kwargs=True)
+            self.listening["forget"] = layer.register_forward_hook(self.forget_other)
 
     def leave(self) -> None:
         """Take all hooks out again."""
         for handle in self.listening.values():
             handle.remove()
         self.listening.clear()
+        self.context.readers[:] = [site for site in self.context.readers if site is not self]
 
     def hear_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Pre-hook of the module whose input is wanted: its first argument, whatever it is called."""
         self.inputs = args[0] if args else next(iter(kwargs.values()))
 
     def hear_other(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Pre-hook of the layer: the states of the other modality that it is called with, by position or by name."""
+        """Pre-hook of the layer: the states of the other modality that it is called with, by position or by name.
+
+        It is the context that keeps them: a layer that is recomputed in the backward pass does not call its own hooks again.
+        """
         heard = [
             args[place] if 0 <= place < len(args) else kwargs.get(name)
             for name, place in zip(OTHER, self.positions, strict=True)
         ]
-        self.other = (heard[0], heard[1])
+        self.context.heard = (heard[0], heard[1])
+
+    def forget_other(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook of the layer: what it was called with is over."""
+        self.context.heard = (None, None)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Pre-hook of the target: its arguments as the active adapters that go around it want them."""
         if self._disable_adapters or self.layer < self.context.dropped:
             return None
-        for name in self.active_adapters:
-            if name in self.units and (change := getattr(self.units[name], "enter", None)):
-                kwargs = change({**dict(zip(self.names, args, strict=False)), **kwargs})
-                args = ()
-        return args, kwargs
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        for name in self._at_work():
+            if change := getattr(self.units[name], "enter", None):
+                arguments = change(arguments, self._call(name))
+        # as they came: hooks that record a layer's input look for it by position
+        return tuple(arguments.pop(name) for name in self.names[: len(args)]), arguments
 
     def hook(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Forward hook of the target: its output, (B, L, width), with the active adapters' added."""
         inputs, self.inputs = self.inputs, None
-        other, self.other = self.other, (None, None)
         if self._disable_adapters or self.layer < self.context.dropped:
             return output
         states: Tensor = output[0] if isinstance(output, tuple) else output
-        given, mask = self._other(*other, rows=len(states))
+        given, mask = self._other(len(states))
         if self.context.rows is None:
-            adapted = states
-            for name in self.active_adapters:
-                if name in self.units:
-                    adapted = self._applied(name, states, adapted, inputs, given, mask)
+            adapted = read = states
+            for name in reversed(self._at_work()):  # what entered last leaves first
+                if not self.units[name].adds:
+                    read = adapted = self._applied(name, adapted, adapted, inputs, given, mask)
+                else:
+                    adapted = self._applied(name, read, adapted, inputs, given, mask)
         else:
             adapted = self._by_rows(states, inputs, given, mask)
         if adapted is states:
@@ -125,19 +148,35 @@ class Site(nn.Module, BaseTunerLayer):
         mask: Tensor | None,
     ) -> Tensor:
         unit: Any = self.units[name]
-        call = Call(inputs, other, mask, self.frozen[name])
-        found = unit(inputs if unit.reads == "input" else states, call)
+        found = unit(inputs if unit.reads == "input" else states, self._call(name, inputs, other, mask))
+        if found is None:
+            return adapted
         return adapted + found if unit.adds else found
+
+    def _call(
+        self, name: str, inputs: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
+    ) -> Call:
+        carried = self.context.carried.setdefault((self.tower, name), {}) if self.around else {}
+        return Call(inputs, other, mask, self.frozen[name], carried)
+
+    def _at_work(self) -> list[str]:
+        """The adapters that are here and that take part in the call.
+
+        Raises:
+            ValueError: some rows of the batch have one that changes whole sequences, and others do not.
+        """
+        names = self.active_adapters if self.context.rows is None else self.context.rows
+        found = [name for name in dict.fromkeys(names) if name in self.units]
+        for name in found if self.context.rows is not None else ():
+            if not self.units[name].adds:
+                raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
+        return found
 
     def _by_rows(self, states: Tensor, inputs: Tensor | None, other: Tensor | None, mask: Tensor | None) -> Tensor:
         """Each row with its own adapter."""
         names = self._repeated(self.context.rows or [], len(states))
         adapted = states
-        for name in dict.fromkeys(names):
-            if name == BASE or name not in self.units:
-                continue
-            if not self.units[name].adds:
-                raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
+        for name in self._at_work():
             own = torch.tensor([row for row, wanted in enumerate(names) if wanted == name], device=states.device)
             part = [value if value is None else value[own] for value in (states, inputs, other, mask)]
             added = self._applied(name, part[0], torch.zeros_like(part[0]), *part[1:])  # type: ignore[arg-type]
@@ -149,9 +188,12 @@ class Site(nn.Module, BaseTunerLayer):
             raise ValueError(f"adapters are named for {len(names)} rows, but the batch has {rows}")
         return [name for name in names for _ in range(rows // len(names))]
 
-    def _other(self, states: Tensor | None, mask: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    def _other(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """States of the other modality: what the layer was called with, else what the tower has been handed."""
-        if states is None and self.tower in self.context.handed and "other" in self.listening:
+        if not self.hears_other:
+            return None, None
+        states, mask = self.context.heard
+        if states is None and self.tower in self.context.handed:
             states, mask = self.context.handed[self.tower]
         if states is None:
             return None, None
@@ -225,7 +267,7 @@ class ByTask(nn.Module):
         return self.units[f"task_{self.context.task}"]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "adds", "wants"):  # the same for all
+        if name in ("reads", "hears", "adds", "wants"):  # the same for all
             return getattr(next(iter(self.units.values())), name)
         if name == "enter":
             return getattr(self.current, name)
@@ -244,7 +286,7 @@ class Alias(nn.Module):
         self.__dict__["unit"] = unit
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "adds", "enter"):
+        if name in ("reads", "hears", "adds", "wants", "enter"):
             return getattr(self.unit, name)
         return super().__getattr__(name)
 

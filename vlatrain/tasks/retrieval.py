@@ -1,8 +1,10 @@
-"""Image-text retrieval: contrastive training, and a matching head where the backbone has one.
+"""Image-text retrieval: contrastive training, and matching where the backbone has a head or adapters for it.
 
 Contrastive loss: Radford et al., CLIP (2021). A caption's image may have other captions in the batch; they are no
 negatives of the image, and neither is an identical caption of another image. Matching with hard negatives drawn by
-similarity: Li et al., ALBEF (2021) and BLIP (2022). With several processes, negatives come from the process's own batch.
+similarity: Li et al., ALBEF (2021) and BLIP (2022). A backbone whose matching gives one score a pair (CLIP with adapters that read
+the image) learns to put the pair above its hard negatives: Burges et al., "Learning to Rank using Gradient Descent" (ICML 2005).
+With several processes, negatives come from the process's own batch.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from vlatrain.backbones.base import Backbone, Embedder, Text
 from vlatrain.config import TaskConfig
@@ -20,7 +22,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, blank_pixels, blank_text, owned
 
-PAIRS = 64  # image-text pairs the matching head scores at a time
+PAIRS = 64  # image-text pairs that are matched at a time
 
 
 class Retrieval(Task):
@@ -45,7 +47,7 @@ class Retrieval(Task):
         return {**self.images(samples), "text": self.texts(samples)["text"], "owner": owner}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Contrastive loss, plus the matching loss where the backbone has the head and `task.matching` is on."""
+        """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
         text, owner = batch["text"], batch["owner"]
         image_features, states = self.embedder.image_features(batch["pixels"])
         text_features = self.embedder.text_features(text)
@@ -56,7 +58,7 @@ class Retrieval(Task):
         return loss
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
-        """R@1/5/10 and median rank, both directions; re-ranked by the matching head if `task.rerank` says so."""
+        """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""
         images = torch.cat(
             [self.embedder.image_features(b["pixels"])[0].float() for b in batches(samples, self.images)]
         )
@@ -99,12 +101,12 @@ class Retrieval(Task):
         return loss
 
     def match_scores(self, states: Tensor, text: Text) -> Tensor:
-        """Matching log-odds (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
+        """Matching log-odds or scores (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
         chunks = []
         for start in range(0, len(text.ids), PAIRS):
             part = slice(start, start + PAIRS)
             logits = self.embedder.match(states[part], Text(text.ids[part], text.mask[part]))
-            chunks.append((logits[:, 1] - logits[:, 0]).float())
+            chunks.append((logits if logits.dim() == 1 else logits[:, 1] - logits[:, 0]).float())
         return torch.cat(chunks)
 
     def _scale(self) -> Tensor:
@@ -113,11 +115,15 @@ class Retrieval(Task):
         return torch.tensor(1 / self.config.temperature, device=self.backbone.device)
 
     def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
-        """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption."""
+        """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption.
+
+        Logits say which pairs belong together; scores put a wrong pair below the right one of its caption, or of its image.
+        """
         positive = same_caption(text.ids, owner, len(states))  # (T, I)
         odds = similarity.masked_fill(positive, float("-inf")).float()
         keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
         images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
+        right = [keep]  # for each wrong pair, the caption whose own pair it is measured against
         if len(keep):
             images.append(torch.multinomial(odds[keep].softmax(dim=1), 1)[:, 0])
             texts.append(keep)
@@ -125,11 +131,15 @@ class Retrieval(Task):
         if len(keep):
             images.append(keep)
             texts.append(torch.multinomial(odds.T[keep].softmax(dim=1), 1)[:, 0])
+            right.append((owner == keep[:, None]).int().argmax(dim=1))  # the image's first
         image, caption = torch.cat(images), torch.cat(texts)
-        logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption]))
+        logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption])).float()
+        if logits.dim() == 1:
+            wrong = logits[len(owner) :]
+            return softplus(wrong - logits[torch.cat(right)]).sum() / max(1, len(wrong))
         labels = torch.zeros(len(image), dtype=torch.long, device=image.device)
         labels[: len(owner)] = 1
-        return cross_entropy(logits.float(), labels)
+        return cross_entropy(logits, labels)
 
     def _reranked(
         self,
@@ -140,7 +150,7 @@ class Retrieval(Task):
         ranks: tuple[Tensor, Tensor],
         k: int,
     ) -> tuple[tuple[Tensor, Tensor], list[int]]:
-        """Ranks, and each image's best text, with the best k of both directions ordered by the matching head.
+        """Ranks, and each image's best text, with the best k of both directions ordered by matching.
 
         One pass over the images serves both directions.
         """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from vlatrain.adapters import Adapter
+from vlatrain.injection.context import recomputed
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -103,10 +106,11 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights to a lower precision, in place; what is trained becomes (and stays) fp32.
 
     Scalars (a temperature) and modules with running statistics (batch norm) keep theirs: they save nothing and lose
-    much.
+    much. So do the frozen parts of adapters, which are fp32 as all of an adapter is.
     """
+    ours = {id(module) for adapter in model.modules() if isinstance(adapter, Adapter) for module in adapter.modules()}
     for module in model.modules():
-        statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+        statistics = id(module) in ours or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -124,26 +128,27 @@ def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = ()) -> 
         model: the model.
         layers: the layers of its towers.
     """
+    again = recomputed(model)
     if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        enable(activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": again})
     # transformers makes the embeddings' output require gradients, which only the reentrant kind needs, and which BLIP's
     # text embeddings, adding to it in place, refuse
     if callable(disable := getattr(model, "disable_input_require_grads", None)):
         disable()
     for layer in layers:
         if not getattr(layer, "gradient_checkpointing", False):
-            _wrap(layer)
+            _wrap(layer, again)
 
 
-def _wrap(layer: nn.Module) -> None:
+def _wrap(layer: nn.Module, again: Callable) -> None:
     forward = layer.forward
 
-    def recomputed(*args: object, **kwargs: object) -> object:
+    def checkpointed(*args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=again)
 
-    layer.forward = recomputed
+    layer.forward = checkpointed
 
 
 def compile_layers(layers: Sequence[nn.Module], backend: str = "inductor", fullgraph: bool = False) -> None:

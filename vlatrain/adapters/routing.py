@@ -1,0 +1,84 @@
+"""Routing functions: parameter-free functions of both modalities' states in the bottleneck.
+
+Qu, Tuytelaars and Moens, "Introducing Routing Functions to Vision-Language Parameter-Efficient Fine-Tuning with Low-Rank
+Bottlenecks" (ECCV 2024, arXiv:2403.09377). Their down-projection serves the text's states x_t and the image's x_v alike, a function
+of both takes the place of x_t, and the non-linearity follows. Their functions, by our names, of a state h of x_t:
+
+- `add`: h + v, and `multiply`: h * v, element by element;
+- `expand`: h V, V being v repeated to a square matrix: (sum of h) * v;
+- `attend`: h x_v^T x_v, attention without a softmax.
+
+Deviations: v is the image's one vector with them, here the mean of the states that may be attended to; `attend` is divided by
+their number, so that it does not grow with it; where the other states have another width they have a down-projection of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlatrain.adapters.base import Call
+from vlatrain.adapters.bottleneck import Bottleneck, Half, one_of
+
+FUNCTIONS = ("add", "multiply", "expand", "attend")
+
+
+class Routing(Bottleneck):
+    """`x -> scaling * up(dropout(activation(function(down(x), down(other)))))`. In a call without states of the other modality it
+    is a plain bottleneck.
+
+    Parameters: those of `Bottleneck`, and where `other_width` differs from `width` another `other_width * dim + dim` (without
+    biases `other_width * dim`): 99,136 for widths of 768 and dim 64.
+
+    Args:
+        width: width of the states it adapts.
+        dim: bottleneck width.
+        other_width: width of the other modality's states.
+        function: one of `FUNCTIONS`.
+        bias: whether the projections have biases.
+        options: the further ones of `Bottleneck`.
+
+    Raises:
+        ValueError: no states of another modality, or an unknown function.
+    """
+
+    wants = ("other_width",)
+
+    def __init__(
+        self, width: int, dim: int, other_width: int, function: str = "multiply", bias: bool = True, **options: Any
+    ) -> None:
+        super().__init__(width, dim, bias=bias, **options)
+        one_of("function", function, FUNCTIONS)
+        if not other_width:
+            raise ValueError("needs states of another modality, and this place gets none")
+        self.function = function
+        self.latent = None if other_width == width else Half(other_width, dim, bias)
+        if self.latent is not None:
+            self.latent.start(options.get("init", "zero"), options.get("init_std", 0.02), up=False)
+
+    def hidden(self, states: Tensor, call: Call) -> Tensor:
+        """The bottleneck's states (B, L, dim), as the function gives them."""
+        hidden = self.down(states)  # (B, L, dim)
+        if call.other is not None:
+            latent = (self.down if self.latent is None else self.latent)(call.other)  # (B, S, dim)
+            hidden = self.routed(hidden, latent, call.mask)
+        return self.dropout(self.activation(hidden))
+
+    def routed(self, hidden: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
+        """The function of states (B, L, dim) and the other modality's (B, S, dim), of which the mask (B, S) lets some count."""
+        keep = torch.ones_like(latent[..., :1]) if mask is None else mask[..., None].to(latent.dtype)  # (B, S, 1)
+        share = latent * (keep / keep.sum(dim=1, keepdim=True).clamp(min=1))  # (B, S, dim), sums up to the mean
+        if self.function == "attend":
+            return hidden @ (latent.transpose(1, 2) @ share)  # (B, L, dim) (B, dim, dim)
+        mean = share.sum(dim=1, keepdim=True)  # (B, 1, dim)
+        if self.function == "add":
+            return hidden + mean
+        return (hidden if self.function == "multiply" else hidden.sum(dim=-1, keepdim=True)) * mean
+
+    @staticmethod
+    def count(width: int, dim: int, bias: bool = True, other_width: int = 0) -> int:
+        """Number of parameters of one adapter; `other_width` 0: as wide as the states."""
+        own = other_width * dim + (dim if bias else 0) if other_width not in (0, width) else 0
+        return Bottleneck.count(width, dim, bias) + own
