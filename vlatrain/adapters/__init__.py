@@ -5,9 +5,35 @@ package. See `vlatrain.adapters.base.Adapter` for what a design is.
 """
 
 from vlatrain.adapters.base import Adapter, Call, borrow
+from vlatrain.adapters.bitfit import BitFit
 from vlatrain.adapters.bottleneck import Bottleneck
+from vlatrain.adapters.clip_adapter import ClipAdapter
+from vlatrain.adapters.compacter import Compacter
+from vlatrain.adapters.cross_modal import CrossModal
+from vlatrain.adapters.fusion import Fusion
+from vlatrain.adapters.hyperformer import Hyperformer
+from vlatrain.adapters.ladder import Ladder
+from vlatrain.adapters.llama_adapter import LlamaAdapter
+from vlatrain.adapters.prompt import Prompt
+from vlatrain.adapters.routing import Routing
+from vlatrain.adapters.tip_adapter import TipAdapter
+from vlatrain.adapters.uniadapter import UniAdapter
 
-DESIGNS: dict[str, type[Adapter]] = {"bottleneck": Bottleneck}
+DESIGNS: dict[str, type[Adapter]] = {
+    "bitfit": BitFit,
+    "bottleneck": Bottleneck,
+    "clip_adapter": ClipAdapter,
+    "compacter": Compacter,
+    "cross_modal": CrossModal,
+    "fusion": Fusion,
+    "hyperformer": Hyperformer,
+    "ladder": Ladder,
+    "llama_adapter": LlamaAdapter,
+    "prompt": Prompt,
+    "routing": Routing,
+    "tip_adapter": TipAdapter,
+    "uniadapter": UniAdapter,
+}
 
 
 def register(name: str, design: type[Adapter]) -> None:
@@ -24,4 +50,4 @@ def register(name: str, design: type[Adapter]) -> None:
         raise ValueError(f"there is a design {name!r} already: {DESIGNS[name].__qualname__}")
 
 
-__all__ = ["DESIGNS", "Adapter", "Bottleneck", "Call", "borrow", "register"]
+__all__ = ["DESIGNS", "Adapter", "Bottleneck", "Call", "Fusion", "borrow", "register"]

@@ -58,6 +58,8 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         able = [task for task, other in config.model.tasks.items() if other.features]
         where = f"model={config.model.name} has them for {', '.join(able)}" if able else "this backbone has none"
         yield Unfit(f"{title}: works on the features of image and text, which task={config.task.name} has not; {where}")
+    if "features" in method.needs and method.heads:
+        yield Unfit(f"adapter.heads=true: {title} adapts what these heads put out; either it trains or they do")
     if "sources" in method.needs and not method.sources:
         yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
     for source in method.sources:

@@ -192,6 +192,19 @@ class VlatrainModel(BaseTuner):
                 borrow(unit, part, owner)
         return unit
 
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter. PEFT walks the whole model for it, several times; what is resident stays out of its way."""
+        resident = [(site.units._modules, dict(site.units._modules)) for site in self.sites]
+        for modules, _ in resident:
+            modules.clear()
+        try:
+            super().inject_adapter(*args, **kwargs)
+        finally:
+            for modules, before in resident:
+                added = dict(modules)
+                modules.clear()
+                modules.update({**before, **added})
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters, at a cost that does not grow with the number of resident ones."""
         if any(getattr(config, "modules_to_save", None) for config in self.peft_config.values()):

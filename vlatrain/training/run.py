@@ -29,6 +29,7 @@ from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.tasks import Evaluation
+from vlatrain.training.filling import fill
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.progress import Result
@@ -81,6 +82,7 @@ def train(config: TrainConfig) -> Finished:
         samples = load_run(config, splits)
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         bench = fresh(config, samples["train"], folder if config.resume == "auto" else None)
+        fill(bench, samples["train"], config, console)
         _announce(config, bench)
         if main:
             save_config(config, folder)

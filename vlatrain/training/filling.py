@@ -1,0 +1,74 @@
+"""Designs that keep training samples (Tip-Adapter): which, and what of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Embedder
+from vlatrain.config import TrainConfig
+from vlatrain.data.sample import Sample
+from vlatrain.training.batches import make_batches
+from vlatrain.training.display import Display
+from vlatrain.training.precision import choose_device
+from vlatrain.training.setup import Bench
+
+log = logging.getLogger("vlatrain")
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """A module that keeps so many training samples, as features."""
+
+    size: int
+
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Take (size, width) unit image features and unit text features."""
+        ...
+
+
+def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: Display) -> None:
+    """Fill what the model's design keeps with a seeded draw of training samples. Most designs keep nothing.
+
+    Args:
+        bench: the model, before its training.
+        samples: training samples.
+        config: the configuration.
+        display: where progress is shown.
+    """
+    caches = [module for module in bench.model.modules() if isinstance(module, Cache)]
+    if not caches:
+        return
+    chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
+    log.info("Filling the cache with %s of %s training samples", f"{len(chosen):,}", f"{len(samples):,}")
+    device = choose_device(config.trainer.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    bench.model.to(device).eval()
+    embedder = cast(Embedder, bench.backbone)
+    batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
+    with torch.no_grad():
+        found = [
+            (embedder.image_features(batch["pixels"])[0], embedder.text_features(batch["text"]))
+            for batch in batches(chosen, bench.task.collate)
+        ]
+    keys, values = (torch.cat(parts) for parts in zip(*found, strict=True))  # (size, width) each
+    for cache in caches:
+        cache.fill(keys[: cache.size], values[: cache.size])
+
+
+def drawn(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+    """So many samples with one caption each. Fewer samples are taken several times, each time with its next caption."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = []
+    for number in range(size):
+        turn, place = divmod(number, len(order))
+        sample = samples[order[place]]
+        chosen.append(replace(sample, captions=(sample.captions[turn % len(sample.captions)],)))
+    return chosen
