@@ -59,7 +59,7 @@ def layers_of(backbone: Backbone) -> list[nn.Module]:
 
 def test_is_the_formula() -> None:
     torch.manual_seed(0)
-    rungs = [Ladder(8, reduction=2, first=True, last=False), Ladder(8, reduction=2, first=False, last=True)]
+    rungs = [Ladder(8, scaling=2.0, reduction=2, first=index == 0, last=index == 1) for index in range(2)]
     for parameter in (parameter for rung in rungs for parameter in rung.parameters()):
         nn.init.normal_(parameter)
     trunk = torch.randn(2, 3, 5, 8)  # the outputs of two layers
@@ -70,7 +70,7 @@ def test_is_the_formula() -> None:
         side = down if side is None else share * down + (1 - share) * side
         normed = layer_norm(side, (4,), rung.norm.weight, rung.norm.bias)
         side = side + gelu(normed @ rung.inner.weight.T + rung.inner.bias) @ rung.out.weight.T + rung.out.bias
-    expected = side @ rungs[1].up.weight.T + rungs[1].up.bias
+    expected = 2 * (side @ rungs[1].up.weight.T + rungs[1].up.bias)
     carried: dict[str, Any] = {}
     assert rungs[0](trunk[0], Call(carried=carried)) is None
     torch.testing.assert_close(rungs[1](trunk[1], Call(carried=carried)), expected)

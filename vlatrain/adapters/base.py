@@ -16,12 +16,15 @@ class Call(NamedTuple):
         other: (B, S, other_width) states of the other modality; None where there are none.
         mask: (B, S) 1 for those that may be attended to; None: all.
         frozen: the frozen modules of the place, by role (`query`, `key`, `value` or `qkv`, `inner`, `out`, `norm`).
+        carried: what the modules of a tower hand from layer to layer in one call (a module's own name for it: its value). The
+            first one (see `wants`) finds what a call that broke off has left there.
     """
 
     inputs: Tensor | None = None
     other: Tensor | None = None
     mask: Tensor | None = None
     frozen: Mapping[str, nn.Module] = {}
+    carried: dict[str, Any] = {}
 
 
 class Adapter(nn.Module):
@@ -30,12 +33,16 @@ class Adapter(nn.Module):
     A subclass is one design. Its constructor takes `width`, the width of the states; then, by keyword, the facts it `wants`; then
     its own options, which are those of its YAML file. `forward(states, call)` returns what is added to the states.
 
+    Of `at = "layer"`, a method `enter(arguments, call)` gets the layer's arguments by name and returns those it is called with.
+
     Attributes:
         at: where a design goes: `site` (the output of a sub-layer), `layer` (around whole layers, from `enter` to the output),
             `modules` (the output of each linear layer and norm of a site), `features` (image and text features).
         wants: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
-            (attention heads), `tower`, `index` (number of the layer), `layers` (of its tower), `last` (whether no later layer of
-            the tower has one), `role` (of `modules` and `features`), `tasks` (names of the tasks).
+            (attention heads), `tower`, `index` (number of the layer), `site`, `layers` (of its tower), `first` and `last`
+            (whether no earlier or later layer of the tower has one), `causal` (whether a token of the tower sees only those before
+            it), `role` (of `modules` and `features`), `tasks` (names of the tasks). An instance that turns out not to
+            need `other_width` may leave it out of its own: what it does not read need not be handed over.
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
             differ within a tie: any of tower, layer, site, task.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
@@ -55,7 +62,7 @@ class Adapter(nn.Module):
         """Whether a place of this role gets one, with these options: of `modules` and `features`, not all need to."""
         return True
 
-    def forward(self, states: Tensor, call: Call) -> Tensor:
+    def forward(self, states: Tensor, call: Call) -> Tensor | None:
         """What to add to the states.
 
         Args:
@@ -63,7 +70,7 @@ class Adapter(nn.Module):
             call: what else there is.
 
         Returns:
-            (B, L, width), of the type of `states`.
+            (B, L, width), or what broadcasts to it, of the type of `states`; None: nothing.
         """
         raise NotImplementedError
 

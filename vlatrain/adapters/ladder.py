@@ -37,6 +37,7 @@ class Ladder(Adapter):
     Args:
         width: width of the trunk.
         activation: a key of `bottleneck.ACTIVATIONS`.
+        scaling: factor on what is added to the trunk's output.
         reduction: the trunk's width in side widths.
         temperature: of the gate; the lower, the faster it moves.
         first: whether it is the lowest rung.
@@ -53,6 +54,7 @@ class Ladder(Adapter):
         self,
         width: int,
         activation: str = "gelu",
+        scaling: float = 1.0,
         reduction: int = 4,
         temperature: float = 0.1,
         first: bool = True,
@@ -65,7 +67,7 @@ class Ladder(Adapter):
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}: must be more than 0")
         side = width // reduction
-        self.temperature = temperature
+        self.scaling, self.temperature = scaling, temperature
         self.down = nn.Linear(width, side)
         self.gate = None if first else nn.Parameter(torch.zeros(()))
         self.norm = nn.LayerNorm(side)
@@ -91,7 +93,7 @@ class Ladder(Adapter):
         if self.up is None:
             call.carried[STATES] = side
             return None
-        return self.up(side).to(states.dtype)
+        return (self.scaling * self.up(side)).to(states.dtype)
 
     @torch.no_grad()
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:

@@ -94,6 +94,7 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
             heads=number_in(settings, config, point.tower, "heads"),
             other=other,
             other_width=width.get(other, 0),
+            causal=tower.causal,
         )
     return Sites(places, towers, served.heads, served.features)
 

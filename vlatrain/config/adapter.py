@@ -34,7 +34,7 @@ class AdapterConfig:
             `parts`), `full` (everything trains) or `none` (nothing does).
         needs: what it cannot do without: `other` (points whose tower gets states of the other modality), `features` (of image
             and text), `sources` (finished runs), `parts`, `end` (points in towers that end in a head, their last layer among them),
-            `layers` (all of them: none can be left out by `drop_layers`).
+            `layers` (all of them: none can be left out by `drop_layers`), `attn` (points at self-attention, and no others).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
         dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes

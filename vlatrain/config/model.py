@@ -33,6 +33,7 @@ class TowerConfig:
         heads: key of the number of attention heads there.
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
+        causal: whether a token sees only those before it (decoders, CLIP's text tower).
         sites: the sites of each layer, by name (attn, cross, ffn).
     """
 
@@ -42,6 +43,7 @@ class TowerConfig:
     heads: str = ""
     embeddings: str = ""
     norm: str = ""
+    causal: bool = False
     sites: dict[str, SiteConfig] = field(default_factory=dict)
 
 

@@ -160,7 +160,9 @@ class VlatrainModel(BaseTuner):
             "index": point.layer,
             "layers": len(self._module(place, "layers")) if place.get("layers") else 1,  # type: ignore[arg-type]
             "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
+            "first": "first" in design.wants and point.layer == min(config.layers_of(point.tower)),
             "role": place.get("role", ""),
+            "causal": place.get("causal", False),
             "tasks": config.tasks,
         }
         unit = design(

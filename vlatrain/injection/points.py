@@ -65,6 +65,7 @@ class Place:
         other: the tower of the other modality whose states can be read here; empty if there is none.
         other_width: their width.
         role: which of the modules, or of the features, it is; empty for a site or a layer.
+        causal: whether a token of the tower sees only those before it.
     """
 
     output: str
@@ -77,6 +78,7 @@ class Place:
     other: str = ""
     other_width: int = 0
     role: str = ""
+    causal: bool = False
 
     def paths(self, role: str) -> list[str]:
         """Path of a role's module, if the place has it; a fused `qkv` serves for query, key and value."""
