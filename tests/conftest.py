@@ -68,12 +68,13 @@ def _layers(name: str) -> list[Any]:
     read: Any = OmegaConf.load(CONF / "adapter" / f"{name}.yaml")
     layers: list[Any] = []
     for entry in read.pop("defaults", []):
-        if isinstance(entry, str) and entry not in ("adapter_schema", "_self_"):
-            layers += _layers(entry)
-        elif not isinstance(entry, str):  # a part of a mixed method: {"lora@parts.vision": null} as YAML has it
-            ((option, place),) = ((key, value) for key, value in entry.items())
-            layers.append(OmegaConf.create({"parts": {option.rpartition(".")[2]: OmegaConf.to_container(
-                OmegaConf.merge(*_layers(option.partition("@")[0] or place)))}}))  # fmt: skip
+        option, _, place = entry.partition("@")  # lora@parts.vision: a part of a mixed method
+        if place:
+            layer = OmegaConf.create({})
+            OmegaConf.update(layer, place, OmegaConf.to_container(OmegaConf.merge(*_layers(option))))
+            layers.append(layer)
+        elif option not in ("adapter_schema", "_self_"):
+            layers += _layers(option)
     return [*layers, read.get("adapter", read)]
 
 

@@ -13,7 +13,10 @@ import pytest
 
 from vlatrain import cli
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
+from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.paths import run_folder, save_config
+
+METHODS = options_of(conf_dir())["adapter"]
 
 METRICS = {
     "metric": "accuracy",
@@ -81,7 +84,7 @@ def test_the_verb_leads(argv: list[str], verb: str, rest: list[str]) -> None:
 
 def test_an_unknown_verb_is_refused_with_what_was_meant(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert problems(capsys, "trian") == [
-        "trian: no such verb; there are train, eval, predict, inspect; did you mean train?"
+        "trian: no such verb; there are train, eval, predict, merge, inspect; did you mean train?"
     ]
 
 
@@ -129,9 +132,9 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["+model=blip"], ["leave out the +"]),
         (["~adapter.dim"], ["only a group"]),
         (["task=vqq"], ["task=vqq: there is no such task; there are captioning, joint, retrieval, vqa; did you mean vqa?"]),
-        (["adapter=null"], ["there are bottleneck, full, lora, none"]),
-        (["adapter=from_run"], ["there are bottleneck"]),
-        (["adapter=adapter_schema"], ["there are bottleneck"]),
+        (["adapter=null"], [f"there are {', '.join(METHODS)}"]),
+        (["adapter=from_run"], [f"there are {METHODS[0]}"]),
+        (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),
         (["adapter/extra=x"], ["there is no group adapter/extra"]),
         (["adapter.dim=[1,2"], ["not of the form key=value"]),
         (["adapter.dim=1,2"], ["-m sweeps"]),
@@ -143,7 +146,14 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["--nonsense"], ["unrecognized arguments: --nonsense"]),
         (["-m", "adapter.dim=16,64,abc,0"], ["adapter.dim=abc"]),
         (["-m", "adapter.dim=16,64,0"], ["adapter.dim=0: must be"]),
-        (["-m", "model=tiny_blip,clip", "task=vqa,retrieval"], ["task=vqa: model=clip cannot do it"]),
+        (["-m", "model=clip", "task=vqa,captioning"], ["task=vqa: model=clip", "task=captioning: model=clip"]),
+        (["-m", "model=tiny_blip,clip", "task=vqa", "optim.lr=0,1"], ["task=vqa: model=clip", "optim.lr=0"]),
+        (["adapter=mixed", "adapter.dim=3"], ["adapter.dim: adapter=mixed has no such option"]),
+        (["adapter=mixed", "adapter.parts.vision.dim=0"], ["adapter.parts.vision.dim=0: must be 1 or more"]),
+        (["adapter=mixed", "adapter.parts.rest.rank=3"], ["adapter.parts.rest"]),
+        (["adapter=mixed", "adapter.parts.vision.bias=true"], ["adapter.parts.vision.bias: adapter=lora has no such"]),
+        (["adapter=mixed", "adapter.parts.rest.points=[fusion]", "adapter.points=[vision]"], ["every part has points"]),
+        (["adapter=mixed", "adapter.points=[vision]"], ["the other parts leave it no point"]),
         (["eval"], ["run=FOLDER"]),
         (["eval", "run=nowhere"], ["there is no such folder"]),
         (
@@ -264,9 +274,46 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_a_table(
     assert rows[1]["varied"] == {"adapter.dim": "16", "task": "captioning"}
 
 
-def test_a_glob_sweeps_over_options_and_not_over_schemas(calls: Calls) -> None:
+def test_a_glob_sweeps_over_options_and_not_over_schemas(
+    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert cli.main(["-m", "adapter=glob(*)"]) == 0
-    assert [config.adapter.name for config in calls.configs] == ["bottleneck", "full", "lora", "none"]
+    assert len(calls.configs) + len(left_out(capsys, tmp_path)) == len(METHODS)
+    names = {config.adapter.name for config in calls.configs}
+    assert {"bottleneck", "full", "lora", "mixed", "none"} <= names
+
+
+def left_out(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, str]:
+    """The jobs that the last sweep says it left out, and why: on the terminal, and the same in its file."""
+    told = capsys.readouterr().out.splitlines()
+    lines = [line.removeprefix("left out: ") for line in told if line.startswith("left out:")]
+    (file,) = (folder / "outputs" / "sweeps").glob("*/sweep.json")
+    rows = [row for row in json.loads(file.read_text()) if row["left_out"]]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert line.endswith(f": {row['left_out']}")
+        assert row["failure"] is None
+    return dict(line.split(": ", 1) for line in lines)
+
+
+def test_a_sweep_leaves_out_what_does_not_fit(
+    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # more jobs than are each composed beforehand
+    assert cli.main(["-m", "model=clip,tiny_blip", "task=vqa,retrieval", "seed=1,2,3,4,5"]) == 0
+    ran = {(config.model.name, config.task.name) for config in calls.configs}
+    assert ran == {("clip", "retrieval"), ("tiny_blip", "vqa"), ("tiny_blip", "retrieval")}
+    assert len(calls.configs) == 15
+    found = left_out(capsys, tmp_path)
+    assert len(found) == 5
+    assert "task=vqa: model=clip cannot do it" in found["model=clip task=vqa seed=1"]
+
+
+def test_what_a_large_sweep_first_tries_may_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    told = problems(capsys, "-m", "model=clip,tiny_blip", "task=vqa,retrieval", "adapter.points=[vision.99.attn]",
+                    "seed=1,2,3,4,5")  # fmt: skip
+    assert all("'vision.99.attn' matches nothing" in line for line in told)
+    assert calls.configs == []
 
 
 # Finished runs
@@ -320,15 +367,15 @@ def test_help_tells_verbs_groups_and_examples(capsys: pytest.CaptureFixture[str]
         "eval ",
         "predict ",
         "inspect ",
-        "bottleneck, full, lora, none",
         "tiny_blip",
         "--config-dir",
     ):
         assert part in told
+    assert ", ".join(METHODS) in " ".join(told.split())
     assert told.split("examples\n")[1].split("\n\n")[0].count("\n  vlatrain") == 4  # five in all
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "inspect"])
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "merge", "inspect"])
 def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert cli.main([verb, "--help"]) == 0
     assert f"vlatrain {verb}".replace(" train", " [train]") in capsys.readouterr().out

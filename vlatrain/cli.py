@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlatrain import __version__
 from vlatrain.config import help as texts
-from vlatrain.config.errors import UserError
+from vlatrain.config.errors import UserError, all_unfit
 
 if TYPE_CHECKING:
     import argparse
@@ -38,6 +38,7 @@ CALLS = {
     "train": ("vlatrain.training.run", "train"),
     "eval": ("vlatrain.inference.evaluate", "evaluate_run"),
     "predict": ("vlatrain.inference.predict", "predict"),
+    "merge": ("vlatrain.inference.merge", "merge"),
     "inspect": ("vlatrain.reporting.inspection", "inspect"),
 }
 
@@ -177,9 +178,9 @@ def _place_verb(request: Request) -> None:
     if len(words) > 2 and words[1] in texts.VERBS:
         request.verb = words[1]
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-    if request.verb in ("eval", "predict"):
-        from vlatrain.config.registry import register_run
+    from vlatrain.config.registry import OF_RUN, register_run
 
+    if request.verb in OF_RUN:
         register_run({}, "")
 
 
@@ -221,7 +222,7 @@ class _Jobs:
         settings = HydraConfig.get()
         if settings.mode != RunMode.MULTIRUN:
             try:
-                self._call(composed, "")
+                self._call(self._config(composed), "")
             except Exception as error:
                 if hasattr(error, "exit_status"):
                     self.stopped = error
@@ -230,17 +231,21 @@ class _Jobs:
             return
         self._sweep_job(composed, settings)
 
-    def _call(self, composed: DictConfig, job: str) -> Any:
-        from vlatrain.backbones.describe import checkpoint_of
-        from vlatrain.config import EvalConfig, hub
+    def _config(self, composed: DictConfig) -> TrainConfig:
         from vlatrain.config.compose import problems_of, typed
-        from vlatrain.config.joint import parts
-        from vlatrain.config.paths import name_output, name_run, run_folder
         from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
-        if found := problems_of(config, _check_fit):  # values that only the job knows, such as ${hydra:job.num}
+        if found := problems_of(config, _check_fit):  # a sweep's job, or values such as ${hydra:job.num}
             raise UserError(found)
+        return config
+
+    def _call(self, config: TrainConfig, job: str) -> Any:
+        from vlatrain.backbones.describe import checkpoint_of
+        from vlatrain.config import EvalConfig, MergeConfig, hub
+        from vlatrain.config.joint import parts
+        from vlatrain.config.paths import name_output, name_run, run_folder
+
         if self.verb == "train":
             name_run(config, job, self.stamp)
         elif isinstance(config, EvalConfig):
@@ -248,7 +253,8 @@ class _Jobs:
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
         wanted = [] if config.model.random_init else [checkpoint_of(config.model, config.task.name)]
         wanted += [part.data.path or "" for part in parts(config).values() if part.data.name == "hub"]
-        if self.verb != "inspect" and not all(Path(name).expanduser().is_dir() for name in wanted):
+        offline = self.verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter")
+        if not offline and not all(Path(name).expanduser().is_dir() for name in wanted):
             hub.settle()
         module, function = CALLS[self.verb]
         return getattr(importlib.import_module(module), function)(config)
@@ -263,15 +269,20 @@ class _Jobs:
         outcome = Outcome(number, overrides)
         varied = [text for text in overrides if text.lstrip("+").partition("=")[0] in self.swept]
         self.log = None
-        announce(number, varied)
         start = time.monotonic()
         try:
-            result = self._call(composed, job_name(number, varied))
+            config = self._config(composed)
+            announce(number, varied)
+            result = self._call(config, job_name(number, varied))
             outcome.folder = getattr(result, "folder", None)
             outcome.metrics = getattr(result, "metrics", None) or {}
         except UserError as error:
-            outcome.failure = "; ".join(error.problems) or "refused"
-            report(error)
+            if all_unfit(error.problems):
+                outcome.left_out = "; ".join(error.problems)
+                print(f"left out: {' '.join(varied or overrides)}: {outcome.left_out}")
+            else:
+                outcome.failure = "; ".join(error.problems) or "refused"
+                report(error)
         except Exception as error:
             if hasattr(error, "exit_status"):
                 self.stopped, outcome.failure = error, "stopped"
@@ -296,6 +307,8 @@ class _Jobs:
             return int(self.stopped.exit_status)  # type: ignore[attr-defined]
         if any(outcome.failure for outcome in self.outcomes):
             return 1
+        if self.outcomes and all(outcome.left_out for outcome in self.outcomes):
+            raise UserError("none of the sweep's jobs fits: all were left out")
         if isinstance(self.error, UserError):
             raise self.error
         if self.error is not None:

@@ -38,8 +38,13 @@ def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
     assert not any(module.training for module in one.model.modules())
     assert isinstance(one, Embedder if task == "retrieval" else Generator)
     found = sites(config, task, ["*"])  # the description names modules that are there
-    paths = [path for place in found.places.values() for path in (place.output, place.input, *place.modules.values())]
-    assert all(isinstance(one.model.get_submodule(path), torch.nn.Linear) for path in paths)
+    for place in found.places.values():
+        assert isinstance(one.model.get_submodule(place.output), torch.nn.Linear)
+        assert place.output.startswith(place.layer)
+        one.model.get_submodule(place.input)
+        for role, path in place.modules.items():
+            kind = torch.nn.LayerNorm if role == "norm" else torch.nn.Linear
+            assert isinstance(one.model.get_submodule(path), kind), path
     assert len(found.places) == len(everything(stacks(config, task)))
     for head in found.heads:
         one.model.get_submodule(head)

@@ -7,19 +7,31 @@ sure that it is refused, so that nothing is skipped in silence.
 from __future__ import annotations
 
 import copy
+import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from tests.conftest import make_samples, small_config
-from tests.injection import rows_bottleneck, rows_peft
-from tests.injection.table import Row
+from tests.injection import (
+    rows_bottleneck,
+    rows_cross_modal,
+    rows_features,
+    rows_fusion,
+    rows_mixed,
+    rows_peft,
+    rows_shared,
+    rows_structural,
+)
+from tests.injection.table import Row, randomise
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.fit import misfits
@@ -29,13 +41,23 @@ from vlatrain.config.errors import Unfit
 from vlatrain.injection.attach import attach, check, group_of, mixed_rows, restore, save
 from vlatrain.injection.points import Sites
 from vlatrain.tasks import Task, build
-from vlatrain.training.modes import compile_layers, fingerprint
+from vlatrain.training.modes import checkpoint_gradients, compile_layers, fingerprint
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 PLACES = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip", "retrieval")]
 
 
-ROWS: dict[str, Row] = {**rows_bottleneck.ROWS, **rows_peft.ROWS}
+TOPICS = (
+    rows_bottleneck,
+    rows_cross_modal,
+    rows_features,
+    rows_fusion,
+    rows_mixed,
+    rows_peft,
+    rows_shared,
+    rows_structural,
+)
+ROWS: dict[str, Row] = {name: row for topic in TOPICS for name, row in topic.ROWS.items()}
 CASES = [pytest.param(name, place, id=f"{name}-{place[0]}-{place[1]}") for name in ROWS for place in PLACES]
 table = pytest.mark.parametrize(("name", "place"), CASES)
 
@@ -88,11 +110,12 @@ def adapted(row: Row, place: tuple[str, str], trained: bool = True) -> tuple[Bac
     return backbone, model
 
 
-def randomise(model: nn.Module, seed: int = 5) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+def folders_of(folder: Path) -> list[Path]:
+    """Where `save` has put what PEFT can load: the folder itself, or of a mixed method one for each part, PEFT's first."""
+    if (folder / "adapter_config.json").is_file():
+        return [folder]
+    found = [file.parent for file in folder.glob("*/adapter_config.json")]
+    return sorted(found, key=lambda part: PeftConfig.from_pretrained(str(part)).peft_type == "VLATRAIN")
 
 
 def task_of(backbone: Backbone, **decode: Any) -> Task:
@@ -103,15 +126,23 @@ def task_of(backbone: Backbone, **decode: Any) -> Task:
 def loss_of(backbone: Backbone, samples: Any = None) -> float:
     torch.manual_seed(0)  # hard negatives are drawn
     task = task_of(backbone)
+    batch = task.collate(samples or make_samples())
     with torch.no_grad():
-        return float(task.loss(task.collate(samples or make_samples())))
+        if backbone.config.name != "clip":
+            return float(task.loss(batch))
+        # only with adapters that read the image is there a matching loss: the pairs' own scores can always be compared
+        task.config.matching = False
+        states = backbone.image_features(batch["pixels"])[1][batch["owner"]]  # type: ignore[attr-defined]
+        return float(task.loss(batch)) + float(backbone.match(states, batch["text"]).mean())  # type: ignore[attr-defined]
 
 
 def gradients(backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor | None]:
     torch.manual_seed(0)
     task = task_of(backbone)
     model.zero_grad(set_to_none=True)
-    task.loss(task.collate(make_samples())).backward()
+    loss = task.loss(task.collate(make_samples()))
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -122,12 +153,15 @@ def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tu
         return
     before = loss_of(loaded(place))
     backbone, model = adapted(row, place, trained=False)
-    if row.inexact:
-        assert loss_of(backbone) == pytest.approx(before, rel=1e-3), row.inexact
+    if row.tolerance == math.inf:
+        assert loss_of(backbone) != before, row.inexact
+    elif row.inexact:
+        assert loss_of(backbone) == pytest.approx(before, rel=row.tolerance), row.inexact
     else:
         assert loss_of(backbone) == before
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trainable == row.count(where_of(row, place))
+    assert (trainable == 0) == ("train" in row.cannot)
     randomise(model)
     assert loss_of(backbone) != before
     frozen = fingerprint(model)
@@ -146,21 +180,41 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
         return
     backbone, model = adapted(row, place)
     save(model, tmp_path)
-    stored = load_file(tmp_path / "adapter_model.safetensors")
+    folders = folders_of(tmp_path)
+    stored = {key for folder in folders for key in load_file(folder / "adapter_model.safetensors")}
     trained = {key.replace(".default", "") for key, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {re.sub(*row.renamed, key) if row.renamed[0] else key for key in trained}
     extra = {key for key in stored if key not in trained}
-    assert trained <= set(stored), "everything that is trained is saved"
-    fixed = {key.replace(".default", "") for key, _ in model.named_buffers() if "vlatrain_unit" in key}
-    assert extra <= fixed, "and nothing else but what the adapter has drawn for good"
+    if row.fixed:
+        drawn_by_peft = {key for key in extra if re.search(row.fixed, key)}
+        assert drawn_by_peft, "declared, but not there"
+        extra -= drawn_by_peft
+    assert trained <= stored, "everything that is trained is saved"
+    frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    drawn = [*frozen, *(key for key, _ in model.named_buffers())]
+    fixed = {key.replace(".default", "") for key in drawn if "vlatrain_unit" in key}
+    assert extra <= fixed, "and nothing else but what of the adapter is fixed for good"
     expected = loss_of(backbone)
     one, two, three = (loaded(place) for _ in range(3))
-    PeftModel.from_pretrained(one.model, str(tmp_path))
-    two.model.load_adapter(str(tmp_path))
+    for folder in folders:
+        PeftModel.from_pretrained(one.model, str(folder))
     restore(three.model, row.config, tmp_path)
-    assert [loss_of(other) for other in (one, two, three)] == [expected] * 3
+    assert [loss_of(other) for other in (one, three)] == [expected] * 2
+    if "transformers" in row.cannot:
+        try:
+            two.model.load_adapter(str(tmp_path))
+        except ValueError as error:
+            assert re.search("does not support|file not found", str(error))  # noqa: PT017, others are loaded, but wrongly
+        else:
+            assert loss_of(two) != expected, "it can"
+    else:
+        two.model.load_adapter(str(tmp_path))
+        # transformers leaves the tensors where they are in the file, aligned to 8 bytes, which may change how they are summed
+        assert loss_of(two) == pytest.approx(expected, rel=1e-6)
     four = loaded(place)
-    PeftModel.from_pretrained(four.model, str(tmp_path), low_cpu_mem_usage=True)
-    assert loss_of(four) == expected
+    for folder in folders:
+        PeftModel.from_pretrained(four.model, str(folder), low_cpu_mem_usage=True)
+    assert loss_of(four) == pytest.approx(expected, rel=1e-6)  # as with transformers: tensors in the file's memory
 
 
 @table
@@ -174,7 +228,20 @@ def test_switches_disables_deletes_and_unloads(name: str, place: tuple[str, str]
     with model.disable_adapter():
         assert loss_of(backbone) == base
     assert loss_of(backbone) == first
+    if "names" in row.cannot:
+        assert not hasattr(model, "add_adapter")
+    else:
+        switches(row, backbone, model, base, first)
+    keys = set(loaded(place).model.state_dict())
+    assert set(model.unload().state_dict()) == keys
+    assert loss_of(backbone) == base
+    assert not any(module._forward_hooks for module in backbone.model.modules()), "no hook is left behind"
+
+
+def switches(row: Row, backbone: Backbone, model: Any, base: float, first: float) -> None:
+    """Add a second adapter, switch to it and back, and delete it."""
     model.add_adapter("another", copy.deepcopy(model.peft_config["default"]))
+    row.finish(model, "another")
     assert loss_of(backbone) == first
     model.set_adapter("another")
     randomise(model, seed=6)
@@ -186,10 +253,6 @@ def test_switches_disables_deletes_and_unloads(name: str, place: tuple[str, str]
     model.delete_adapter("another")
     assert not any("another" in key for key, _ in model.named_parameters())
     assert loss_of(backbone) == first
-    keys = set(loaded(place).model.state_dict())
-    assert set(model.unload().state_dict()) == keys
-    assert loss_of(backbone) == base
-    assert not any(module._forward_hooks for module in backbone.model.modules()), "no hook is left behind"
 
 
 @table
@@ -199,10 +262,12 @@ def test_a_batch_of_several_adapters(name: str, place: tuple[str, str]) -> None:
     if not fits(row, place) or place[1] == "retrieval":
         return  # its loss and its scores are of the batch as a whole
     backbone, model = adapted(row, place)
-    model.add_adapter("another", copy.deepcopy(model.peft_config["default"]))
-    model.set_adapter("another")
-    randomise(model, seed=6)
-    model.set_adapter("default")
+    if "names" not in row.cannot:
+        model.add_adapter("another", copy.deepcopy(model.peft_config["default"]))
+        row.finish(model, "another")
+        model.set_adapter("another")
+        randomise(model, seed=6)
+        model.set_adapter("default")
     model.eval()
     names = ["default", "another", "__base__", "another"]
     samples = make_samples()[:4]
@@ -258,8 +323,7 @@ def test_gradient_checkpointing_changes_no_gradient(name: str, place: tuple[str,
     for checkpointing in (False, True):
         backbone, model = adapted(row, place)
         if checkpointing:
-            backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            backbone.model.disable_input_require_grads()
+            checkpoint_gradients(backbone.model)
             backbone.model.train()  # transformers checkpoints in train mode only; these models have no dropout
         found.append(gradients(backbone, model))
     for key in found[0]:
@@ -288,8 +352,6 @@ def test_compiles_without_a_graph_break(name: str, place: tuple[str, str]) -> No
     row = ROWS[name]
     if not fits(row, place):
         return
-    if "compile" in row.cannot:
-        return
     torch._dynamo.reset()
     backbone, model = adapted(row, place)
     model.eval()
@@ -298,4 +360,8 @@ def test_compiles_without_a_graph_break(name: str, place: tuple[str, str]) -> No
     towers = [config.towers[tower].layers for tower in config.tasks[place[1]].towers]
     layers = [layer for path in towers for layer in backbone.model.get_submodule(path).children()]
     compile_layers(layers, backend="eager", fullgraph=True)
+    if "compile" in row.cannot:
+        with pytest.raises((TorchDynamoException, RuntimeError)):
+            loss_of(backbone)
+        return
     assert loss_of(backbone) == pytest.approx(expected, rel=1e-4)

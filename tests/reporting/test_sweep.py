@@ -50,6 +50,15 @@ def test_a_failed_run_is_a_row_that_says_why() -> None:
     assert "failed: no [memory] left" in text
 
 
+def test_what_does_not_fit_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [outcome(0, task="retrieval"), Outcome(1, ["task=vqa"], left_out="model=clip cannot")]
+    assert "left out: model=clip cannot" in shown(runs)
+    finish(runs, tmp_path)
+    assert "1 runs, 1 left out" in capsys.readouterr().out
+    row = json.loads((tmp_path / "sweep.json").read_text())[1]
+    assert (row["left_out"], row["failure"], row["score"]) == ("model=clip cannot", None, None)
+
+
 def test_the_file_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish([outcome(0, seed="1"), outcome(1, seed="2", failure="why")], tmp_path / "sweep")
     first, second = json.loads((tmp_path / "sweep" / "sweep.json").read_text())

@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import combinations
 
 from vlatrain.backbones.describe import sites, stacks, widths
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
 from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, is_peft, parts
-from vlatrain.config.paths import CONFIG
-from vlatrain.injection.points import Stack, select
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
+from vlatrain.injection.mergeable import unmergeable
+from vlatrain.injection.points import Point, Stack, select
+from vlatrain.injection.sources import unfusable
 
 
 def misfits(config: TrainConfig) -> list[str]:
     """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
+    if isinstance(config, MergeConfig):
+        return unmergeable(config)
     found = list(_by_task(config))
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Unfit(_no_drop(config.adapter)))
-    for name, method in parts(config.adapter).items():
-        if method.name not in BARE:
-            own = config.points if not name or method.points is None else method.points
-            found += _of_method(config, method, own)
+    if config.adapter.parts:
+        found += _of_parts(config)
+    elif config.adapter.name not in BARE:
+        found += _of_method(config, config.adapter, config.points)
+    return found
+
+
+def _of_parts(config: TrainConfig) -> list[str]:
+    """What is wrong with each part of a mixed method where it goes, and whether two get into each other's way."""
+    methods = parts(config.adapter)
+    if wrong := _errors(config.points, stacks(config.model, config.task.name)):
+        return wrong
+    where = sites(config.model, config.task.name, config.points).divided({n: m.points for n, m in methods.items()})
+    found: list[str] = []
+    for name, method in methods.items():
+        if "sources" in method.needs:
+            found.append(Unfit(f"adapter.parts.{name}: adapter={method.name} cannot be a part of another method"))
+        elif not where[name].places:
+            key = f"adapter.parts.{name}"
+            found.append(Unfit(f"{key}: the other parts leave it no point; say where it goes with {key}.points"))
+        else:
+            found += _of_method(config, method, [str(point) for point in where[name].places])
+    for one, two in combinations(methods, 2):
+        if is_peft(methods[one]) != is_peft(methods[two]):
+            continue  # PEFT's methods change modules from inside, ours from outside
+        if is_peft(methods[one]):
+            taken = where[one].targeted(methods[one].targets or [])
+            both = [path for path in where[two].targeted(methods[two].targets or []) if path in taken]
+        else:
+            both = [str(point) for point in where[two].places if point in where[one].places]
+        if both:
+            found.append(Unfit(f"adapter.parts: {one} and {two} both change {both[0]}: give them points of their own"))
     return found
 
 
@@ -35,13 +67,24 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
     if found or wrong:
         return [*found, *wrong]
     layers: dict[str, set[int]] = {}
-    for point in sites(config.model, task, patterns).places:
+    places = sites(config.model, task, patterns).places
+    if "sources" in method.needs and not isinstance(config, (EvalConfig, PredictConfig)):  # a finished run holds them itself
+        found += unfusable(method.sources, config.model.name, places)
+    found += _overrides(method, set(places), towers)
+    for point in places:
         layers.setdefault(point.tower, set()).add(point.layer)
     found += _other(config, method, layers)
+    found += _attention(config, method, patterns, towers)
     found += _ends(config, method, layers, towers)
     found += _dropping(config, method, layers, towers)
     found += _widths(config, method, layers)
     return found
+
+
+def _overrides(method: AdapterConfig, chosen: set[Point], towers: dict[str, Stack]) -> Iterator[str]:
+    for pattern in method.overrides:
+        if not chosen.intersection(select([pattern], towers)):
+            yield f"adapter.overrides.{pattern}: none of the method's points is there; adapter.points says where it goes"
 
 
 def _errors(patterns: list[str], towers: dict[str, Stack]) -> list[str]:
@@ -62,9 +105,8 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         yield Unfit(f"adapter.heads=true: {title} adapts what these heads put out; either it trains or they do")
     if "sources" in method.needs and not method.sources:
         yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
-    for source in method.sources:
-        if not (Path(source).expanduser() / CONFIG).is_file():
-            yield f"adapter.sources: {source}: no finished run there (it has no {CONFIG})"
+    if method.sources and "sources" not in method.needs:
+        yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
     if "parts" in method.needs and not method.parts:
         yield Unfit(f"{title}: needs adapter.parts, methods with points of their own")
 
@@ -95,6 +137,28 @@ def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int
                 f"adapter={method.name}: the {tower} tower of model={config.model.name} gets no states of another modality in "
                 f"task={task}; towers that do: {able}"
             )
+        elif task == "retrieval" and "cross" not in config.model.towers[tower].sites:
+            yield from _second_look(config, method, tower)
+
+
+def _second_look(config: TrainConfig, method: AdapterConfig, tower: str) -> Iterator[str]:
+    """A tower without cross-attention of its own is handed the other modality's states only where pairs are matched."""
+    title = f"adapter={method.name}: the {tower} tower of model={config.model.name} gets states of another modality only where"
+    if not config.task.rerank:
+        yield Unfit(f"{title} the best pairs are ranked again, and task.rerank=0 never does: set task.rerank=16")
+    if not config.task.matching:
+        yield Unfit(f"{title} pairs are matched, and task.matching=false never trains that: set task.matching=true")
+
+
+def _attention(
+    config: TrainConfig, method: AdapterConfig, patterns: list[str], towers: dict[str, Stack]
+) -> Iterator[str]:
+    others = {point.site for point in select(patterns, towers)} - {"attn"}
+    if "attn" in method.needs and others:
+        yield Unfit(
+            f"adapter={method.name}: goes to self-attention only, and not to {', '.join(sorted(others))}: choose points such "
+            "as adapter.points=[*.*.attn]"
+        )
 
 
 def _ends(

@@ -53,6 +53,7 @@ class AdapterConfig:
         drop_random: training: in each step, those of 0 to so many of the lowest layers, drawn anew (AdapterDrop).
         sources: finished runs whose adapters are combined.
         parts: `mixed`: methods by name, each with its own points.
+        rate: the method's learning rate as a factor on `model.adapter_lr`, that of most (a mixed method has one for all parts).
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
     """
 
@@ -75,6 +76,7 @@ class AdapterConfig:
     drop_random: int = 0
     sources: list[str] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
+    rate: float = 1.0
     heads: bool = False
 
     @property

@@ -8,6 +8,7 @@ validated. All problems are raised together. Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from vlatrain.config.errors import UserError
+from vlatrain.config.errors import UserError, all_unfit
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, problems_in, unknown_keys
+from vlatrain.config.methods import completed
 from vlatrain.config.overrides import Request, aliased, joined, swept
 from vlatrain.config.overrides import check as check_overrides
 from vlatrain.config.registry import register
@@ -69,13 +71,7 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
         checked = check_overrides(request, texts, GlobalHydra.instance().config_loader())
         choices, found = checked.choices, checked.problems
         found += _own_files(request, choices)
-        bad = bool(found)
-        for job in itertools.islice(_jobs(choices), 1 if bad else None):
-            try:
-                found += [problem for problem in _composed_problems(request, job, check) if problem not in found]
-            except (HydraException, OmegaConfBaseException) as error:
-                if not bad:  # else it most likely repeats what was found
-                    found.append(_explained(error, request.schema))
+        found += _of_jobs(request, choices, check, bool(found))
     found = list(dict.fromkeys(found))
     if found:
         raise UserError(found)
@@ -98,7 +94,9 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
             config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), values))
         elif found := list(_extra_keys(config, schema)):
             raise UserError(found)
-        return cast(TrainConfig, OmegaConf.to_object(config))
+        made = cast(TrainConfig, OmegaConf.to_object(config))
+        made.adapter = completed(made.adapter)
+        return made
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(_explained(error, schema)) from error
 
@@ -161,19 +159,35 @@ def _file_problems(file: Path, group: str, schema: type[TrainConfig]) -> list[st
     return problems_in(schema, kept, key, source=str(file))
 
 
-def _jobs(choices: list[list[str]]) -> Iterator[list[str]]:
-    """The combinations to compose: every job of a sweep, or, where there are very many, every choice once."""
-    count = 1
-    for alternatives in choices:
-        count *= len(alternatives)
-    if count <= MOST_COMPOSED:
-        yield from (list(job) for job in itertools.product(*choices))
-        return
-    base = [alternatives[0] for alternatives in choices]
+def _of_jobs(request: Request, choices: list[list[str]], check: Check | None, bad: bool) -> list[str]:
+    """What is wrong with the composed jobs. A sweep leaves out those that do not fit, unless none is left."""
+
+    def problems(job: list[str]) -> list[str]:
+        try:
+            return _composed_problems(request, job, check)
+        except (HydraException, OmegaConfBaseException) as error:
+            return [] if bad else [_explained(error, request.schema)]  # most likely repeats what was found
+
+    first = [alternatives[0] for alternatives in choices]
+    if bad:
+        return problems(first)
+    few = math.prod(map(len, choices)) <= MOST_COMPOSED
+    if few:
+        found = [problems(list(job)) for job in itertools.product(*choices)]
+    else:  # every choice once, beside others that go together
+        base = next((job for job in _variations(first, choices) if not all_unfit(problems(job))), first)
+        found = [problems(job) for job in _variations(base, choices)]
+    left_out = request.sweeps and not all(map(all_unfit, found))
+    return [problem for of_job in found if not (left_out and all_unfit(of_job)) for problem in of_job]
+
+
+def _variations(base: list[str], choices: list[list[str]]) -> Iterator[list[str]]:
+    """A job, and those that differ from it in one choice."""
     yield base
     for place, alternatives in enumerate(choices):
-        for other in alternatives[1:]:
-            yield [*base[:place], other, *base[place + 1 :]]
+        for other in alternatives:
+            if other != base[place]:
+                yield [*base[:place], other, *base[place + 1 :]]
 
 
 def _composed_problems(request: Request, job: list[str], check: Check | None) -> list[str]:

@@ -27,3 +27,8 @@ class Unfit(str):
     """A problem of a combination of task, backbone and method, each sound by itself: a sweep leaves it out, and says so."""
 
     __slots__ = ()
+
+
+def all_unfit(problems: list[str]) -> bool:
+    """Whether there are problems, and none but of the combination."""
+    return bool(problems) and all(isinstance(problem, Unfit) for problem in problems)

@@ -8,10 +8,13 @@ from functools import cache
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vlatrain.config.adapter import COMMON, AdapterConfig
+from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.keys import did_you_mean, type_name
+from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
 SHARED = ("none", "down", "up", "columns", "all")
 OVER = ("layer", "tower", "site", "task")
@@ -28,14 +31,69 @@ def described(name: str) -> Mapping[str, Any] | None:
     return values.get("adapter", values)
 
 
+def completed(config: AdapterConfig) -> AdapterConfig:
+    """The method with what is not set (null) as in its YAML, so that a user's own file need only say what differs; parts too.
+
+    Raises:
+        UserError: a value that is not of its option's type.
+    """
+    if config.parts:
+        if any(wrong_parts(config)):
+            return config  # `problems` tells
+        return dataclasses.replace(config, parts={name: completed(method) for name, method in parts(config).items()})
+    schema = described(config.name)
+    if schema is None or config.name in BARE:
+        return config
+    defaults = {key: schema[key] for key in (*COMMON, "options") if schema.get(key) is not None}
+    given = {key: getattr(config, key) for key in COMMON if getattr(config, key) is not None}
+    try:
+        merged = OmegaConf.merge(defaults, given, {"options": config.options})
+        values: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"adapter={config.name}: {str(error).splitlines()[0]}") from error
+    return dataclasses.replace(
+        config,
+        **values,
+        needs=config.needs or schema.get("needs", []),
+        targets=config.targets if config.targets is not None else schema.get("targets"),
+    )
+
+
 def part(value: AdapterConfig | Mapping[str, Any]) -> AdapterConfig:
-    """A part of a mixed method, typed."""
-    return value if isinstance(value, AdapterConfig) else AdapterConfig(**value)
+    """A part of a mixed method, typed.
+
+    Raises:
+        UserError: keys or types that a method has not.
+    """
+    if isinstance(value, AdapterConfig):
+        return value
+    plain = _of_file(value)
+    if found := problems_in(AdapterConfig, plain):
+        raise UserError(found)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AdapterConfig), plain))  # type: ignore[return-value]
+
+
+def _of_file(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part's values. A file that sets more than the method (a learning rate) has these below `adapter`."""
+    inner = value.get("adapter")
+    if not isinstance(inner, Mapping):
+        return value
+    return {**inner, **{key: other for key, other in value.items() if key not in ("adapter", "optim")}}
 
 
 def parts(config: AdapterConfig) -> dict[str, AdapterConfig]:
     """The methods by name: those of a mixed one, else the method itself under an empty name."""
     return {name: part(value) for name, value in config.parts.items()} if config.parts else {"": config}
+
+
+def patterns(config: AdapterConfig, default: list[str]) -> list[str]:
+    """The point patterns of a method: its own, else the default ones, which are the task's; of a mixed one those of all parts."""
+    own = default if config.points is None else config.points
+    if not config.parts:
+        return own
+    methods = parts(config).values()
+    found = [pattern for method in methods for pattern in method.points or []]
+    return [*found, *(own if any(method.points is None for method in methods) else [])]
 
 
 def is_peft(config: AdapterConfig) -> bool:
@@ -45,15 +103,11 @@ def is_peft(config: AdapterConfig) -> bool:
 
 def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     """What is wrong with the options of a method: unknown ones, ones that it has not, and wrong types."""
-    if config.parts:
-        for name, value in config.parts.items():
-            unknown = set(value) - _fields() if isinstance(value, Mapping) else set()
-            if unknown:
-                yield from (
-                    f"{key}.parts.{name}.{k}: there is no such key{did_you_mean(k, [*_fields()])}" for k in unknown
-                )
-            else:
-                yield from problems(part(value), f"{key}.parts.{name}")
+    if wrong := list(wrong_parts(config, key)):
+        yield from wrong
+    else:
+        for name, method in parts(config).items() if config.parts else ():
+            yield from problems(method, f"{key}.parts.{name}")
     schema = described(config.name)
     if schema is None or config.name in BARE:
         return
@@ -61,7 +115,8 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     has = [name for name in COMMON if schema.get(name) is not None]
     for name in COMMON:
         if getattr(config, name) is not None and name not in has:
-            yield f"{key}.{name}: {title} has no such option; it has {', '.join([*has, *schema.get('options', {})])}"
+            known = ", ".join([*has, *schema.get("options", {})]) or f"none, but its parts may: {key}.parts.NAME.{name}"
+            yield f"{key}.{name}: {title} has no such option; it has {known}"
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
     yield from _shared(config, schema, f"{key}.share", title)
@@ -78,8 +133,30 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             yield from _options(values, known, where, title)
 
 
-def _fields() -> set[str]:
-    return {field.name for field in dataclasses.fields(AdapterConfig)}
+def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
+    """What is wrong with the parts of a mixed method, as parts."""
+    pointed: list[bool] = []
+    for name, value in config.parts.items():
+        where = f"{key}.parts.{name}"
+        if "." in name:
+            yield f"{where}: the name of a part has no dots"
+        if not isinstance(value, (AdapterConfig, Mapping)):
+            yield f"{where}={value}: expected a method, such as {{name: lora, points: [vision]}}"
+            continue
+        plain = dataclasses.asdict(value) if isinstance(value, AdapterConfig) else _of_file(value)
+        if found := problems_in(AdapterConfig, plain):
+            yield from (f"{where}: {problem}" for problem in found)
+            continue
+        method = part(value)
+        if method.parts or method.name in BARE:
+            yield f"{where}: adapter={method.name} cannot be a part of another method"
+        if method.heads or config.heads:
+            yield f"{where}: a mixed method does not train the heads along: leave out heads=true"
+        if method.drop_layers or method.drop_random:
+            yield f"{where}: layers are dropped for all parts alike: {key}.drop_layers, {key}.drop_random"
+        pointed.append(method.points is not None)
+    if pointed and all(pointed) and config.points is not None:
+        yield f"{key}.points: every part has points of its own, such as {key}.parts.{name}.points"
 
 
 def _shared(config: AdapterConfig, schema: Mapping[str, Any], key: str, title: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.keys import all_keys, did_you_mean, is_open, open_below, problems_in
 from vlatrain.config.paths import read_config
-from vlatrain.config.registry import FROM_RUN, SCHEMAS, register_run
+from vlatrain.config.registry import FROM_RUN, OF_RUN, SCHEMAS, register_run
 from vlatrain.config.schema import TrainConfig
 
 
@@ -37,6 +37,11 @@ class Request:
     multirun: bool = False
     config_dir: str | None = None
     config_name: str | None = None
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it is a sweep, by `-m` or by Hydra's own setting."""
+        return self.multirun or "hydra.mode=MULTIRUN" in self.overrides
 
     @property
     def schema(self) -> type[TrainConfig]:
@@ -75,7 +80,7 @@ def check(request: Request, texts: list[str], loader: ConfigLoader) -> Checked:
     parser = OverridesParser.create(config_loader=loader)
     groups = _groups(request)
     checked = Checked()
-    multirun = request.multirun or "hydra.mode=MULTIRUN" in texts
+    multirun = request.sweeps
     for text in texts:
         try:
             override = parser.parse_overrides([text])[0]
@@ -125,7 +130,7 @@ def _literal(value: str) -> str:
 
 
 # Free text: taken as typed, so that a question may hold commas, brackets and apostrophes.
-_FREE_TEXT = {"eval": ("output",), "predict": ("image", "question", "text", "input", "output")}
+_FREE_TEXT = {"eval": ("output",), "predict": ("image", "question", "text", "input", "output"), "merge": ("output",)}
 
 
 def _is_free_text(request: Request, key: str, value: str) -> bool:
@@ -137,15 +142,19 @@ def aliased(request: Request) -> list[str]:
     """The overrides with `run=FOLDER` turned into `source=`, the run's configuration registered, and free text quoted.
 
     Raises:
-        UserError: eval or predict without a run, or a folder that is none.
+        UserError: a verb that needs a run without one, or a folder that is none.
     """
-    if request.verb not in ("eval", "predict"):
+    if request.verb not in OF_RUN:
         return list(request.overrides)
     texts: list[str] = []
     source: str | None = None
     for text in request.overrides:
         key, equals, value = text.partition("=")
-        if key in ("run", "source") and equals:
+        if request.verb == "merge" and key in ("run", "sources") and equals:
+            folders = _folders(value)
+            source = folders[0] if folders else None
+            texts.append(f"sources=[{','.join(map(_literal, folders))}]")
+        elif key in ("run", "source") and equals:
             source = value.strip("'\"")
             texts.append(f"source={_literal(source)}")
         elif _is_free_text(request, key, value):
@@ -155,9 +164,19 @@ def aliased(request: Request) -> list[str]:
         else:
             texts.append(text)
     if source is None:
-        raise UserError(f"{request.verb} needs run=FOLDER, the folder of a finished run")
+        several = "sources=[FOLDER,FOLDER], the folders of finished runs"
+        needed = several if request.verb == "merge" else "run=FOLDER, the folder of a finished run"
+        raise UserError(f"{request.verb} needs {needed}")
+    if request.verb == "merge":
+        texts.append(f"source={_literal(source)}")
     register_run(read_config(source), f"{source}/config.yaml")
     return texts
+
+
+def _folders(value: str) -> list[str]:
+    """The folders in `[A,B]` or `A`, each in quotes or not; blanks belong to a name."""
+    found = re.findall(r"""'([^']*)'|"([^"]*)"|([^,'"\[\]]+)""", value)
+    return [folder for folder in ("".join(parts).strip() for parts in found) if folder]
 
 
 def _singles(override: Override, parser: OverridesParser, groups: dict[str, list[str]]) -> Iterator[Override]:
@@ -216,6 +235,6 @@ def _groups(request: Request) -> dict[str, list[str]]:
     if request.config_dir is not None:
         for group, options in options_of(Path(request.config_dir)).items():
             names[group] = sorted({*names.get(group, []), *options})
-    if request.verb in ("eval", "predict"):
+    if request.verb in OF_RUN:
         names = {group: [*options, FROM_RUN] for group, options in names.items()}
     return names

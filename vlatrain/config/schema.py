@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.data import DataConfig
 from vlatrain.config.logger import LoggerConfig
+from vlatrain.config.methods import patterns
 from vlatrain.config.model import ModelConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.task import TaskConfig
@@ -56,8 +57,8 @@ class TrainConfig:
 
     @property
     def points(self) -> list[str]:
-        """The point patterns in force: the adapter's, else the task's."""
-        return self.task.points if self.adapter.points is None else self.adapter.points
+        """The point patterns in force: the adapter's (of all its parts), else the task's."""
+        return patterns(self.adapter, self.task.points)
 
 
 @dataclass
@@ -100,3 +101,24 @@ class PredictConfig(TrainConfig):
     input: str | None = None
     output: str | None = None
     top_k: int = 5
+
+
+@dataclass
+class MergeConfig(TrainConfig):
+    """`vlatrain merge`: combine finished runs. The groups are the first run's own; overrides change them.
+
+    Attributes:
+        source: the first of the sources.
+        sources: the run folders (`run=FOLDER` on the command line for a single one).
+        weights: a factor for each source; empty: the mean.
+        keep: of a fusion, how many of its sources are kept, the most used ones; null: it is no pruning.
+        into: `adapter`: the result is an adapter, in a run folder; `weights`: a whole checkpoint with the adapter in its weights.
+        output: folder of the result; must not be there yet, or be empty.
+    """
+
+    source: str = ""
+    sources: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    keep: int | None = None
+    into: str = "adapter"
+    output: str = ""

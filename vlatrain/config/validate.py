@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import joint, methods
-from vlatrain.config.errors import UserError
+from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
@@ -48,6 +48,7 @@ _RANGES: dict[str, Rule] = {
     "adapter.dropout": _share,
     "adapter.scaling": _positive,
     "adapter.init_std": _positive,
+    "adapter.rate": _positive,
     "adapter.drop_layers": _not_negative,
     "adapter.drop_random": _not_negative,
     "data.train_size": _at_least_one,
@@ -74,6 +75,7 @@ _RANGES: dict[str, Rule] = {
     "trainer.threads": _not_negative,
     "seed": _not_negative,
     "top_k": _at_least_one,
+    "keep": _at_least_one,
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -90,6 +92,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "logger.mode": ("online", "offline", "disabled"),
     "resume": ("auto", "no"),
     "split": ("eval", "test"),
+    "into": ("adapter", "weights"),
 }
 
 PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
@@ -97,6 +100,8 @@ PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
 
 def problems(config: TrainConfig) -> list[str]:
     """Everything wrong with a configuration of the right types, one message each; empty if it is sound."""
+    if isinstance(config, MergeConfig):
+        return [*_out_of_range(config), *_unknown_names(config), *_model(config), *_merge(config)]
     found = [*_out_of_range(config), *_unknown_names(config), *methods.problems(config.adapter), *_model(config)]
     found += [*_rates(config), *_run(config), *_logger(config)]
     if wrong := joint.problems(config):
@@ -123,11 +128,21 @@ def _get(config: Any, key: str) -> Any:
     return config
 
 
+def _values(config: TrainConfig, key: str) -> Iterable[tuple[str, Any]]:
+    """A key's values that are set, and the keys as they are written: that of the method is also one of each of its parts."""
+    found = {key: _get(config, key)}
+    group, _, rest = key.partition(".")
+    if group == "adapter" and config.adapter.parts and not any(methods.wrong_parts(config.adapter)):
+        for name, method in methods.parts(config.adapter).items():
+            found[f"adapter.parts.{name}.{rest}"] = _get(method, rest)
+    return [(shown, value) for shown, value in found.items() if value is not None]
+
+
 def _out_of_range(config: TrainConfig) -> Iterable[str]:
     for key, (holds, wanted) in _RANGES.items():
-        value = _get(config, key)
-        if value is not None and not holds(value):
-            yield f"{key}={value}: must be {wanted}"
+        for shown, value in _values(config, key):
+            if not holds(value):
+                yield f"{shown}={value}: must be {wanted}"
     if config.data.eval is None and not 0 < config.data.eval_fraction < 1:
         yield f"data.eval_fraction={config.data.eval_fraction}: must be between 0 and 1"
     decode = config.task.decode
@@ -137,9 +152,9 @@ def _out_of_range(config: TrainConfig) -> Iterable[str]:
 
 def _unknown_names(config: TrainConfig) -> Iterable[str]:
     for key, names in _CHOICES.items():
-        value = _get(config, key)
-        if value is not None and value not in names:
-            yield f"{key}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+        for shown, value in _values(config, key):
+            if value not in names:
+                yield f"{shown}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
     metric, known = config.task.metric, metrics(config.task)
     if known and metric not in known:
         yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
@@ -152,7 +167,7 @@ def _model(config: TrainConfig) -> Iterable[str]:
     if not model.tasks:
         yield f"model={model.name}: its description names no task that it serves"
     elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
-        yield f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}"
+        yield Unfit(f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}")
     for task, served in model.tasks.items():
         for tower in served.towers:
             if tower not in model.towers:
@@ -247,3 +262,25 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         yield "question=TEXT is missing"
     if task == "retrieval" and bool(config.text) == bool(config.texts):
         yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"
+
+
+def _merge(config: MergeConfig) -> Iterable[str]:
+    output, number = Path(config.output).expanduser(), len(config.sources)
+    if not config.output:
+        yield "output=FOLDER is missing: where the result goes"
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        yield f"output={config.output}: there is something already; choose another folder"
+    if config.into == "weights" and number > 1:
+        yield f"into=weights: takes one run, not {number}; merge their adapters first, then the result"
+    if config.keep is not None and number > 1:
+        yield f"keep={config.keep}: prunes one run, a fusion, not {number}"
+    if config.keep is not None and config.into == "weights":
+        yield "keep= and into=weights: a fusion is not linear and cannot go into the weights"
+    if config.weights and (config.keep is not None or config.into == "weights"):
+        yield "weights=: only the adapters of runs are weighted, neither with keep= nor with into=weights"
+    elif config.weights and len(config.weights) != number:
+        yield f"weights: {len(config.weights)} of them for {number} sources"
+    elif not config.weights and number < 2 and config.keep is None and config.into == "adapter":
+        yield "sources: a single run needs weights=[FACTOR], keep=NUMBER (of a fusion) or into=weights"
+    if not all(math.isfinite(weight) for weight in config.weights):
+        yield f"weights={config.weights}: must be finite"

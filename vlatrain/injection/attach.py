@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.methods import BARE, is_peft
 from vlatrain.injection.context import context_of, rows
-from vlatrain.injection.peft_method import VlatrainConfig
+from vlatrain.injection.fuse import fill, fused_places
+from vlatrain.injection.mixed import Mixed, in_order, load, refuse_overlap
+from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse
+from vlatrain.injection.sources import read_sources
 
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
 
@@ -33,14 +37,29 @@ def check(config: AdapterConfig) -> None:
     """
     if config.name in BARE:
         return
+    if config.parts:
+        for part in in_order(config).values():
+            check(part)
+        return
     with _as_user_error(config):
         if is_peft(config):
             _peft_config_class(config)(**{**config.options, "target_modules": ["x"]})
         else:
             design = _design(config)
-            facts = {"other_width": 64, "heads": 1, "tower": "x", "index": 0, "layers": 1, "last": True, "role": "out"}
+            facts = {
+                "other_width": 64, "heads": 1, "tower": "x", "index": 0, "site": "x", "layers": 1, "first": True, "last": True,
+                "causal": False, "role": "out",
+            }  # fmt: skip
+            if config.share.what == "columns" and "columns" not in signature(design).parameters:
+                raise _not_shareable(config)
             with torch.device("meta"):
-                design(64, **{name: facts.get(name, []) for name in design.wants}, **_options(config))
+                unit = design(64, **{name: facts.get(name, []) for name in design.wants}, **_options(config))
+            if PARTS.get(config.share.what, "") not in dict(unit.named_modules()):
+                raise _not_shareable(config)
+
+
+def _not_shareable(config: AdapterConfig) -> UserError:
+    return UserError(f"adapter.share.what={config.share.what}: adapter={config.name} has none that could be shared")
 
 
 def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> nn.Module:
@@ -53,7 +72,7 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         tasks: names of the parts of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
-        A `PeftModel` around the model, or the model itself for `full` and `none`.
+        A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full` and `none`.
 
     Raises:
         UserError: an unknown method, options that do not fit, or no point to put it.
@@ -68,8 +87,27 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
             "adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)"
         )
     context_of(model).dropped = config.drop_layers
+    if config.parts:
+        return _mixed(model, config, sites, tasks)
     with _quiet_peft(), _as_user_error(config):
-        return get_peft_model(model, peft_config(config, sites, tasks))
+        adapted = get_peft_model(model, peft_config(config, sites, tasks))
+        if "sources" in config.needs:
+            fill(adapted, read_sources(config.sources, "adapter.sources"))
+        return adapted
+
+
+def _mixed(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> Mixed:
+    ordered, mixed = in_order(config), Mixed(model)
+    where = sites.divided({name: part.points for name, part in ordered.items()})
+    configs: dict[str, PeftConfig] = {}
+    for name, part in ordered.items():
+        with _as_user_error(part):
+            configs[name] = peft_config(part, where[name], tasks)
+    with _quiet_peft(), _as_user_error(config):
+        refuse_overlap(configs)
+        for name, found in configs.items():
+            mixed.add(name, lambda base, found=found: get_peft_model(base, found))  # type: ignore[misc]
+    return mixed
 
 
 def peft_config(config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> PeftConfig:
@@ -84,10 +122,15 @@ def peft_config(config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) 
         return kind(**options)
     design = _design(config)
     places = {p: place for p, place in sites.at(design.at).items() if design.takes(place.role, config.settings)}
+    options = _options(config)
+    if "sources" in config.needs:
+        sources = read_sources(config.sources, "adapter.sources")
+        places = fused_places(sources, places)
+        options["sources"] = [source.described() for source in sources]
     return VlatrainConfig(
         design=config.name,
         points={str(point): _plain(place) for point, place in places.items()},
-        options=_options(config),
+        options=options,
         overrides=_overrides(config, sites, places),
         share=asdict(config.share) if config.share.what != "none" else {},
         tasks=list(tasks) if config.by_task else [],
@@ -147,15 +190,7 @@ def _targets(config: AdapterConfig, sites: Sites) -> list[str]:
         UserError: the points have none of these roles.
     """
     wanted = config.targets or []
-    found = sorted(
-        {
-            path
-            for point, place in sites.places.items()
-            for site, _, role in (name.rpartition(".") for name in wanted)
-            if site in ("", point.site)
-            for path in place.paths(role)
-        }
-    )
+    found = sites.targeted(wanted)
     if not found:
         roles = sorted({role for place in sites.places.values() for role in place.modules})
         raise UserError(f"adapter.targets={wanted}: the points have none of these; they have {', '.join(roles)}")
@@ -183,6 +218,8 @@ def mixed_rows(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
         adapters: name of each row's adapter, `__base__` for none.
     """
     peft_model: Any = model
+    if not hasattr(type(getattr(model, "base_model", None)), "_enable_peft_forward_hooks"):
+        raise ValueError("only vlatrain's own designs and PEFT's LoRA and RoAd mix adapters in a batch")
     with rows(model, adapters), peft_model._enable_peft_forward_hooks(adapter_names=list(adapters)):
         yield
 
@@ -190,7 +227,10 @@ def mixed_rows(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
 def save(model: nn.Module, folder: Path) -> None:
     """Write what was trained: a PEFT adapter, or the whole model's weights after full fine-tuning; for `none`, nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
+    if isinstance(model, Mixed):
+        with _quiet_peft():
+            model.save_pretrained(folder)
+    elif isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)
     elif trained := {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in trained.items()}, str(folder / FULL))
@@ -205,10 +245,15 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
     if config.name == "none":
         return model
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
-    if not wanted.is_file():
-        raise UserError(
-            f"{folder}: there is no {wanted.name}; the run has not finished, or is no adapter={config.name} run"
-        )
+    for file in [folder / name / wanted.name for name in config.parts] or [wanted]:
+        if not file.is_file():
+            raise UserError(
+                f"{file.parent}: there is no {file.name}; the run has not finished, or is no adapter={config.name} run"
+            )
+    if config.parts:
+        context_of(model).dropped = config.drop_layers
+        with _quiet_peft():
+            return load(model, folder)
     if config.name != "full":
         context_of(model).dropped = config.drop_layers
         with _quiet_peft():
@@ -222,11 +267,31 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
     return model
 
 
+def merged(model: nn.Module) -> Any:
+    """The backbone's model with the adapter in its weights; after full fine-tuning it is that already.
+
+    Raises:
+        UserError: the method cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    kind = PeftType(model.peft_config["default"].peft_type)
+    try:
+        with _quiet_peft():
+            return model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"PEFT does not merge {kind.value} into the weights: {str(error).splitlines()[0]}") from error
+
+
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """PEFT still asks transformers by a name that goes in its next major release."""
+    """PEFT's warnings that are none of the user's business."""
     with warnings.catch_warnings():
+        # it still asks transformers by a name that goes in its next major release
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")  # LN tuning: what it is for
+        # BOFT builds an extension where it can, and works without
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension|Setting boft_n_butterfly_factor")
         yield
 
 

@@ -102,6 +102,27 @@ class Sites:
     heads: Sequence[str] = ()
     features: Mapping[str, str] = field(default_factory=dict)
 
+    def targeted(self, wanted: Iterable[str]) -> list[str]:
+        """Paths of the modules of these roles (`query`, or `ffn.out` in one site only)."""
+        return sorted(
+            {
+                path
+                for point, place in self.places.items()
+                for site, _, role in (name.rpartition(".") for name in wanted)
+                if site in ("", point.site)
+                for path in place.paths(role)
+            }
+        )
+
+    def divided(self, patterns: Mapping[str, Sequence[str] | None]) -> dict[str, Sites]:
+        """The places of each of several methods: those that its patterns select; without patterns, those that the others leave."""
+        chosen = {name: set(select(own, self.stacks)) for name, own in patterns.items() if own is not None}
+        left = set(self.places).difference(*chosen.values())
+        return {
+            name: replace(self, places={p: place for p, place in self.places.items() if p in chosen.get(name, left)})
+            for name in patterns
+        }
+
     def at(self, kind: str) -> dict[Point, Place]:
         """The places of a kind: `site` as they are; `layer`, each layer once; `modules`, each module of each site; `features`."""
         if kind == "features":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig
+from vlatrain.config.methods import parts
 
 CARD = """---
 library_name: peft
@@ -27,16 +28,32 @@ Trained with vlatrain {version}: {trainable:,} parameters ({percent:.2f} % of {t
 
 ```python
 import vlatrain  # makes the adapter's method known to PEFT
-from peft import PeftModel
+{load_from}
 from transformers import {architecture}
 
 backbone = {architecture}.from_pretrained("{backbone}")
-model = PeftModel.from_pretrained(backbone, "PATH/TO/THIS/FOLDER")
+model = {load}(backbone, "PATH/TO/THIS/FOLDER")
 ```
-{by_task}
+{parts}{by_task}
 or ask it: `vlatrain predict run=RUN_FOLDER image=PHOTO.jpg`.
 """
 
+
+PARTS = """
+It has {parts}, each in a folder of its own; `load` puts all of them in. Each is an adapter by itself, which
+`PeftModel.from_pretrained` loads from its folder.
+"""
+
+PART = """---
+library_name: peft
+base_model: {backbone}
+tags: [vlatrain, {task}, {design}]
+---
+
+# The part {part} ({design}) of an adapter for {task} on {model}
+
+It was trained together with the other parts; `../README.md` says how to load them all.
+"""
 
 BY_TASK = """
 It has adapters of its own for each of {parts}; say whose a call is:
@@ -58,6 +75,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         config: the run's configuration.
         metrics: the content of its `metrics.json`.
     """
+    named = parts(config.adapter) if config.adapter.parts else {}
     text = CARD.format(
         backbone=metrics["backbone"],
         task=config.task.name,
@@ -69,7 +87,19 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         seed=config.seed,
         epochs=metrics["training"]["epochs"],
         scores="\n".join(f"| {name} | {value:.2f} |" for name, value in metrics["metrics"].items()),
+        load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
+        load="load" if named else "PeftModel.from_pretrained",
+        parts=PARTS.format(parts=" and ".join(f"{part.name} as `{name}`" for name, part in named.items())) if named else "",
         by_task=BY_TASK.format(parts=", ".join(config.task.parts)) if config.adapter.by_task else "",
         **metrics["parameters"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+    for name, part in named.items():
+        card = PART.format(
+            part=name,
+            design=part.name,
+            backbone=metrics["backbone"],
+            task=config.task.name,
+            model=config.model.name,
+        )
+        (folder / name / "README.md").write_text(card, encoding="utf-8")

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import FAMILIES, meta_model
 from vlatrain.config import TrainConfig
+from vlatrain.config.methods import is_peft
+from vlatrain.config.methods import parts as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
 from vlatrain.tasks import build
@@ -32,7 +34,7 @@ class Inspection:
         total: all parameters, adapters included, shared ones once.
         adapter_bytes: size of the saved adapter's tensors (fp32).
         memory: estimated bytes while training, by kind: weights, optimizer (with gradients), activations kept for the backward
-            pass of one batch.
+            pass of one batch (not there where a method of PEFT looks at values: they are counted on shapes alone).
     """
 
     trainable: dict[str, int]
@@ -52,11 +54,7 @@ def count(config: TrainConfig) -> Inspection:
     Raises:
         UserError: the backbone does not serve the task, or patterns select nothing.
     """
-    name = config.task.name
-    model = meta_model(config.model, name).requires_grad_(False)
-    where = sites(config.model, name, config.points)
-    with torch.device("meta"):
-        adapted = attach(model, config.adapter, where, [*config.task.parts])
+    model, adapted = _without_values(config)
     trainable = Counter[str]()
     for key, parameter in adapted.named_parameters():
         if parameter.requires_grad:
@@ -67,9 +65,29 @@ def count(config: TrainConfig) -> Inspection:
     memory = {
         "weights": low * (total - trained) + 4 * trained,
         "gradients and optimizer": 4 * (1 + ADAM_STATES) * trained,
-        "activations": _activations(config, model) * low // 4,
     }
+    try:
+        memory["activations"] = _activations(config, model) * low // 4
+    except RuntimeError:
+        if not any(map(is_peft, methods(config.adapter).values())):
+            raise
     return Inspection(dict(trainable), total, 4 * trained, memory)
+
+
+def _without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """The model, and the same with its adapters, on the meta device."""
+    name = config.task.name
+    where = sites(config.model, name, config.points)
+    for device in ("meta", "cpu"):  # BOFT looks at values while it is made
+        model = meta_model(config.model, name).requires_grad_(False)
+        try:
+            with torch.device(device):
+                adapted = attach(model, config.adapter, where, [*config.task.parts])
+            break
+        except RuntimeError:
+            if device == "cpu" or not any(map(is_peft, methods(config.adapter).values())):
+                raise
+    return model, adapted.to("meta")
 
 
 def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
@@ -121,6 +139,8 @@ def _counts(config: TrainConfig, found: Inspection) -> Table:
     table.add_row("adapter file", _bytes(found.adapter_bytes))
     for kind, size in found.memory.items():
         table.add_row(f"training memory: {kind}", _bytes(size))
+    if "activations" not in found.memory:
+        table.add_row("training memory: activations", "not known: they depend on values here")
     table.add_row("training memory, estimated", _bytes(sum(found.memory.values())))
     return table
 

@@ -30,6 +30,7 @@ class Outcome:
         metrics: content of its `metrics.json`; empty if it failed.
         failure: why it failed, in one line; empty if it did not.
         seconds: wall time.
+        left_out: why task, backbone and method do not fit, so that it was not run; empty if it was.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
     seconds: float = 0.0
+    left_out: str = ""
 
     @property
     def values(self) -> dict[str, str]:
@@ -68,6 +70,7 @@ class Outcome:
             "seconds": round(self.seconds, 1),
             "folder": str(self.folder) if self.folder else None,
             "failure": self.failure or None,
+            "left_out": self.left_out or None,
             "overrides": self.overrides,
         }
 
@@ -90,7 +93,7 @@ def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
         outcomes: the jobs that ran, in order.
         folder: the sweep's folder.
     """
-    if not any(outcome.metrics or outcome.failure for outcome in outcomes):
+    if not any(outcome.metrics or outcome.failure or outcome.left_out for outcome in outcomes):
         return
     keys = varied_keys(outcomes)
     path = folder / FILE
@@ -103,7 +106,9 @@ def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
     if (bars := chart(outcomes)) is not None:
         console.print(bars)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
-    told = f"{failed} of {len(outcomes)} runs failed" if failed else f"{len(outcomes)} runs"
+    run = [outcome for outcome in outcomes if not outcome.left_out]
+    told = f"{failed} of {len(run)} runs failed" if failed else f"{len(run)} runs"
+    told += f", {len(outcomes) - len(run)} left out" if len(run) < len(outcomes) else ""
     console.print(f"{told}; the table as JSON: {path}, as CSV: {folder / PLAIN}", highlight=False)
 
 
@@ -120,6 +125,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         row = outcome.summary(keys)
         score = _shown(outcome.score, 2)
         last = Text(f"failed: {outcome.failure}", style="red") if outcome.failure else Text(_name(outcome.folder))
+        last = Text(f"left out: {outcome.left_out}", style="dim") if outcome.left_out else last
         made.add_row(
             str(outcome.number),
             *(Text(str(outcome.values.get(key, ""))) for key in keys),

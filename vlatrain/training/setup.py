@@ -14,16 +14,16 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
 from vlatrain.config import TrainConfig, TrainerConfig
+from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, check, restore
+from vlatrain.injection.mixed import Mixed
 from vlatrain.tasks import Evaluation, Task, build
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
 from vlatrain.training.precision import DTYPES, autocast
 from vlatrain.training.stopwatch import Stopwatch
-
-ADAPTER = "adapter"  # folder in a run that holds what was trained
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Bench:
     @property
     def is_adapter(self) -> bool:
         """Whether what is trained is saved as a PEFT adapter: not so for full fine-tuning, nor for none."""
-        return isinstance(self.model, PeftModel)
+        return isinstance(self.model, (PeftModel, Mixed))
 
     def parameters(self, trainable: bool = False) -> int:
         """Number of parameters, shared ones once; of those that train only, if asked."""

@@ -1,0 +1,134 @@
+"""Several methods in one model, each on points of its own: LoRA in the image tower, bottlenecks in the decoder.
+
+Each part is a PEFT adapter like any other, in a folder of its own, which PEFT alone can load; all of them are called `default`, so
+that what PEFT does to every adapter layer of a model (it knows of one configuration only) suits every part. What PEFT does to the
+parts that were there before, freezing them above all, is undone here.
+
+PEFT's methods go in first: they replace the modules that they change, whereas ours leave every path as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from torch import nn
+
+from vlatrain.config import AdapterConfig
+from vlatrain.config.methods import is_peft, parts
+from vlatrain.injection.peft_method import VlatrainConfig
+from vlatrain.injection.site import UNITS
+
+
+class Mixed(nn.Module):
+    """A model with the adapters of several methods in it.
+
+    Attributes:
+        parts: by name, PEFT's view of the model with this part's method; their modules are those of the model.
+    """
+
+    parts: dict[str, PeftModel]
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base_model = nn.ModuleDict({"model": base})  # parameters are then called as in a `PeftModel`
+        self.__dict__["parts"] = {}  # not registered: nothing must be counted twice
+
+    def add(self, name: str, wrap: Callable[[nn.Module], PeftModel]) -> None:
+        """Put a part in.
+
+        Args:
+            name: of the part.
+            wrap: makes a `PeftModel` of the base model.
+        """
+        training = (
+            [parameter for parameter in self.get_base_model().parameters() if parameter.requires_grad]
+            if self.parts
+            else []
+        )
+        self.get_base_model().__dict__.pop(
+            "peft_config", None
+        )  # else PEFT would put this part's in place of the last one's
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it looks for those of other parts
+            self.parts[name] = wrap(self.get_base_model())
+        for parameter in training:
+            parameter.requires_grad_(True)
+
+    def get_base_model(self) -> nn.Module:
+        """The model that the parts are in."""
+        return self.base_model["model"]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write each part into a folder of its name."""
+        for name, model in self.parts.items():
+            own = {key: tensor for key, tensor in model.state_dict().items() if _belongs(key, model)}
+            model.save_pretrained(str(folder / name), state_dict=own, save_embedding_layers=False)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The frozen model, for the time of the context."""
+        with ExitStack() as stack:
+            for model in self.parts.values():
+                stack.enter_context(model.disable_adapter())
+            yield
+
+    def unload(self) -> nn.Module:
+        """Take all parts out again.
+
+        Returns:
+            the frozen model.
+        """
+        for name in reversed([*self.parts]):
+            self.parts.pop(name).unload()
+        return self.get_base_model()
+
+
+def _belongs(key: str, model: Any) -> bool:
+    """Whether a tensor is the part's: PEFT takes every tensor that is called as its method calls them."""
+    prefix = "base_model.model."
+    if not key.startswith(prefix):
+        return True  # what the layers of the part share
+    ours = isinstance(model.peft_config["default"], VlatrainConfig)
+    inside = any(key.startswith(f"{prefix}{path}.") for path in model.base_model.targeted_module_names)
+    return inside and (f".{UNITS}." in key) == ours
+
+
+def in_order(config: AdapterConfig) -> dict[str, AdapterConfig]:
+    """The parts in the order in which they go into a model: PEFT's first."""
+    return dict(sorted(parts(config).items(), key=lambda item: not is_peft(item[1])))
+
+
+def load(model: nn.Module, folder: Path | str) -> Mixed:
+    """Put the parts that `save_pretrained` wrote into a fresh model, for inference.
+
+    Args:
+        model: the model; changed in place.
+        folder: the folder with a folder for each part.
+    """
+    found = [file.parent for file in sorted(Path(folder).glob("*/adapter_config.json"))]
+    mixed = Mixed(model)
+    for into in sorted(found, key=lambda part: isinstance(PeftConfig.from_pretrained(str(part)), VlatrainConfig)):
+        mixed.add(into.name, partial(PeftModel.from_pretrained, model_id=str(into)))
+    return mixed
+
+
+def refuse_overlap(configs: Mapping[str, PeftConfig]) -> None:
+    """Make sure that no two parts change the same module in the same way.
+
+    Raises:
+        ValueError: two of ours, or two of PEFT's, do.
+    """
+    seen: dict[tuple[bool, str], str] = {}
+    for name, config in configs.items():
+        modules: Any = config.target_modules  # type: ignore[attr-defined]
+        for path in sorted(modules):
+            other = seen.setdefault((isinstance(config, VlatrainConfig), path), name)
+            if other != name:
+                raise ValueError(f"the parts {other} and {name} both change {path}: give them points of their own")
