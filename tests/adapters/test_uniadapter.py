@@ -41,9 +41,9 @@ def test_starts_at_zero_and_can_leave_it(call: Call) -> None:
     adapter, states = adapter_in("fusion", randomised=False), torch.randn(2, 5, 8)
     out = adapter(states, call)
     assert torch.equal(out, torch.zeros_like(out))
-    out.square().sub(out).sum().backward()  # any loss with a gradient at zero
-    largest = max(float(p.grad.abs().max()) for p in adapter.parameters() if p.grad is not None)
-    assert 0 < largest < 20
+    (out * torch.randn_like(out)).sum().backward()
+    used = [adapter.up, adapter.fusion] if call.other is not None else [adapter.up]
+    assert all(bool(torch.isfinite(part.weight.grad).all() & (part.weight.grad != 0).any()) for part in used)
 
 
 def test_only_what_fuses_wants_the_other_modality() -> None:

@@ -10,8 +10,9 @@ cross-attends (`fusion`, `decoder`) the text's, the fusion's and the norm. Which
 call: with the other modality's states, or on its own (the text side of retrieval). Where it never goes on its own (answers
 and captions) nothing is idle either, as the text's up-projection takes part in both.
 
-Deviation: the norm starts with a weight of zero and the fusion's up-projection is drawn, instead of the reverse: the start is the
-frozen model in both, but a norm of zeros has a gradient of 1 / sqrt(eps), some hundred times too large.
+All up-projections start at zero, and so does what the norm makes of them: the start is the frozen model. A norm of zeros
+has a steep gradient, 1 / sqrt(eps), which Adam and gradient clipping take. (Starting with a norm's weight of zero instead
+avoids it, but learns far more slowly.)
 """
 
 from __future__ import annotations
@@ -73,9 +74,8 @@ class UniAdapter(Adapter):
         self.scaling = scaling
         self.down.start("zero", 0, up=False)
         self.up.start("zero", 0, up=True)
-        if self.fusion is not None and self.norm is not None:
-            self.fusion.start("zero", 0, up=False)
-            nn.init.zeros_(self.norm.weight)
+        if self.fusion is not None:
+            self.fusion.start("zero", 0, up=True)
 
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the feed-forward's output; `states` are its input."""
