@@ -21,6 +21,7 @@ from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.fuse import usage
 from vlatrain.injection.peft_method import CHILD
 from vlatrain.injection.sources import unfusable
+from vlatrain.training.modes import cast_trunk
 
 BLIP = small_config("blip")
 
@@ -119,3 +120,13 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     backbone = load(BLIP, "vqa", texts=["a"])
     with pytest.raises(UserError, match="has in the shape"):
         attach(backbone.model, method("fusion", sources=[*map(str, folders)]), sites(BLIP, "vqa", ["*"]))
+
+
+def test_sources_keep_their_precision_in_a_trunk_that_is_cast(tmp_path: Path) -> None:
+    folders = [str(written(tmp_path / name, "blip", "vqa", method("bottleneck", dim=2))) for name in "ab"]
+    backbone = load(BLIP, "vqa", texts=["a"])
+    model = attach(backbone.model, method("fusion", sources=folders), sites(BLIP, "vqa", ["*"]))
+    cast_trunk(model, torch.bfloat16)
+    types = {key: parameter.dtype for key, parameter in model.named_parameters()}
+    assert {dtype for key, dtype in types.items() if ".sources." in key} == {torch.float32}
+    assert types["base_model.model.vision_model.encoder.layers.0.mlp.fc2.weight"] == torch.bfloat16
