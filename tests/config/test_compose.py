@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from vlatrain import cli
@@ -11,12 +13,18 @@ from vlatrain.config.registry import GROUPS
 
 NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=somebody/something"]}
 NEEDS |= {"model=clip": ["task=retrieval"], "model=tiny_clip": ["task=retrieval"]}
+ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
 OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).items() for option in options]
 
 
 @pytest.mark.parametrize("choice", OPTIONS)
 def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(conf_dir().parent)
+    if choice in ALONE:
+        with pytest.raises(UserError, match=re.escape(ALONE[choice])) as error:
+            prepare(Request("train", [choice]), cli._check_fit)
+        assert len(error.value.problems) == 1
+        return
     assert prepare(Request("train", [choice, *NEEDS.get(choice, [])]), cli._check_fit).overrides[0] == choice
 
 

@@ -44,16 +44,18 @@ class Adapter(nn.Module):
             it), `role` (of `modules` and `features`), `tasks` (names of the tasks). An instance that turns out not to
             need `other_width` may leave it out of its own: what it does not read need not be handed over.
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
-            differ within a tie: any of tower, layer, site, task.
+            differ within a tie: any of tower, layer, site, task. An instance may set its own.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
+        hears: whether it needs `Call.inputs` too where it reads the output. An instance may set its own.
         adds: False if `forward` returns the new states themselves, not what is added to them.
         frozen: submodules that never train.
     """
 
     at: ClassVar[str] = "site"
-    wants: ClassVar[tuple[str, ...]] = ()
-    ties: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    wants: tuple[str, ...] = ()
+    ties: Mapping[str, tuple[str, ...]] = {}
     reads: str = "output"
+    hears: bool = False
     adds: ClassVar[bool] = True
     frozen: tuple[str, ...] = ()
 
@@ -77,10 +79,13 @@ class Adapter(nn.Module):
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
         """Start from the frozen modules of the place (by role). Called once, when the module is new; by default nothing."""
 
+    def settle(self) -> None:
+        """Called when its shared parts are in place: what refers to one of them does so from here. By default nothing."""
+
 
 def borrow(owner: nn.Module, name: str, module: nn.Module) -> None:
     """Let `owner.name` be a module that belongs to another: used here, but registered, stored and counted there only."""
     path, _, last = name.rpartition(".")
     holder = owner.get_submodule(path)
-    holder._modules.pop(last)
+    holder._modules.pop(last, None)  # not there if it was borrowed before
     holder.__dict__[last] = module

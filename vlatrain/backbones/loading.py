@@ -49,6 +49,13 @@ def load(
     return backbone
 
 
+def write(backbone: Backbone, model: PreTrainedModel, folder: Path) -> None:
+    """Write a checkpoint in the hub's layout: a model with the backbone's tokenizer and image processor."""
+    with _quiet():
+        for part in (model, backbone.tokenizer, backbone.image_processor):
+            part.save_pretrained(str(folder))
+
+
 def meta_model(config: ModelConfig, task: str) -> PreTrainedModel:
     """The architecture without weights, on the meta device: for counting, in a moment, with no network."""
     with torch.device("meta"):

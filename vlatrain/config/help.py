@@ -8,6 +8,7 @@ VERBS = {
     "train": "train an adapter and evaluate it (the default: the word may be left out)",
     "eval": "score a finished run again, on the same or on other data",
     "predict": "ask a trained model about your images",
+    "merge": "average adapters, prune a fusion, or put an adapter into the model's weights",
     "inspect": "show what a training would adapt and cost; loads no weights",
 }
 
@@ -78,6 +79,23 @@ _VERB_TEXTS = {
         '  vlatrain predict run=outputs/retrieval/clip/NAME image=photos/ text="a dog on a beach"\n'
         "  vlatrain predict run=outputs/retrieval/clip/NAME image=photo.jpg texts=labels.txt\n"
         "  vlatrain predict run=outputs/vqa/blip/NAME input=questions.jsonl output=answers.jsonl",
+    ),
+    "merge": (
+        "vlatrain merge sources=[FOLDER,FOLDER] output=FOLDER [KEY=VALUE ...]",
+        "Combines finished runs into a new folder. Without more, the mean of adapters of the same kind and shape, as a run folder\n"
+        "that eval and predict take.\n"
+        "  weights=[0.7,0.3]       a factor for each, any numbers (task arithmetic); default: the mean\n"
+        "                          of LoRA the changes of the weights are added, exactly, in a rank that is the sum of the ranks;\n"
+        "                          of other adapters each tensor is, so that what they do is not: with weights that do not\n"
+        "                          add to 1 it grows by the product of their layers\n"
+        "  keep=1                  of a fusion, the most used sources; the rest is dropped\n"
+        "  into=weights            LoRA and PEFT's other methods, and full fine-tuning: a whole checkpoint, for\n"
+        "                          model.checkpoint=FOLDER and from_pretrained; for its task only\n"
+        "  output=FOLDER           where the result goes; new or empty",
+        "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=outputs/vqa/blip/mean\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] weights=[1.0,-0.5] output=outputs/vqa/blip/less-b\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/FUSION] keep=1 output=outputs/vqa/blip/pruned\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/LORA] into=weights output=checkpoints/blip-mine",
     ),
     "inspect": (
         "vlatrain inspect [GROUP=OPTION ...] [KEY=VALUE ...]",

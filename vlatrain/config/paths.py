@@ -16,19 +16,23 @@ import yaml
 
 from vlatrain.config.errors import UserError
 from vlatrain.config.keys import nearest
-from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 
 CONFIG = "config.yaml"
+ADAPTER = "adapter"  # folder in a run that holds what was trained
 ROOT = Path("outputs")
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The run folder: `run.dir`, else `outputs/<task>/<model>/<run.name>`; for eval and predict, the run asked about.
+    """The run folder: `run.dir`, else `outputs/<task>/<model>/<run.name>`; for eval and predict, the run asked about;
+    for merge, the new one.
 
     The command line has filled `run.name` by then (`name_run`); it is the same for every process of a training.
     """
     if isinstance(config, (EvalConfig, PredictConfig)):
         return Path(config.source)
+    if isinstance(config, MergeConfig):
+        return Path(config.output)
     if config.run.dir:
         return Path(config.run.dir)
     if not config.run.name:

@@ -14,7 +14,7 @@ from vlatrain.config.keys import problems_in
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
-from vlatrain.config.schema import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
@@ -22,6 +22,7 @@ SCHEMAS: dict[str, type[TrainConfig]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "predict": PredictConfig,
+    "merge": MergeConfig,
     "inspect": TrainConfig,
 }
 GROUPS: dict[str, type] = {
@@ -34,6 +35,7 @@ GROUPS: dict[str, type] = {
     "logger": LoggerConfig,
 }
 FROM_RUN = "from_run"
+OF_RUN = ("eval", "predict", "merge")  # verbs whose groups are a finished run's
 
 
 def _served(key: str, *, _root_: DictConfig) -> Any:

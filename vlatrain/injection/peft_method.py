@@ -11,7 +11,7 @@ on PEFT's internals is in this file; `tests/injection/test_peft_method.py` is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,12 +120,12 @@ class VlatrainModel(BaseTuner):
             site = Site(context_of(self.model), point.tower, point.layer)
             target.add_module(CHILD, site)
             self.sites.append(site)
-        unit = self._unit(peft_config, adapter_name, point, place, target)
+        unit: Any = self._unit(peft_config, adapter_name, point, place, target)
         design = DESIGNS[peft_config.design]
         site.attend(
             target,
-            self._module(place, "input") if place.get("input") and getattr(unit, "reads", "") == "input" else None,
-            self._module(place, "layer") if place.get("other") and "other_width" in design.wants else None,
+            self._module(place, "input") if place.get("input") and (unit.reads == "input" or unit.hears) else None,
+            self._module(place, "layer") if place.get("other") and "other_width" in unit.wants else None,
             hasattr(design, "enter"),
         )
         weight = next(target.parameters())
@@ -158,11 +158,12 @@ class VlatrainModel(BaseTuner):
             "heads": place.get("heads", 0),
             "tower": point.tower,
             "index": point.layer,
+            "site": point.site,
             "layers": len(self._module(place, "layers")) if place.get("layers") else 1,  # type: ignore[arg-type]
-            "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
             "first": "first" in design.wants and point.layer == min(config.layers_of(point.tower)),
-            "role": place.get("role", ""),
+            "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
             "causal": place.get("causal", False),
+            "role": place.get("role", ""),
             "tasks": config.tasks,
         }
         unit = design(
@@ -174,24 +175,20 @@ class VlatrainModel(BaseTuner):
             unit.adopt({role: self.model.get_submodule(path) for role, path in place.get("modules", {}).items()})
         return unit
 
-    def _tied(self, config: VlatrainConfig, adapter: str, point: Point, task: str, unit: nn.Module) -> nn.Module:
+    def _tied(self, config: VlatrainConfig, adapter: str, point: Point, task: str, unit: Adapter) -> nn.Module:
         """The unit with its shared parts borrowed from whoever had them first."""
-        what = config.share.get("what", "none")
-        ties = dict(DESIGNS[config.design].ties)
-        if what in PARTS:
-            ties[PARTS[what]] = tuple(config.share["over"])
-        place = {"tower": point.tower, "layer": point.layer, "site": point.site, "task": task}
-        if what == "all":
-            kept = tuple(value for name, value in place.items() if name not in config.share["over"])
-            owner = self.owners.setdefault((adapter, "", kept), unit)
-            return unit if owner is unit else Alias(owner)
+        ties = ties_of(unit, config.share)
         for part, over in ties.items():
-            kept = tuple(value for name, value in place.items() if name not in over)
             own = unit.get_submodule(part)
-            owner = self.owners.setdefault((adapter, part, kept), own)
-            if owner is not own:
-                _refuse_other_shapes(owner, own, part, point)
-                borrow(unit, part, owner)
+            owner = self.owners.setdefault((adapter, part, kept(point, over, task)), own)
+            if owner is own:
+                continue
+            if not part:
+                _refuse_other_shapes(owner, own, "all", point, tuple(f"{other}." for other in ties if other))
+                return Alias(owner)
+            _refuse_other_shapes(owner, own, part, point)
+            borrow(unit, part, owner)
+        unit.settle()
         return unit
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -254,10 +251,33 @@ class VlatrainModel(BaseTuner):
         return key.replace(f".{UNITS}.{adapter_name}.", f".{UNITS}.", 1)
 
 
-def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Point) -> None:
-    shapes = [[tuple(tensor.shape) for tensor in module.parameters()] for module in (owner, own)]
+def ties_of(unit: Adapter, share: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What a unit has in common with others, and what places may differ in and still have it; the part "" is the whole unit."""
+    what = share.get("what", "none")
+    ties = {"": tuple(share["over"])} if what == "all" else {}
+    ties |= unit.ties
+    return ties | ({PARTS[what]: tuple(share["over"])} if what in PARTS else {})
+
+
+def kept(point: Point, over: Sequence[str], task: str = "") -> tuple[str | int, ...]:
+    """What places have in common that share a part: all but what they may differ in."""
+    place: dict[str, str | int] = {"tower": point.tower, "layer": point.layer, "site": point.site, "task": task}
+    return tuple(value for name, value in place.items() if name not in over)
+
+
+def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Point, but: tuple[str, ...] = ()) -> None:
+    """Refuse to share what is not of one shape; parameters that start with one of `but` may differ."""
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in module.named_parameters() if not name.startswith(but)}
+        for module in (owner, own)
+    ]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{point} cannot share {part}: it is {shapes[1]} there and {shapes[0]} elsewhere")
+        there, elsewhere = _told(shapes[1]), _told(shapes[0])
+        raise ValueError(f"{point} cannot share {part}: it is {there} there and {elsewhere} elsewhere")
+
+
+def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def width_of(module: nn.Module, otherwise: int = 0) -> int:

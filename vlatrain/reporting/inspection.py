@@ -56,9 +56,12 @@ def count(config: TrainConfig) -> Inspection:
     """
     model, adapted = _without_values(config)
     trainable = Counter[str]()
+    saved = 0  # a fusion's frozen sources too
     for key, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             trainable[group_of(key)] += parameter.numel()
+        if parameter.requires_grad or group_of(key) == "adapter":
+            saved += parameter.numel()
     total = sum(parameter.numel() for parameter in adapted.parameters())
     trained = sum(trainable.values())
     low = 2 if config.trainer.precision in ("bf16", "fp16") else 4
@@ -71,7 +74,7 @@ def count(config: TrainConfig) -> Inspection:
     except RuntimeError:
         if not any(map(is_peft, methods(config.adapter).values())):
             raise
-    return Inspection(dict(trainable), total, 4 * trained, memory)
+    return Inspection(dict(trainable), total, 4 * saved, memory)
 
 
 def _without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:

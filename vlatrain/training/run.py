@@ -20,10 +20,11 @@ import transformers
 from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.joint import parts
-from vlatrain.config.paths import CONFIG, read_config, run_folder, save_config
+from vlatrain.config.paths import ADAPTER, CONFIG, read_config, run_folder, save_config
 from vlatrain.data.parts import load_run
 from vlatrain.injection.attach import group_of, save
 from vlatrain.injection.drop import drawn, dropping
+from vlatrain.injection.fuse import usage
 from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
@@ -33,7 +34,7 @@ from vlatrain.training.filling import fill
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.progress import Result
-from vlatrain.training.setup import ADAPTER, Bench, fresh, keep_processor, scored
+from vlatrain.training.setup import Bench, fresh, keep_processor, scored
 
 log = logging.getLogger("vlatrain")
 
@@ -102,6 +103,8 @@ def train(config: TrainConfig) -> Finished:
             within=lambda step: _dropping(config, bench, step),
         )
         result = loop.run()
+        if shares := usage(bench.model):
+            log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
         extra = {}
         if "test" in samples:
             extra["test"] = scored(bench, samples["test"], config.trainer, loop.device, loop.precision, console)
@@ -146,6 +149,7 @@ def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[st
             "seed": config.seed,
         },
         "machine": {"device": result.device, "precision": result.precision, "processes": result.processes},
+        **({"fusion": shares} if (shares := usage(bench.model)) else {}),
         "frozen_hash": result.frozen_hash,
         "backbone": bench.backbone.source,
         "versions": {
