@@ -12,6 +12,7 @@ from tests.conftest import adapter_config, make_samples, model_config, small_con
 from vlatrain.adapters import Bottleneck
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
+from vlatrain.cli import main
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.injection.attach import attach
 from vlatrain.reporting.inspection import count, inspect
@@ -53,6 +54,36 @@ def test_captioning_count_is_the_published_one() -> None:
     assert found.trainable["adapter"] == 3_568_896
     assert round(found.total / 1e6, 1) == 227.5
     assert round(found.percent, 2) == 1.57
+
+
+PER_LAYER = {
+    "a tower of its own": 2 * 768 + 768 * 128 + 128 + 128 * 768 + 768,  # uniadapter, dim 128: norm, down and one up
+    "another tower": 2 * (128 * 768 + 768) + 2 * 768,  # shares norm and down: two up and their norm
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "trainable"),
+    [
+        # published: 4.78 M and 18.95 M (Lu et al., ICLR 2024)
+        (["model=blip", "task=retrieval", "adapter=uniadapter", "adapter.dim=128"], "4,784,640"),
+        (["model=blip", "task=retrieval", "adapter=uniadapter", "adapter.dim=512"], "18,945,024"),
+        (["model=blip", "task=captioning", "adapter=uniadapter", "adapter.dim=128"], "4,784,640"),
+        # question encoder and decoder, each beside the image tower
+        (
+            ["model=blip", "task=vqa", "adapter=uniadapter", "adapter.dim=128"],
+            f"{12 * (PER_LAYER['a tower of its own'] + 2 * PER_LAYER['another tower']):,}",
+        ),
+        # published: 519,168 (Jiang et al., 2022)
+        (["model=clip", "task=retrieval", "adapter=cma"], "519,168"),
+        # 3 (width + dim) in each of 60 places, and one rule
+        (["model=blip", "task=vqa", "adapter=compacter", "adapter.dim=24"], f"{60 * 3 * (768 + 24) + 64:,}"),
+    ],
+)
+def test_published_counts(words: list[str], trainable: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *words, "trainer.batch_size=1"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "trainable: adapter" in line)
+    assert row.split()[-2] == trainable
 
 
 @pytest.mark.parametrize("method", ["full", "none", "lora"])
