@@ -13,6 +13,7 @@ from vlatrain.config.registry import GROUPS
 
 NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=somebody/something"]}
 NEEDS |= {"model=clip": ["task=retrieval"], "model=tiny_clip": ["task=retrieval"]}
+NEEDS |= {f"adapter={name}": ["task=retrieval"] for name in ("clip_adapter", "tip_adapter", "tip_adapter_f")}
 ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
 OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).items() for option in options]
 
