@@ -47,7 +47,7 @@ class UniAdapter(Adapter):
         ValueError: an unknown activation.
     """
 
-    wants = ("other_width", "tower")
+    wants: tuple[str, ...] = ("other_width", "tower")
     reads = "input"
 
     def __init__(
