@@ -45,8 +45,6 @@ from vlatrain.training.modes import checkpoint_gradients, compile_layers, finger
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 PLACES = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip", "retrieval")]
-
-
 TOPICS = (
     rows_bottleneck,
     rows_cross_modal,
@@ -58,7 +56,18 @@ TOPICS = (
     rows_structural,
 )
 ROWS: dict[str, Row] = {name: row for topic in TOPICS for name, row in topic.ROWS.items()}
-CASES = [pytest.param(name, place, id=f"{name}-{place[0]}-{place[1]}") for name in ROWS for place in PLACES]
+
+
+def case(name: str, place: tuple[str, str]) -> Any:
+    """A cell of the table. Variants of a design ("bottleneck, gated") and PEFT's methods count as slow but for one place."""
+    row = ROWS[name]
+    secondary = "," in name or (name in rows_peft.ROWS and name != "lora")
+    home = next(other for other in PLACES if other not in row.unfit)
+    marks = [pytest.mark.slow] if secondary and place != home else []
+    return pytest.param(name, place, id=f"{name}-{place[0]}-{place[1]}", marks=marks)
+
+
+CASES = [case(name, place) for name in ROWS for place in PLACES]
 table = pytest.mark.parametrize(("name", "place"), CASES)
 
 

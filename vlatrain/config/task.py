@@ -36,8 +36,8 @@ class TaskConfig:
         prompt: captioning: text that every caption starts with; it is given, not learned.
         java_metrics: captioning: also METEOR and SPICE (need Java and pycocoevalcap; a minute for some thousand captions).
         temperature: retrieval: temperature of the contrastive softmax; null uses (and trains) the backbone's own.
-        matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or adapters that
-            read the other modality (CLIP's text tower).
+        matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or
+            adapters that read the other modality (CLIP's text tower).
         rerank: retrieval: the best k by similarity are ranked again by matching; 0 leaves that out.
         max_length: longest question or caption, in tokens; longer ones are cut.
         decode: generation settings.
