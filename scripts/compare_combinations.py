@@ -46,8 +46,12 @@ def drop(folder: Path) -> list[str]:
     for drawn in (0, 2):
         run = folder / f"drop-{drawn}"
         vlatrain(
-            "adapter.points=['*']", f"adapter.drop_random={drawn}", "trainer.max_steps=400", "trainer.eval_every=400", f"run.dir={run}"
-        )  # fmt: skip
+            "adapter.points=['*']",
+            f"adapter.drop_random={drawn}",
+            "trainer.max_steps=400",
+            "trainer.eval_every=400",
+            f"run.dir={run}",
+        )
         for dropped in DROPPED:
             output = folder / f"drop-{drawn}-{dropped}"
             vlatrain("eval", f"run={run}", f"adapter.drop_layers={dropped}", f"output={output}")
@@ -80,8 +84,12 @@ def fusion(folder: Path) -> list[str]:
     rows = []
     for topic, run in sources.items():
         vlatrain(
-            "data=files", f"data.train={topics / topic}.jsonl", "data.eval_size=200", "trainer.max_steps=125", f"run.dir={run}"
-        )  # fmt: skip
+            "data=files",
+            f"data.train={topics / topic}.jsonl",
+            "data.eval_size=200",
+            "trainer.max_steps=125",
+            f"run.dir={run}",
+        )
     named = f"sources=[{','.join(map(str, sources.values()))}]"
     vlatrain("merge", named, f"output={folder / 'mean'}")
     for name, run in {
@@ -118,8 +126,13 @@ def joint(folder: Path) -> list[str]:
         found = metrics(run)
         scores = found["metrics"]
         rows.append(
-            [name, f"{found['parameters']['percent']:.2f} %", f"{scores['vqa/accuracy']:.1f}", f"{scores['captioning/cider_d']:.1f}"]
-        )  # fmt: skip
+            [
+                name,
+                f"{found['parameters']['percent']:.2f} %",
+                f"{scores['vqa/accuracy']:.1f}",
+                f"{scores['captioning/cider_d']:.1f}",
+            ]
+        )
     return table(["adapters", "trainable", "VQA accuracy", "CIDEr-D"], rows)
 
 
