@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from tests.conftest import adapter_config, make_samples, small_config
 from tests.training.conftest import Adapter, make_model
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import TaskConfig, UserError
+from vlatrain.injection.attach import attach
+from vlatrain.tasks import build
 from vlatrain.training.modes import (
     cast_trunk,
     checkpoint_gradients,
@@ -142,3 +149,21 @@ def test_layers_are_compiled_in_place() -> None:
     assert list(compiled.state_dict()) == names
     assert all(layer._compiled_call_impl is not None for layer in compiled.layers)
     assert isinstance(compiled.layers[0].adapter, Adapter)
+
+
+@pytest.mark.parametrize("design", ["bottleneck", "cross_modal"])
+def test_recomputed_layers_are_compiled_unless_adapters_need_their_call(design: str) -> None:
+    config = small_config("blip")
+    backbone = load(config, "captioning", texts=["a red circle"])
+    model = attach(backbone.model, adapter_config(design, dim=4), sites(config, "captioning", ["decoder"]))
+    layers = list(backbone.model.get_submodule(config.towers["decoder"].layers).children())
+    if design == "cross_modal":
+        with pytest.raises(UserError, match="choose one of the two"):
+            checkpoint_gradients(model, layers, compiled=True)
+        return
+    checkpoint_gradients(model, layers, compiled=True)
+    compile_layers(layers, backend="eager")
+    train_mode(model)
+    work = build(TaskConfig(name="captioning"), backbone)
+    work.loss(work.collate(make_samples())).backward()
+    assert all(parameter.grad is not None for parameter in trainable(model).values())

@@ -55,6 +55,11 @@ class Site(nn.Module, BaseTunerLayer):
         units: list[Any] = [self.units[name] for name in names if name in self.units]
         return any("other_width" in unit.wants for unit in units)
 
+    @property
+    def contextual(self) -> bool:
+        """Whether what its adapters compute depends on the call they are in, beyond the states and inputs they get."""
+        return self.hears_other or self.around or any(isinstance(unit, ByTask) for unit in self.units.values())
+
     def attend(self, target: nn.Module, module: nn.Module | None, layer: nn.Module | None, around: bool) -> None:
         """Register the hooks that an adapter needs; those that are there already stay.
 

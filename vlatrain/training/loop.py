@@ -129,7 +129,7 @@ class Loop:
         if self.precision != "fp32" and self.device.type == "cuda":
             cast_trunk(self.model, DTYPES[self.precision])
         if self.trainer.gradient_checkpointing:
-            checkpoint_gradients(self.model, layers)
+            checkpoint_gradients(self.model, layers, self.trainer.compile)
         if self.trainer.compile:
             compile_layers(layers)
         self.model.to(self.device)

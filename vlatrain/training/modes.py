@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlatrain.adapters import Adapter
+from vlatrain.config import UserError
 from vlatrain.injection.context import recomputed
+from vlatrain.injection.site import Site
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -118,7 +121,7 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = ()) -> None:
+def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = (), compiled: bool = False) -> None:
     """Recompute the layers' activations in the backward pass instead of keeping them (non-reentrant).
 
     Uses the model's own switch (`activation_checkpointing_enable` of transformers) where it has one; of the layers that
@@ -127,26 +130,36 @@ def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = ()) -> 
     Args:
         model: the model.
         layers: the layers of its towers.
+        compiled: whether they are compiled, which a context of a recomputation does not go with.
+
+    Raises:
+        UserError: the layers are compiled, and adapters in them need the context.
     """
-    again = recomputed(model)
+    contextual = any(isinstance(module, Site) and module.contextual for module in model.modules())
+    if compiled and contextual:
+        raise UserError(
+            "trainer.compile=true and trainer.gradient_checkpointing=true: these adapters depend on what a layer was called with, "
+            "which a compiled layer does not bring back; choose one of the two"
+        )
+    options: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": recomputed(model)} if contextual else {})
     if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
-        enable(activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": again})
+        enable(activation_checkpointing_kwargs=options)
     # transformers makes the embeddings' output require gradients, which only the reentrant kind needs, and which BLIP's
     # text embeddings, adding to it in place, refuse
     if callable(disable := getattr(model, "disable_input_require_grads", None)):
         disable()
     for layer in layers:
         if not getattr(layer, "gradient_checkpointing", False):
-            _wrap(layer, again)
+            _wrap(layer, options)
 
 
-def _wrap(layer: nn.Module, again: Callable) -> None:
+def _wrap(layer: nn.Module, options: dict[str, Any]) -> None:
     forward = layer.forward
 
     def checkpointed(*args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=again)
+        return checkpoint(partial(forward, **kwargs), *args, **options)
 
     layer.forward = checkpointed
 
