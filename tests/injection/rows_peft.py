@@ -9,6 +9,7 @@ from tests.injection.table import WIDTH, Row, each, method
 from vlatrain.injection.points import Sites
 
 LAYERS = ("query", "value", "ffn.inner", "ffn.out")  # as in conf/adapter/lora.yaml
+GRAPHS = "PEFT's code for it breaks the graph; without `fullgraph` it is compiled in pieces"
 ALONE = "PEFT has no mixed batches of this method"
 
 
@@ -67,7 +68,7 @@ ROWS: dict[str, Row] = {
     "dora": Row(
         method("dora", dim=2),
         per_layer(lambda ins, outs: 2 * (ins + outs) + outs),
-        cannot={**BEAMS, "transformers": "its load_adapter does not load the magnitudes"},
+        cannot={**BEAMS, "transformers": "its load_adapter does not load the magnitudes", "compile": GRAPHS},
         renamed=(r"lora_magnitude_vector\.weight$", "lora_magnitude_vector"),
     ),
     "rslora": Row(method("rslora", dim=2), lora_count, cannot=BEAMS),
@@ -90,9 +91,11 @@ ROWS: dict[str, Row] = {
     "lokr": row("lokr", lokr, dim=2),
     "oft": row("oft", lambda ins, outs: ins * (4 - 1) // 2, dim=4),
     "boft": row("boft", lambda ins, outs: ins * 4 + outs, dim=4),
-    "hra": row("hra", lambda ins, outs: 2 * ins, dim=2),
+    "hra": row(
+        "hra", lambda ins, outs: 2 * ins, dim=2, inexact="pairs of reflections undo each other up to rounding only"
+    ),
     "fourierft": row("fourierft", lambda ins, outs: 20, options={"n_frequency": 20}),
-    "waveft": row("waveft", lambda ins, outs: 20, options={"n_frequency": 20}),
+    "waveft": row("waveft", lambda ins, outs: 20, options={"n_frequency": 20}, cannot={"compile": GRAPHS}),
     "c3a": row("c3a", lambda ins, outs: ins * outs // 8, options={"block_size": 8}),
     "hira": row("hira", lambda ins, outs: 2 * (ins + outs), dim=2),
     "miss": row("miss", lambda ins, outs: 2 * outs, dim=2),

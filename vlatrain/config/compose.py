@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from vlatrain.config.errors import UserError, all_unfit
+from vlatrain.config.errors import Unfit, UserError, all_unfit
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, problems_in, unknown_keys
 from vlatrain.config.methods import completed
@@ -177,8 +177,13 @@ def _of_jobs(request: Request, choices: list[list[str]], check: Check | None, ba
     else:  # every choice once, beside others that go together
         base = next((job for job in _variations(first, choices) if not all_unfit(problems(job))), first)
         found = [problems(job) for job in _variations(base, choices)]
-    left_out = request.sweeps and not all(map(all_unfit, found))
-    return [problem for of_job in found if not (left_out and all_unfit(of_job)) for problem in of_job]
+    runs = any(not any(isinstance(problem, Unfit) for problem in of_job) for of_job in found)
+    return [
+        problem
+        for of_job in found
+        for problem in of_job
+        if not (request.sweeps and runs and isinstance(problem, Unfit))
+    ]
 
 
 def _variations(base: list[str], choices: list[list[str]]) -> Iterator[list[str]]:

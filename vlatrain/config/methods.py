@@ -143,7 +143,8 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if not isinstance(value, (AdapterConfig, Mapping)):
             yield f"{where}={value}: expected a method, such as {{name: lora, points: [vision]}}"
             continue
-        plain = dataclasses.asdict(value) if isinstance(value, AdapterConfig) else _of_file(value)
+        # OmegaConf makes attributes of keys that were forced in (`++`), so that vars() has what asdict() has not
+        plain = vars(value) | dataclasses.asdict(value) if isinstance(value, AdapterConfig) else _of_file(value)
         if found := problems_in(AdapterConfig, plain):
             yield from (f"{where}: {problem}" for problem in found)
             continue

@@ -1,0 +1,74 @@
+"""PEFT's methods by their YAML: options are checked before anything loads, and pass through as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from tests.conftest import CONF, adapter_config, model_config, small_config
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config.methods import is_peft
+from vlatrain.injection.attach import attach, check, peft_config
+from vlatrain.reporting.inspection import count
+from vlatrain.training.setup import fresh
+
+NAMES = sorted(file.stem for file in (CONF / "adapter").glob("*.yaml"))
+PEFT = [name for name in NAMES if is_peft(adapter_config(name))]
+
+
+def test_there_are_some() -> None:
+    assert {"lora", "dora", "ia3", "vera", "loha", "oft"} <= set(PEFT)
+    assert "bottleneck" not in PEFT
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_options_are_those_of_peft(name: str) -> None:
+    config = adapter_config(name)
+    check(config)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[config.name.upper()]  # type: ignore[index]
+    assert set(config.options) <= {field.name for field in dataclasses.fields(kind)}
+    made = peft_config(config, sites(model_config("blip"), "vqa", ["vision.0.*"]))
+    assert {key: getattr(made, key) for key in config.options} == config.options
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_an_option_that_peft_has_not_is_refused_before_anything_loads(name: str) -> None:
+    config = TrainConfig(
+        task=TaskConfig(points=["*"]),
+        model=small_config("blip"),
+        adapter=adapter_config(name, options={"nonsense": 1}),
+    )
+    with pytest.raises(UserError, match="nonsense"):
+        fresh(config, [])  # without a text, a random backbone could not even be begun
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_the_preset_is_small_and_quiet(name: str, tmp_path: Path) -> None:
+    config = TrainConfig(
+        task=TaskConfig(points=["vision.*.*", "fusion.*.*"]),
+        model=model_config("tiny_blip"),
+        adapter=adapter_config(name),
+        trainer=TrainerConfig(batch_size=1),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = count(config)
+        attach(load(config.model, "vqa").model, config.adapter, sites(config.model, "vqa", config.points))
+    assert 0 < found.percent < 5
+    assert [*found.trainable] == ["adapter"]
+
+
+def test_every_method_names_its_paper() -> None:
+    for name in PEFT:
+        text = (CONF / "adapter" / f"{name}.yaml").read_text()
+        head = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+        assert "by PEFT" in head, name
+        assert " (" in head, name
+        assert yaml.safe_load(text)
