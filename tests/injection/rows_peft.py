@@ -103,7 +103,6 @@ ROWS: dict[str, Row] = {
         "randlora",
         lambda ins, outs: math.ceil(min(ins, outs) / 4) * (4 + min(ins, outs)),
         dim=4,
-        fixed=r"randlora_[AB]$",
     ),
     "delora": row("delora", lambda ins, outs: 2 * (ins + outs) + 1, dim=2, fixed=r"delora_w_norm$"),
     "gralora": row("gralora", lambda ins, outs: 4 * (ins + outs), dim=4),
