@@ -35,7 +35,9 @@ def run(monkeypatch: pytest.MonkeyPatch, watch: Stopwatch, size: int, seconds: l
 def test_the_first_batch_does_not_count_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(torch.device("cpu"))
     seen = run(monkeypatch, watch, 4, [100.0, 2.0, 1.0])
-    assert [name for ids in seen for name in ids] == [sample.id for sample in make_samples(10)], "the batches are what they were"
+    assert [name for ids in seen for name in ids] == [sample.id for sample in make_samples(10)], (
+        "the batches are what they were"
+    )
     assert watch.speed(10) == 2.0
 
 
