@@ -131,7 +131,10 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["+adapter.dim=3"], ["leave out the +"]),
         (["+model=blip"], ["leave out the +"]),
         (["~adapter.dim"], ["only a group"]),
-        (["task=vqq"], ["task=vqq: there is no such task; there are captioning, joint, retrieval, vqa; did you mean vqa?"]),
+        (
+            ["task=vqq"],
+            ["task=vqq: there is no such task; there are captioning, joint, retrieval, vqa; did you mean vqa?"],
+        ),
         (["adapter=null"], [f"there are {', '.join(METHODS)}"]),
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),
         (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),
@@ -298,9 +301,7 @@ def left_out(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, str]
     return dict(line.split(": ", 1) for line in lines)
 
 
-def test_a_sweep_leaves_out_what_does_not_fit(
-    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_sweep_leaves_out_what_does_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # more jobs than are each composed beforehand
     assert cli.main(["-m", "model=clip,tiny_blip", "task=vqa,retrieval", "seed=1,2,3,4,5"]) == 0
     ran = {(config.model.name, config.task.name) for config in calls.configs}

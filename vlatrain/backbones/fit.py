@@ -68,7 +68,9 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
         return [*found, *wrong]
     layers: dict[str, set[int]] = {}
     places = sites(config.model, task, patterns).places
-    if "sources" in method.needs and not isinstance(config, (EvalConfig, PredictConfig)):  # a finished run holds them itself
+    if "sources" in method.needs and not isinstance(
+        config, (EvalConfig, PredictConfig)
+    ):  # a finished run holds them itself
         found += unfusable(method.sources, config.model.name, places)
     found += _overrides(method, set(places), towers)
     for point in places:

@@ -89,7 +89,9 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         scores="\n".join(f"| {name} | {value:.2f} |" for name, value in metrics["metrics"].items()),
         load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
         load="load" if named else "PeftModel.from_pretrained",
-        parts=PARTS.format(parts=" and ".join(f"{part.name} as `{name}`" for name, part in named.items())) if named else "",
+        parts=PARTS.format(parts=" and ".join(f"{part.name} as `{name}`" for name, part in named.items()))
+        if named
+        else "",
         by_task=BY_TASK.format(parts=", ".join(config.task.parts)) if config.adapter.by_task else "",
         **metrics["parameters"],
     )

@@ -92,7 +92,9 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
             f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning"
         )
     if config.data.name == "shapes":
-        files = [f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in parts(config)]
+        files = [
+            f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in parts(config)
+        ]
         commands.append(f"vlatrain {given}data=files {' '.join(files)}     # your own images")
     commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")
     return commands
