@@ -13,11 +13,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tests.conftest import CONF, adapter_config, model_config, small_config
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
-from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config import RunConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, check, peft_config
 from vlatrain.reporting.inspection import count
-from vlatrain.training.setup import fresh
+from vlatrain.training.run import train
 
 NAMES = sorted(file.stem for file in (CONF / "adapter").glob("*.yaml"))
 PEFT = [name for name in NAMES if is_peft(adapter_config(name))]
@@ -39,14 +39,16 @@ def test_options_are_those_of_peft(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEFT)
-def test_an_option_that_peft_has_not_is_refused_before_anything_loads(name: str) -> None:
+def test_an_option_that_peft_has_not_is_refused_before_anything_loads(name: str, tmp_path: Path) -> None:
     config = TrainConfig(
         task=TaskConfig(points=["*"]),
         model=small_config("blip"),
         adapter=adapter_config(name, options={"nonsense": 1}),
+        run=RunConfig(dir=str(tmp_path / "run")),
     )
     with pytest.raises(UserError, match="nonsense"):
-        fresh(config, [])  # without a text, a random backbone could not even be begun
+        train(config)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", PEFT)

@@ -115,7 +115,8 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     has = [name for name in COMMON if schema.get(name) is not None]
     for name in COMMON:
         if getattr(config, name) is not None and name not in has:
-            known = ", ".join([*has, *schema.get("options", {})]) or f"none, but its parts may: {key}.parts.NAME.{name}"
+            known = ", ".join([*has, *schema.get("options", {})]) or "none"
+            known += f"; its parts may: {key}.parts.NAME.{name}" if config.parts else ""
             yield f"{key}.{name}: {title} has no such option; it has {known}"
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
+from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, is_peft
 from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.fuse import fill, fused_places
@@ -43,7 +44,14 @@ def check(config: AdapterConfig) -> None:
         return
     with _quiet_peft(), _as_user_error(config):
         if is_peft(config):
-            _peft_config_class(config)(**{**config.options, "target_modules": ["x"]})
+            kind = _peft_config_class(config)
+            known = [field.name for field in fields(kind)]
+            if unknown := [name for name in config.options if name not in known]:
+                raise UserError(
+                    f"adapter.options.{name}: PEFT's {kind.__name__} has no such option{did_you_mean(name, known)}"
+                    for name in unknown
+                )
+            kind(**{**config.options, "target_modules": ["x"]})
         else:
             design = _design(config)
             facts = {

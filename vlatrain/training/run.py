@@ -22,7 +22,7 @@ from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.joint import parts
 from vlatrain.config.paths import ADAPTER, CONFIG, read_config, run_folder, save_config
 from vlatrain.data.parts import load_run
-from vlatrain.injection.attach import group_of, save
+from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.fuse import usage
 from vlatrain.reporting.card import write_card
@@ -73,9 +73,9 @@ def train(config: TrainConfig) -> Finished:
     has_test = any(part.data.test for part in parts(config).values())
     if main:
         _refuse_other_run(config, folder)
-    choose_precision(
-        config.trainer.precision, choose_device(config.trainer.device)
-    )  # a missing GPU must not wait for the data
+    # a missing GPU, or an option that a method does not take, must not wait for the data
+    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    check(config.adapter)
     console = Console(quiet=not main)
     with logged(console, folder / "run.log" if main else None):
         log.info("Run folder: %s", folder)

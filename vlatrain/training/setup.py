@@ -16,7 +16,7 @@ from vlatrain.backbones.loading import PROCESSOR, load
 from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
-from vlatrain.injection.attach import attach, check, restore
+from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.tasks import Evaluation, Task, build
 from vlatrain.training.batches import make_batches
@@ -68,7 +68,6 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     Raises:
         UserError: the weights cannot be had, or the points select nothing.
     """
-    check(config.adapter)  # before the weights: a typo must not wait for them
     where = sites(config.model, config.task.name, config.points)
     backbone = load(config.model, config.task.name, texts=texts_of(train), seed=config.seed, run=run)
     with torch.random.fork_rng(devices=[]):
