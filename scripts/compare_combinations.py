@@ -100,12 +100,12 @@ def fusion(folder: Path) -> list[str]:
         vlatrain("eval", f"run={run}", "data=shapes", f"output={output}")
         rows.append([name, "-", f"{metrics(output)['metrics']['accuracy']:.1f}"])
     steps = ("trainer.max_steps=60", "trainer.eval_every=60")
-    for name, words in {
-        "fusion": ["adapter=fusion", f"adapter.{named}"],
-        "fusion, value=full": ["adapter=fusion", f"adapter.{named}", "adapter.options.value=full"],
-        "a new bottleneck": [],
-    }.items():
-        run = folder / name.replace(" ", "_")
+    for folder_name, name, words in (
+        ("fusion", "fusion", ["adapter=fusion", f"adapter.{named}"]),
+        ("full", "fusion, value=full", ["adapter=fusion", f"adapter.{named}", "adapter.options.value=full"]),
+        ("new", "a new bottleneck", []),
+    ):
+        run = folder / folder_name
         vlatrain(*words, *steps, f"run.dir={run}")
         found = metrics(run)
         rows.append([name, f"{found['parameters']['percent']:.2f} %", f"{found['metrics']['accuracy']:.1f}"])
