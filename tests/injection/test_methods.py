@@ -59,9 +59,9 @@ ROWS: dict[str, Row] = {name: row for topic in TOPICS for name, row in topic.ROW
 
 
 def case(name: str, place: tuple[str, str]) -> Any:
-    """A cell of the table. Variants of a design ("bottleneck, gated") and PEFT's methods count as slow but for one place."""
+    """A cell of the table. Variants and presets of a design, and PEFT's methods, count as slow but for one place."""
     row = ROWS[name]
-    secondary = "," in name or (name in rows_peft.ROWS and name != "lora")
+    secondary = name != row.config.name or (name in rows_peft.ROWS and name != "lora")
     home = next(other for other in PLACES if other not in row.unfit)
     marks = [pytest.mark.slow] if secondary and place != home else []
     return pytest.param(name, place, id=f"{name}-{place[0]}-{place[1]}", marks=marks)
