@@ -54,7 +54,16 @@ def first_of(point: Point, over: list[str]) -> Point:
 
 
 @pytest.mark.parametrize("what", ["down", "up", "columns", "all"])
-@pytest.mark.parametrize("over", [["layer"], ["layer", "tower"], ["tower"], ["layer", "tower", "site"]], ids=str)
+@pytest.mark.parametrize(
+    "over",
+    [
+        ["tower"],
+        pytest.param(["layer"], marks=pytest.mark.slow),
+        pytest.param(["layer", "tower"], marks=pytest.mark.slow),
+        ["layer", "tower", "site"],
+    ],
+    ids=str,
+)
 def test_stored_once_and_one_tensor_after_loading(what: str, over: list[str], tmp_path: Path) -> None:
     method = adapter_config("bottleneck", dim=4, share={"what": what, "over": over, "columns": 8})
     _, model = adapted(method)
