@@ -56,6 +56,18 @@ def reads_other(model: nn.Module, tower: str) -> bool:
 
 
 @contextmanager
+def setting(model: nn.Module, **values: Any) -> Iterator[None]:
+    """Set attributes of a model's context for the time of a call; whatever happens, they are as before after it."""
+    context = context_of(model)
+    before = {name: getattr(context, name) for name in values}
+    vars(context).update(values)
+    try:
+        yield
+    finally:
+        vars(context).update(before)
+
+
+@contextmanager
 def hand(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = None) -> Iterator[None]:
     """Hand a tower the states of the other modality.
 
@@ -70,23 +82,13 @@ def hand(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = Non
     """
     if mask is not None and mask.shape != states.shape[:2]:
         raise ValueError(f"{tower}: states {tuple(states.shape)} are handed on with a mask {tuple(mask.shape)}")
-    context = context_of(model)
-    before, context.handed = context.handed, {**context.handed, tower: (states, mask)}
-    try:
+    with setting(model, handed={**context_of(model).handed, tower: (states, mask)}):
         yield
-    finally:
-        context.handed = before
 
 
-@contextmanager
-def for_task(model: nn.Module, name: str) -> Iterator[None]:
+def for_task(model: nn.Module, name: str) -> AbstractContextManager[None]:
     """Say which task the calls are for: task-specific adapters go by it."""
-    context = context_of(model)
-    before, context.task = context.task, name
-    try:
-        yield
-    finally:
-        context.task = before
+    return setting(model, task=name)
 
 
 @contextmanager
@@ -98,13 +100,8 @@ def rows(model: nn.Module, adapters: Sequence[str] | None) -> Iterator[None]:
         adapters: for each row the name of its adapter, `__base__` for none; None changes nothing. A batch of k times as many
             rows (beams) has k rows, one after the other, for each.
     """
-    context = context_of(model)
-    before = context.rows
-    context.rows = list(adapters) if adapters is not None else before
-    try:
+    with setting(model, **({} if adapters is None else {"rows": list(adapters)})):
         yield
-    finally:
-        context.rows = before
 
 
 def recomputed(model: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:

@@ -10,12 +10,11 @@ Deviation: the paper has one tower; here every tower loses its lowest layers.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from torch import nn
 
-from vlatrain.injection.context import context_of
+from vlatrain.injection.context import setting
 
 
 def drawn(most: int, seed: int, step: int) -> int:
@@ -23,12 +22,6 @@ def drawn(most: int, seed: int, step: int) -> int:
     return random.Random(f"adapter drop {seed} {step}").randint(0, most)
 
 
-@contextmanager
-def dropping(model: nn.Module, layers: int) -> Iterator[None]:
+def dropping(model: nn.Module, layers: int) -> AbstractContextManager[None]:
     """Leave out the adapters in so many of the lowest layers of each tower, instead of those left out before."""
-    context = context_of(model)
-    before, context.dropped = context.dropped, layers
-    try:
-        yield
-    finally:
-        context.dropped = before
+    return setting(model, dropped=layers)
