@@ -28,7 +28,7 @@ def test_captioning_logits_and_generation_are_transformers_own() -> None:
     backbone = loaded("captioning")
     pixels = backbone.pixels(images())
     target, given = backbone.target([sample.captions[0] for sample in make_samples()[:4]], 20)
-    context = backbone.context(pixels, None)
+    context = backbone.context({"pixels": pixels})
     expected = backbone.model(pixel_values=pixels, input_ids=target.ids, attention_mask=target.mask).logits
     torch.testing.assert_close(backbone.logits(context, target), expected)
     assert given == 1
@@ -44,8 +44,8 @@ def test_answers_do_not_depend_on_the_padding_of_their_question() -> None:
     both = backbone.text(["is it red?", "what colour is it is it is it?"], 40)
     alone = backbone.text(["is it red?"], 40)
     decode = DecodeConfig(max_new_tokens=6)
-    padded = backbone.generate(backbone.context(pixels, both), decode)
-    assert padded[:1] == backbone.generate(backbone.context(pixels[:1], alone), decode)
+    padded = backbone.generate(backbone.context({"pixels": pixels, "question": both}), decode)
+    assert padded[:1] == backbone.generate(backbone.context({"pixels": pixels[:1], "question": alone}), decode)
 
 
 def test_vqa_loss_is_transformers_own_but_for_the_start_token() -> None:
@@ -62,7 +62,7 @@ def test_vqa_loss_is_transformers_own_but_for_the_start_token() -> None:
         decoder_attention_mask=target.mask,
         labels=labels,
     ).loss
-    logits = backbone.logits(backbone.context(pixels, question), target)
+    logits = backbone.logits(backbone.context({"pixels": pixels, "question": question}), target)
     ours = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(ours, expected)
 
@@ -84,6 +84,6 @@ def test_retrieval_scores_are_transformers_own(head: bool) -> None:
     expected = backbone.model(
         pixel_values=pixels, input_ids=text.ids, attention_mask=text.mask, use_itm_head=head
     ).itm_score
-    features, states = backbone.image_features(pixels)
+    features, states = backbone.image_features({"pixels": pixels})
     ours = backbone.match(states, text) if head else features @ backbone.text_features(text).T
     torch.testing.assert_close(ours, expected)

@@ -15,7 +15,7 @@ def test_similarities_are_transformers_own() -> None:
     pixels = backbone.pixels([sample.image.load() for sample in samples])
     text = backbone.text(captions, 40)
     expected = backbone.model(pixel_values=pixels, input_ids=text.ids, attention_mask=text.mask).logits_per_image
-    features, states = backbone.image_features(pixels)
+    features, states = backbone.image_features({"pixels": pixels})
     torch.testing.assert_close(features @ backbone.text_features(text).T * backbone.logit_scale(), expected)
     assert not backbone.matches  # nothing reads the image, so the pairs' scores say what the features say
     torch.testing.assert_close(backbone.match(states, text), expected.diagonal())

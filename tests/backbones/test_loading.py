@@ -22,8 +22,7 @@ SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip
 def save(backbone: Backbone, folder: Path) -> Path:
     """A checkpoint in the hub's layout."""
     backbone.model.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-    backbone.image_processor.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
     return folder
 
 

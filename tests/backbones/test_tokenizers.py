@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlatrain.backbones.tokenizers import ALPHABET, make_wordpiece, settings
+from vlatrain.backbones.tokenizers import ALPHABET, make_wordpiece, token_ids
 
 TEXTS = ["A red circle, a blue circle.", "is there a square?", "What colour?"]
 
@@ -25,7 +25,7 @@ def test_nothing_is_unknown(text: str) -> None:
 
 def test_special_tokens_frame_a_text_and_have_the_ids_a_model_needs() -> None:
     tokenizer = make_wordpiece(TEXTS, 500)
-    ids = settings("blip", tokenizer)
+    ids = token_ids(tokenizer)
     assert tokenizer("red")["input_ids"] == [tokenizer.cls_token_id, tokenizer.get_vocab()["red"], ids["sep_token_id"]]
     assert ids["pad_token_id"] == tokenizer.pad_token_id
     assert tokenizer.decode(tokenizer("red circle")["input_ids"], skip_special_tokens=True) == "red circle"

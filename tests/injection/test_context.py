@@ -88,7 +88,7 @@ def test_no_row_sees_another_rows_image_or_question(name: str) -> None:
     clip, _ = adapted("clip", "retrieval", ["text.*.*"], name)
     pixels, text = images_and_captions(clip)
     with torch.no_grad():
-        states = clip.image_features(pixels)[1]
+        states = clip.image_features({"pixels": pixels})[1]
         scores = clip.match(states, text)
         torch.testing.assert_close(
             clip.match(states[swapped], Text(text.ids[swapped], text.mask[swapped])), scores[swapped]
@@ -105,8 +105,10 @@ def test_no_row_sees_another_rows_image_or_question(name: str) -> None:
     blip, _ = adapted("blip", "vqa", ["*"], name)
     pixels, question = images_and_captions(blip)
     with torch.no_grad():
-        fused = blip.context(pixels, question)[0]
-        other = blip.context(pixels[swapped], Text(question.ids[swapped], question.mask[swapped]))[0]
+        fused = blip.context({"pixels": pixels, "question": question})["states"]
+        other = blip.context(
+            {"pixels": pixels[swapped], "question": Text(question.ids[swapped], question.mask[swapped])}
+        )["states"]
         torch.testing.assert_close(other, fused[swapped])
 
 
@@ -121,8 +123,8 @@ def test_the_image_reads_the_question_without_its_padding() -> None:
     both = backbone.text(["is it red?", "what colour is it is it is it?"], 40)
     alone = backbone.text(["is it red?"], 40)
     with torch.no_grad():
-        padded = backbone.context(pixels[:2], both)[0][:1, : alone.ids.shape[1]]
-        torch.testing.assert_close(padded, backbone.context(pixels[:1], alone)[0])
+        padded = backbone.context({"pixels": pixels[:2], "question": both})["states"][:1, : alone.ids.shape[1]]
+        torch.testing.assert_close(padded, backbone.context({"pixels": pixels[:1], "question": alone})["states"])
 
 
 def test_the_question_is_encoded_twice_only_if_something_reads_it() -> None:
@@ -136,10 +138,10 @@ def test_the_question_is_encoded_twice_only_if_something_reads_it() -> None:
         pixels, question = images_and_captions(backbone)
         counted: list[int] = []
         backbone.model.text_encoder.register_forward_hook(lambda *_, counted=counted: counted.append(1))
-        backbone.context(pixels, question)
+        backbone.context({"pixels": pixels, "question": question})
         assert len(counted) == calls, (name, points)
         with model.disable_adapter():
-            backbone.context(pixels, question)
+            backbone.context({"pixels": pixels, "question": question})
         assert len(counted) == calls + 1
 
 
@@ -169,7 +171,7 @@ def test_a_pair_is_put_above_its_hard_negatives() -> None:
     batch = work.collate(samples)
     text, owner = batch["text"], batch["owner"].tolist()
     with torch.no_grad():
-        _, states = backbone.image_features(batch["pixels"])
+        _, states = backbone.image_features(batch["inputs"])
         score = torch.stack(
             [backbone.match(states[i : i + 1].expand(4, -1, -1), text) for i in range(2)], dim=1
         )  # (T, I)
@@ -191,7 +193,7 @@ def test_scores_rank_again() -> None:
         found = work.evaluate(samples, lambda rows, collate: [collate(rows)])
         text = backbone.text(captions, 40)
         for index, (sample, record) in enumerate(zip(samples, found.predictions, strict=True)):
-            states = backbone.image_features(backbone.pixels([sample.image.load()]))[1]
+            states = backbone.image_features(backbone.inputs([sample.image.load()]))[1]
             scores = backbone.match(states.expand(len(captions), -1, -1), text)
             assert record["prediction"] == captions[int(scores.argmax())]
             assert record["rank"] == 1 + int((scores > scores[index]).sum())

@@ -44,7 +44,7 @@ def test_the_cache_holds_the_frozen_models_features_of_the_samples_drawn() -> No
     frozen = load(config.model, "retrieval")
     for number, sample in enumerate(drawn(samples, SIZE, config.seed)):
         with torch.no_grad():
-            key = frozen.image_features(frozen.pixels([sample.image.load()]))[0][0]  # type: ignore[attr-defined]
+            key = frozen.image_features(frozen.inputs([sample.image.load()]))[0][0]  # type: ignore[attr-defined]
             value = frozen.text_features(frozen.text(sample.captions, 40))[0]  # type: ignore[attr-defined]
         torch.testing.assert_close(unit.keys[number], key)
         torch.testing.assert_close(unit.values[number], value)

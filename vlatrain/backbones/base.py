@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer
 
-from vlatrain.config import DecodeConfig, ModelConfig
+from vlatrain.backbones import tokenizers
+from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
+from vlatrain.config import DecodeConfig, ModelConfig, UserError
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Inputs = dict[str, Any]
+"""Tensors and texts by name, with a row for each sample."""
 
 
 @dataclass
@@ -33,38 +39,117 @@ class Text:
         return Text(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
 
 
+@dataclass
+class Pair:
+    """A tokenizer and an image processor: what feeds a model that has no processor of its own."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write both."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+
 class Backbone:
     """A frozen vision-language model with what is needed to feed it.
 
-    A family subclasses it with the operations its models can do: `Generator` (answers and captions) and `Embedder` (retrieval).
+    A family subclasses it with the operations its models can do: `Generator` (answers and captions), `Embedder` (retrieval), ...
     All operations run the model with whatever adapters have been put into it.
 
     Attributes:
         config: its description.
         task: the task its class serves.
         model: the transformers model.
-        tokenizer: its tokenizer.
-        image_processor: its image processor.
+        processor: what turns texts and images into its inputs: has a `tokenizer` and an `image_processor`.
         source: where the weights came from, for messages and the model card.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        task: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        image_processor: Any,
-        source: str,
-    ) -> None:
-        self.config, self.task = config, task
-        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
-        self.source = source
+    def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
+        self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
+
+    @classmethod
+    def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
+        """The architecture with random weights, on torch's default device."""
+        return cls.architecture(config, task)(transformers_config(settings))
+
+    @classmethod
+    def architecture(cls, config: ModelConfig, task: str) -> type[PreTrainedModel]:
+        """The class that serves a task."""
+        return model_class(config.tasks[task].architecture, f"model.tasks.{task}.architecture")
+
+    @classmethod
+    def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
+        """Weights and processor of a checkpoint.
+
+        Raises:
+            OSError: they cannot be had.
+            UserError: weights are missing in it.
+        """
+        loaded: Any = cls.architecture(config, task).from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        model, report = loaded
+        new = tuple(config.tasks[task].trained)
+        if missing := sorted(key for key in report["missing_keys"] if not key.startswith(new)):
+            raise UserError(
+                f"model.checkpoint={checkpoint} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): "
+                f"it is no checkpoint for task={task}"
+            )
+        return model, cls.read_processor(checkpoint)
+
+    @classmethod
+    def read_processor(cls, checkpoint: str) -> Any:
+        """The processor of a checkpoint: image processing on PIL, equal on every machine."""
+        return Pair(
+            AutoTokenizer.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        )
+
+    @classmethod
+    def make_processor(cls, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+        """A processor for random weights of such settings, its tokenizer made from texts."""
+        tokenizer = tokenizers.make_wordpiece(texts, settings["text_config"]["vocab_size"])
+        return Pair(tokenizer, square_processor(settings))
+
+    @classmethod
+    def with_tokens(cls, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """The settings with the token ids of a processor that was made."""
+        return {**settings, "text_config": {**settings["text_config"], **tokenizers.token_ids(processor.tokenizer)}}
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """Its image processor."""
+        return self.processor.image_processor
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> Inputs:
+        """What the model is given: images, (B, 3, H, W) as `pixels`, and questions about them. Runs in data-loading workers.
+
+        Args:
+            images: upright RGB images.
+            questions: a question about each; None: there are none.
+            max_length: tokens that a question is cut to.
+        """
+        found: Inputs = {"pixels": self.pixels(images)}
+        return found if questions is None else {**found, "question": self.text(questions, max_length)}
+
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+        """Inputs that have only shapes, with questions of so many tokens (0: none): for estimating memory on the meta device."""
+        size = self.model.config.vision_config.image_size
+        found: Inputs = {"pixels": torch.zeros(batch_size, 3, size, size, device=device)}
+        return {**found, "question": blank_text(batch_size, question, device)} if question else found
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""
@@ -77,16 +162,33 @@ class Backbone:
         )
         return Text(encoded["input_ids"], encoded["attention_mask"])
 
+    def rows(self, context: Inputs, owner: Tensor) -> Inputs:
+        """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
+        return {name: value.index_select(0, owner) for name, value in context.items()}
+
+
+def square_processor(settings: dict[str, Any]) -> Any:
+    """The image processor of an architecture, at its image size."""
+    side = settings["vision_config"]["image_size"]
+    size = {"height": side, "width": side}
+    return image_processor_class(settings["model_type"])(size=size, crop_size=size, do_center_crop=False)
+
+
+def blank_text(batch_size: int, length: int, device: torch.device | str) -> Text:
+    """Texts without content: (B, L)."""
+    ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
+    return Text(ids, torch.ones_like(ids))
+
 
 @runtime_checkable
 class Generator(Protocol):
     """A backbone that writes text about an image: answers to questions, or captions.
 
-    It first turns the inputs into a context, the states that its decoder attends to, and then scores or writes text.
+    It first turns the inputs into a context, the states that texts are scored or written from.
     """
 
-    def context(self, pixels: Tensor, question: Text | None) -> tuple[Tensor, Tensor]:
-        """The states (B, S, width) that the decoder attends to and their mask (B, S)."""
+    def context(self, inputs: Inputs) -> Inputs:
+        """What all texts about a row's image have in common, a row for each row of the inputs (see `Backbone.rows`)."""
         ...
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
@@ -94,13 +196,11 @@ class Generator(Protocol):
         before the first that is learned (start token and prompt)."""
         ...
 
-    def logits(self, context: tuple[Tensor, Tensor], target: Text) -> Tensor:
+    def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits (N, L, vocabulary) of target tokens (N, L), teacher-forced."""
         ...
 
-    def generate(
-        self, context: tuple[Tensor, Tensor], decode: DecodeConfig, prompt: str = "", alternatives: int = 1
-    ) -> list[str]:
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Generated texts without prompt and special tokens: `alternatives` for each of the B rows, best first, row by row."""
         ...
 
@@ -109,7 +209,7 @@ class Generator(Protocol):
 class Embedder(Protocol):
     """A backbone with images and texts in one space."""
 
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Unit features (B, D), and the states (B, S, width) that `match` takes."""
         ...
 

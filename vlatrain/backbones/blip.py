@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Text
+from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import hand, reads_other
 
@@ -37,23 +37,24 @@ class Blip(Backbone):
     def _image_states(self, pixels: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values=pixels).last_hidden_state  # (B, S, width)
 
-    def context(self, pixels: Tensor, question: Text | None) -> tuple[Tensor, Tensor]:
-        """Image states, or the question's states after it has attended to the image.
+    def context(self, inputs: Inputs) -> Inputs:
+        """Image states, or the question's states after it has attended to the image: `states` (B, S, width), `mask` (B, S).
 
         Where adapters in the vision tower read the question, it is first encoded on its own.
         """
+        question = inputs.get("question")
         with self._asked(question):
-            states = self._image_states(pixels)
+            states = self._image_states(inputs["pixels"])
         mask = states.new_ones(states.shape[:2], dtype=torch.long)
         if question is None:
-            return states, mask
+            return {"states": states, "mask": mask}
         fused = self.model.text_encoder(
             input_ids=question.ids,
             attention_mask=question.mask,
             encoder_hidden_states=states,
             encoder_attention_mask=mask,
         )
-        return fused.last_hidden_state, question.mask
+        return {"states": fused.last_hidden_state, "mask": question.mask}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """`[DEC] prompt text [SEP]`."""
@@ -68,22 +69,19 @@ class Blip(Backbone):
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
         return Text(padded, mask), len(start)
 
-    def logits(self, context: tuple[Tensor, Tensor], target: Text) -> Tensor:
+    def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
-        states, mask = context
         return self.model.text_decoder(
             input_ids=target.ids,
             attention_mask=target.mask,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
+            encoder_hidden_states=context["states"],
+            encoder_attention_mask=context["mask"],
             use_cache=False,
         ).logits
 
-    def generate(
-        self, context: tuple[Tensor, Tensor], decode: DecodeConfig, prompt: str = "", alternatives: int = 1
-    ) -> list[str]:
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
-        states, mask = context
+        states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
         beams = max(decode.num_beams, alternatives)
         beam_options = {"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}
@@ -104,9 +102,9 @@ class Blip(Backbone):
         texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected [CLS] state of the image, and all its states."""
-        states = self._image_states(pixels)
+        states = self._image_states(inputs["pixels"])
         return normalize(self.model.vision_proj(states[:, 0]), dim=-1), states
 
     def text_features(self, text: Text) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Text
+from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.injection.context import hand, reads_other
 
 
@@ -16,9 +16,9 @@ class Clip(Backbone):
 
     model: Any
 
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected pooled state of the image, and all its states."""
-        output = self.model.vision_model(pixel_values=pixels)
+        output = self.model.vision_model(pixel_values=inputs["pixels"])
         return normalize(self.model.visual_projection(output.pooler_output), dim=-1), output.last_hidden_state
 
     def text_features(self, text: Text) -> Tensor:

@@ -38,7 +38,7 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
     """
     folder = Path(checkpoint_of(config, task))
     if config.random_init or not folder.is_dir():
-        return config.config
+        return _merged(config.config, config.tasks[task].config)
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,3 +113,13 @@ def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: s
         if isinstance(value, int):
             return value
     raise UserError(f"model={config.name}: its settings lack {key or what}, the {what} of the {tower} tower")
+
+
+def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place, nested ones too."""
+    nested = {
+        key: _merged(settings[key], value)
+        for key, value in own.items()
+        if isinstance(value, dict) and isinstance(settings.get(key), dict)
+    }
+    return {**settings, **own, **nested}

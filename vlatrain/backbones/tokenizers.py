@@ -49,8 +49,8 @@ def make_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def settings(family: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The token ids that a family's `text_config` needs for such a tokenizer."""
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The token ids that a model's `text_config` needs for such a tokenizer."""
     start, end, padding = (tokenizer.convert_tokens_to_ids(token) for token in (START, "[SEP]", "[PAD]"))
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": padding}
-    return ids if family == "clip" else {**ids, "sep_token_id": end}  # CLIP pools the state of the first eos token
+    # CLIP pools the state of the first eos token
+    return {"bos_token_id": start, "eos_token_id": end, "sep_token_id": end, "pad_token_id": padding}

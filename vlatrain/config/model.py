@@ -59,6 +59,10 @@ class ModelTaskConfig:
         ends: the towers whose last states go to a head, and through no further tower.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
         features: those of them that give the features of image and text (CLIP-Adapter and Tip-Adapter adapt these).
+        trained: modules outside the towers that are new and hence always train with an adapter (path prefixes): a visual
+            projection, a classifier.
+        contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
+        config: settings of the architecture that differ from `model.config` in this task.
         parts: of a joint task, the tasks that can be parts of it.
         samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
         passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
@@ -71,6 +75,9 @@ class ModelTaskConfig:
     ends: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
+    contrast: str = "softmax"
+    config: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     samples_per_pass: int = 32
     passes_per_step: int = 1
@@ -82,7 +89,7 @@ class ModelConfig:
 
     Attributes:
         name: name of this option.
-        family: the kind of model (blip, clip): how inputs are named and features are taken.
+        family: the kind of model: a key of `vlatrain.backbones.loading.FAMILIES`.
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
         adapter_lr: learning rate that suits adapters in it: what `optim.lr` starts from.
         full_lr: the same for `adapter=full`.
@@ -90,6 +97,8 @@ class ModelConfig:
         tasks: what serves each task.
         towers: the towers by name.
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
+        prompts: by task, what a model that continues text is told: `{question}` stands for the question.
+        options: what only this family has.
     """
 
     name: str = "tiny_blip"
@@ -101,3 +110,5 @@ class ModelConfig:
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)

@@ -89,14 +89,14 @@ class Predictor:
         task = self._retrieval()
         samples = [_sample(picture) for picture in images]
         features = torch.cat(
-            [task.embedder.image_features(batch["pixels"])[0] for batch in self._batches(samples, task.images)]
+            [task.embedder.image_features(batch["inputs"])[0] for batch in self._batches(samples, task.images)]
         )
         query = task.embedder.text_features(self._text([text]))
         best = top_k(query, features, k)[1][0].tolist()
         scores = (features[best].float() @ query[0].float()).tolist()
         if task.config.rerank and task.embedder.matches:
-            pixels = (batch["pixels"] for batch in self._batches([samples[i] for i in best], task.images))
-            states = (task.embedder.image_features(part)[1] for part in pixels)
+            batches = self._batches([samples[i] for i in best], task.images)
+            states = (task.embedder.image_features(batch["inputs"])[1] for batch in batches)
             scores = [
                 score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()
             ]
@@ -104,7 +104,7 @@ class Predictor:
 
     def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
-        feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["pixels"])
+        feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["inputs"])
         features = torch.cat(
             [
                 task.embedder.text_features(self._text(texts[start : start + self.batch_size]))

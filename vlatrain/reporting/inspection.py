@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
-from vlatrain.backbones.loading import FAMILIES, meta_model
+from vlatrain.backbones.loading import family_of, meta_model
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import is_peft
 from vlatrain.config.methods import parts as methods
@@ -161,7 +161,7 @@ def _activations(config: TrainConfig, model: nn.Module) -> int:
             alive.append(base)
         return tensor
 
-    backbone = FAMILIES[config.model.family](config.model, config.task.name, model, None, None, "")  # type: ignore[arg-type]
+    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
     task = build(config.task, backbone)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"), _FullMasks():
         task.rehearse(config.trainer.batch_size, "meta")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vlatrain.backbones.base import Backbone, Text
+from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 
@@ -74,21 +74,10 @@ class Task(ABC):
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A loss from inputs that have only shapes, of typical lengths (`TYPICAL`): for estimating memory on the meta device."""
 
-    def pixels(self, samples: Sequence[Sample]) -> Tensor:
-        """The samples' images as the model wants them: (B, 3, H, W). Loads them."""
-        return self.backbone.pixels([sample.image.load() for sample in samples])
-
-
-def blank_pixels(backbone: Backbone, batch_size: int, device: torch.device | str) -> Tensor:
-    """Images of the backbone's size without content: (B, 3, H, W)."""
-    size = backbone.model.config.vision_config.image_size
-    return torch.zeros(batch_size, 3, size, size, device=device)
-
-
-def blank_text(batch_size: int, length: int, device: torch.device | str) -> Text:
-    """Texts without content: (B, L)."""
-    ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
-    return Text(ids, torch.ones_like(ids))
+    def inputs(self, samples: Sequence[Sample], asked: bool = False) -> Inputs:
+        """The samples' images, which it loads, and their questions if asked for, as the model wants them."""
+        questions = [sample.question for sample in samples] if asked else None
+        return self.backbone.inputs([sample.image.load() for sample in samples], questions, self.config.max_length)
 
 
 def move(value: Any, device: torch.device | str) -> Any:
@@ -129,12 +118,6 @@ def sequence_losses(logits: Tensor, target: Text, given: int) -> Tensor:
     """Loss (N,) of each text: the mean over its learned tokens, so that long texts do not outweigh short ones."""
     losses, learned = token_losses(logits, target, given)
     return losses.sum(dim=1) / learned.sum(dim=1).clamp(min=1)
-
-
-def rows(context: tuple[Tensor, Tensor], owner: Tensor) -> tuple[Tensor, Tensor]:
-    """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
-    states, mask = context
-    return states.index_select(0, owner), mask.index_select(0, owner)
 
 
 def owned(counts: Sequence[int]) -> Tensor:

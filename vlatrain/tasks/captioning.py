@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Generator
+from vlatrain.backbones.base import Backbone, Generator, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
@@ -18,11 +18,8 @@ from vlatrain.tasks.base import (
     Batches,
     Evaluation,
     Task,
-    blank_pixels,
-    blank_text,
     mean_per_owner,
     owned,
-    rows,
     sequence_losses,
 )
 
@@ -36,7 +33,7 @@ class Captioning(Task):
 
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images."""
-        return {"ids": [sample.id for sample in samples], "pixels": self.pixels(samples)}
+        return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images, and every caption, each sample's one after the other: all captions of an image share its states."""
@@ -47,8 +44,8 @@ class Captioning(Task):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the images of the mean over their captions of the captions' losses."""
-        context = self.generator.context(batch["pixels"], None)
-        logits = self.generator.logits(rows(context, batch["owner"]), batch["caption"])
+        context = self.generator.context(batch["inputs"])
+        logits = self.generator.logits(self.backbone.rows(context, batch["owner"]), batch["caption"])
         losses = sequence_losses(logits, batch["caption"], batch["given"])
         return mean_per_owner(losses, torch.ones_like(losses), batch["owner"], len(batch["ids"])).mean()
 
@@ -57,7 +54,7 @@ class Captioning(Task):
         return self.loss(
             {
                 "ids": range(batch_size),
-                "pixels": blank_pixels(self.backbone, batch_size, device),
+                "inputs": self.backbone.blank(batch_size, device),
                 "caption": blank_text(batch_size, TYPICAL["caption"], device),
                 "given": 1,
                 "owner": torch.arange(batch_size, device=device),
@@ -66,7 +63,7 @@ class Captioning(Task):
 
     def caption(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
         """For each image the best captions, best first."""
-        context = self.generator.context(batch["pixels"], None)
+        context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, self.config.prompt, alternatives)
         return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from vlatrain.backbones.base import Backbone, Embedder, Text
+from vlatrain.backbones.base import Backbone, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, blank_pixels, blank_text, owned
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, owned
 
 PAIRS = 64  # image-text pairs that are matched at a time
 
@@ -34,7 +34,7 @@ class Retrieval(Task):
 
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images."""
-        return {"ids": [sample.id for sample in samples], "pixels": self.pixels(samples)}
+        return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
 
     def texts(self, samples: Sequence[Sample]) -> Batch:
         """Every caption of the samples."""
@@ -49,7 +49,7 @@ class Retrieval(Task):
     def loss(self, batch: Batch) -> Tensor:
         """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
         text, owner = batch["text"], batch["owner"]
-        image_features, states = self.embedder.image_features(batch["pixels"])
+        image_features, states = self.embedder.image_features(batch["inputs"])
         text_features = self.embedder.text_features(text)
         cosine = text_features @ image_features.T  # (T, I)
         loss = contrastive_loss(cosine * self._scale(), text.ids, owner)
@@ -60,7 +60,7 @@ class Retrieval(Task):
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""
         images = torch.cat(
-            [self.embedder.image_features(b["pixels"])[0].float() for b in batches(samples, self.images)]
+            [self.embedder.image_features(b["inputs"])[0].float() for b in batches(samples, self.images)]
         )
         texts = torch.cat([self.embedder.text_features(b["text"]).float() for b in batches(samples, self.texts)])
         owner = owned([len(sample.captions) for sample in samples]).to(images.device)
@@ -92,7 +92,7 @@ class Retrieval(Task):
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
         text, owner = blank_text(batch_size, TYPICAL["caption"], device), torch.arange(batch_size, device=device)
-        image_features, states = self.embedder.image_features(blank_pixels(self.backbone, batch_size, device))
+        image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
         logits = self.embedder.text_features(text) @ image_features.T * self._scale()
         loss = contrastive_loss(logits, text.ids, owner)
         if self.config.matching and self.embedder.matches:
@@ -161,7 +161,7 @@ class Retrieval(Task):
         text_scores = torch.empty(by_text.shape, device=images.device)
         row = 0
         for batch in batches(samples, self.images):
-            for state in self.embedder.image_features(batch["pixels"])[1]:
+            for state in self.embedder.image_features(batch["inputs"])[1]:
                 asked, place = (by_text == row).nonzero(as_tuple=True)  # the texts whose best k include this image
                 wanted = [captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]]
                 text = self.backbone.text(wanted, self.config.max_length).to(state.device)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Generator
+from vlatrain.backbones.base import Backbone, Generator, Inputs, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
@@ -23,11 +23,8 @@ from vlatrain.tasks.base import (
     Batches,
     Evaluation,
     Task,
-    blank_pixels,
-    blank_text,
     mean_per_owner,
     owned,
-    rows,
     sequence_log_probs,
     sequence_losses,
 )
@@ -53,11 +50,7 @@ class Vqa(Task):
 
     def questions(self, samples: Sequence[Sample]) -> Batch:
         """Images and questions."""
-        return {
-            "ids": [sample.id for sample in samples],
-            "pixels": self.pixels(samples),
-            "question": self.backbone.text([sample.question for sample in samples], self.config.max_length),
-        }
+        return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples, asked=True)}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images, questions, and every distinct answer with its weight, each sample's answers one after the other."""
@@ -74,8 +67,8 @@ class Vqa(Task):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the samples of the weighted mean over their answers of the answers' losses."""
-        context = self.generator.context(batch["pixels"], batch["question"])
-        logits = self.generator.logits(rows(context, batch["owner"]), batch["answer"])
+        context = self.generator.context(batch["inputs"])
+        logits = self.generator.logits(self.backbone.rows(context, batch["owner"]), batch["answer"])
         losses = sequence_losses(logits, batch["answer"], batch["given"])
         return mean_per_owner(losses, batch["weights"], batch["owner"], len(batch["ids"])).mean()
 
@@ -84,8 +77,7 @@ class Vqa(Task):
         return self.loss(
             {
                 "ids": range(batch_size),
-                "pixels": blank_pixels(self.backbone, batch_size, device),
-                "question": blank_text(batch_size, TYPICAL["question"], device),
+                "inputs": self.backbone.blank(batch_size, device, TYPICAL["question"]),
                 "answer": blank_text(batch_size, TYPICAL["answer"], device),
                 "given": 1,
                 "weights": torch.ones(batch_size, device=device),
@@ -98,12 +90,12 @@ class Vqa(Task):
 
         Generated answers carry the probability of their tokens; ranked ones are normalised over the list.
         """
-        context = self.generator.context(batch["pixels"], batch["question"])
-        if self.config.answers == "rank":
-            return self._rank(context, alternatives)
+        context = self.generator.context(batch["inputs"])
         count = len(batch["ids"])
+        if self.config.answers == "rank":
+            return self._rank(context, count, alternatives)
         texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
-        scores = self._log_probs(rows(context, owned([alternatives] * count).to(context[0].device)), texts).exp()
+        scores = self._log_probs(self._rows(context, owned([alternatives] * count)), texts).exp()
         pairs = list(zip(texts, scores.tolist(), strict=True))
         return [pairs[i * alternatives : (i + 1) * alternatives] for i in range(count)]
 
@@ -134,11 +126,14 @@ class Vqa(Task):
         ]
         return Evaluation({"accuracy": scores.accuracy}, settings, predictions)
 
-    def _rank(self, context: tuple[Tensor, Tensor], alternatives: int) -> list[list[tuple[str, float]]]:
+    def _rows(self, context: Inputs, owner: Tensor) -> Inputs:
+        return self.backbone.rows(context, owner.to(self.backbone.device))
+
+    def _rank(self, context: Inputs, count: int, alternatives: int) -> list[list[tuple[str, float]]]:
         answers = self.config.answer_list
         per_question = []
-        for row in range(len(context[0])):  # one question at a time: its states times the answers is the batch
-            repeated = rows(context, torch.full((len(answers),), row, device=context[0].device))
+        for row in range(count):  # one question at a time: its states times the answers is the batch
+            repeated = self._rows(context, torch.full((len(answers),), row))
             per_question.append(self._log_probs(repeated, answers))
         probabilities = torch.stack(per_question).softmax(dim=1)  # (B, answers)
         top = probabilities.topk(min(alternatives, len(answers)), dim=1)
@@ -147,9 +142,9 @@ class Vqa(Task):
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def _log_probs(self, context: tuple[Tensor, Tensor], texts: Sequence[str]) -> Tensor:
+    def _log_probs(self, context: Inputs, texts: Sequence[str]) -> Tensor:
         target, given = self.generator.target(texts, self.config.max_length)
-        target = target.to(context[0].device)
+        target = target.to(self.backbone.device)
         return sequence_log_probs(self.generator.logits(context, target), target, given)
 
 

@@ -55,7 +55,7 @@ def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: 
     batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
     with torch.no_grad():
         found = [
-            (embedder.image_features(batch["pixels"])[0], embedder.text_features(batch["text"]))
+            (embedder.image_features(batch["inputs"])[0], embedder.text_features(batch["text"]))
             for batch in batches(chosen, bench.task.collate)
         ]
     keys, values = (torch.cat(parts) for parts in zip(*found, strict=True))  # (size, width) each

@@ -63,7 +63,7 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
     Args:
         config: the configuration.
         train: training samples: what a random backbone's tokenizer and an answer list are made from.
-        run: a run folder whose tokenizer is used where there is one (resuming).
+        run: a run folder whose processor is used where there is one (resuming).
 
     Raises:
         UserError: the weights cannot be had, or the points select nothing.
@@ -113,9 +113,9 @@ def scored(
 
 
 def keep_processor(bench: Bench, run: Path) -> None:
-    """Keep a random backbone's tokenizer in the run: nothing else could bring it back."""
+    """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if bench.backbone.config.random_init:
-        bench.backbone.tokenizer.save_pretrained(run / PROCESSOR)
+        bench.backbone.processor.save_pretrained(str(run / PROCESSOR))
 
 
 def texts_of(samples: Sequence[Sample]) -> list[str]:
