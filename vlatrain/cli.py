@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import sys
@@ -47,6 +48,8 @@ def entry() -> None:
     """The console script."""
     # OpenMP threads that spin while they wait cost a shared machine many times what they save; read when torch loads
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # PEFT imports it where it is installed; on a CPU it tells of the kernels that it goes without, and of casts
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

@@ -15,6 +15,8 @@ from vlatrain.injection.mergeable import unmergeable
 from vlatrain.injection.points import Point, Stack, select
 from vlatrain.injection.sources import unfusable
 
+ON_QUANTISED = ("lora", "ia3", "hira", "randlora", "road")  # of PEFT's methods, those that take bitsandbytes' layers
+
 
 def misfits(config: TrainConfig) -> list[str]:
     """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
@@ -60,7 +62,7 @@ def _of_parts(config: TrainConfig) -> list[str]:
 
 def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) -> list[str]:
     task, towers = config.task.name, stacks(config.model, config.task.name)
-    found = list(_needs(config, method))
+    found = [*_needs(config, method), *_quantised(config, method)]
     for pattern in method.overrides:
         found += _errors([pattern], towers)
     wrong = _errors(patterns, towers)
@@ -111,6 +113,14 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
     if "parts" in method.needs and not method.parts:
         yield Unfit(f"{title}: needs adapter.parts, methods with points of their own")
+
+
+def _quantised(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
+    if config.model.quantize and is_peft(method) and method.name not in ON_QUANTISED:
+        yield Unfit(
+            f"adapter={method.name}: PEFT does not put it on quantised layers (model.quantize={config.model.quantize}); there it "
+            f"has {', '.join(ON_QUANTISED)}, and all of vlatrain's own designs fit"
+        )
 
 
 def _by_task(config: TrainConfig) -> Iterator[str]:

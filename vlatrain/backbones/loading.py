@@ -13,6 +13,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
 from vlatrain.backbones.clip import Clip
 from vlatrain.backbones.describe import checkpoint_of, settings_of
+from vlatrain.backbones.quantise import layers_of, quantise
 from vlatrain.config import ModelConfig, UserError
 
 FAMILIES: dict[str, type[Backbone]] = {"blip": Blip, "clip": Clip}
@@ -20,16 +21,25 @@ PROCESSOR = "processor"  # folder in a run that keeps the processor of a random 
 
 
 def load(
-    config: ModelConfig, task: str, *, texts: Iterable[str] = (), seed: int = 0, run: Path | None = None
+    config: ModelConfig,
+    task: str,
+    *,
+    texts: Iterable[str] = (),
+    seed: int = 0,
+    run: Path | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """The backbone for a task, in fp32, on the CPU, in eval mode, nothing trainable.
+    """The backbone for a task, in fp32, on the CPU, in eval mode, nothing trainable. A quantised one is on its device.
 
     Args:
         config: its description.
         task: the task.
         texts: `random_init`: what its tokenizer is made from.
         seed: `random_init`: seed of the weights; the same seed gives the same weights.
-        run: `random_init`: a run folder whose tokenizer is used instead of making one.
+        run: `random_init`: a run folder whose processor is used instead of making one.
+        device: `quantize`: where it is to go; None: it stays on the CPU.
+        dtype: `quantize`: type to compute in.
 
     Raises:
         UserError: the weights cannot be had, or are not for this task.
@@ -40,6 +50,12 @@ def load(
     else:
         backbone = _pretrained(config, task, checkpoint)
     backbone.model.requires_grad_(False).eval()
+    if config.quantize:
+        layers = layers_of(backbone.model, config, task)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            quantise(backbone.model, layers, config.quantize, device or torch.device("cpu"), dtype)
+        backbone.model.requires_grad_(False).eval().to(device)
     return backbone
 
 
@@ -83,7 +99,8 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
         processor = family.read_processor(str(run / PROCESSOR))
     else:
         processor = family.make_processor(settings, texts)
-    with torch.random.fork_rng(devices=[]):
+    # a model that is to be quantised is drawn then, layer by layer
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if config.quantize else "cpu"):
         torch.manual_seed(seed)
         model = family.build(config, task, family.with_tokens(settings, processor))
     return family(config, task, model, processor, f"random weights (seed {seed})")

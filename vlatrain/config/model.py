@@ -94,6 +94,7 @@ class ModelConfig:
         adapter_lr: learning rate that suits adapters in it: what `optim.lr` starts from.
         full_lr: the same for `adapter=full`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
+        quantize: bits of the weights in the towers' linear layers, 8 or 4; null: they are as they are. What trains stays fp32.
         tasks: what serves each task.
         towers: the towers by name.
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
@@ -107,6 +108,7 @@ class ModelConfig:
     adapter_lr: float = 1e-3
     full_lr: float = 1e-4
     random_init: bool = False
+    quantize: int | None = None
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)

@@ -78,10 +78,11 @@ _RANGES: dict[str, Rule] = {
     "keep": _at_least_one,
 }
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "task.name": (*joint.SINGLE, joint.JOINT),
     "task.sampling": joint.SAMPLING,
     "task.answers": ("generate", "rank"),
+    "model.quantize": (4, 8),
     "adapter.activation": ACTIVATIONS,
     "adapter.init": ("zero", "normal"),
     "data.name": ("shapes", "files", "hub"),
@@ -154,7 +155,8 @@ def _unknown_names(config: TrainConfig) -> Iterable[str]:
     for key, names in _CHOICES.items():
         for shown, value in _values(config, key):
             if value not in names:
-                yield f"{shown}={value}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}"
+                known = tuple(map(str, names))
+                yield f"{shown}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
     metric, known = config.task.metric, metrics(config.task)
     if known and metric not in known:
         yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
@@ -172,6 +174,10 @@ def _model(config: TrainConfig) -> Iterable[str]:
         for tower in served.towers:
             if tower not in model.towers:
                 yield f"model.tasks.{task}.towers: no tower {tower}; there are {', '.join(model.towers)}"
+    if model.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"model.quantize={model.quantize}: needs a package; pip install 'vlatrain[quantize]'"
+    if model.quantize and config.adapter.name == "full":
+        yield Unfit(f"model.quantize={model.quantize}: quantised weights cannot train, and adapter=full trains them")
     checkpoint = model.checkpoint or ""
     if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().exists():
         yield f"model.checkpoint={checkpoint}: no such folder"

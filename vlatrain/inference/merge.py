@@ -97,7 +97,8 @@ def _write_run(config: MergeConfig, method: AdapterConfig, saved: Saved, first: 
 
 def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
     """A checkpoint in the hub's layout: model, tokenizer, image processor."""
-    backbone = load(config.model, config.task.name, seed=config.seed, run=source.folder)
+    whole = dataclasses.replace(config.model, quantize=None)
+    backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
     write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER)), output)
 
 

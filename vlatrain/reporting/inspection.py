@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
+from vlatrain.backbones.quantise import BYTES, layers_of, linears
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import is_peft
 from vlatrain.config.methods import parts as methods
@@ -65,8 +66,10 @@ def count(config: TrainConfig) -> Inspection:
     total = sum(parameter.numel() for parameter in adapted.parameters())
     trained = sum(trainable.values())
     low = 2 if config.trainer.precision in ("bf16", "fp16") else 4
+    bits = config.model.quantize
+    quantised = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
     memory = {
-        "weights": low * (total - trained) + 4 * trained,
+        "weights": low * (total - trained) + 4 * trained + (int((BYTES[bits] - low) * quantised) if bits else 0),
         "gradients and optimizer": 4 * (1 + ADAM_STATES) * trained,
     }
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
@@ -16,7 +15,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
-from vlatrain.training.precision import choose_device
+from vlatrain.training.precision import choose_device, own
 from vlatrain.training.setup import Bench
 
 log = logging.getLogger("vlatrain")
@@ -47,9 +46,7 @@ def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: 
         return
     chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
     log.info("Filling the cache with %s of %s training samples", f"{len(chosen):,}", f"{len(samples):,}")
-    device = choose_device(config.trainer.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = own(choose_device(config.trainer.device))
     bench.model.to(device).eval()
     embedder = cast(Embedder, bench.backbone)
     batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import resource
 import sys
 
@@ -29,6 +30,11 @@ def choose_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda: torch sees no GPU here; use trainer.device=cpu, or install torch for it")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def own(device: torch.device) -> torch.device:
+    """Of several GPUs, the one of this process."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
+from vlatrain.backbones.quantise import layers_of, size_of
 from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
@@ -22,7 +23,7 @@ from vlatrain.tasks import Evaluation, Task, build
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
-from vlatrain.training.precision import DTYPES, autocast
+from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own
 from vlatrain.training.stopwatch import Stopwatch
 
 
@@ -43,9 +44,7 @@ class Bench:
     @property
     def layers(self) -> list[nn.Module]:
         """Every layer of every tower."""
-        config, model = self.backbone.config, self.backbone.model
-        towers = [config.towers[name] for name in config.tasks[self.backbone.task].towers]
-        return [layer for tower in towers for layer in model.get_submodule(tower.layers).children()]
+        return layers_of(self.backbone.model, self.backbone.config, self.backbone.task)
 
     @property
     def is_adapter(self) -> bool:
@@ -54,7 +53,7 @@ class Bench:
 
     def parameters(self, trainable: bool = False) -> int:
         """Number of parameters, shared ones once; of those that train only, if asked."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad or not trainable)
+        return sum(size_of(p) for p in self.model.parameters() if p.requires_grad or not trainable)
 
 
 def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None) -> Bench:
@@ -69,7 +68,17 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
         UserError: the weights cannot be had, or the points select nothing.
     """
     where = sites(config.model, config.task.name, config.points)
-    backbone = load(config.model, config.task.name, texts=texts_of(train), seed=config.seed, run=run)
+    device = choose_device(config.trainer.device)
+    dtype = DTYPES[choose_precision(config.trainer.precision, device)]
+    backbone = load(
+        config.model,
+        config.task.name,
+        texts=texts_of(train),
+        seed=config.seed,
+        run=run,
+        device=own(device),
+        dtype=dtype,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.parts])
@@ -88,9 +97,10 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
     Raises:
         UserError: the weights or the adapter cannot be had.
     """
-    backbone = load(config.model, config.task.name, seed=config.seed, run=run)
+    dtype = DTYPES[precision]
+    backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
-        cast_trunk(backbone.model, DTYPES[precision])  # before the adapter is there, which stays in fp32
+        cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     model = restore(backbone.model, config.adapter, run / ADAPTER).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, build(config.task, backbone))
