@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from vlatrain.data.sample import Turn
+
 Inputs = dict[str, Any]
 """Tensors and texts by name, with a row for each sample."""
 
@@ -202,6 +204,33 @@ class Generator(Protocol):
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Generated texts without prompt and special tokens: `alternatives` for each of the B rows, best first, row by row."""
+        ...
+
+
+@runtime_checkable
+class Converser(Protocol):
+    """A backbone that talks about an image, turn by turn. It is a `Generator` too: replies are generated from the context of
+    `prompts`."""
+
+    def conversations(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> tuple[Inputs, Text]:
+        """Whole conversations, one about each image, cut to `max_length` tokens besides the image's. Runs in workers.
+
+        Returns:
+            the model's inputs, and as (B, L) their tokens, as many as `conversation_logits` has logits: the mask is 1 for those
+            that are learned, the tokens of all replies and the end token of each, and 0 for all others.
+        """
+        ...
+
+    def conversation_logits(self, inputs: Inputs) -> Tensor:
+        """Next-token logits (B, L, vocabulary) of whole conversations. Takes what `Backbone.blank` makes, too."""
+        ...
+
+    def prompts(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> Inputs:
+        """Conversations up to where the last reply begins, which is ignored: inputs for `Generator.context`. Runs in workers."""
         ...
 
 

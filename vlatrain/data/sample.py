@@ -28,6 +28,19 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange of a conversation.
+
+    Attributes:
+        user: what the user says.
+        reply: what is replied; empty if that is yet to be found.
+    """
+
+    user: str
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image with what is asked or said about it.
 
@@ -40,6 +53,8 @@ class Sample:
         captions: reference captions (captioning, retrieval).
         source: where it came from, for messages: `train.jsonl:12`.
         part: joint training: the part of the task that it belongs to.
+        label: name of its class (classification).
+        turns: the conversation about it (instruction following).
     """
 
     id: str
@@ -50,3 +65,5 @@ class Sample:
     captions: tuple[str, ...] = ()
     source: str = ""
     part: str = ""
+    label: str = ""
+    turns: tuple[Turn, ...] = ()
