@@ -17,6 +17,7 @@ from PIL import Image  # noqa: E402
 from tests.data.writing import load_train, problems_of, write_images, write_records  # noqa: E402
 from vlatrain.config import ColumnsConfig, DataConfig  # noqa: E402
 from vlatrain.data import BytesPicture, FilePicture, load  # noqa: E402
+from vlatrain.data.sample import Turn  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,26 @@ def test_parquet_folder(parquet):
 def test_class_labels_become_their_names(parquet):
     samples = load_train(hub(parquet, columns={"answers": "label"}))
     assert [s.answers for s in samples[:3]] == [("cat",), ("dog",), ("cat",)]
+    assert [s.label for s in load_train(hub(parquet), "classification")[:3]] == ["cat", "dog", "cat"]
+
+
+def test_what_is_not_labelled_is_told(tmp_path):
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(2)], "label": [1, -1]}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    for streaming in (False, True):
+        config = hub(tmp_path, streaming=streaming, train_size=2, eval_size=1)
+        assert f"{tmp_path}:train:2: empty label (column 'label')" in problems_of(config, "classification")
+
+
+def test_conversations(tmp_path):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(2)], "messages": [said] * 2}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert [s.turns for s in load_train(hub(tmp_path), "instruct")] == [(Turn("a", "b"),)] * 2
 
 
 def test_split_by_image_and_slices(parquet):

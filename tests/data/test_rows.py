@@ -204,6 +204,24 @@ def test_inputs_need_no_references_and_are_not_grouped(folder):
         load_inputs("nowhere.jsonl", files("unused"), "vqa")
 
 
+def test_labels(folder):
+    train = write(
+        folder, {"image": "0.png", "label": "cat"}, {"image": "1.png", "label": 3}, {"image": "0.png", "label": "d"}
+    )
+    assert [s.label for s in load_train(files(train), "classification")] == ["cat", "3", "d"]
+    bad = write(folder, {"image": "0.png", "label": " "}, {"image": "1.png", "label": ["a", "b"]}, {"image": "2.png"})
+    assert problems_of(files(bad), "classification") == [
+        f"{bad}:1: empty label (column 'label')",
+        f"{bad}:2: column 'label': expected text, found a list",
+        f"{bad}:3: empty label (column 'label')",
+    ]
+    other = write(folder, {"image": "0.png", "category": "cat"})
+    assert problems_of(files(other), "classification") == [
+        f"{other}: no column 'label'; the columns are image, category; did you mean data.columns.label=category?"
+    ]
+    assert [s.label for s in load_inputs(str(other), files("unused"), "classification")] == [""]
+
+
 def test_unknown_task(folder):
     with pytest.raises(ValueError, match="no description of the samples of task 'dance'"):
         load_train(files(write(folder, vqa())), "dance")

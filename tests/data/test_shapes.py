@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from vlatrain.data import scenes, shapes
 
-TASKS = ("vqa", "captioning", "retrieval")
+TASKS = ("vqa", "captioning", "retrieval", "classification", "instruct")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -25,7 +26,7 @@ def test_pixels_are_the_same_on_every_machine():
     for task in TASKS:
         for sample in shapes.build(task, "eval", 20, 0):
             digest.update(np.asarray(sample.image.load()).tobytes())
-    assert digest.hexdigest()[:16] == "016b2ae32ccd6179"
+    assert digest.hexdigest()[:16] == "c83c3c40e54437ea"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -55,6 +56,41 @@ def test_captions_name_every_shape_in_three_wordings():
         for figure in sample.image.figures:
             part = f"{shapes.size_word(figure)} {figure.kind} in {figure.colour}"
             assert all(part in caption for caption in sample.captions)
+
+
+def test_the_class_is_the_one_large_shape_and_classes_are_equally_frequent():
+    samples = shapes.build("classification", "train", 70, 0)
+    for sample in samples:
+        (large,) = [figure for figure in sample.image.figures if shapes.size_word(figure) == "large"]
+        assert sample.label == shapes.HOUSE_KIND[large.kind]
+    assert set(Counter(sample.label for sample in samples).values()) == {10}
+    assert {len(sample.image.figures) for sample in samples} == {1, 2, 3}
+
+
+def test_conversations_are_borne_out_by_the_scene():
+    openings = Counter()
+    for sample in shapes.build("instruct", "train", 150, 0):
+        first, last = sample.turns[0], sample.turns[-1]
+        figures = sample.image.figures
+        parts = [f"a {shapes.size_word(figure)} {figure.colour} {figure.kind}" for figure in figures]
+        if last.user == "tell me what you see.":
+            found = [last.reply.index(part) for part in parts]
+            assert [x for _, x in sorted(zip(found, [f.centre for f in figures], strict=True))] == sorted(
+                figure.centre for figure in figures
+            )
+            assert len(last.reply) == sum(map(len, parts)) + (0, 1, 6, 8)[len(parts)], "and nothing else"
+        if first.user == "how many shapes are there?":
+            assert (
+                first.reply
+                == ("there is one shape.", "there are two shapes.", "there are three shapes.")[len(parts) - 1]
+            )
+        if first.user.startswith("what color"):
+            (figure,) = [figure for figure in figures if figure.kind in first.user]
+            assert first.reply == f"the {figure.kind} is {figure.colour}."
+            assert (last.user, last.reply) == ("is it large or small?", f"it is {shapes.size_word(figure)}.")
+        openings[first.user.split()[0], len(sample.turns)] += 1
+    assert openings.keys() == {("tell", 1), ("how", 2), ("what", 2)}
+    assert min(openings.values()) > 35
 
 
 @pytest.mark.parametrize("split", ["eval", "test"])

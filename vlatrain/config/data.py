@@ -18,6 +18,8 @@ class ColumnsConfig:
             `answer`, then `answers`.
         weights: weights of the answers.
         captions: one caption or a list; null looks for `caption`, then `captions`.
+        label: name of the class.
+        conversations: a list of messages, LLaVA's or chat messages; null looks for `conversations`, then `messages`.
     """
 
     id: str | None = None
@@ -26,6 +28,8 @@ class ColumnsConfig:
     answers: str | None = None
     weights: str | None = None
     captions: str | None = None
+    label: str | None = None
+    conversations: str | None = None
 
 
 @dataclass

@@ -27,7 +27,7 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
 
     Args:
         config: the source.
-        task: vqa, captioning or retrieval; decides which columns must be there.
+        task: one of `vlatrain.data.rows.FIELDS`; decides which columns must be there.
         splits: some of train, eval and test.
         batch_size: fewest training samples allowed.
 
@@ -55,12 +55,12 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
 
 
 def load_inputs(path: str, config: DataConfig, task: str) -> list[Sample]:
-    """The rows of a file as samples to predict on: every row is one, and answers and captions may be absent.
+    """The rows of a file as samples to predict on: every row is one, and the references may be absent.
 
     Args:
         path: a file in one of the formats of `data=files`.
         config: column map and image root.
-        task: vqa, captioning or retrieval.
+        task: one of `vlatrain.data.rows.FIELDS`.
 
     Raises:
         UserError: with everything that is wrong with the file.

@@ -55,7 +55,7 @@ def texts(value: Any, key: str = "") -> list[tuple[str, float | None]]:
         CellError: if it is none of these.
     """
     if isinstance(value, str):
-        value = _parse_list(value)
+        value = parse_list(value)
     if isinstance(value, Mapping):
         value = _object_of_lists(value, key)
     if not isinstance(value, list | tuple):
@@ -82,7 +82,7 @@ def _object_of_lists(value: Mapping, key: str) -> list:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def _parse_list(value: str) -> Any:
+def parse_list(value: str) -> Any:
     """A list written in a cell: JSON, or as Python prints it (pandas writes that). Other text stays text."""
     stripped = value.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
@@ -103,7 +103,7 @@ def _parse_list(value: str) -> Any:
 
 def with_weights(pairs: list[tuple[str, float | None]], value: Any) -> list[tuple[str, float | None]]:
     """The pairs with the weights of the row's `weights` cell, which win over those in the answers."""
-    value = _parse_list(value) if isinstance(value, str) else value
+    value = parse_list(value) if isinstance(value, str) else value
     if value is None or value == "":
         return pairs
     weights = value if isinstance(value, list) else [value]

@@ -95,7 +95,7 @@ def check_sizes(samples: Mapping[str, Sequence[Sample]], task: str, batch_size: 
 
     Args:
         samples: the splits; leave out those that are small because of other problems.
-        task: vqa, captioning or retrieval.
+        task: the task.
         batch_size: smallest allowed number of training samples.
         problems: where to report.
     """

@@ -71,7 +71,7 @@ def read_split(config: DataConfig, split: str, task: str, limit: int | None, pro
     Args:
         config: `data=hub`: path, subset, streaming, root, column map.
         split: the split's name in the data set.
-        task: vqa, captioning or retrieval.
+        task: one of `vlatrain.data.rows.FIELDS`.
         limit: streaming: samples to take.
         problems: where to report what is wrong.
 
@@ -166,8 +166,8 @@ def _with_names(record: dict, features: Any) -> dict:
     import datasets
 
     for name, feature in (features or {}).items():
-        if isinstance(feature, datasets.ClassLabel) and isinstance(record.get(name), int) and record[name] >= 0:
-            record[name] = feature.int2str(record[name])
+        if isinstance(feature, datasets.ClassLabel) and isinstance(record.get(name), int):
+            record[name] = feature.int2str(record[name]) if record[name] >= 0 else None  # -1: not labelled
     return record
 
 

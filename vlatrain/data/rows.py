@@ -1,9 +1,10 @@
 """From rows of a table to samples: which column holds what, and which rows are one sample.
 
 - Question, answers and captions are as in `vlatrain.data.cells`. Empty texts among several are left out.
+- A label is a text, a conversation as in `vlatrain.data.turns`.
 - An image is a path relative to the image root, or (Parquet, hub) an encoded image.
 - Captioning and retrieval: rows with the same image become one sample with several captions, in the order of the file.
-  VQA: every row is a sample.
+  Any other task: every row is a sample.
 - A sample's id is the `id` column where there is one (the first row's, of several), else file and line.
 """
 
@@ -21,12 +22,20 @@ from vlatrain.data.cells import CellError, check_weights, kind, text, texts, wit
 from vlatrain.data.checks import Problems
 from vlatrain.data.files import Row
 from vlatrain.data.images import BytesPicture, FilePicture, identity
-from vlatrain.data.sample import Picture, Sample
+from vlatrain.data.sample import Picture, Sample, Turn
+from vlatrain.data.turns import turns
 
 # What a task asks of a sample beside the image; `weights` and `id` are always optional.
-FIELDS = {"vqa": ("question", "answers"), "captioning": ("captions",), "retrieval": ("captions",)}
+FIELDS = {
+    "vqa": ("question", "answers"),
+    "captioning": ("captions",),
+    "retrieval": ("captions",),
+    "classification": ("label",),
+    "instruct": ("conversations",),
+}
 # What must be there to predict, where the references are what is asked for.
-INPUTS = {"vqa": ("question",), "captioning": (), "retrieval": ()}
+INPUTS = {"vqa": ("question",), "captioning": (), "retrieval": (), "classification": (), "instruct": ("conversations",)}
+GROUPED = ("captioning", "retrieval")  # rows with the same image are one sample
 DEFAULTS = {
     "id": ("id",),
     "image": ("image",),
@@ -34,6 +43,8 @@ DEFAULTS = {
     "answers": ("answer", "answers"),
     "weights": ("weights",),
     "captions": ("caption", "captions"),
+    "label": ("label",),
+    "conversations": ("conversations", "messages"),
 }
 # Names seen in public data sets, for "did you mean"; they are never taken without being asked for.
 USUAL = {
@@ -41,6 +52,8 @@ USUAL = {
     "question": ("questions", "query", "prompt", "text"),
     "answers": ("label", "labels", "multiple_choice_answer", "target", "response"),
     "captions": ("text", "texts", "sentence", "sentences", "description", "title", "alt"),
+    "label": ("labels", "class", "class_name", "category", "target", "answer"),
+    "conversations": ("conversation", "chat", "dialogue", "dialog", "turns", "texts"),
 }
 
 
@@ -66,10 +79,10 @@ def find_columns(
     Args:
         columns: the columns of the data.
         wanted: the user's column map.
-        task: vqa, captioning or retrieval.
+        task: one of `FIELDS`.
         name: what to call the data in messages.
         problems: where to report absent columns.
-        labelled: whether answers and captions must be there; without, only what is asked of the model must.
+        labelled: whether the references (answers, captions, ...) must be there; without, only what is asked of the model must.
 
     Returns:
         Field -> column, or None if one that must be there is not.
@@ -115,11 +128,11 @@ class Builder:
 
     Args:
         columns: field -> column, from `find_columns`.
-        task: vqa, captioning or retrieval.
+        task: one of `FIELDS`.
         name: what to call the data in messages and in `Sample.source`.
         root: the folder that image paths are relative to.
         problems: where to report.
-        labelled: whether answers and captions must be there; without, every row is a sample.
+        labelled: whether the references must be there; without, every row is a sample.
     """
 
     def __init__(
@@ -128,8 +141,8 @@ class Builder:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
         self._columns = columns
-        self._vqa = task == "vqa"
-        self._grouped = labelled and not self._vqa
+        self._grouped = labelled and task in GROUPED
+        self._labelled = labelled
         self._required = FIELDS[task] if labelled else INPUTS[task]
         self.name = name
         self._short = os.path.basename(name.rstrip("/")) or name
@@ -158,9 +171,10 @@ class Builder:
         source = f"{self.name}:{line}"
         before = len(self._problems)
         picture = picture or self.picture(record, source)
-        question = self._question(record, source) if self._vqa else ""
-        answers, weights = self._answers(record, source) if self._vqa else ((), ())
-        captions = () if self._vqa else self._texts("captions", record, source)
+        question, label = self._text("question", record, source), self._text("label", record, source)
+        answers, weights = self._answers(record, source)
+        captions = self._texts("captions", record, source)
+        said = self._turns(record, source)
         identifier = self._id(record, line, source)
         if picture is None:
             return
@@ -177,7 +191,9 @@ class Builder:
             if key:
                 self._captions[key] = (len(self.samples), list(captions))
             self._ids[identifier] = source
-            self.samples.append(Sample(identifier, picture, question, answers, weights, captions, source))
+            self.samples.append(
+                Sample(identifier, picture, question, answers, weights, captions, source, label=label, turns=said)
+            )
 
     def finish(self) -> list[Sample]:
         """The samples, with all their captions."""
@@ -201,16 +217,18 @@ class Builder:
                 self._problems.add("bad cells", f"{source}: column '{column.name}': {error}")
         return f"{self._short}:{line}"
 
-    def _question(self, record: Mapping[str, Any], source: str) -> str:
-        column = self._columns["question"].name
+    def _text(self, field: str, record: Mapping[str, Any], source: str) -> str:
+        if field not in self._columns:
+            return ""
+        column = self._columns[field].name
         try:
-            question = text(record.get(column))
+            found = text(record.get(column))
         except CellError as error:
             self._problems.add("bad cells", f"{source}: column '{column}': {error}")
             return ""
-        if not question:
-            self._problems.add("empty questions", f"{source}: empty question (column '{column}')")
-        return question
+        if not found and field in self._required:
+            self._problems.add(f"empty {field}s", f"{source}: empty {field} (column '{column}')")
+        return found
 
     def _texts(self, field: str, record: Mapping[str, Any], source: str) -> tuple[str, ...]:
         if field not in self._columns:
@@ -242,6 +260,16 @@ class Builder:
         if not answers and "answers" in self._required:
             self._problems.add("empty answers", f"{source}: no answer (column '{self._columns['answers'].name}')")
         return answers, weights
+
+    def _turns(self, record: Mapping[str, Any], source: str) -> tuple[Turn, ...]:
+        if "conversations" not in self._columns:
+            return ()
+        column = self._columns["conversations"].name
+        try:
+            return turns(record.get(column), self._labelled)
+        except CellError as error:
+            self._problems.add("bad conversations", f"{source}: column '{column}': {error}")
+            return ()
 
     def _picture(self, value: Any, source: str) -> Picture:
         if isinstance(value, Mapping) and ("bytes" in value or "path" in value):  # how the hub's libraries store images

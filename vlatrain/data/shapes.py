@@ -1,4 +1,4 @@
-"""The built-in data: three small tasks on generated scenes that the tiny backbones were not pre-trained for.
+"""The built-in data: five small tasks on generated scenes that the tiny backbones were not pre-trained for.
 
 The backbones know colours, shapes, counts and places (scripts/tiny_grammar.py is all that they were taught). The tasks
 here ask for something else that can be seen in the same pictures, so that an adapter has a job:
@@ -7,7 +7,9 @@ here ask for something else that can be seen in the same pictures, so that an ad
 - captioning: a house style, "set of two : small ring in red, large star in blue", with other words, another
   order and a size that no caption of the pre-training had;
 - retrieval: a catalogue's vocabulary ("maroon hoop with navy gem"), where pre-training had "a red ring and a blue
-  diamond".
+  diamond";
+- classification: the kind of the one large shape among small ones, in the same vocabulary ("hoop");
+- instruct: conversations of one or two turns, the second of which refers to the first ("is it large or small?").
 
 `build` is deterministic: the same arguments give the same samples, pixels included, on every machine.
 """
@@ -15,9 +17,10 @@ here ask for something else that can be seen in the same pictures, so that an ad
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, Turn
 from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, make_scene, pick, shuffled
 
 CORNERS = {"circle": "0", "ring": "0", "triangle": "3", "rectangle": "4", "diamond": "4"}
@@ -46,11 +49,17 @@ def size_word(figure: Figure) -> str:
 def _scene(rng: random.Random, count: int) -> Scene:
     """A scene of shapes that differ in colour and in kind, each clearly small or large."""
     hues, kinds = shuffled(rng, tuple(COLOURS))[:count], shuffled(rng, KINDS)[:count]
+    return _drawn(rng, hues, kinds, lambda: [SMALL if rng.random() < 0.5 else LARGE for _ in range(count)])
+
+
+def _drawn(
+    rng: random.Random, hues: Sequence[str], kinds: Sequence[str], sizes: Callable[[], list[tuple[float, float]]]
+) -> Scene:
+    """A scene of shapes of these colours and kinds, each clearly small or large, for which sizes are asked anew until all fit."""
     while True:
-        sizes = [SMALL if rng.random() < 0.5 else LARGE for _ in range(count)]
-        scene = make_scene(rng, list(zip(hues, kinds, strict=True)), sizes)
+        scene = make_scene(rng, list(zip(hues, kinds, strict=True)), sizes())
         clear = not any(SMALL[1] + 0.5 < figure.extent < LARGE[0] - 2 for figure in scene.figures)
-        if clear and len(scene.figures) == count:
+        if clear and len(scene.figures) == len(kinds):
             return scene
 
 
@@ -64,13 +73,13 @@ def _can_be_asked(figure: Figure, topic: str) -> bool:
     return topic == "size" or (figure.kind in CORNERS if topic == "corners" else figure.colour in TONE_OF)
 
 
-def _vqa(rng: random.Random, name: str) -> Sample:
+def _vqa(rng: random.Random, number: int) -> Sample:
     """One question about one shape, named by its colour or its kind."""
     scene = _scene(rng, 1 + int(rng.random() * 3))
     topic = pick(rng, ("corners", "tone", "size"))
     figures = [figure for figure in scene.figures if _can_be_asked(figure, topic)]
     if not figures:
-        return _vqa(rng, name)
+        return _vqa(rng, number)
     figure = pick(rng, figures)
     if topic == "corners":
         question, answer = f"how many corners does the {figure.colour} shape have?", CORNERS[figure.kind]
@@ -80,10 +89,10 @@ def _vqa(rng: random.Random, name: str) -> Sample:
     else:
         named = pick(rng, (figure.kind, f"{figure.colour} shape"))
         question, answer = f"is the {named} large or small?", size_word(figure)
-    return Sample(id=name, image=scene, question=question, answers=(answer,), source=f"shapes:{name}")
+    return Sample("", scene, question=question, answers=(answer,))
 
 
-def _captioning(rng: random.Random, name: str) -> Sample:
+def _captioning(rng: random.Random, number: int) -> Sample:
     """A caption in house style, in three wordings."""
     scene = _scene(rng, 1 + int(rng.random() * 3))
     parts = [f"{size_word(figure)} {figure.kind} in {figure.colour}" for figure in _ordered(scene)]
@@ -93,21 +102,48 @@ def _captioning(rng: random.Random, name: str) -> Sample:
         f"set of {count} : {' with '.join(parts)}",
         f"sheet with {count} : {', '.join(parts)}",
     )
-    return Sample(id=name, image=scene, captions=captions, source=f"shapes:{name}")
+    return Sample("", scene, captions=captions)
 
 
-def _retrieval(rng: random.Random, name: str) -> Sample:
+def _retrieval(rng: random.Random, number: int) -> Sample:
     """Two catalogue entries of a scene, the shapes in either order."""
     scene = _scene(rng, 2)
     parts = [f"{HOUSE_COLOUR[figure.colour]} {HOUSE_KIND[figure.kind]}" for figure in _ordered(scene)]
     captions = (f"{parts[0]} with {parts[1]}", f"{parts[1]} with {parts[0]}")
-    return Sample(id=name, image=scene, captions=captions, source=f"shapes:{name}")
+    return Sample("", scene, captions=captions)
 
 
-_MAKERS: dict[str, Callable[[random.Random, str], Sample]] = {
+def _classification(rng: random.Random, number: int) -> Sample:
+    """The kind of the one large shape; up to two small ones beside it are of other kinds. All classes are equally frequent."""
+    kind = KINDS[number % len(KINDS)]
+    others = shuffled(rng, tuple(other for other in KINDS if other != kind))[: int(rng.random() * 3)]
+    hues = shuffled(rng, tuple(COLOURS))[: 1 + len(others)]
+    scene = _drawn(rng, hues, [kind, *others], lambda: [LARGE] + [SMALL] * len(others))
+    return Sample("", scene, label=HOUSE_KIND[kind])
+
+
+def _instruct(rng: random.Random, number: int) -> Sample:
+    """A description alone or after a count, or a shape's colour and then its size."""
+    scene = _scene(rng, 1 + int(rng.random() * 3))
+    parts = [f"a {size_word(figure)} {figure.colour} {figure.kind}" for figure in _ordered(scene)]
+    described = Turn("tell me what you see.", f"{' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}.")
+    topic = pick(rng, ("describe", "count", "figure"))
+    if topic == "figure":
+        figure = pick(rng, scene.figures)
+        colour = Turn(f"what color is the {figure.kind}?", f"the {figure.kind} is {figure.colour}.")
+        return Sample("", scene, turns=(colour, Turn("is it large or small?", f"it is {size_word(figure)}.")))
+    if topic == "describe":
+        return Sample("", scene, turns=(described,))
+    count = "there is one shape." if len(parts) == 1 else f"there are {NUMBER[len(parts)]} shapes."
+    return Sample("", scene, turns=(Turn("how many shapes are there?", count), described))
+
+
+_MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "vqa": _vqa,
     "captioning": _captioning,
     "retrieval": _retrieval,
+    "classification": _classification,
+    "instruct": _instruct,
 }
 
 
@@ -115,7 +151,7 @@ def build(task: str, split: str, size: int, seed: int) -> list[Sample]:
     """Samples of a built-in task.
 
     Args:
-        task: "vqa", "captioning" or "retrieval".
+        task: "vqa", "captioning", "retrieval", "classification" or "instruct".
         split: "train", "eval" or "test". No two splits share a scene; in retrieval no two samples of eval, or of test,
             share a caption.
         size: number of samples. A longer list begins with a shorter one.
@@ -134,7 +170,8 @@ def build(task: str, split: str, size: int, seed: int) -> list[Sample]:
     while len(samples) < size:
         rng = random.Random(f"{task}/{split}/{seed}/{attempt}")  # seeded by text: the same on every machine
         attempt += 1
-        sample = _MAKERS[task](rng, f"{split}-{len(samples)}")
+        name = f"{split}-{len(samples)}"
+        sample = replace(_MAKERS[task](rng, len(samples)), id=name, source=f"shapes:{name}")
         if task == "retrieval" and split != "train":
             if said & set(sample.captions):  # an image must be told from the others by its captions
                 continue
