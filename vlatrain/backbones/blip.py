@@ -5,7 +5,8 @@ Differences from the forward passes in transformers 5.23, each on purpose:
   mask of self-attention, which cross-attention does not read), so that an answer depends on how its question was padded;
 - an answer's decoder input starts with the decoder's start token, as it does in generation and in BLIP's own code;
   transformers starts it with [CLS] in training;
-- generation is told of the padding of questions; transformers' own passes a mask of ones.
+- generation is told of the padding of questions; transformers' own passes a mask of ones;
+- attention is torch's fused kernel (`blip_attention`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Inputs, Text
+from vlatrain.backbones.blip_attention import make_fast
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import hand, reads_other
 
@@ -30,6 +32,7 @@ class Blip(Backbone):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        make_fast(self.model)
         for name, module in self.model.named_modules():
             if name.endswith("crossattention.self"):
                 module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)
