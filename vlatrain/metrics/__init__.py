@@ -1,4 +1,5 @@
 """Metrics: pure functions from predictions and references to scores in percent, each with its source and variants.
 
-`vqa` (VQA accuracy), `caption` (BLEU, ROUGE-L, CIDEr-D on the tokens of `ptb`), `retrieval` (recall at k, median rank).
+`vqa` (VQA accuracy), `caption` (BLEU, ROUGE-L, CIDEr-D on the tokens of `ptb`), `retrieval` (recall at k, median rank),
+`classification` (accuracy, macro-F1, AUROC), `instruct` (exact match, ROUGE-L and perplexity of replies).
 """

@@ -76,6 +76,11 @@ def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Cap
     )
 
 
+def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L of each sample, as a fraction; see `score` for the arguments and errors."""
+    return [_rouge_l(*texts) for texts in zip(*_tokens(candidates, references), strict=True)]
+
+
 def optional_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], dict[str, str]]:
