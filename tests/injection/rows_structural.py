@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.injection.rows_peft import linears, lora_count
 from tests.injection.table import WIDTH, Row, each, method
 from vlatrain.adapters.ladder import Ladder
 from vlatrain.injection.points import Point, Sites
@@ -25,6 +26,13 @@ def biases(where: Sites) -> int:
     """The widths of the layers' outputs, but for attention's key."""
     sizes = {"qkv": 3 * WIDTH, "inner": 2 * WIDTH, "key": 0}
     return sum(sizes.get(role, WIDTH) for place in where.places.values() for role in place.modules)
+
+
+def all_biases(where: Sites) -> int:
+    """Those, attention's keys, and the modules outside the layers."""
+    keys = sum("key" in place.modules for place in where.places.values())
+    outside = sum(len(set(where.inside[tower]) - {"layers", "embeddings"}) for tower in towers(where))
+    return biases(where) + (keys + outside) * WIDTH
 
 
 def towers(where: Sites) -> set[str]:
@@ -54,4 +62,20 @@ ROWS: dict[str, Row] = {
     ),
     "llama_adapter": Row(method("llama_adapter", dim=3, points=["*.*.attn"]), each(3 * WIDTH + 2)),
     "bitfit": Row(method("bitfit"), biases),
+    "bitfit, keys and outside": Row(
+        method("bitfit", options={"keys": True, "outside": True}),
+        all_biases,
+    ),
+    "prompt, by a network": Row(
+        method("prompt", dim=3, options={"hidden": 5}),
+        lambda where: len(towers(where)) * (3 * WIDTH + 2 * WIDTH * 5 + 5 + WIDTH),
+        cannot=WHOLE,
+        inexact=IN_SOFTMAX,
+        tolerance=0.5,
+    ),
+    "task_lora": Row(method("task_lora", dim=2), lora_count),
+    "task_lora, in attention": Row(
+        method("task_lora", dim=2, options={"roles": ["attn.query", "attn.value"]}),
+        lambda where: sum(2 * (ins + outs) for ins, outs in linears(where, ["attn.query", "attn.value"])),
+    ),
 }

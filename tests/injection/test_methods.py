@@ -40,6 +40,8 @@ from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit
 from vlatrain.injection.attach import attach, check, group_of, mixed_rows, restore, save
 from vlatrain.injection.points import Sites
+from vlatrain.injection.sources import TRUNK
+from vlatrain.injection.trunk import load_trunk
 from vlatrain.tasks import Task, build
 from vlatrain.training.modes import checkpoint_gradients, compile_layers, fingerprint
 
@@ -176,7 +178,7 @@ def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tu
     assert loss_of(backbone) != before
     frozen = fingerprint(model)
     for key, gradient in gradients(backbone, model).items():
-        assert group_of(key) == "adapter", key
+        assert group_of(key) == "adapter" or (row.config.trunk and group_of(key) == "trunk"), key
         assert gradient is not None, key
         assert bool(gradient.abs().sum() > 0), key
     assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
@@ -192,6 +194,8 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
     save(model, tmp_path)
     folders = folders_of(tmp_path)
     stored = {key for folder in folders for key in load_file(folder / "adapter_model.safetensors")}
+    if row.config.trunk:
+        stored |= {f"base_model.model.{key}" for key in load_file(tmp_path / TRUNK)}
     trained = {key.replace(".default", "") for key, parameter in model.named_parameters() if parameter.requires_grad}
     trained = {re.sub(*row.renamed, key) if row.renamed[0] else key for key in trained}
     extra = {key for key in stored if key not in trained}
@@ -205,7 +209,9 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
     fixed = {key.replace(".default", "") for key in drawn if "vlatrain_unit" in key}
     assert extra <= fixed, "and nothing else but what of the adapter is fixed for good"
     expected = loss_of(backbone)
-    one, two, three = (loaded(place) for _ in range(3))
+    one, two, three, four = (loaded(place) for _ in range(4))
+    for other in (one, two, four):  # without a file for it, nothing happens
+        load_trunk(other.model, tmp_path)
     for folder in folders:
         PeftModel.from_pretrained(one.model, str(folder))
     restore(three.model, row.config, tmp_path)
@@ -221,19 +227,21 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
         two.model.load_adapter(str(tmp_path))
         # transformers leaves the tensors where they are in the file, aligned to 8 bytes, which may change how they are summed
         assert loss_of(two) == pytest.approx(expected, rel=1e-6)
-    four = loaded(place)
     for folder in folders:
         PeftModel.from_pretrained(four.model, str(folder), low_cpu_mem_usage=True)
     assert loss_of(four) == pytest.approx(expected, rel=1e-6)  # as with transformers: tensors in the file's memory
 
 
 @table
-def test_switches_disables_deletes_and_unloads(name: str, place: tuple[str, str]) -> None:
+def test_switches_disables_deletes_and_unloads(name: str, place: tuple[str, str], tmp_path: Path) -> None:
     row = ROWS[name]
     if not fits(row, place):
         return
-    base = loss_of(loaded(place))
     backbone, model = adapted(row, place)
+    frozen = loaded(place)
+    save(model, tmp_path)
+    load_trunk(frozen.model, tmp_path)  # what of the trunk has trained stays as it is, whatever becomes of the adapter
+    base = loss_of(frozen)
     first = loss_of(backbone)
     with model.disable_adapter():
         assert loss_of(backbone) == base
@@ -254,6 +262,9 @@ def switches(row: Row, backbone: Backbone, model: Any, base: float, first: float
     row.finish(model, "another")
     assert loss_of(backbone) == first
     model.set_adapter("another")
+    for key, parameter in model.named_parameters():
+        if group_of(key) == "trunk":  # there is but one, for both
+            parameter.requires_grad_(False)
     randomise(model, seed=6)
     second = loss_of(backbone)
     assert len({base, first, second}) == 3

@@ -20,8 +20,8 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def start(folder: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "vlatrain", *SETTINGS, f"run.dir={folder}", "resume=auto"]
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    words = [sys.executable, "-m", "vlatrain", *SETTINGS, *more, f"run.dir={folder}", "resume=auto"]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -36,23 +36,24 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int, while_saving: b
         time.sleep(0.0005 if while_saving else 0.005)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_sigkill_at_random_steps_and_during_a_save(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seed", "more"), [(0, []), (1, ["adapter.trunk=[norms]"])], ids=["adapter", "trunk too"])
+def test_sigkill_at_random_steps_and_during_a_save(seed: int, more: list[str], tmp_path: Path) -> None:
     draw = random.Random(seed)
-    assert command(*SETTINGS, f"run.dir={tmp_path / 'whole'}") == 0
+    assert command(*SETTINGS, *more, f"run.dir={tmp_path / 'whole'}") == 0
     broken = tmp_path / "broken"
     kills = 0
     for step in (2 * draw.randint(1, 3), 2 * draw.randint(4, 6)):
-        process = start(broken)
+        process = start(broken, *more)
         wait_for(process, broken, step, while_saving=draw.random() < 0.5)
         time.sleep(draw.random() * 0.05)
         kills += process.poll() is None
         process.kill()
         process.wait()
     assert kills  # at least one came before the end
-    assert command(*SETTINGS, f"run.dir={broken}", "resume=auto") == 0
-    one, two = (folder / "adapter" / "adapter_model.safetensors" for folder in (tmp_path / "whole", broken))
-    assert one.read_bytes() == two.read_bytes()
+    assert command(*SETTINGS, *more, f"run.dir={broken}", "resume=auto") == 0
+    for name in ["adapter_model.safetensors", *(["trunk.safetensors"] if more else [])]:
+        one, two = (folder / "adapter" / name for folder in (tmp_path / "whole", broken))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_sigterm_saves_first_and_says_how_to_continue(tmp_path: Path) -> None:

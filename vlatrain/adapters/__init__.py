@@ -16,6 +16,7 @@ from vlatrain.adapters.ladder import Ladder
 from vlatrain.adapters.llama_adapter import LlamaAdapter
 from vlatrain.adapters.prompt import Prompt
 from vlatrain.adapters.routing import Routing
+from vlatrain.adapters.task_lora import TaskLora
 from vlatrain.adapters.tip_adapter import TipAdapter
 from vlatrain.adapters.uniadapter import UniAdapter
 
@@ -31,6 +32,7 @@ DESIGNS: dict[str, type[Adapter]] = {
     "llama_adapter": LlamaAdapter,
     "prompt": Prompt,
     "routing": Routing,
+    "task_lora": TaskLora,
     "tip_adapter": TipAdapter,
     "uniadapter": UniAdapter,
 }

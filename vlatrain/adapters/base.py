@@ -40,9 +40,10 @@ class Adapter(nn.Module):
             `modules` (the output of each linear layer and norm of a site), `features` (image and text features).
         wants: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
             (attention heads), `tower`, `index` (number of the layer), `site`, `layers` (of its tower), `first` and `last`
-            (whether no earlier or later layer of the tower has one), `causal` (whether a token of the tower sees only those before
-            it), `role` (of `modules` and `features`), `tasks` (names of the tasks). An instance that turns out not to
-            need `other_width` may leave it out of its own: what it does not read need not be handed over.
+            (whether no earlier or later layer of the tower has one), `whole` (whether all of its layers have one), `causal`
+            (whether a token of the tower sees only those before it), `role` (of `modules` and `features`), `inputs` (of a linear
+            layer; 0: it is none), `tasks` (names of the tasks). An instance that turns out not to need `other_width` may leave it
+            out of its own: what it does not read need not be handed over.
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
             differ within a tie: any of tower, layer, site, task. An instance may set its own.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
@@ -60,8 +61,8 @@ class Adapter(nn.Module):
     frozen: tuple[str, ...] = ()
 
     @classmethod
-    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
-        """Whether a place of this role gets one, with these options: of `modules` and `features`, not all need to."""
+    def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
+        """Whether a place of this role in this site gets one, with these options: of `modules` and `features`, not all need to."""
         return True
 
     def forward(self, states: Tensor, call: Call) -> Tensor | None:

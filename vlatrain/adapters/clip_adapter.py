@@ -64,6 +64,6 @@ class ClipAdapter(Bottleneck):
         super().__init__(width, dim, activation, dropout, scaling, bias=bias, init=init, init_std=init_std)
 
     @classmethod
-    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
+    def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
         """The features that `features` names."""
         return role in options.get("features", ("image",))

@@ -1,17 +1,21 @@
 """Soft prompts: learned tokens among those of a tower.
 
 Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning" (EMNLP 2021, arXiv:2104.08691): in front of the first
-layer. `deep`: Jia et al., "Visual Prompt Tuning" (ECCV 2022, arXiv:2203.12119), VPT-deep: fresh ones in every layer.
+layer. `deep`: Jia et al., "Visual Prompt Tuning" (ECCV 2022, arXiv:2203.12119), VPT-deep: fresh ones in every layer. `hidden`: a
+small network makes them from learned vectors, as in Li and Liang, "Prefix-Tuning" (ACL 2021, arXiv:2101.00190), and in Sung et al.,
+"VL-Adapter" (CVPR 2022, arXiv:2112.06825).
 
 A layer is given the tokens with the prompt, and what it makes of the prompt is taken off its output again and handed to the next
 layer, so that nothing outside a layer notices: neither positions, nor whoever reads hidden states or the tower's output (but for
 the recorded input of the first layer). A layer without a point goes without the prompt.
 
-In memory the prompt stands behind the tokens; that it is in front is a matter of the mask: all tokens see it, and in a causal
-tower it sees no token. So a key-value cache never holds it: it is cut off after each layer. Instead it is computed again
-with each token that is generated, which costs `dim` tokens a step, and makes generation with and without a cache equal.
+In the memory of a causal tower the prompt stands behind the tokens; that it is in front is a matter of the mask: all tokens see
+it, and it sees no token. So a key-value cache never holds it: it is cut off after each layer. Instead it is computed again with
+each token that is generated, which costs `dim` tokens a step, and makes generation with and without a cache equal. In other towers
+it stands in front, so that relative positions (T5's) are those of a prompt in front.
 
-Deviation: such a model does not start as the frozen one, as the prompt takes part in the softmax.
+Deviations: such a model does not start as the frozen one, as the prompt takes part in the softmax. A decoder does not attend to the
+prompt of its encoder.
 """
 
 from __future__ import annotations
@@ -29,21 +33,24 @@ STATES, CACHE = "prompt", "cache"
 class Prompt(Adapter):
     """The prompt in one layer.
 
-    Parameters: `dim * width` for a tower; with `deep` for each layer.
+    Parameters: `dim * width` for a tower, and with `hidden` another `2 * width * hidden + hidden + width`; with `deep` for each
+    layer.
 
     Args:
         width: width of the tower.
         dim: number of tokens.
         init_std: standard deviation of the tokens at the start.
         deep: fresh tokens in every layer.
+        hidden: width of the network's hidden layer; 0: the tokens are learned as they are.
         first: whether it is the first layer that has the prompt.
         last: whether it is the last.
         index: number of the layer.
         causal: whether a token of the tower sees only those before it.
+        whole: whether all layers of the tower have the prompt.
     """
 
     at: ClassVar[str] = "layer"
-    wants = ("first", "last", "index", "causal")
+    wants = ("first", "last", "index", "causal", "whole")
     adds: ClassVar[bool] = False
 
     def __init__(
@@ -52,15 +59,22 @@ class Prompt(Adapter):
         dim: int = 16,
         init_std: float = 0.5,
         deep: bool = False,
+        hidden: int = 0,
         first: bool = True,
         last: bool = True,
         index: int = 0,
         causal: bool = False,
+        whole: bool = True,
     ) -> None:
         super().__init__()
-        self.dim, self.index, self.causal = dim, index, causal
+        if hidden < 0:
+            raise ValueError(f"hidden={hidden}: must be 0 or more")
+        self.dim, self.index, self.causal, self.whole = dim, index, causal, whole
         self.passes = not deep and not last  # whether the next layer goes on with what becomes of them here
         self.tokens = nn.Parameter(torch.randn(dim, width) * init_std) if deep or first else None
+        self.network: nn.Module | None = None
+        if hidden and self.tokens is not None:
+            self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
 
     def enter(self, arguments: dict[str, Any], call: Call) -> dict[str, Any]:
         """The layer's arguments with the prompt among the states, and masks that know of it.
@@ -70,11 +84,14 @@ class Prompt(Adapter):
         """
         if arguments.get("position_embeddings") is not None:
             raise ValueError("soft prompts do not work with rotary positions, which this tower's layers are given")
+        if "position_bias" in arguments and (self.causal or not self.whole):
+            raise ValueError("with relative positions, soft prompts work in all layers of an encoder, and nowhere else")
         states: Tensor = arguments["hidden_states"]  # (B, L, width)
         if self.tokens is None:
             prompt = call.carried.pop(STATES)  # (B, dim, width)
         else:
-            prompt = self.tokens.expand(len(states), -1, -1)
+            tokens = self.tokens if self.network is None else self.network(self.tokens)
+            prompt = tokens.expand(len(states), -1, -1)
         cache = arguments.get("past_key_values")
         call.carried[CACHE] = cache
         mask = arguments.get("attention_mask")
@@ -82,17 +99,21 @@ class Prompt(Adapter):
         if mask is None and causal:
             length, past = states.shape[1], 0 if cache is None else cache.get_seq_length(self.index)
             mask = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=states.device).tril(past)
-        changed = {"hidden_states": torch.cat([states, prompt.to(states.dtype)], dim=1)}  # (B, L + dim, width)
+        changed = {"hidden_states": self.joined(states, prompt.to(states.dtype), 1)}  # (B, L + dim, width)
         if mask is not None:
             changed["attention_mask"] = self.seen(mask, states.shape[1], causal)
         other = arguments.get("encoder_attention_mask")
         if other is not None and other.dim() == 4 and other.shape[2] > 1:  # else one row serves all
             # (B, 1, L, S) -> (B, 1, L + dim, S): the prompt sees of the other modality what the tokens do
-            changed["encoder_attention_mask"] = torch.cat([other, other[:, :, :1].expand(-1, -1, self.dim, -1)], dim=2)
+            changed["encoder_attention_mask"] = self.joined(other, other[:, :, :1].expand(-1, -1, self.dim, -1), 2)
         return arguments | changed
 
+    def joined(self, tokens: Tensor, prompt: Tensor, dim: int) -> Tensor:
+        """What belongs to the tokens and to the prompt, in the order in which they stand in memory."""
+        return torch.cat([tokens, prompt] if self.causal else [prompt, tokens], dim=dim)
+
     def seen(self, mask: Tensor, length: int, causal: bool) -> Tensor:
-        """The mask of self-attention, with the prompt behind the tokens.
+        """The mask of self-attention, with the prompt among the tokens.
 
         Args:
             mask: (B, 1, L or 1, K), boolean (True: seen) or additive.
@@ -111,19 +132,21 @@ class Prompt(Adapter):
         first = mask[:, :, :1]  # without causality, all tokens see the same
         if causal:
             first = torch.full_like(first, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
-        rows = torch.cat([mask, first.expand(-1, -1, self.dim, -1)], dim=2)  # (B, 1, L + dim, K)
+        rows = self.joined(mask, first.expand(-1, -1, self.dim, -1), 2)  # (B, 1, L + dim, K)
         new = torch.ones if mask.dtype == torch.bool else torch.zeros
         columns = new((*rows.shape[:3], self.dim), dtype=mask.dtype, device=mask.device)
-        return torch.cat([rows, columns], dim=3)
+        return self.joined(rows, columns, 3)
 
     def forward(self, states: Tensor, call: Call) -> Tensor:
         """The layer's output (B, L + dim, width) without the prompt: (B, L, width)."""
         if (cache := call.carried.pop(CACHE)) is not None:
             forget(cache, self.index, self.dim)
-        length = states.shape[1] - self.dim
+        sizes = [states.shape[1] - self.dim, self.dim]
+        parts = states.split(sizes if self.causal else sizes[::-1], dim=1)
+        tokens, prompt = parts if self.causal else parts[::-1]
         if self.passes:
-            call.carried[STATES] = states[:, length:]
-        return states[:, :length]
+            call.carried[STATES] = prompt
+        return tokens
 
 
 def forget(cache: Any, layer: int, count: int) -> None:

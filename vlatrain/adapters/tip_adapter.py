@@ -63,7 +63,7 @@ class TipAdapter(Adapter):
         self.register_buffer("values", torch.zeros(size, width))
 
     @classmethod
-    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
+    def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
         """The image's features."""
         return role == "image"
 

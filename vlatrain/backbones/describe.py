@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import ModelConfig, UserError
+from vlatrain.config.model import TowerConfig
 from vlatrain.injection.points import Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -96,7 +97,14 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
             other_width=width.get(other, 0),
             causal=tower.causal,
         )
-    return Sites(places, towers, served.heads, served.features)
+    inside = {name: _inside(config.towers[name]) for name in served.towers}
+    return Sites(places, towers, served.heads, served.features, served.trained, inside)
+
+
+def _inside(tower: TowerConfig) -> dict[str, str]:
+    """The modules that a tower consists of, by role."""
+    known = {"layers": tower.layers, "embeddings": tower.embeddings, "norm": tower.norm, **tower.outside}
+    return {role: path for role, path in known.items() if path}
 
 
 def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: str) -> int:

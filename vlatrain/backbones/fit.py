@@ -79,6 +79,7 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
         layers.setdefault(point.tower, set()).add(point.layer)
     found += _other(config, method, layers)
     found += _attention(config, method, patterns, towers)
+    found += _inserting(config, method, layers, towers)
     found += _ends(config, method, layers, towers)
     found += _dropping(config, method, layers, towers)
     found += _widths(config, method, layers)
@@ -109,6 +110,14 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         yield Unfit(f"adapter.heads=true: {title} adapts what these heads put out; either it trains or they do")
     if "sources" in method.needs and not method.sources:
         yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
+    if "sources" in method.needs and config.adapter.trunk:
+        yield Unfit(f"adapter.trunk: {title} weighs adapters that were trained in the trunk as it is")
+    if "end" in method.needs and config.adapter.trunk:
+        yield Unfit(f"adapter.trunk: {title} never goes back through the trunk, so nothing in it can train")
+    if "frozen" in method.needs and config.adapter.trunk:
+        yield Unfit(f"adapter.trunk: {title} keeps what the frozen trunk says of samples, so nothing in it may train")
+    if "norms" in config.adapter.trunk and any(target.rpartition(".")[2] == "norm" for target in method.targets or []):
+        yield Unfit(f"adapter.trunk: norms: {title} trains copies of them, which take their place")
     if method.sources and "sources" not in method.needs:
         yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
     if "parts" in method.needs and not method.parts:
@@ -178,6 +187,25 @@ def _ends(
 ) -> Iterator[str]:
     if "end" not in method.needs:
         return
+def _inserting(
+    config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
+) -> Iterator[str]:
+    for tower, chosen in layers.items() if "insert" in method.needs else ():
+        kind, title = (
+            config.model.towers[tower],
+            f"adapter={method.name}: the {tower} tower of model={config.model.name}",
+        )
+        if kind.positions == "rotary":
+            yield Unfit(
+                f"{title} has rotary positions, among which tokens cannot be put; leave it out of adapter.points"
+            )
+        elif kind.positions == "relative" and (kind.causal or len(chosen) < towers[tower].layers):
+            yield Unfit(
+                f"{title} has relative positions, which tokens can be put among in all layers of an encoder only; leave it out of "
+                "adapter.points" + ("" if kind.causal else ", or choose all of its layers")
+            )
+
+
     ends = [name for name, stack in towers.items() if stack.end]
     for tower, chosen in layers.items():
         if not towers[tower].end:

@@ -34,7 +34,8 @@ class AdapterConfig:
             `parts`), `full` (everything trains) or `none` (nothing does).
         needs: what it cannot do without: `other` (points whose tower gets states of the other modality), `features` (of image
             and text), `sources` (finished runs), `parts`, `end` (points in towers that end in a head, their last layer among them),
-            `layers` (all of them: none can be left out by `drop_layers`), `attn` (points at self-attention, and no others).
+            `layers` (all of them: none can be left out by `drop_layers`), `attn` (points at self-attention, and no others),
+            `frozen` (a trunk in which nothing trains), `insert` (towers that more tokens can be put into: no rotary positions).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
         dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes
@@ -55,6 +56,8 @@ class AdapterConfig:
         parts: `mixed`: methods by name, each with its own points.
         rate: the method's learning rate as a factor on `model.adapter_lr`, that of most (a mixed method has one for all parts).
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
+        trunk: also train weights of the towers that have points, where they are, with `optim.groups.trunk` as their rate: `norms`
+            (the layer norms, those outside the layers too), `biases` (all that has "bias" in its name).
     """
 
     name: str = "bottleneck"
@@ -78,6 +81,7 @@ class AdapterConfig:
     parts: dict[str, Any] = field(default_factory=dict)
     rate: float = 1.0
     heads: bool = False
+    trunk: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vlatrain.config.keys import did_you_mean, problems_in, type_name
 SHARED = ("none", "down", "up", "columns", "all")
 OVER = ("layer", "tower", "site", "task")
 BARE = ("full", "none")  # methods without modules of their own, hence without options
+TRUNK = ("norms", "biases")  # what of the trunk may train beside a method
 
 
 @cache
@@ -108,6 +109,11 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     else:
         for name, method in parts(config).items() if config.parts else ():
             yield from problems(method, f"{key}.parts.{name}")
+    for name in config.trunk:
+        if name not in TRUNK:
+            yield f"{key}.trunk: {name}: must be some of {', '.join(TRUNK)}{did_you_mean(name, TRUNK)}"
+    if config.trunk and config.name in BARE:
+        yield f"{key}.trunk: adapter={config.name} trains {'everything anyway' if config.name == 'full' else 'nothing'}"
     schema = described(config.name)
     if schema is None or config.name in BARE:
         return
@@ -154,6 +160,8 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             yield f"{where}: adapter={method.name} cannot be a part of another method"
         if method.heads or config.heads:
             yield f"{where}: a mixed method does not train the heads along: leave out heads=true"
+        if method.trunk:
+            yield f"{where}: the trunk's weights train for all parts alike: {key}.trunk"
         if method.drop_layers or method.drop_random:
             yield f"{where}: layers are dropped for all parts alike: {key}.drop_layers, {key}.drop_random"
         pointed.append(method.points is not None)

@@ -34,7 +34,9 @@ class TowerConfig:
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
         causal: whether a token sees only those before it (decoders, CLIP's text tower).
+        outside: paths of what else it has outside its layers, by role: `embedding_norm`, `head` (what its last states go to).
         sites: the sites of each layer, by name (attn, cross, ffn).
+        positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table) or `rotary`.
     """
 
     layers: str = ""
@@ -44,7 +46,9 @@ class TowerConfig:
     embeddings: str = ""
     norm: str = ""
     causal: bool = False
+    outside: dict[str, str] = field(default_factory=dict)
     sites: dict[str, SiteConfig] = field(default_factory=dict)
+    positions: str = "absolute"
 
 
 @dataclass

@@ -16,8 +16,8 @@ from vlatrain.backbones.loading import PROCESSOR, load, write
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
 from vlatrain.config.paths import ADAPTER, save_config
 from vlatrain.injection.attach import merged, restore
-from vlatrain.injection.combine import Saved, pruned, side_by_side, summed
-from vlatrain.injection.sources import Source, read_sources
+from vlatrain.injection.combine import Saved, added, pruned, side_by_side, summed
+from vlatrain.injection.sources import TRUNK, Source, read_sources
 
 NOTE = "merge.json"  # says in the result what it was made of
 
@@ -55,6 +55,9 @@ def merge(config: MergeConfig, console: Console | None = None) -> Merged:
     else:
         saved, method, note = _combined(config, sources)
         _write_run(config, method, saved, sources[0], output)
+        if trunks := [source.trunk for source in sources if source.trunk]:  # all of them or none, as has been checked
+            mean = added(trunks, note["weights"])
+            save_file(mean, output / ADAPTER / TRUNK, metadata={"format": "pt"})
         told = f"vlatrain eval run={output}"
     (output / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console.print(f"In [bold]{output}[/]: {_described(note)}\nNext:\n  {told}", soft_wrap=True)
@@ -99,7 +102,8 @@ def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
     """A checkpoint in the hub's layout: model, tokenizer, image processor."""
     whole = dataclasses.replace(config.model, quantize=None)
     backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
-    write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER)), output)
+    trained = config.model.tasks[config.task.name].trained
+    write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER, trained)), output)
 
 
 def _described(note: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from vlatrain.injection.mixed import Mixed, in_order, load, refuse_overlap
 from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse
 from vlatrain.injection.sources import read_sources
+from vlatrain.injection.trunk import FILE, chosen, load_trunk, save_trunk, train_in_place
 
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
 
@@ -56,7 +57,7 @@ def check(config: AdapterConfig) -> None:
             design = _design(config)
             facts = {
                 "other_width": 64, "heads": 1, "tower": "x", "index": 0, "site": "x", "layers": 1, "first": True, "last": True,
-                "causal": False, "role": "out",
+                "causal": False, "role": "out", "inputs": 64,
             }  # fmt: skip
             if config.share.what == "columns" and "columns" not in signature(design).parameters:
                 raise _not_shareable(config)
@@ -71,12 +72,12 @@ def _not_shareable(config: AdapterConfig) -> UserError:
 
 
 def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> nn.Module:
-    """Put the method's modules into the model and make them, and nothing else, trainable.
+    """Put the method's modules into the model and make them trainable, with what trains beside them, and nothing else.
 
     Args:
         model: the frozen model; changed in place.
         config: the method.
-        sites: where it goes.
+        sites: where it goes, and the modules of the backbone that are new: they train with any method but `none`.
         tasks: names of the parts of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
@@ -95,8 +96,13 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
             "adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)"
         )
     context_of(model).dropped = config.drop_layers
-    if config.parts:
-        return _mixed(model, config, sites, tasks)
+    beside = chosen(model, config.trunk, sites)
+    adapted = (_mixed if config.parts else _single)(model, config, sites, tasks)
+    train_in_place(adapted, beside)
+    return adapted
+
+
+def _single(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> nn.Module:
     with _quiet_peft(), _as_user_error(config):
         adapted = get_peft_model(model, peft_config(config, sites, tasks))
         if "sources" in config.needs:
@@ -129,7 +135,13 @@ def peft_config(config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) 
             options["feedforward_modules"] = sorted(set(targets) & inside)
         return kind(**options)
     design = _design(config)
-    places = {p: place for p, place in sites.at(design.at).items() if design.takes(place.role, config.settings)}
+    places = {
+        point: place
+        for point, place in sites.at(design.at).items()
+        if design.takes(place.role, config.settings, point.site.partition(":")[0])
+    }
+    if not places:
+        raise ValueError("the points have no module that it goes to")
     options = _options(config)
     if "sources" in config.needs:
         sources = read_sources(config.sources, "adapter.sources")
@@ -233,8 +245,10 @@ def mixed_rows(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write what was trained: a PEFT adapter, or the whole model's weights after full fine-tuning; for `none`, nothing."""
+    """Write what was trained: a PEFT adapter, weights of the trunk beside it, or the whole model's weights after full fine-tuning;
+    for `none`, nothing."""
     folder.mkdir(parents=True, exist_ok=True)
+    save_trunk(model, folder)
     if isinstance(model, Mixed):
         with _quiet_peft():
             model.save_pretrained(folder)
@@ -244,14 +258,23 @@ def save(model: nn.Module, folder: Path) -> None:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in trained.items()}, str(folder / FULL))
 
 
-def restore(model: nn.Module, config: AdapterConfig, folder: Path) -> nn.Module:
+def restore(model: nn.Module, config: AdapterConfig, folder: Path, trained: Sequence[str] = ()) -> nn.Module:
     """Load what `save` wrote into a fresh backbone, for inference.
+
+    Args:
+        model: the backbone; changed in place.
+        config: the method.
+        folder: the adapter's folder.
+        trained: modules of the backbone that are new, and hence must be there.
 
     Raises:
         UserError: the folder does not hold it.
     """
     if config.name == "none":
         return model
+    if config.name != "full" and (config.trunk or trained) and not (folder / FILE).is_file():
+        raise UserError(f"{folder}: there is no {FILE}, the weights of the trunk that trained with the adapter")
+    load_trunk(model, folder)
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
     for file in [folder / name / wanted.name for name in config.parts] or [wanted]:
         if not file.is_file():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,18 +37,29 @@ def summed(sources: Sequence[Source], weights: Sequence[float]) -> Saved:
     Raises:
         UserError: tensors that not all have, or in different shapes.
     """
-    stored = [load_file(source.weights) for source in sources]
+    return dict(sources[0].adapter), added([source.weights for source in sources], weights)
+
+
+def added(files: Sequence[Path], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted sum of files of tensors.
+
+    Args:
+        files: the files.
+        weights: a factor for each.
+
+    Raises:
+        UserError: tensors that not all have, or in different shapes.
+    """
+    stored = [load_file(file) for file in files]
     shapes = [{key: tuple(tensor.shape) for key, tensor in tensors.items()} for tensors in stored]
-    for source, other in zip(sources, shapes, strict=True):
+    for file, other in zip(files, shapes, strict=True):
         if differing := sorted(key for key in shapes[0].keys() | other.keys() if shapes[0].get(key) != other.get(key)):
-            raise UserError(
-                f"sources: {source.weights} has {differing[0]} in another shape than {sources[0].weights}, or not"
-            )
+            raise UserError(f"sources: {file} has {differing[0]} in another shape than {files[0]}, or not")
     tensors = {}
     for key, first in stored[0].items():
         parts = [weight * tensors[key].float() for weight, tensors in zip(weights, stored, strict=True)]
         tensors[key] = torch.stack(parts).sum(0).to(first.dtype)
-    return dict(sources[0].adapter), tensors
+    return tensors
 
 
 def side_by_side(sources: Sequence[Source], weights: Sequence[float]) -> Saved:

@@ -30,6 +30,7 @@ class Context:
         dropped: adapters in so many of the lowest layers of each tower are left out.
         readers: the sites with adapters that read states of the other modality.
         carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
+        trunk: names of the trunk's own parameters that train in place.
     """
 
     handed: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Context:
     dropped: int = 0
     readers: list[Any] = field(default_factory=list)
     carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    trunk: list[str] = field(default_factory=list)
 
 
 def context_of(model: nn.Module) -> Context:

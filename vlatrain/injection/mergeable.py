@@ -63,10 +63,10 @@ def _average(sources: list[Source], total: float) -> Iterator[str]:
                 there, here = _told(one, two)
                 those = "those" if here.startswith("are") else "that"
                 yield f"sources: {other.folder}: its {what} {here}, {those} of {first.folder} {there}"
-    if abs(total - 1) > 1e-6 and any(source.adapter.get("modules_to_save") for source in sources):
+    if abs(total - 1) > 1e-6 and any(source.adapter.get("modules_to_save") or source.trunk for source in sources):
         yield (
-            f"weights: they add to {total:g}, but the runs have trained heads (adapter.heads=true), which are whole weights and "
-            "not changes: use weights that add to 1"
+            f"weights: they add to {total:g}, but the runs have trained heads (adapter.heads=true) or weights of the trunk, which "
+            "are whole weights and not changes: use weights that add to 1"
         )
 
 
@@ -87,6 +87,7 @@ def _alone(source: Source) -> Iterator[str]:
 def _compared(one: Source, two: Source) -> Iterator[tuple[str, Any, Any]]:
     """What must be the same of two runs: what it is, there and there."""
     yield "backbone", one.model, two.model
+    yield "trained trunk", _trunk(one), _trunk(two)
     if not one.is_ours:
         yield (
             "targets",
@@ -98,6 +99,11 @@ def _compared(one: Source, two: Source) -> Iterator[tuple[str, Any, Any]]:
     yield "points", _outputs(one), _outputs(two)
     for key in ("options", "overrides", "share", "tasks", "modules_to_save"):
         yield key, _but_dropout(one.adapter.get(key)), _but_dropout(two.adapter.get(key))
+
+
+def _trunk(source: Source) -> Any:
+    """What of the trunk has trained: as asked for, else whether new modules have."""
+    return source.run.get("adapter", {}).get("trunk") or ("new modules" if source.trunk else "nothing")
 
 
 def _outputs(source: Source) -> dict[str, str]:

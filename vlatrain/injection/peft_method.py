@@ -153,17 +153,20 @@ class VlatrainModel(BaseTuner):
 
     def _build(self, config: VlatrainConfig, point: Point, place: Mapping[str, Any], target: nn.Module) -> Adapter:
         design = DESIGNS[config.design]
+        depth = len(self._module(place, "layers")) if place.get("layers") else 1  # type: ignore[arg-type]
         facts = {
             "other_width": place.get("other_width", 0),
             "heads": place.get("heads", 0),
             "tower": point.tower,
             "index": point.layer,
             "site": point.site,
-            "layers": len(self._module(place, "layers")) if place.get("layers") else 1,  # type: ignore[arg-type]
+            "layers": depth,
             "first": "first" in design.wants and point.layer == min(config.layers_of(point.tower)),
             "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
+            "whole": bool(place.get("layers")) and config.layers_of(point.tower) == [*range(depth)],
             "causal": place.get("causal", False),
             "role": place.get("role", ""),
+            "inputs": inputs_of(target),
             "tasks": config.tasks,
         }
         unit = design(
@@ -298,6 +301,11 @@ def width_of(module: nn.Module, otherwise: int = 0) -> int:
     if otherwise:
         return otherwise
     raise ValueError(f"{type(module).__name__} says nothing of its output width: adapt a linear layer or a norm")
+
+
+def inputs_of(module: nn.Module) -> int:
+    """Inputs of a linear layer (transformers' Conv1D too); 0 for what is none."""
+    return int(getattr(module, "in_features", 0) or getattr(module, "nx", 0))
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -95,12 +95,17 @@ class Sites:
         stacks: the towers, for further patterns.
         heads: modules outside the towers that may be trained too.
         features: path of the module that gives the features of `image` and `text`; empty if the task has none.
+        trained: modules outside the towers that are new, and train with any method (path prefixes).
+        inside: by tower, the modules that it consists of in its layers and around them, by role: `layers`, `embeddings`, `norm`
+            (the final one), and what else it has outside its layers (`embedding_norm`, `head`).
     """
 
     places: Mapping[Point, Place]
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     heads: Sequence[str] = ()
     features: Mapping[str, str] = field(default_factory=dict)
+    trained: Sequence[str] = ()
+    inside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def targeted(self, wanted: Iterable[str]) -> list[str]:
         """Paths of the modules of these roles (`query`, or `ffn.out` in one site only)."""
@@ -124,11 +129,14 @@ class Sites:
         }
 
     def at(self, kind: str) -> dict[Point, Place]:
-        """The places of a kind: `site` as they are; `layer`, each layer once; `modules`, each module of each site; `features`."""
+        """The places of a kind: `site` as they are; `layer`, each layer once; `features`; `modules`, each module of each site, and
+        those outside the layers, as if they were a site in a further layer."""
         if kind == "features":
             return {Point("features", 0, name): Place(output=path, role=name) for name, path in self.features.items()}
         found: dict[Point, Place] = {}
+        last: dict[str, Place] = {}
         for point, place in self.places.items():
+            last[point.tower] = place
             if kind == "site":
                 found[point] = place
             elif kind == "layer":
@@ -141,8 +149,13 @@ class Sites:
             else:
                 for role, path in place.modules.items():
                     found[Point(point.tower, point.layer, f"{point.site}:{role}")] = replace(
-                        place, output=path, input="", role=role
+                        place, output=path, input=path, role=role
                     )
+        for tower, place in last.items() if kind == "modules" else ():
+            for role, path in self.inside.get(tower, {}).items():
+                if role not in ("layers", "embeddings"):
+                    point = Point(tower, self.stacks[tower].layers, f"outside:{role}")
+                    found[point] = Place(output=path, input=path, width=place.width, role=role, causal=place.causal)
         return found
 
 

@@ -15,6 +15,7 @@ from vlatrain.config.paths import ADAPTER, CONFIG, read_config
 from vlatrain.injection.points import Place, Point
 
 OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
+TRUNK = "trunk.safetensors"  # weights of the trunk that trained with an adapter, beside it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Source:
     def weights(self) -> Path:
         """The file of its adapter's tensors."""
         return self.folder / ADAPTER / "adapter_model.safetensors"
+
+    @property
+    def trunk(self) -> Path | None:
+        """The file of the trunk's weights that trained with it, if any did."""
+        file = self.folder / ADAPTER / TRUNK
+        return file if file.is_file() else None
 
     @property
     def points(self) -> dict[str, dict[str, Any]]:
@@ -141,6 +148,11 @@ def _of_source(source: Source, model: str, places: Mapping[Point, Place]) -> Ite
     if not source.is_ours:
         yield Unfit(
             f"{where}: is adapter={source.method}; only vlatrain's own adapters can be fused, such as bottleneck"
+        )
+        return
+    if source.trunk:
+        yield Unfit(
+            f"{where}: its adapters go with weights of the trunk that trained with them, and fit no other trunk"
         )
         return
     if source.adapter.get("tasks"):

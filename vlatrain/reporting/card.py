@@ -8,6 +8,7 @@ from typing import Any
 
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import parts
+from vlatrain.injection.sources import TRUNK
 
 CARD = """---
 library_name: peft
@@ -34,7 +35,7 @@ from transformers import {architecture}
 backbone = {architecture}.from_pretrained("{backbone}")
 model = {load}(backbone, "PATH/TO/THIS/FOLDER")
 ```
-{parts}{by_task}
+{parts}{by_task}{trunk}
 or ask it: `vlatrain predict run=RUN_FOLDER image=PHOTO.jpg`.
 """
 
@@ -66,6 +67,16 @@ with for_task(model, "PART"):
 ```
 """
 
+IN_TRUNK = """
+Weights of the trunk have trained with it: `trunk.safetensors` holds them, and they go into the backbone before the adapter does:
+
+```python
+from vlatrain.injection.trunk import load_trunk
+
+load_trunk(backbone, "PATH/TO/THIS/FOLDER")
+```
+"""
+
 
 def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) -> None:
     """Write `README.md` into the adapter's folder, in place of the generic one.
@@ -93,6 +104,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         if named
         else "",
         by_task=BY_TASK.format(parts=", ".join(config.task.parts)) if config.adapter.by_task else "",
+        trunk=IN_TRUNK if (folder / TRUNK).is_file() else "",
         **metrics["parameters"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -101,7 +101,8 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
-    model = restore(backbone.model, config.adapter, run / ADAPTER).to(device)
+    trained = config.model.tasks[config.task.name].trained
+    model = restore(backbone.model, config.adapter, run / ADAPTER, trained).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, build(config.task, backbone))
 
@@ -130,4 +131,8 @@ def keep_processor(bench: Bench, run: Path) -> None:
 
 def texts_of(samples: Sequence[Sample]) -> list[str]:
     """Every text of the samples."""
-    return [text for sample in samples for text in (sample.question, *sample.answers, *sample.captions) if text]
+    found = []
+    for sample in samples:
+        said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
+        found += [text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text]
+    return found
