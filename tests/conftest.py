@@ -19,29 +19,13 @@ from PIL import Image
 
 from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.config.registry import register_resolvers
+from tests.backbones.small import SETTINGS
 from vlatrain.data.sample import Sample
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-SMALL_CONFIG = {
-    "vision_config": {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 16},
-    "text_config": {
-        **SMALL,
-        "vocab_size": 400,
-        "max_position_embeddings": 64,
-        "encoder_hidden_size": 32,
-        "projection_dim": 16,
-    },
-    "projection_dim": 16,
-    "image_text_hidden_size": 16,
-}
+SMALL_CONFIG = SETTINGS["blip"]  # CLIP takes it, too
 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
@@ -80,7 +64,7 @@ def _layers(name: str) -> list[Any]:
 
 def small_config(name: str) -> ModelConfig:
     """A family's architecture at a size that builds in milliseconds, with random weights."""
-    return model_config(name, random_init=True, config=SMALL_CONFIG)
+    return model_config(name, random_init=True, config=SETTINGS.get(name, SMALL_CONFIG))
 
 
 class Plain:

@@ -86,7 +86,7 @@ def test_all_problems_are_told_together() -> None:
 
 def test_a_backbone_that_cannot_do_the_task_says_what_it_can() -> None:
     config = TrainConfig(model=model_config("clip"), adapter=adapter_config("bottleneck"))
-    assert validate.problems(config) == ["task=vqa: model=clip cannot do it; it can do retrieval"]
+    assert validate.problems(config) == ["task=vqa: model=clip cannot do it; it can do retrieval, classification"]
 
 
 def test_resume_needs_to_know_which_run() -> None:

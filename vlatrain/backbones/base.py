@@ -258,3 +258,12 @@ class Embedder(Protocol):
     def match(self, states: Tensor, text: Text) -> Tensor:
         """Of image states (N, S, width) with texts (N, L): matching logits (N, 2) (no, yes), or scores (N,) that order pairs."""
         ...
+
+
+@runtime_checkable
+class Biased(Protocol):
+    """An `Embedder` whose scaled similarities have a bias: what the sigmoid loss needs."""
+
+    def logit_bias(self) -> Tensor:
+        """What is added to scaled similarities: a scalar."""
+        ...

@@ -11,12 +11,16 @@ from transformers import PreTrainedModel
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
-from vlatrain.backbones.clip import Clip
 from vlatrain.backbones.describe import checkpoint_of, settings_of
+from vlatrain.backbones.dual import Dual
 from vlatrain.backbones.quantise import layers_of, quantise
 from vlatrain.config import ModelConfig, UserError
 
-FAMILIES: dict[str, type[Backbone]] = {"blip": Blip, "clip": Clip}
+FAMILIES: dict[str, type[Backbone]] = {
+    "blip": Blip,
+    "clip": Dual,  # what runs of earlier versions call it
+    "dual": Dual,
+}
 PROCESSOR = "processor"  # folder in a run that keeps the processor of a random backbone
 
 

@@ -1,7 +1,8 @@
 """Image-text retrieval: contrastive training, and matching where the backbone has a head or adapters for it.
 
 Contrastive loss: Radford et al., CLIP (2021). A caption's image may have other captions in the batch; they are no
-negatives of the image, and neither is an identical caption of another image. Matching with hard negatives drawn by
+negatives of the image, and neither is an identical caption of another image. A backbone that was trained with the sigmoid loss
+(`contrast: sigmoid` in its description) is adapted with it: Zhai et al., SigLIP (2023). Matching with hard negatives drawn by
 similarity: Li et al., ALBEF (2021) and BLIP (2022). A backbone whose matching gives one score a pair (CLIP with adapters that read
 the image) learns to put the pair above its hard negatives: Burges et al., "Learning to Rank using Gradient Descent" (ICML 2005).
 With several processes, negatives come from the process's own batch.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from vlatrain.backbones.base import Backbone, Embedder, Text, blank_text
+from vlatrain.backbones.base import Backbone, Biased, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
@@ -52,7 +53,7 @@ class Retrieval(Task):
         image_features, states = self.embedder.image_features(batch["inputs"])
         text_features = self.embedder.text_features(text)
         cosine = text_features @ image_features.T  # (T, I)
-        loss = contrastive_loss(cosine * self._scale(), text.ids, owner)
+        loss = self._contrast(cosine * self._scale(), text.ids, owner)
         if self.config.matching and self.embedder.matches and len(states) > 1:
             loss = loss + self._matching_loss(cosine.detach() * self._scale().detach(), states, text, owner)
         return loss
@@ -94,7 +95,7 @@ class Retrieval(Task):
         text, owner = blank_text(batch_size, TYPICAL["caption"], device), torch.arange(batch_size, device=device)
         image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
         logits = self.embedder.text_features(text) @ image_features.T * self._scale()
-        loss = contrastive_loss(logits, text.ids, owner)
+        loss = self._contrast(logits, text.ids, owner)
         if self.config.matching and self.embedder.matches:
             three = owner.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
             loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).float().mean()
@@ -113,6 +114,12 @@ class Retrieval(Task):
         if self.config.temperature is None:
             return self.embedder.logit_scale()
         return torch.tensor(1 / self.config.temperature, device=self.backbone.device)
+
+    def _contrast(self, logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+        """The loss of image-text contrast that the backbone was trained with."""
+        if self.backbone.config.tasks[self.backbone.task].contrast == "sigmoid":
+            return sigmoid_loss(logits + cast(Biased, self.backbone).logit_bias(), ids, owner)
+        return contrastive_loss(logits, ids, owner)
 
     def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
         """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption.
@@ -207,11 +214,26 @@ def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
     )
     pair = logits.T[owner]  # (T, T): row t is caption t's image against every caption
     to_text = pair.masked_fill(positive.T[owner] & (captions[:, None] != captions), float("-inf"))
-    # mean over the images of the mean over their captions
-    images = logits.shape[1]
-    captions_of = torch.zeros(images, device=owner.device).index_add(
-        0, owner, torch.ones_like(owner, dtype=torch.float)
-    )
-    share = 1 / captions_of[owner] / images  # (T,)
     losses = cross_entropy(to_image, owner, reduction="none") + cross_entropy(to_text, captions, reduction="none")
-    return (losses * share).sum() / 2
+    return (losses * _share(owner, logits.shape[1])).sum() / 2
+
+
+def sigmoid_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+    """Of each caption the log-losses of belonging to its image and to no other, added up; other positives are left out.
+
+    Args:
+        logits: (T, I) scaled similarities with the bias.
+        ids: (T, L) token ids of the captions.
+        owner: (T,) the captions' images.
+    """
+    logits = logits.float()
+    own = owner[:, None] == torch.arange(logits.shape[1], device=owner.device)  # (T, I)
+    counted = own | ~same_caption(ids, owner, logits.shape[1])
+    losses = softplus(torch.where(own, -logits, logits)) * counted
+    return (losses.sum(dim=1) * _share(owner, logits.shape[1])).sum()
+
+
+def _share(owner: Tensor, images: int) -> Tensor:
+    """Weights (T,) of captions in a mean over the images of the means over their captions."""
+    captions = torch.zeros(images, device=owner.device).index_add(0, owner, torch.ones_like(owner, dtype=torch.float))
+    return 1 / captions[owner] / images

@@ -1,0 +1,125 @@
+"""Dual encoders against transformers' own features and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from tests.conftest import adapter_config, make_samples, small_config
+from vlatrain.backbones.base import Text
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.dual import Dual
+from vlatrain.backbones.loading import load
+from vlatrain.config import UserError
+from vlatrain.injection.attach import attach
+
+DUALS = ["clip", "metaclip2", "siglip", "siglip2", "siglip2_naflex", "align", "altclip", "chinese_clip", "aimv2"]
+CAPTIONS = [sample.captions[0] for sample in make_samples()[:4]]
+
+
+def loaded(name: str) -> Any:
+    return load(small_config(name), "retrieval", texts=CAPTIONS)
+
+
+def images() -> list[Image.Image]:
+    """Four pictures of different aspect ratios."""
+    sizes = ((32, 32), (48, 20), (20, 60), (64, 64))
+    return [s.image.load().resize(size) for s, size in zip(make_samples()[:4], sizes, strict=True)]
+
+
+def own_names(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"pixel_values" if key == "pixels" else key: value for key, value in inputs.items()}
+
+
+@pytest.mark.parametrize("name", DUALS)
+def test_features_and_similarities_are_transformers_own(name: str) -> None:
+    backbone = loaded(name)
+    assert isinstance(backbone, Dual)
+    inputs, text = backbone.inputs(images()), backbone.text(CAPTIONS, 40)
+    asked = {**own_names(inputs), "input_ids": text.ids, "attention_mask": text.mask}
+    own = backbone.model(**asked)
+    image, states = backbone.image_features(inputs)
+    texts = backbone.text_features(text)
+    expected = backbone.model.get_image_features(**own_names(inputs)).pooler_output
+    torch.testing.assert_close(image, normalize(expected, dim=-1))
+    expected = backbone.model.get_text_features(input_ids=text.ids, attention_mask=text.mask).pooler_output
+    torch.testing.assert_close(texts, normalize(expected, dim=-1))
+    assert (image[0] - image[1]).abs().max() > 1e-3  # it looks
+    assert (texts[0] - texts[1]).abs().max() > 1e-4
+    logits = image @ texts.T * backbone.logit_scale() + backbone.logit_bias()
+    torch.testing.assert_close(logits, own.logits_per_image, atol=1e-4, rtol=1e-4)
+    assert not backbone.matches  # nothing reads the image, so the pairs' scores say what the features say
+    torch.testing.assert_close(
+        backbone.match(states, text), (image * texts).sum(-1) * backbone.logit_scale(), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", DUALS)
+def test_rows_do_not_depend_on_their_batch(name: str) -> None:
+    backbone = loaded(name)
+    together = backbone.image_features(backbone.inputs(images()))[0]
+    alone = torch.cat([backbone.image_features(backbone.inputs([image]))[0] for image in images()])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    together = backbone.text_features(backbone.text([*CAPTIONS, "a picture"], 40))
+    alone = torch.cat([backbone.text_features(backbone.text([text], 40)) for text in [*CAPTIONS, "a picture"]])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DUALS)
+def test_an_adapter_in_the_text_tower_can_read_the_image(name: str) -> None:
+    backbone = loaded(name)
+    where = sites(backbone.config, "retrieval", ["text.*.*"])
+    attach(backbone.model, adapter_config("cross_modal", dim=8), where)
+    assert backbone.matches
+    inputs, text = backbone.inputs(images()), backbone.text(CAPTIONS[:1] * 4, 40)
+    features, states = backbone.image_features(inputs)
+    with torch.no_grad():
+        before = backbone.match(states, text)
+        torch.testing.assert_close(  # nothing is changed before it has learned
+            before, (features @ backbone.text_features(text).T)[:, 0] * backbone.logit_scale(), atol=1e-4, rtol=1e-4
+        )
+        for parameter in backbone.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.5)
+        after = backbone.match(states, text)
+        assert (after - before).abs().max() > 1e-3
+        alone = [
+            backbone.match(backbone.image_features(backbone.inputs([image]))[1], Text(text.ids[:1], text.mask[:1]))
+            for image in images()
+        ]
+    torch.testing.assert_close(after, torch.cat(alone), atol=1e-4, rtol=1e-4)  # padding of patches is not read
+
+
+def test_texts_of_siglip_are_padded_to_the_end_and_padding_counts() -> None:
+    backbone = loaded("siglip")
+    text = backbone.text(["a red picture", "red"], 40)
+    limit = backbone.model.config.text_config.max_position_embeddings
+    assert text.ids.shape == (2, limit)
+    assert text.mask.all()
+    assert text.ids[1, -1] == backbone.tokenizer.pad_token_id
+    assert (backbone.text(["red " * 50], 10).ids != backbone.tokenizer.pad_token_id).sum() == 10
+    assert backbone.text(["red " * 50], 99).ids.shape == (1, limit)
+    assert loaded("clip").text(["red " * 99], 99).ids.shape == (1, 64)
+
+
+def test_siglip_starts_from_the_papers_scale_and_bias() -> None:
+    backbone = loaded("siglip")
+    assert backbone.logit_scale().item() == pytest.approx(10, rel=1e-5)
+    assert backbone.logit_bias().item() == -10
+
+
+def test_an_unknown_option_is_answered_with_what_was_meant() -> None:
+    config = small_config("siglip")
+    config.options["logit_bais"] = "logit_bias"
+    with pytest.raises(UserError, match=r"model.options.logit_bais.*logit_bias"):
+        load(config, "retrieval", texts=CAPTIONS)
+
+
+def test_runs_of_earlier_versions_call_it_clip() -> None:
+    config = small_config("clip")
+    config.family, config.options = "clip", {}
+    assert isinstance(load(config, "retrieval", texts=CAPTIONS), Dual)

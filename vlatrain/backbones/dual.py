@@ -1,0 +1,208 @@
+"""Dual encoders in transformers: an image tower and a text tower that meet in one space. What differs between them is data.
+
+CLIP (Radford et al., ICML 2021, arXiv:2103.00020), SigLIP (Zhai et al., ICCV 2023, arXiv:2303.15343), SigLIP 2 (Tschannen et al.,
+2025, arXiv:2502.14786), MetaCLIP 2 (Chuang et al., 2025, arXiv:2507.22062), ALIGN (Jia et al., ICML 2021, arXiv:2102.05918) and
+others of the kind: their classes have `get_image_features` and `get_text_features`. What a description says of one is in
+`Options`, as `model.options`.
+
+Deviations from transformers 5.23, each on purpose:
+- SigLIP with random weights starts from the paper's scale and bias (`Options.start`); with its 1 and 0 there, no sigmoid of a
+  cosine similarity can come near 0 or 1;
+- a causal text tower is causal whatever the batch: AIMv2's is so there only where some text of the batch is padded, and hence
+  gives a text other features on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from vlatrain.backbones import tokenizers
+from vlatrain.backbones.architecture import image_processor_class
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text
+from vlatrain.config import ModelConfig, UserError
+from vlatrain.config.keys import did_you_mean
+from vlatrain.injection.context import hand, reads_other
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one dual encoder has otherwise than another. The defaults are CLIP's.
+
+    Attributes:
+        logit_scale: the parameter whose exponential similarities are multiplied by.
+        max_logit_scale: the most that it counts for; null: without limit.
+        temperature: the parameter that similarities are divided by instead (ALIGN).
+        logit_bias: the parameter that is added to them (SigLIP); empty: none.
+        start: by name, the value that a parameter has where weights are random and transformers' start is not the paper's.
+        pad_to_end: texts are padded to the longest the model can take, and padding is attended to, as SigLIP was trained.
+        states_norm: the norm that the image's last states must still go through before they are handed to the text tower.
+        pool: how the image's features come from these states: `first` (a state) or `mean`, and paths of modules.
+    """
+
+    logit_scale: str = "logit_scale"
+    max_logit_scale: float | None = 100.0
+    temperature: str = ""
+    logit_bias: str = ""
+    start: dict[str, float] = field(default_factory=dict)
+    pad_to_end: bool = False
+    states_norm: str = "vision_model.post_layernorm"
+    pool: Sequence[str] = ("first", "visual_projection")
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Options:
+        """Those of a description.
+
+        Raises:
+            UserError: it has others.
+        """
+        known = [option.name for option in fields(cls)]
+        if unknown := [name for name in config.options if name not in known]:
+            raise UserError(
+                f"model.options.{name}: family=dual has no such option{did_you_mean(str(name), known)}"
+                for name in unknown
+            )
+        return cls(**config.options)
+
+
+class Dual(Backbone):
+    """A dual encoder for retrieval and classification. See `Embedder` for the operations."""
+
+    model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = Options.of(self.config)
+        towers = [self.config.towers[name] for name in self.config.tasks[self.task].towers]
+        for layers in (self.model.get_submodule(tower.layers) for tower in towers if tower.causal):
+            for module in layers.modules():
+                if hasattr(module, "is_causal"):
+                    module.is_causal = True
+
+    @classmethod
+    def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
+        """The architecture with random weights, on torch's default device."""
+        model = super().build(config, task, settings)
+        with torch.no_grad():
+            for name, value in Options.of(config).start.items():
+                model.get_parameter(name).fill_(value)
+        return model
+
+    @classmethod
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+        """A processor for random weights of such settings, its tokenizer made from texts."""
+        vision = settings["vision_config"]
+        if "num_patches" not in vision:
+            return super().make_processor(config, settings, texts)
+        images = image_processor_class(settings["model_type"])
+        return Pair(
+            tokenizers.make_wordpiece(texts, settings["text_config"]["vocab_size"]),
+            images(patch_size=vision["patch_size"], max_num_patches=vision["num_patches"]),
+        )
+
+    @classmethod
+    def read_processor(cls, checkpoint: str) -> Any:
+        """The processor of a checkpoint."""
+        processor = super().read_processor(checkpoint)
+        made = get_tokenizer_config(checkpoint).get("tokenizer_class")
+        if made in (PreTrainedTokenizerFast.__name__, "PreTrainedTokenizerFast"):
+            # one that was made for random weights: transformers would put SigLIP 2's own class in its place
+            processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+        return processor
+
+    def inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> Inputs:
+        """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them."""
+        assert questions is None, "a dual encoder is asked no questions"
+        encoded = dict(self.image_processor(images=list(images), return_tensors="pt"))
+        return {"pixels": encoded.pop("pixel_values"), **encoded}
+
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+        """Inputs that have only shapes."""
+        vision = self.model.config.vision_config
+        if not self._in_patches:
+            return super().blank(batch_size, device)
+        side, channels = int(vision.num_patches**0.5), vision.num_channels
+        return {
+            "pixels": torch.zeros(batch_size, side * side, channels * vision.patch_size**2, device=device),
+            "pixel_attention_mask": torch.ones(batch_size, side * side, dtype=torch.long, device=device),
+            "spatial_shapes": torch.full((batch_size, 2), side, device="cpu"),  # the model reads these values
+        }
+
+    def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
+        """Tokenised texts with their special tokens, cut to `max_length` and to what the model can take."""
+        limit = self.model.config.text_config.max_position_embeddings
+        if not self.options.pad_to_end:
+            return super().text(texts, min(max_length, limit), multiple)
+        rows = self.tokenizer(list(texts), truncation=True, max_length=min(max_length, limit))["input_ids"]
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (limit - len(row)) for row in rows])  # (N, limit)
+        return Text(ids, torch.ones_like(ids))
+
+    def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The image's features, and all its last states."""
+        further = {key: value for key, value in inputs.items() if key not in ("pixels", "prefix")}
+        with self.prefix("vision", inputs):
+            output = self.model.get_image_features(pixel_values=inputs["pixels"], **further)
+        states = output.last_hidden_state
+        if states.dim() == 4:  # the map of a convolutional tower
+            states = states.flatten(2).transpose(1, 2)  # (B, width, H, W) -> (B, H * W, width)
+        if self._in_patches:
+            states = states * inputs["pixel_attention_mask"][..., None]  # padding is zero: by that `match` knows it
+        return normalize(output.pooler_output, dim=-1), states
+
+    def text_features(self, text: Text) -> Tensor:
+        """The text's features."""
+        output = self.model.get_text_features(input_ids=text.ids, attention_mask=text.mask)
+        return normalize(output.pooler_output, dim=-1)
+
+    def logit_scale(self) -> Tensor:
+        """The learned scale."""
+        if self.options.temperature:
+            return 1 / self.model.get_parameter(self.options.temperature).squeeze()
+        scale = self.model.get_parameter(self.options.logit_scale).exp().squeeze()
+        return scale if self.options.max_logit_scale is None else scale.clamp(max=self.options.max_logit_scale)
+
+    def logit_bias(self) -> Tensor:
+        """The learned bias; zero where there is none."""
+        if not self.options.logit_bias:
+            return torch.zeros((), device=self.device)
+        return self.model.get_parameter(self.options.logit_bias).squeeze()
+
+    @property
+    def matches(self) -> bool:
+        """Whether an adapter in the text tower reads the image. The towers themselves do not meet."""
+        return reads_other(self.model, "text")
+
+    def match(self, states: Tensor, text: Text) -> Tensor:
+        """Similarity (N,) of an image and a text that is encoded given this image, times the logit scale."""
+        mask = states.any(dim=-1).long() if self._in_patches else None  # (N, S)
+        if self.options.states_norm:
+            states = self.model.get_submodule(self.options.states_norm)(states)
+        images = states
+        for step in self.options.pool:
+            if step == "first":
+                images = images[:, 0]
+            elif step == "mean":
+                images = images.mean(dim=1)
+            else:
+                images = self.model.get_submodule(step)(images, *([] if mask is None else [mask]))
+        with hand(self.model, "text", states, mask):
+            texts = self.text_features(text)
+        return (normalize(images, dim=-1) * texts).sum(dim=-1) * self.logit_scale()
+
+    @property
+    def _in_patches(self) -> bool:
+        """Whether images come as patches of any aspect ratio, padded to a number of them (SigLIP 2 NaFlex)."""
+        return hasattr(self.model.config.vision_config, "num_patches")
