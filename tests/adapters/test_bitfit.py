@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.injection.language import full_size, small, trainable
+from tests.injection.language import where as language_sites
 from vlatrain.adapters.bitfit import BitFit
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
@@ -58,3 +62,29 @@ def test_the_key_has_none_as_its_bias_changes_nothing() -> None:
 
 def test_low_precision_states_stay_so() -> None:
     assert BitFit(4)(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_keys_and_modules_outside_the_layers_have_one_if_asked(name: str) -> None:
+    """T5 has no biases: what they would be is what its modules put out."""
+    model, where = small(name), language_sites(name, small=True)
+    before = copy.deepcopy(model)
+    attach(model, adapter_config("bitfit", options={"keys": True, "outside": True}), where)
+    ids = torch.arange(10).reshape(2, 5) + 4
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+            target = before.get_submodule(key.removesuffix(MARK))
+            target.register_forward_hook(lambda module, args, output, bias=parameter: output + bias)
+    found, expected = (one.language(input_ids=ids, decoder_input_ids=ids).logits for one in (model, before))
+    torch.testing.assert_close(found, expected)
+    roles = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sum("lm_head" in key for key in roles) == 1
+    assert len(roles) == 2 * (6 + 2) + 2 * (10 + 3) + 2 + 1
+
+
+def test_published_count_on_t5() -> None:
+    """VL-Adapter's: every linear layer, every norm and the head get a bias."""
+    model = full_size("t5")
+    adapted = attach(model, adapter_config("bitfit", options={"keys": True, "outside": True}), language_sites("t5"))
+    assert trainable(adapted) == 282_496

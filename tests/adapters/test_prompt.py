@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.injection.language import described, full_size, small, trainable
+from tests.injection.language import where as language_sites
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.prompt import Prompt, forget
 from vlatrain.backbones.base import Backbone
@@ -17,6 +20,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig
+from vlatrain.config.errors import Unfit
 from vlatrain.injection.attach import attach
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -153,8 +157,11 @@ def test_boolean_and_additive_masks_say_the_same(causal: bool) -> None:
     two = prompt.seen(torch.where(shown, 0.0, lowest)[None, None], 4, causal)
     assert one.shape == (1, 1, 4 + DIM, 4 + DIM)
     assert torch.equal(one, two == 0)
-    assert bool(one[0, 0, :, 4:].all()), "everything sees the prompt"
-    assert bool(one[0, 0, 4:, :4].any()) is not causal
+    front = slice(4, None) if causal else slice(0, DIM)  # where in memory it stands
+    tokens = slice(0, 4) if causal else slice(DIM, None)
+    assert bool(one[0, 0, :, front].all()), "everything sees the prompt"
+    assert bool(one[0, 0, front, tokens].any()) is not causal
+    assert torch.equal(one[0, 0, tokens, tokens], shown)
     if not causal:
         assert torch.equal(prompt.seen(shown[None, None, :1], 4, causal), one), "one row for all"
 
@@ -213,3 +220,90 @@ def test_dropping_layers_is_refused() -> None:
     config.adapter = adapter_config("prompt", drop_layers=1)
     (problem,) = misfits(config)
     assert "adapter.drop_layers" in problem
+
+
+def test_a_network_makes_the_tokens() -> None:
+    prompt = Prompt(WIDTH, DIM, hidden=5)
+    first, _, second = prompt.network
+    made = torch.tanh(prompt.tokens @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    found = prompt.enter({"hidden_states": torch.zeros(2, 4, WIDTH)}, Call(carried={}))["hidden_states"]
+    torch.testing.assert_close(found[:, :DIM], made.expand(2, -1, -1))
+    assert not found[:, DIM:].any()
+    later = Prompt(WIDTH, DIM, hidden=5, first=False)
+    assert not list(later.parameters())
+    assert later.network is None
+
+
+def encoder_of(model: nn.Module, name: str) -> nn.Module:
+    return model.language.encoder if name == "t5" else model.language.model.encoder
+
+
+@both
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_encoder_of_a_language_model_is_as_by_hand(name: str, deep: bool) -> None:
+    """T5's positions are relative: those of a prompt that stands in front, whatever the padding behind."""
+    config = adapter_config("prompt", dim=DIM, options={"deep": deep, "hidden": 6})
+    model, frozen = small(name), small(name)
+    attach(model, config, language_sites(name, "text", small=True)).eval()
+    ids = torch.arange(10).reshape(2, 5) + 4
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    encoder, plain = encoder_of(model, name), encoder_of(frozen, name)
+    found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    alone = encoder(input_ids=ids[1:, :3], attention_mask=mask[1:, :3]).last_hidden_state
+    torch.testing.assert_close(found[1, :3], alone[0])
+    layers = encoder.block if name == "t5" else encoder.layers
+    made = [unit.network(unit.tokens) if unit.tokens is not None else None for unit in units_of(layers)]
+    keep = torch.cat([torch.ones(2, DIM), mask], dim=1).bool()[:, None, None].expand(-1, -1, DIM + 5, -1)
+    states, front, bias = embedded(plain, ids, name), None, None
+    for layer, own in zip(plain.block if name == "t5" else plain.layers, made, strict=True):
+        front = front if own is None else own.expand(2, -1, -1)
+        whole = torch.cat([front, states], dim=1)
+        if name == "t5":
+            out, bias, *_ = layer(whole, keep, bias)
+        else:
+            out = layer(whole, keep)
+        front, states = out[:, :DIM], out[:, DIM:]
+    expected = plain.final_layer_norm(states) if name == "t5" else states
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+
+
+def units_of(layers: nn.Module) -> list[Any]:
+    return [layer.adapter.units["default"] for layer in layers]
+
+
+def embedded(encoder: Any, ids: Tensor, name: str) -> Tensor:
+    states = encoder.embed_tokens(ids)
+    return states if name == "t5" else encoder.layernorm_embedding(states + encoder.embed_positions(ids))
+
+
+@pytest.mark.parametrize("points", [["decoder"], ["text.0"], ["text.1"]])
+def test_relative_positions_allow_it_in_all_layers_of_an_encoder_only(points: list[str]) -> None:
+    model = small("t5")
+    attach(model, adapter_config("prompt", dim=DIM), language_sites("t5", *points, small=True))
+    ids = torch.arange(10).reshape(2, 5) + 4
+    with pytest.raises(ValueError, match="in all layers of an encoder, and nowhere else"):
+        model.language(input_ids=ids, decoder_input_ids=ids)
+    config = TrainConfig(task=TaskConfig(name="captioning", points=points), model=described("t5", small=True))
+    config.adapter = adapter_config("prompt")
+    (problem,) = misfits(config)
+    assert isinstance(problem, Unfit)
+    assert "relative positions" in problem
+
+
+def test_rotary_positions_are_refused_before_anything_loads() -> None:
+    model = copy.deepcopy(described("bart", small=True))
+    model.towers["decoder"].positions = "rotary"
+    config = TrainConfig(
+        task=TaskConfig(name="captioning", points=["*"]), model=model, adapter=adapter_config("prompt")
+    )
+    (problem,) = misfits(config)
+    assert "the decoder tower of model=bart has rotary positions" in problem
+
+
+def test_published_count() -> None:
+    """VL-Adapter's: 40 tokens through 768-800-768, at the encoder's input; for four tasks."""
+    config = adapter_config("prompt", dim=40, options={"hidden": 800})
+    for name in ("bart", "t5"):
+        assert trainable(attach(full_size(name), config, language_sites(name, "text"))) == 1_261_088
+    config.by_task = True
+    assert trainable(attach(full_size("bart"), config, language_sites("bart", "text"), list("abcd"))) == 5_044_352

@@ -5,7 +5,7 @@ A vector is added to the output of each linear layer and norm, which is the same
 the frozen weights alone.
 
 Deviations: the bias of attention's keys is left out, as it adds the same to all the scores of a query, which their softmax does
-not see (of a fused `qkv` the whole bias is there); a layer without a bias gets one.
+not see (of a fused `qkv` the whole bias is there; `keys` has it anyway, as in published counts); a layer without a bias gets one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from vlatrain.adapters.base import Adapter, Call
 
+OUTSIDE = "outside"  # the site of modules that are in no layer
+
 
 class BitFit(Adapter):
     """`x + b`.
@@ -27,16 +29,18 @@ class BitFit(Adapter):
 
     Args:
         width: width of the module's output.
+        keys: attention's keys have one too.
+        outside: so have the modules outside the layers: final norms, norms of embeddings, the head.
     """
 
     at: ClassVar[str] = "modules"
 
     @classmethod
-    def takes(cls, role: str, options: Mapping[str, Any]) -> bool:
-        """All modules but attention's key."""
-        return role != "key"
+    def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
+        """Modules in the layers but for attention's key, unless the options say otherwise."""
+        return (role != "key" or options.get("keys", False)) and (site != OUTSIDE or options.get("outside", False))
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, keys: bool = False, outside: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
 
