@@ -84,9 +84,13 @@ def test_all_problems_are_told_together() -> None:
     assert len(validate.problems(config)) == 3
 
 
-def test_a_backbone_that_cannot_do_the_task_says_what_it_can() -> None:
+def test_a_backbone_that_cannot_do_the_task_says_what_it_can_and_who_could() -> None:
     config = TrainConfig(model=model_config("clip"), adapter=adapter_config("bottleneck"))
-    assert validate.problems(config) == ["task=vqa: model=clip cannot do it; it can do retrieval, classification"]
+    (problem,) = validate.problems(config)
+    told, _, able = problem.rpartition("; vqa: ")
+    assert told == "task=vqa: model=clip cannot do it; it can do retrieval, classification"
+    assert {"blip", "tiny_blip"} <= set(able.split(", "))  # tiny_blip has it from the file that it extends
+    assert not {"clip", "siglip"} & set(able.split(", "))
 
 
 def test_resume_needs_to_know_which_run() -> None:

@@ -13,6 +13,7 @@ from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
+from vlatrain.config.serving import serving
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
@@ -169,7 +170,10 @@ def _model(config: TrainConfig) -> Iterable[str]:
     if not model.tasks:
         yield f"model={model.name}: its description names no task that it serves"
     elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
-        yield Unfit(f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}")
+        others = f"; {config.task.name}: {', '.join(able)}" if (able := serving(config.task.name)) else ""
+        yield Unfit(
+            f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}{others}"
+        )
     for task, served in model.tasks.items():
         for tower in served.towers:
             if tower not in model.towers:
