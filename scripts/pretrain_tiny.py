@@ -2,6 +2,7 @@
 
     python scripts/pretrain_tiny.py blip
     python scripts/pretrain_tiny.py clip      # its vision tower starts from the shipped tiny_blip's
+    python scripts/pretrain_tiny.py gpt       # a language model: text about the scenes, no image
 
 Seeded, resumable (`--work` holds the state), on CUDA where there is one. vlatrain/assets/README.md tells what comes
 out and how long it takes; scripts/tiny_scores.py measures it. On a busy CPU set OMP_WAIT_POLICY=passive.
@@ -22,14 +23,16 @@ from typing import TypeVar
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import tiny_blip  # noqa: E402
 import tiny_clip  # noqa: E402
+import tiny_gpt  # noqa: E402
 from tiny_batches import PAD, SKILLS, Pictures, answers, ask, encode, new_scene, pictures, tell  # noqa: E402
-from tiny_export import export_blip, export_clip  # noqa: E402
+from tiny_export import export_blip, export_clip, export_gpt  # noqa: E402
 
 from vlatrain.data.scenes import pick  # noqa: E402
 
@@ -40,6 +43,7 @@ SEED = 20
 #: Steps: the end of the dense stage, of one-figure scenes, of no "red or blue?", of the flat part of the schedule, and all.
 DENSE, ONE, CHOICE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 6000, 8000
 CLIP_FLAT, CLIP_STEPS = 1500, 4000
+GPT_FLAT, GPT_STEPS = 3000, 4500
 PEAK = 1e-3
 IMAGES = 48
 
@@ -109,6 +113,12 @@ def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
     return tiny_clip.losses(model, scenes(rng, 64, 3 if step >= CLIP_STEPS // 10 else 1, device), rng)
 
 
+def gpt_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
+    """The loss of one step; all are alike."""
+    assert isinstance(model, GPT2LMHeadModel)
+    return tiny_gpt.losses(model, 32, rng, device)
+
+
 def rate_at(step: int, flat: int, steps: int) -> float:
     """Learning rate: 200 steps of warm-up, a slow cosine, and after the flat part a straight line to zero."""
     warm = min(1.0, (step + 1) / 200)
@@ -167,7 +177,7 @@ def train(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=("blip", "clip"))
+    parser.add_argument("which", choices=("blip", "clip", "gpt"))
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="checkpoints and logs")
     parser.add_argument("--out", type=Path, default=ROOT / "vlatrain" / "assets", help="where the folder is written")
     args = parser.parse_args()
@@ -178,6 +188,10 @@ def main() -> None:
         model = tiny_blip.TinyBlip().to(device)
         train(model, blip_losses, FLAT, BLIP_STEPS, args.work / "blip", device)
         export_blip(model, tiny_blip.config(), args.out / "tiny_blip")
+    elif args.which == "gpt":
+        model = GPT2LMHeadModel(tiny_gpt.config()).to(device)
+        train(model, gpt_losses, GPT_FLAT, GPT_STEPS, args.work / "gpt", device)
+        export_gpt(model, tiny_gpt.config(), args.out / "tiny_gpt")
     else:
         model = tiny_clip.TinyClip()
         model.start_from(load_file(ROOT / "vlatrain" / "assets" / "tiny_blip" / "model.safetensors"))

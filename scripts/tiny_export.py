@@ -6,17 +6,25 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_words import PAD, SEP, tokenizer
+from tiny_words import PAD, SEP, dialogue_tokenizer, tokenizer
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipImageProcessor, BlipProcessor, CLIPConfig, CLIPImageProcessor, CLIPProcessor
+from transformers import (
+    BlipConfig,
+    BlipImageProcessor,
+    BlipProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    GPT2Config,
+)
 
 HALF = [0.5, 0.5, 0.5]
 
 
 def _weights(state: dict[str, Tensor], folder: Path) -> None:
     """The weights less what only pre-training uses and what transformers ties by itself."""
-    tied = "cls.predictions.decoder."
-    kept = {name: value for name, value in state.items() if not name.startswith("aux_") and tied not in name}
+    alone, tied = ("aux_", "lm_head."), "cls.predictions.decoder."
+    kept = {name: value for name, value in state.items() if not name.startswith(alone) and tied not in name}
     half = {name: value.detach().to("cpu", torch.float16).clone().contiguous() for name, value in kept.items()}
     path = folder / "model.safetensors"
     save_file(half, path, metadata={"format": "pt"})
@@ -48,3 +56,13 @@ def export_clip(model: nn.Module, config: CLIPConfig, folder: Path) -> None:
     side = {"height": 64, "width": 64}
     pixels = CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False, image_mean=HALF, image_std=HALF)
     CLIPProcessor(pixels, words).save_pretrained(folder)
+
+
+def export_gpt(model: nn.Module, config: GPT2Config, folder: Path) -> None:
+    """A GPT2LMHeadModel folder with its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _weights(model.state_dict(), folder)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+    dialogue_tokenizer().save_pretrained(folder)

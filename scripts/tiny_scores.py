@@ -2,14 +2,17 @@
 
 python scripts/tiny_scores.py blip vlatrain/assets/tiny_blip
 python scripts/tiny_scores.py clip vlatrain/assets/tiny_clip
+python scripts/tiny_scores.py gpt vlatrain/assets/tiny_gpt
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,13 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from tiny_batches import SKILLS, new_scene, tell  # noqa: E402
-from tiny_grammar import caption, question  # noqa: E402
+from tiny_gpt import LENGTH, asked, window  # noqa: E402
+from tiny_grammar import HUES, caption, question  # noqa: E402
 from transformers import (  # noqa: E402
     AutoProcessor,
+    AutoTokenizer,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     CLIPModel,
+    GPT2LMHeadModel,
     logging,
 )  # fmt: skip
 
@@ -166,10 +172,52 @@ def clip_scores(folder: str, number: int) -> dict[str, float]:
     return scores | {f"choose {skill}": percent(hit) for skill, hit in hits.items()}
 
 
+@torch.inference_mode()
+def gpt_scores(folder: str, number: int) -> dict[str, float]:
+    """Perplexity on unseen windows against that of word frequencies; and answers, with nothing to read and with a caption.
+
+    With nothing to read, the mean loss of an answer in nats cannot fall below the entropy of the answers, which is known
+    where the grammar draws them evenly: yes or no, a colour, a shape. With a true caption in front it can fall to zero.
+    """
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    rng = random.Random(SEED + 90)
+    windows = torch.tensor([window(rng) for _ in range(number // 5)])
+    counts = Counter(id for _ in range(number) for id in window(rng))
+    total = sum(counts.values())
+    unigram = (
+        -sum(math.log(max(counts[id], 1) / total) for id in windows[:, 1:].flatten().tolist()) / windows[:, 1:].numel()
+    )
+    loss = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in windows.split(50)) / len(windows)
+    scores = {f"perplexity, {LENGTH} tokens": math.exp(loss), "perplexity of word frequencies": math.exp(unigram)}
+    for skill, entropy in {
+        "existence": math.log(2),
+        "colour": math.log(len(HUES)),
+        "shape": math.log(len(KINDS)),
+    }.items():
+        losses: dict[bool, list[float]] = {False: [], True: []}
+        hits: list[bool] = []
+        while len(hits) < number:
+            scene = new_scene(rng, 3)
+            if not (text := question(scene, rng, skill)):
+                continue
+            start, answer = asked(rng, text.words, text.answer), tokenizer(text.answer).input_ids
+            for read in (False, True):
+                front = [*caption(scene, rng).words, "[SEP]", "[DEC]"] if read else []
+                ids = tokenizer.convert_tokens_to_ids(["[DEC]", *front, *start[: len(start) - len(answer)]])
+                logits = model(input_ids=torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+                losses[read].append(-float(logits[range(len(answer)), answer].sum()))
+            hits.append(logits.argmax(-1).tolist() == answer)
+        scores[f"{skill}: entropy of its answers, nats"] = entropy
+        scores[f"{skill}: loss with nothing to read"] = sum(losses[False]) / number
+        scores[f"{skill}: loss after a caption"] = sum(losses[True]) / number
+        scores[f"{skill}: right after a caption, percent"] = percent(hits)
+    return {name: round(value, 3) for name, value in scores.items()}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", choices=("blip", "clip"))
+    parser.add_argument("which", choices=("blip", "clip", "gpt"))
     parser.add_argument("folder")
     parser.add_argument("--number", type=int, default=1000, help="questions a skill (a fifth as many images elsewhere)")
     args = parser.parse_args()
@@ -178,6 +226,8 @@ def main() -> None:
     fifth = args.number // 5
     if args.which == "clip":
         scores = clip_scores(args.folder, fifth)
+    elif args.which == "gpt":
+        scores = gpt_scores(args.folder, args.number)
     else:
         scores = answers(args.folder, args.number) | captions(args.folder, fifth) | blip_retrieval(args.folder, fifth)
     print(json.dumps(scores, indent=2))

@@ -1,4 +1,4 @@
-"""The tiny backbones' tokenizer: BERT WordPiece over the grammar, the built-in tasks and pieces to spell anything."""
+"""The tiny backbones' tokenizers: BERT WordPiece over the grammar, the built-in tasks and pieces to spell anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from tiny_grammar import words as grammar_words
-from transformers import BertTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 PAD, UNK, CLS, SEP, MASK, DEC = range(len(SPECIAL))
@@ -62,3 +63,25 @@ def tokenizer() -> BertTokenizerFast:
         return BertTokenizerFast(
             vocab=str(path), do_lower_case=True, model_max_length=64, bos_token="[DEC]", model_input_names=inputs
         )
+
+
+def dialogue_vocabulary() -> list[str]:
+    """The same and what marks who speaks: for a language model. The others' ids stay where they are."""
+    return [*vocabulary(), "question", "answer", "user", "assistant"]
+
+
+def dialogue_tokenizer() -> PreTrainedTokenizerFast:
+    """A language model's tokenizer: the same words as `tokenizer`; as GPT-2's, it adds no special token by itself."""
+    ids = {word: place for place, word in enumerate(dialogue_vocabulary())}
+    words = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.decoder = decoders.WordPiece()
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[DEC]", "eos_token": "[SEP]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=192,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+        **named,
+    )

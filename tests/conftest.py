@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["VLATRAIN_CACHE"] = tempfile.mkdtemp(prefix="vlatrain-cache-")  # kept prefixes are the user's, not a test's
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -17,10 +19,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tests.backbones.small import SETTINGS
 from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.config.registry import register_resolvers
-from tests.backbones.small import SETTINGS
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, Turn
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
@@ -93,6 +95,8 @@ def make_samples() -> list[Sample]:
             question="what colour is it?" if mark else "is it red?",
             answers=(name,) if mark else ("yes" if name == "red" else "no",),
             captions=(f"a {name} picture number {mark}", f"picture {mark} is {name}"),
+            label=name,
+            turns=(Turn("what colour is it?", f"it is {name}."), Turn("and its mark?", f"mark {mark}."))[: 1 + mark],
         )
         for name, rgb in COLOURS.items()
         for mark in (0, 1)

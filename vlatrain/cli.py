@@ -244,7 +244,7 @@ class _Jobs:
         return config
 
     def _call(self, config: TrainConfig, job: str) -> Any:
-        from vlatrain.backbones.describe import checkpoint_of
+        from vlatrain.backbones.describe import checkpoints_of
         from vlatrain.config import EvalConfig, MergeConfig, hub
         from vlatrain.config.joint import parts
         from vlatrain.config.paths import name_output, name_run, run_folder
@@ -254,7 +254,7 @@ class _Jobs:
         elif isinstance(config, EvalConfig):
             config.output = name_output(config, job)
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
-        wanted = [] if config.model.random_init else [checkpoint_of(config.model, config.task.name)]
+        wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
         wanted += [part.data.path or "" for part in parts(config).values() if part.data.name == "hub"]
         offline = self.verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter")
         if not offline and not all(Path(name).expanduser().is_dir() for name in wanted):

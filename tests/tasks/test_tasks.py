@@ -19,7 +19,7 @@ from vlatrain.injection.attach import attach
 from vlatrain.tasks import Batch, Task, build
 from vlatrain.tasks.retrieval import contrastive_loss, sigmoid_loss
 
-SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval")]
+SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("blip", "classification")]
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 
 
@@ -51,7 +51,8 @@ def exactly(task: Task, samples: Sequence[Sample]) -> None:
         found = task.evaluate(samples, two_at_a_time)
     if task.name == "retrieval":
         assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100
-    expected = [sample.answers[0] if task.name == "vqa" else sample.captions[0] for sample in samples]
+    said = {"vqa": lambda sample: sample.answers[0], "classification": lambda sample: sample.label}
+    expected = [said.get(task.name, lambda sample: sample.captions[0])(sample) for sample in samples]
     assert [record["prediction"] for record in found.predictions] == expected
     assert all(record["score"] > 99 for record in found.predictions)
 
@@ -61,7 +62,7 @@ DUALS = ["metaclip2", "siglip", "siglip2_naflex", "align", "altclip", "chinese_c
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [*SERVED, ("clip", "retrieval"), *(pytest.param(name, "retrieval", marks=pytest.mark.slow) for name in DUALS)],
+    [*SERVED, ("clip", "retrieval"), ("clip", "classification"), *(pytest.param(name, "retrieval", marks=pytest.mark.slow) for name in DUALS)],
 )
 def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> None:
     """A loss that is shifted by one, or an image that is not looked at, cannot pass this."""
@@ -72,19 +73,19 @@ def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> No
         if parameter.ndim > 1:
             parameter.data.mul_(5)
     attach(backbone.model, AdapterConfig(name="full"), sites(backbone.config, task, ["*"]))
-    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
+    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone, samples)
     assert overfit(work, samples, 300, 3e-3 if own else 1e-3) < 0.05
     exactly(work, samples)
 
 
-@pytest.mark.parametrize(("name", "task"), [*SERVED, ("clip", "retrieval")])
+@pytest.mark.parametrize(("name", "task"), [*SERVED, ("clip", "retrieval"), ("clip", "classification")])
 def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None:
     samples = [replace(sample, captions=sample.captions[:1]) for sample in make_samples()]
     torch.manual_seed(0)
     config = model_config(f"tiny_{name}")
     backbone = load(config, task)
     attach(backbone.model, adapter_config("bottleneck", dim=16, scaling=1.0), sites(backbone.config, task, ["*"]))
-    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone)
+    work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone, samples)
     assert overfit(work, samples, 120, 1e-3) < 0.05
     exactly(work, samples)
 

@@ -102,8 +102,8 @@ class Ladder(Adapter):
         inner, out = frozen.get("ffn.inner"), frozen.get("ffn.out")
         if not (isinstance(inner, nn.Linear) and isinstance(out, nn.Linear)):
             return
-        if inner.out_features < self.inner.out_features:
-            return
+        if inner.out_features < self.inner.out_features or not inner.weight.is_floating_point():
+            return  # too small, or quantised
         states = largest(out.weight, self.out.out_features)  # which of the trunk's states the block is to know
         hidden = largest(inner.weight, self.inner.out_features)
         for own, whole, rows, columns in ((self.inner, inner, hidden, states), (self.out, out, states, hidden)):

@@ -37,8 +37,11 @@ def transformers_config(settings: dict[str, Any]) -> PretrainedConfig:
 
 
 def image_processor_class(model_type: str) -> Any:
-    """The image processor of a kind of model that works with PIL: equal on every machine, with or without torchvision."""
-    return getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["pil"])
+    """The image processor of a kind of model that works with PIL: equal on every machine, with or without torchvision.
+
+    Where a model's own needs torchvision, it is ViT's, which does the same: resize, rescale, normalise.
+    """
+    return getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[model_type].get("pil") or "ViTImageProcessorPil")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
+from vlatrain.backbones.prefix import Keeping
 from vlatrain.config import DecodeConfig, ModelConfig, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Any]
 """Tensors and texts by name, with a row for each sample."""
+
+
+BUCKET = 8
+"""Questions are padded to a multiple of so many tokens: fewer shapes for a compiler, and fewer roundings for a cache of states."""
 
 
 @dataclass
@@ -43,7 +49,12 @@ class Text:
 
 @dataclass
 class Pair:
-    """A tokenizer and an image processor: what feeds a model that has no processor of its own."""
+    """A tokenizer and an image processor: what feeds a model that has no processor of its own.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        image_processor: the image processor; None where images come as features.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: Any
@@ -51,7 +62,8 @@ class Pair:
     def save_pretrained(self, folder: str) -> None:
         """Write both."""
         self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(folder)
 
 
 class Backbone:
@@ -70,6 +82,8 @@ class Backbone:
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
+        self.keeping: Keeping | None = None
+        self.cache: Any = None  # what gives tasks kept states instead of images (`vlatrain.training.caching`)
 
     @classmethod
     def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
@@ -89,16 +103,9 @@ class Backbone:
             OSError: they cannot be had.
             UserError: weights are missing in it.
         """
-        loaded: Any = cls.architecture(config, task).from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True
+        model = read_model(
+            cls.architecture(config, task), checkpoint, f"model.checkpoint={checkpoint}", config.tasks[task].trained
         )
-        model, report = loaded
-        new = tuple(config.tasks[task].trained)
-        if missing := sorted(key for key in report["missing_keys"] if not key.startswith(new)):
-            raise UserError(
-                f"model.checkpoint={checkpoint} lacks {len(missing)} of the weights of {type(model).__name__} ({missing[0]}, ...): "
-                f"it is no checkpoint for task={task}"
-            )
         return model, cls.read_processor(checkpoint)
 
     @classmethod
@@ -109,13 +116,13 @@ class Backbone:
         )
 
     @classmethod
-    def make_processor(cls, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
         """A processor for random weights of such settings, its tokenizer made from texts."""
         tokenizer = tokenizers.make_wordpiece(texts, settings["text_config"]["vocab_size"])
         return Pair(tokenizer, square_processor(settings))
 
     @classmethod
-    def with_tokens(cls, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
+    def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
         """The settings with the token ids of a processor that was made."""
         return {**settings, "text_config": {**settings["text_config"], **tokenizers.token_ids(processor.tokenizer)}}
 
@@ -145,7 +152,25 @@ class Backbone:
             max_length: tokens that a question is cut to.
         """
         found: Inputs = {"pixels": self.pixels(images)}
-        return found if questions is None else {**found, "question": self.text(questions, max_length)}
+        return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
+
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same without images, for so many samples; what the towers would make of these is to be added as `prefix`."""
+        found: Inputs = {"pixels": torch.zeros(count, 1)}
+        return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
+
+    def prefix(self, tower: str, inputs: Inputs) -> AbstractContextManager[Any]:
+        """The context of a tower's call whose states are a function of the sample (`ModelTaskConfig.pure`): its frozen prefix is
+        put back, if the inputs have it."""
+        if self.keeping is None:
+            return nullcontext()
+        states = inputs.get("prefix", {}).get(tower)
+        return self.keeping.around(self.model, self.config.towers[tower], tower, states)
+
+    def foresee(self, inputs: Inputs) -> None:
+        """Run all towers whose states are a function of the sample."""
+        run: Any = getattr(self, "context", None) or self.image_features  # type: ignore[attr-defined]
+        run(inputs)
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
         """Inputs that have only shapes, with questions of so many tokens (0: none): for estimating memory on the meta device."""
@@ -157,16 +182,44 @@ class Backbone:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
-    def text(self, texts: Sequence[str], max_length: int) -> Text:
-        """Tokenised texts with their special tokens, cut to `max_length` and padded to the longest."""
+    def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
+        """Tokenised texts with their special tokens, cut to `max_length` and padded to the longest, or a multiple of some length."""
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=max_length, padding_side="right", return_tensors="pt"
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            pad_to_multiple_of=multiple if multiple > 1 else None,
+            padding_side="right",
+            return_tensors="pt",
         )
         return Text(encoded["input_ids"], encoded["attention_mask"])
 
     def rows(self, context: Inputs, owner: Tensor) -> Inputs:
         """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
         return {name: value.index_select(0, owner) for name, value in context.items()}
+
+
+def read_model(kind: type[PreTrainedModel], checkpoint: str, named: str, new: Iterable[str] = ()) -> PreTrainedModel:
+    """The weights of a checkpoint, in fp32.
+
+    Args:
+        kind: the class of the model.
+        checkpoint: hub name or folder.
+        named: what the configuration calls it, for the message.
+        new: prefixes of weights that it need not have.
+
+    Raises:
+        OSError: they cannot be had.
+        UserError: others are missing in it.
+    """
+    loaded: Any = kind.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+    model, report = loaded
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new))):
+        raise UserError(
+            f"{named} lacks {len(missing)} of the weights of {kind.__name__} ({missing[0]}, ...): it is no checkpoint for it"
+        )
+    return model
 
 
 def square_processor(settings: dict[str, Any]) -> Any:

@@ -37,8 +37,13 @@ class Blip(Backbone):
             if name.endswith("crossattention.self"):
                 module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)
 
-    def _image_states(self, pixels: Tensor) -> Tensor:
-        return self.model.vision_model(pixel_values=pixels).last_hidden_state  # (B, S, width)
+    def _image_states(self, inputs: Inputs) -> Tensor:
+        prefix = inputs.get("prefix", {})
+        if prefix and "vision" not in prefix:  # whoever reads them is kept as a whole
+            (states,) = prefix.values()
+            return states[:, 0, :1]
+        with self.prefix("vision", inputs):
+            return self.model.vision_model(pixel_values=inputs["pixels"]).last_hidden_state  # (B, S, width)
 
     def context(self, inputs: Inputs) -> Inputs:
         """Image states, or the question's states after it has attended to the image: `states` (B, S, width), `mask` (B, S).
@@ -47,16 +52,17 @@ class Blip(Backbone):
         """
         question = inputs.get("question")
         with self._asked(question):
-            states = self._image_states(inputs["pixels"])
+            states = self._image_states(inputs)
         mask = states.new_ones(states.shape[:2], dtype=torch.long)
         if question is None:
             return {"states": states, "mask": mask}
-        fused = self.model.text_encoder(
-            input_ids=question.ids,
-            attention_mask=question.mask,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-        )
+        with self.prefix("fusion", inputs):
+            fused = self.model.text_encoder(
+                input_ids=question.ids,
+                attention_mask=question.mask,
+                encoder_hidden_states=states,
+                encoder_attention_mask=mask,
+            )
         return {"states": fused.last_hidden_state, "mask": question.mask}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
@@ -107,7 +113,7 @@ class Blip(Backbone):
 
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected [CLS] state of the image, and all its states."""
-        states = self._image_states(inputs["pixels"])
+        states = self._image_states(inputs)
         return normalize(self.model.vision_proj(states[:, 0]), dim=-1), states
 
     def text_features(self, text: Text) -> Tensor:

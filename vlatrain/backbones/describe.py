@@ -17,18 +17,33 @@ from vlatrain.injection.points import Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
+SETTINGS = {"vision": "vision_config", "language": "text_config"}  # keys of the settings of a composite's parts
 
 
 def checkpoint_of(config: ModelConfig, task: str) -> str:
-    """Folder or hub name of the weights for a task.
+    """Folder or hub name of the weights for a task; those of a composite's parts together.
+
+    Raises:
+        UserError: the backbone does not serve the task.
+    """
+    return " + ".join(checkpoints_of(config, task).values())
+
+
+def checkpoints_of(config: ModelConfig, task: str) -> dict[str, str]:
+    """Folder or hub name of the weights for a task: those of each part of a composite, else one under an empty name.
 
     Raises:
         UserError: the backbone does not serve the task.
     """
     if task not in config.tasks:
         raise UserError(f"model={config.name} does not serve task={task}; it serves {', '.join(config.tasks)}")
-    name = config.checkpoint or config.tasks[task].checkpoint
-    return str(ASSETS / name.removeprefix(SHIPPED)) if name.startswith(SHIPPED) else name
+    names = {"": config.checkpoint or config.tasks[task].checkpoint}
+    if config.parts and not config.checkpoint:
+        names = {name: part.checkpoint for name, part in config.parts.items() if part.checkpoint}
+    return {
+        part: str(ASSETS / name.removeprefix(SHIPPED)) if name.startswith(SHIPPED) else name
+        for part, name in names.items()
+    }
 
 
 def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
@@ -37,9 +52,17 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
     Raises:
         UserError: the folder has no readable `config.json`.
     """
-    folder = Path(checkpoint_of(config, task))
-    if config.random_init or not folder.is_dir():
-        return _merged(config.config, config.tasks[task].config)
+    found = _merged(config.config, config.tasks[task].config)
+    for part, checkpoint in checkpoints_of(config, task).items():
+        if config.random_init or not Path(checkpoint).is_dir():
+            continue
+        read, key = _read(Path(checkpoint)), SETTINGS.get(part, "")
+        # the part of a larger model (CLIP's image tower), or a model of its own
+        found = {**found, key: {"model_type": found[key]["model_type"], **read.get(key, read)}} if key else read
+    return found
+
+
+def _read(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -62,13 +85,14 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
 
 
 def widths(config: ModelConfig, task: str) -> dict[str, int]:
-    """Width of each tower's states.
+    """Width of each tower's states, and of those that towers are handed.
 
     Raises:
         UserError: the task is not served, or the settings lack a width.
     """
-    settings = settings_of(config, task)
-    return {name: number_in(settings, config, name, "width") for name in config.tasks[task].towers}
+    settings, served = settings_of(config, task), config.tasks[task]
+    names = dict.fromkeys([*served.towers, *served.other.values()])
+    return {name: number_in(settings, config, name, "width") for name in names}
 
 
 def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
@@ -115,11 +139,12 @@ def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: s
     """
     key = getattr(config.towers[tower], what)
     for values in (settings, config.config):
-        value: Any = values
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, int):
-            return value
+        for alternative in key.split("|"):
+            value: Any = values
+            for part in alternative.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, int):
+                return value
     raise UserError(f"model={config.name}: its settings lack {key or what}, the {what} of the {tower} tower")
 
 

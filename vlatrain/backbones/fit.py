@@ -158,6 +158,11 @@ def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int
                 f"adapter={method.name}: the {tower} tower of model={config.model.name} gets no states of another modality in "
                 f"task={task}; towers that do: {able}"
             )
+        elif task == "classification" and config.model.tasks[task].features:
+            yield Unfit(
+                f"adapter={method.name}: reads the other modality, and task=classification compares features of image and class, "
+                "each made without the other"
+            )
         elif task == "retrieval" and "cross" not in config.model.towers[tower].sites:
             yield from _second_look(config, method, tower)
 
@@ -182,11 +187,6 @@ def _attention(
         )
 
 
-def _ends(
-    config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
-) -> Iterator[str]:
-    if "end" not in method.needs:
-        return
 def _inserting(
     config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
 ) -> Iterator[str]:
@@ -206,6 +206,11 @@ def _inserting(
             )
 
 
+def _ends(
+    config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
+) -> Iterator[str]:
+    if "end" not in method.needs:
+        return
     ends = [name for name, stack in towers.items() if stack.end]
     for tower, chosen in layers.items():
         if not towers[tower].end:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
-from vlatrain.backbones.describe import checkpoint_of, settings_of
+from vlatrain.backbones.composite import CausalComposite, Seq2SeqComposite
+from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.dual import Dual
 from vlatrain.backbones.quantise import layers_of, quantise
 from vlatrain.config import ModelConfig, UserError
@@ -20,6 +21,8 @@ FAMILIES: dict[str, type[Backbone]] = {
     "blip": Blip,
     "clip": Dual,  # what runs of earlier versions call it
     "dual": Dual,
+    "causal_composite": CausalComposite,
+    "seq2seq_composite": Seq2SeqComposite,
 }
 PROCESSOR = "processor"  # folder in a run that keeps the processor of a random backbone
 
@@ -40,7 +43,7 @@ def load(
         config: its description.
         task: the task.
         texts: `random_init`: what its tokenizer is made from.
-        seed: `random_init`: seed of the weights; the same seed gives the same weights.
+        seed: seed of weights that no checkpoint has; the same seed gives the same weights.
         run: `random_init`: a run folder whose processor is used instead of making one.
         device: `quantize`: where it is to go; None: it stays on the CPU.
         dtype: `quantize`: type to compute in.
@@ -52,7 +55,9 @@ def load(
     if config.random_init:
         backbone = _random(config, task, texts, seed, run)
     else:
-        backbone = _pretrained(config, task, checkpoint)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
+            backbone = _pretrained(config, task, checkpoint)
     backbone.model.requires_grad_(False).eval()
     if config.quantize:
         layers = layers_of(backbone.model, config, task)
@@ -94,7 +99,14 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str) -> Backbone:
             model, processor = family.read(config, task, checkpoint)
     except OSError as error:
         raise UserError(_unreachable(config, task, checkpoint, error)) from error
-    return family(config, task, model, processor, config.checkpoint or config.tasks[task].checkpoint)
+    names = config.checkpoint or config.tasks[task].checkpoint
+    return family(
+        config,
+        task,
+        model,
+        processor,
+        names or " + ".join(part.checkpoint for part in config.parts.values() if part.checkpoint),
+    )
 
 
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Backbone:
@@ -102,19 +114,21 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
     if run is not None and (run / PROCESSOR).is_dir():
         processor = family.read_processor(str(run / PROCESSOR))
     else:
-        processor = family.make_processor(settings, texts)
+        processor = family.make_processor(config, settings, texts)
     # a model that is to be quantised is drawn then, layer by layer
     with torch.random.fork_rng(devices=[]), torch.device("meta" if config.quantize else "cpu"):
         torch.manual_seed(seed)
-        model = family.build(config, task, family.with_tokens(settings, processor))
+        model = family.build(config, task, family.with_tokens(config, settings, processor))
     return family(config, task, model, processor, f"random weights (seed {seed})")
 
 
 def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:
     if Path(checkpoint).is_dir():
         return f"model.checkpoint={checkpoint}: {str(error).splitlines()[0]}"
+    keys = [f"model.parts.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
+    keys = keys or ["model.checkpoint=FOLDER"]
     return (
         f"cannot load {checkpoint} for task={task}: it is no folder here, and the hub does not give it "
-        f"({str(error).splitlines()[0]}); set model.checkpoint=FOLDER to a local copy, model.random_init=true for the "
-        "architecture with random weights, or model=tiny_blip"
+        f"({str(error).splitlines()[0]}); set {' and '.join(keys)} to a local copy, model.random_init=true for the "
+        f"architecture with random weights, or model={'tiny_composite' if config.parts else 'tiny_blip'}"
     )

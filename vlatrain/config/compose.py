@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,9 +154,10 @@ def _file_problems(file: Path, group: str, schema: type[TrainConfig]) -> list[st
         return []
     if not isinstance(values, dict):
         return [f"{file}: expected keys and values"]
-    whole = any(line.startswith("#") and "@package _global_" in line for line in text.splitlines())
+    header = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
+    package = header[1] if header else group.replace("/", ".")
     kept = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
-    key = "" if whole or group in ("", "experiment") else group
+    key = "" if package in ("", "_global_", "experiment") else package
     return problems_in(schema, kept, key, source=str(file))
 
 
@@ -224,6 +226,9 @@ def _explained(error: Exception, schema: type) -> str:
     message = "; ".join(line for line in lines if not line.startswith(("full_key", "reference_type", "object_type")))
     if cause is not None:
         message += f": {str(cause).splitlines()[0]}"
+    if part := re.match(r"Could not override '(\w+)/(\w+)'", message):
+        group, name = part.groups()
+        return f"{group}/{name}: the chosen {group} is not put together from parts; {group}=composite is"
     if key and "not in" in message:
         return f"there is no key {key}{did_you_mean(str(key), all_keys(schema))} ({message})"
     if key and "Missing mandatory value" in message:

@@ -22,3 +22,10 @@ def options_of(folder: Path, first: tuple[str, ...] = ()) -> dict[str, list[str]
     groups.sort(key=lambda path: first.index(path.name) if path.name in first else len(first))
     found = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in groups}
     return {group: names for group, names in found.items() if names}
+
+
+def subgroups_of(folder: Path) -> dict[str, list[str]]:
+    """The groups inside groups, such as `model/vision`, and the options of each."""
+    groups = sorted(path for path in folder.glob("*/*") if path.is_dir() and path.parent.name != "hydra")
+    found = {f"{path.parent.name}/{path.name}": sorted(file.stem for file in path.glob("*.yaml")) for path in groups}
+    return {group: names for group, names in found.items() if names}

@@ -25,7 +25,8 @@ from vlatrain.config.task import TaskConfig
 JOINT = "joint"
 MEAN = "mean"  # the headline metric: the mean of the parts'
 SAMPLING = ("proportional", "balanced", "temperature")
-SINGLE = ("vqa", "captioning", "retrieval")  # the tasks that have samples of their own
+SINGLE = ("vqa", "captioning", "retrieval", "classification", "instruct")  # the tasks that have samples of their own
+ASKED = ("vqa", "instruct")  # of these, those that answer a question
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # part of sample ids, metrics' names and an adapter's keys
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -100,8 +101,10 @@ def asked(config: PredictConfig) -> str:
                 f"part={config.part}: there is no such part; there are {', '.join(known)}{did_you_mean(config.part, [*known])}"
             )
         return config.part
-    wanted = "vqa" if config.question else "retrieval" if config.text or config.texts else "captioning"
-    fitting = [name for name, part in known.items() if part.task.name == wanted and not config.input]
+    wanted: tuple[str, ...] = ("captioning", "classification")
+    if config.question or config.text or config.texts:
+        wanted = ASKED if config.question else ("retrieval",)
+    fitting = [name for name, part in known.items() if part.task.name in wanted and not config.input]
     if len(known) == 1:
         fitting = list(known)
     if len(fitting) != 1:

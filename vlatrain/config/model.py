@@ -28,15 +28,16 @@ class TowerConfig:
 
     Attributes:
         layers: path of the layer list.
-        depth: key of the number of layers in the transformers config, as `vision_config.num_hidden_layers`.
+        depth: key of the number of layers in the transformers config, as `vision_config.num_hidden_layers`; of several
+            separated by `|` the first that is there.
         width: key of the width of its states there.
         heads: key of the number of attention heads there.
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
-        causal: whether a token sees only those before it (decoders, CLIP's text tower).
         outside: paths of what else it has outside its layers, by role: `embedding_norm`, `head` (what its last states go to).
-        sites: the sites of each layer, by name (attn, cross, ffn).
+        causal: whether a token sees only those before it (decoders, CLIP's text tower).
         positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table) or `rotary`.
+        sites: the sites of each layer, by name (attn, cross, ffn).
     """
 
     layers: str = ""
@@ -45,10 +46,10 @@ class TowerConfig:
     heads: str = ""
     embeddings: str = ""
     norm: str = ""
-    causal: bool = False
     outside: dict[str, str] = field(default_factory=dict)
-    sites: dict[str, SiteConfig] = field(default_factory=dict)
+    causal: bool = False
     positions: str = "absolute"
+    sites: dict[str, SiteConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +59,7 @@ class ModelTaskConfig:
     Attributes:
         architecture: name of the transformers class.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
+        points: where adapters go in this backbone unless the task or the method says otherwise; empty: the task's own choice.
         towers: the towers the class has, in the order data flows through them.
         other: by tower, the tower of the other modality whose states its layers can be given (cross-modal adapters read them).
         ends: the towers whose last states go to a head, and through no further tower.
@@ -65,6 +67,8 @@ class ModelTaskConfig:
         features: those of them that give the features of image and text (CLIP-Adapter and Tip-Adapter adapt these).
         trained: modules outside the towers that are new and hence always train with an adapter (path prefixes): a visual
             projection, a classifier.
+        pure: by tower, what its states are a function of in a call for a sample: image, question, text, or another tower. Those of
+            such a tower can be kept as long as nothing before them trains (`vlatrain.training.frontier`).
         contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
         config: settings of the architecture that differ from `model.config` in this task.
         parts: of a joint task, the tasks that can be parts of it.
@@ -74,17 +78,38 @@ class ModelTaskConfig:
 
     architecture: str = ""
     checkpoint: str = ""
+    points: list[str] = field(default_factory=list)
     towers: list[str] = field(default_factory=list)
     other: dict[str, str] = field(default_factory=dict)
     ends: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
+    pure: dict[str, list[str]] = field(default_factory=dict)
     contrast: str = "softmax"
     config: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     samples_per_pass: int = 32
     passes_per_step: int = 1
+
+
+@dataclass
+class ModelPartConfig:
+    """A part of a composite: a model of its own, with its own checkpoint.
+
+    Attributes:
+        architecture: name of its transformers class; `features`: there is none, images come as features extracted before.
+        checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
+        towers: the towers that it has, in the order data flows through them.
+        other: by tower, the tower whose states its layers can be handed.
+        norm: path, in the part, of the norm that its last states must still go through; empty: none.
+    """
+
+    architecture: str = ""
+    checkpoint: str = ""
+    towers: list[str] = field(default_factory=list)
+    other: dict[str, str] = field(default_factory=dict)
+    norm: str = ""
 
 
 @dataclass
@@ -100,6 +125,7 @@ class ModelConfig:
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
         quantize: bits of the weights in the towers' linear layers, 8 or 4; null: they are as they are. What trains stays fp32.
         tasks: what serves each task.
+        parts: of a composite, the models that it is made of: `vision` and `language`.
         towers: the towers by name.
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
         prompts: by task, what a model that continues text is told: `{question}` stands for the question.
@@ -114,6 +140,7 @@ class ModelConfig:
     random_init: bool = False
     quantize: int | None = None
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
+    parts: dict[str, ModelPartConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.folder import conf_dir, options_of, subgroups_of
 from vlatrain.config.keys import all_keys, did_you_mean, is_open, open_below, problems_in
 from vlatrain.config.paths import read_config
 from vlatrain.config.registry import FROM_RUN, OF_RUN, SCHEMAS, register_run
@@ -231,9 +231,9 @@ def _opened(override: Override, schema: type[TrainConfig], groups: dict[str, lis
 
 def _groups(request: Request) -> dict[str, list[str]]:
     """Options of each group, those of the user's folder included."""
-    names = {group: list(options) for group, options in options_of(conf_dir()).items()}
-    if request.config_dir is not None:
-        for group, options in options_of(Path(request.config_dir)).items():
+    names: dict[str, list[str]] = {}
+    for folder in (conf_dir(), *([Path(request.config_dir)] if request.config_dir is not None else [])):
+        for group, options in {**options_of(folder), **subgroups_of(folder)}.items():
             names[group] = sorted({*names.get(group, []), *options})
     if request.verb in OF_RUN:
         names = {group: [*options, FROM_RUN] for group, options in names.items()}

@@ -38,9 +38,17 @@ FROM_RUN = "from_run"
 OF_RUN = ("eval", "predict", "merge")  # verbs whose groups are a finished run's
 
 
-def _served(key: str, *, _root_: DictConfig) -> Any:
-    """`${served:KEY}` in a YAML: what the model says about the task; the schema's default where it cannot do it."""
-    return getattr(_root_.model.tasks.get(_root_.task.name) or ModelTaskConfig(), key)
+def _served(key: str, otherwise: Any = None, *, _root_: DictConfig) -> Any:
+    """`${served:KEY}` in a YAML: what the model says about the task; the schema's default where it cannot do it.
+
+    `${served:KEY,VALUE}`: the value where the model says nothing.
+    """
+    return getattr(_root_.model.tasks.get(_root_.task.name) or ModelTaskConfig(), key) or otherwise
+
+
+def _together(*lists: list[Any]) -> list[Any]:
+    """`${together:LIST,LIST}` in a YAML: one list of all."""
+    return [item for items in lists for item in items]
 
 
 def _times(one: float, other: float) -> float:
@@ -52,6 +60,7 @@ def _times(one: float, other: float) -> float:
 def register_resolvers() -> None:
     """Make known what a YAML may write besides plain values."""
     OmegaConf.register_new_resolver("served", _served, replace=True)
+    OmegaConf.register_new_resolver("together", _together, replace=True)
     OmegaConf.register_new_resolver("times", _times, replace=True)
 
 

@@ -84,12 +84,12 @@ class PredictConfig(TrainConfig):
         source: the run folder (`run=FOLDER` on the command line).
         part: joint training: the part that is asked; null: the only one that the query fits.
         image: an image, or a folder of images.
-        question: VQA: the question.
+        question: VQA: the question. Instruction following: what the user says.
         text: retrieval: a text query over `image=FOLDER`.
         texts: retrieval: a list of texts, or a text file with one a line, for `image=FILE`.
         input: a file of samples (the formats of `data=files`).
         output: JSONL file of the results; null: only the terminal.
-        top_k: number of answers or hits shown for each query.
+        top_k: number of answers, classes or hits shown for each query.
     """
 
     source: str = ""

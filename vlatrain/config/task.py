@@ -28,18 +28,22 @@ class TaskConfig:
     """A task, its default injection points, and its settings.
 
     Attributes:
-        name: vqa, captioning, retrieval, or joint: several of them in one run.
+        name: vqa, captioning, retrieval, classification, instruct, or joint: several of them in one run.
         points: default injection points of the task, as patterns; `adapter.points` overrides them.
         metric: the metric that selects the best checkpoint (higher is better).
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
         answer_list: VQA with `answers=rank`: the candidate answers; empty takes every answer of the training data.
         prompt: captioning: text that every caption starts with; it is given, not learned.
+        classes: classification: the classes; empty takes those of the training data, sorted.
+        templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
+            averaged.
+        question: classification by a model that writes: what it is asked, to rank the classes as answers.
         java_metrics: captioning: also METEOR and SPICE (need Java and pycocoevalcap; a minute for some thousand captions).
-        temperature: retrieval: temperature of the contrastive softmax; null uses (and trains) the backbone's own.
+        temperature: retrieval, classification: temperature of the softmax over similarities; null uses the backbone's own.
         matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or
             adapters that read the other modality (CLIP's text tower).
         rerank: retrieval: the best k by similarity are ranked again by matching; 0 leaves that out.
-        max_length: longest question or caption, in tokens; longer ones are cut.
+        max_length: longest question, caption or conversation, in tokens; longer ones are cut.
         decode: generation settings.
         parts: joint: tasks by a name of one's own; see `vlatrain.config.joint`.
         sampling: joint: how often each part's samples come in training: proportional (each once an epoch), balanced (as many of
@@ -53,6 +57,9 @@ class TaskConfig:
     answers: str = "generate"
     answer_list: list[str] = field(default_factory=list)
     prompt: str = ""
+    classes: list[str] = field(default_factory=list)
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    question: str = "what is in the picture?"
     java_metrics: bool = False
     temperature: float | None = None
     matching: bool = True

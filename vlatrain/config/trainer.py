@@ -25,6 +25,9 @@ class TrainerConfig:
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
         patience: stop after this many evaluations without a better metric; 0: never.
         workers: data-loading processes; 0 loads in the training process.
+        cache: whether the states before the first trainable layer are computed once and kept: auto (where that is faster and there
+            is room), off, memory or disk.
+        cache_gb: most that all runs together may keep on disk, in GB.
         threads: CPU threads of torch; 0 leaves torch's choice.
     """
 
@@ -43,4 +46,6 @@ class TrainerConfig:
     keep: int = 1
     patience: int = 0
     workers: int = 0
+    cache: str = "auto"
+    cache_gb: float = 50.0
     threads: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from vlatrain.config import joint, methods
 from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
-from vlatrain.config.task import TaskConfig
 from vlatrain.config.serving import serving
+from vlatrain.config.task import TaskConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
@@ -26,6 +27,8 @@ METRICS = {
         "mean_recall",
         *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
     ),
+    "classification": ("accuracy", "macro_f1", "auroc"),
+    "instruct": ("rouge_l", "exact_match"),
 }
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -74,6 +77,7 @@ _RANGES: dict[str, Rule] = {
     "trainer.patience": _not_negative,
     "trainer.workers": _not_negative,
     "trainer.threads": _not_negative,
+    "trainer.cache_gb": _positive,
     "seed": _not_negative,
     "top_k": _at_least_one,
     "keep": _at_least_one,
@@ -89,6 +93,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "data.name": ("shapes", "files", "hub"),
     "optim.schedule": ("linear", "cosine", "constant"),
     "trainer.precision": ("auto", "fp32", "bf16", "fp16"),
+    "trainer.cache": ("auto", "off", "memory", "disk"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "logger.name": ("none", "wandb", "tensorboard"),
     "logger.mode": ("online", "offline", "disabled"),
@@ -150,6 +155,21 @@ def _out_of_range(config: TrainConfig) -> Iterable[str]:
     decode = config.task.decode
     if decode.min_new_tokens > decode.max_new_tokens >= 1:
         yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
+    yield from _classes(config.task)
+
+
+def _classes(config: TaskConfig) -> Iterable[str]:
+    if len(config.classes) == 1:
+        yield f"task.classes={config.classes}: a choice needs two classes or more; empty takes those of the training data"
+    if twice := [name for name, count in Counter(config.classes).items() if count > 1]:
+        yield f"task.classes: {', '.join(twice)}: named more than once"
+    if "" in config.classes:
+        yield "task.classes: a class without a name"
+    if not config.templates:
+        yield "task.templates=[]: a class is compared by at least one text, such as 'a photo of a {}.'"
+    for template in config.templates:
+        if template.count("{}") != 1:
+            yield f"task.templates: {template!r}: the class's name goes where {{}} stands, once"
 
 
 def _unknown_names(config: TrainConfig) -> Iterable[str]:
@@ -268,7 +288,7 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         return
     if not config.image:
         yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
-    if task == "vqa" and not config.question:
+    if task in joint.ASKED and not config.question:
         yield "question=TEXT is missing"
     if task == "retrieval" and bool(config.text) == bool(config.texts):
         yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from vlatrain.config.errors import UserError
+from vlatrain.config.keys import did_you_mean
 from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, explain, identity, to_rgb
 
 if TYPE_CHECKING:
@@ -112,6 +113,37 @@ def check_sizes(samples: Mapping[str, Sequence[Sample]], task: str, batch_size: 
                 f"data.train: {_samples(count)}, fewer than one batch of {batch_size}: "
                 f"set trainer.batch_size={count} or less",
             )
+
+
+def check_labels(
+    samples: Mapping[str, Sequence[Sample]], classes: Sequence[str], metric: str, problems: Problems
+) -> None:
+    """Report what keeps samples from being classified: labels that are none of the classes, and too few classes.
+
+    Args:
+        samples: the splits, sound ones.
+        classes: the classes; empty: those of `train`.
+        metric: what chooses the best checkpoint.
+        problems: where to report.
+    """
+    known = set(classes or (sample.label for sample in samples.get("train", ())))
+    if len(known) < 2:
+        problems.add("classes", f"data.train: a single class ({', '.join(known)}); a choice needs two or more")
+        return
+    for found in samples.values():
+        sources: dict[str, list[str]] = {}
+        for sample in found:
+            sources.setdefault(sample.label, []).append(sample.source)
+        for label in [label for label in sources if label not in known]:
+            more = f", and {len(sources[label]) - 1:,} more of it" if len(sources[label]) > 1 else ""
+            why = f"none of the {len(known):,} in task.classes{did_you_mean(label, sorted(known))}"
+            if not classes:
+                why = "no training sample is; task.classes=[...] can name what is not trained on"
+            problems.add("unknown classes", f"{sources[label][0]}: of class '{label}'{more}: {why}")
+    absent = sorted(known - {sample.label for sample in samples.get("eval", ())})
+    if metric == "auroc" and "eval" in samples and absent:
+        named = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        problems.add("classes", f"task.metric=auroc: takes samples of every class, and data.eval has none of {named}")
 
 
 def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, root: str = "") -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.joint import JOINT, parts
 from vlatrain.data import load
+from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.sample import Sample
 
 
@@ -32,12 +33,12 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
         UserError: with everything that is wrong with the data, of all parts.
     """
     if config.task.name != JOINT:
-        return load(config.data, config.task.name, splits, config.trainer.batch_size)
+        return _load(config, splits, config.trainer.batch_size)
     found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
     for name, part in parts(config).items():
         try:
-            for split, samples in load(part.data, part.task.name, splits).items():
+            for split, samples in _load(part, splits).items():
                 found[split][name] = [replace(sample, id=f"{name}/{sample.id}", part=name) for sample in samples]
         except UserError as error:
             problems += [f"part {name}: {problem}" for problem in error.problems]
@@ -52,6 +53,16 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
                 f"trainer.batch_size={count} or less"
             )
     return joined
+
+
+def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
+    """The samples of a run, or of a part, that is not joint."""
+    samples = load(config.data, config.task.name, splits, batch_size)
+    if config.task.name == "classification":
+        problems = Problems()
+        check_labels(samples, config.task.classes, config.task.metric, problems)
+        problems.raise_if_any()
+    return samples
 
 
 def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> list[Sample]:

@@ -68,7 +68,8 @@ def _messages(value: Any) -> list[tuple[str, str]]:
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list | tuple):
         raise CellError(f"expected a list of messages, found {'nothing' if value is None else kind(value)}")
-    found, images = [], 0
+    found: list[tuple[str, str]] = []
+    images = 0
     for number, message in enumerate(value, 1):
         try:
             speaker, words, shown = _message(message)
@@ -94,7 +95,8 @@ def _message(message: Any) -> tuple[str, str, int]:
     if speaker not in SPEAKERS:
         raise CellError(f"'{form[0]}' is {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
     parts = content if form[0] == "role" and isinstance(content, list | tuple) else [{"type": "text", "text": content}]
-    words, images = [], 0
+    words: list[str] = []
+    images = 0
     for part in parts:
         form_of = part.get("type") if isinstance(part, Mapping) else None
         if form_of == "text":

@@ -13,13 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlatrain.config import PredictConfig, UserError
-from vlatrain.config.joint import asked, parts
+from vlatrain.config.joint import ASKED, asked, parts
 from vlatrain.data import FilePicture, load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, Turn
 from vlatrain.inference.predictor import Hit, Predictor
 
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
+CHOOSING = ("vqa", "classification")  # tasks with more than one answer, each with its probability
 
 
 def predict(config: PredictConfig, console: Console | None = None) -> list[dict[str, Any]]:
@@ -40,6 +41,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     config = parts(config)[part]  # of a joint run, what concerns the part that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait for them
     predictor = Predictor(whole, Path(config.source), part)
+    if config.task.name != "retrieval":
+        predictor.recall(samples)
     answer = _search if config.task.name == "retrieval" else _ask
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -75,7 +78,10 @@ def _samples(config: PredictConfig) -> list[Sample]:
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
     faults.raise_if_any()
-    return [Sample(id=str(picture.path), image=picture, question=config.question or "") for picture in pictures]
+    said: dict[str, Any] = {}
+    if config.question:
+        said = {"turns": (Turn(config.question),)} if config.task.name == "instruct" else {"question": config.question}
+    return [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
 
 
 def _misfits(config: PredictConfig) -> list[str]:
@@ -83,10 +89,10 @@ def _misfits(config: PredictConfig) -> list[str]:
     task, problems = config.task.name, []
     if bool(config.image) == bool(config.input):
         problems.append("set either image=FILE (or a folder of images) or input=FILE of samples, and not both")
-    if task == "vqa" and config.image and not config.question:
+    if task in ASKED and config.image and not config.question:
         problems.append('this run answers questions: set question="..."')
-    if task != "vqa" and config.question:
-        problems.append(f"question= is for task=vqa; this run's task is {task}")
+    if task not in ASKED and config.question:
+        problems.append(f"question= is for {' and '.join(f'task={name}' for name in ASKED)}; this run's task is {task}")
     if task == "retrieval" and bool(config.text) == bool(config.texts):
         problems.append(
             'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
@@ -100,9 +106,10 @@ def _misfits(config: PredictConfig) -> list[str]:
 
 
 def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
-    hits = predictor.ask(samples, config.top_k if config.task.name == "vqa" else 1)
+    hits = predictor.ask(samples, config.top_k if config.task.name in CHOOSING else 1)
     for sample, found in zip(samples, hits, strict=True):
-        asked = {"question": sample.question} if sample.question else {}
+        question = sample.turns[-1].user if sample.turns else sample.question
+        asked = {"question": question} if question else {}
         yield {"id": sample.id, **asked, "prediction": found[0].text, "hits": _plain(found)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,13 @@ from vlatrain.metrics.retrieval import top_k
 from vlatrain.tasks import Batch
 from vlatrain.tasks.base import Collate, move
 from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.classification import Classification
+from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
+from vlatrain.training.caching import keep_prefix
+from vlatrain.training.display import SILENT
 from vlatrain.training.precision import autocast, choose_device, choose_precision
 from vlatrain.training.setup import finished
 
@@ -29,8 +33,9 @@ class Hit:
     """One answer, caption or search result.
 
     Attributes:
-        text: the answer, the caption, the text found, or the name of the image found.
-        score: probability (answers), cosine similarity in [-1, 1] or matching log-odds (search); None for captions.
+        text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
+        score: probability (answers, classes), cosine similarity in [-1, 1] or matching log-odds (search); None for captions and
+            replies.
     """
 
     text: str
@@ -53,22 +58,21 @@ class Predictor:
         self.device = choose_device(config.trainer.device)
         self.precision = choose_precision(config.trainer.precision, self.device)
         task = finished(config, run, self.device, self.precision).task
+        self.config = config
         self.task, self.part = task.parts[part] if isinstance(task, Joint) else task, part
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
+    def recall(self, samples: Sequence[Sample]) -> None:
+        """Use what is kept of samples on disk."""
+        keep_prefix(self.task.backbone, self.config, {"asked": samples}, {}, self.precision, SILENT)
+
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
-        """For each sample the best answers or captions, best first, as they come."""
-        task = self.task
-        if isinstance(task, Vqa):
-            for batch in self._batches(samples, task.questions):
-                with self._computing():
-                    found = task.answer(batch, alternatives)
-                yield from ([Hit(*answer) for answer in answers] for answers in found)
-        elif isinstance(task, Captioning):
-            for batch in self._batches(samples, task.images):
-                with self._computing():
-                    captions = task.caption(batch, alternatives)
-                yield from ([Hit(text, None) for text in texts] for texts in captions)
+        """For each sample the best answers, classes, captions or replies, best first, as they come."""
+        collate, answer = self._asking()
+        for batch in self._batches(samples, collate):
+            with self._computing():
+                found = answer(batch, alternatives)
+            yield from ([Hit(*_scored(one)) for one in best] for best in found)
 
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
@@ -84,6 +88,18 @@ class Predictor:
     def _computing(self) -> Iterator[None]:
         with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
             yield
+
+    def _asking(self) -> tuple[Collate, Callable[[Batch, int], list[list[Any]]]]:
+        """What makes a batch of samples to ask about, and what answers it: texts, or texts with scores."""
+        task = self.task
+        if isinstance(task, Vqa):
+            return task.questions, task.answer
+        if isinstance(task, Classification):
+            return task.images, task.classify
+        if isinstance(task, Instruct):
+            return task.asked, task.reply
+        assert isinstance(task, Captioning), "retrieval is searched, not asked"
+        return task.images, task.caption
 
     def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
@@ -127,6 +143,10 @@ class Predictor:
     def _batches(self, samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
         for start in range(0, len(samples), self.batch_size):
             yield move(collate(samples[start : start + self.batch_size]), self.device)
+
+
+def _scored(answer: str | tuple[str, float]) -> tuple[str, float | None]:
+    return (answer, None) if isinstance(answer, str) else answer
 
 
 def _sample(image: Picture) -> Sample:

@@ -194,12 +194,10 @@ class Site(nn.Module, BaseTunerLayer):
         return [name for name in names for _ in range(rows // len(names))]
 
     def _other(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
-        """States of the other modality: what the layer was called with, else what the tower has been handed."""
+        """States of the other modality: what the tower has been handed, else what the layer was called with."""
         if not self.hears_other:
             return None, None
-        states, mask = self.context.heard
-        if states is None and self.tower in self.context.handed:
-            states, mask = self.context.handed[self.tower]
+        states, mask = self.context.handed.get(self.tower, self.context.heard)
         if states is None:
             return None, None
         if rows % len(states):

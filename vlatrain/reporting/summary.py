@@ -17,6 +17,8 @@ EXAMPLES = {
     "vqa": 'image=PHOTO.jpg question="..."',
     "captioning": "image=PHOTO.jpg",
     "retrieval": 'image=FOLDER text="..."',
+    "classification": "image=PHOTO.jpg",
+    "instruct": 'image=PHOTO.jpg question="..."',
 }
 
 
@@ -56,7 +58,7 @@ def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     for part in ("", "test"):
         found = (metrics.get(part, {}) if part else metrics).get("metrics", {})
         for name in sorted(found, key=lambda name: name != headline):
-            unit = "" if name.endswith("rank") else " %"
+            unit = "" if name.endswith(("rank", "perplexity")) else " %"
             label = f"{part} {name}".strip()
             rows.append((f"[bold]{label}[/]" if name == headline else label, f"{found[name]:.2f}{unit}"))
     return rows

@@ -8,6 +8,8 @@ from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.classification import classification
+from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
@@ -25,6 +27,8 @@ TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
     "vqa": Vqa,
     "captioning": Captioning,
     "retrieval": Retrieval,
+    "classification": classification,
+    "instruct": Instruct,
     JOINT: _joint,
 }
 

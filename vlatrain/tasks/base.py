@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vlatrain.backbones.base import Backbone, Inputs, Text
+from vlatrain.backbones.base import Backbone, Embedder, Inputs, Text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 
@@ -20,7 +20,13 @@ Collate = Callable[[Sequence[Sample]], Batch]
 Batches = Callable[[Sequence[Sample], Collate], Iterator[Batch]]
 """Given samples and a collate function, yields its batches on the model's device, showing progress."""
 
-TYPICAL = {"question": 16, "answer": 4, "caption": 20}  # tokens, with the special ones
+TYPICAL = {  # tokens, with the special ones
+    "question": 16,
+    "answer": 4,
+    "caption": 20,
+    "prompt": 10,
+    "conversation": 64,
+}
 
 
 @dataclass
@@ -77,6 +83,11 @@ class Task(ABC):
     def inputs(self, samples: Sequence[Sample], asked: bool = False) -> Inputs:
         """The samples' images, which it loads, and their questions if asked for, as the model wants them."""
         questions = [sample.question for sample in samples] if asked else None
+        cache, length = self.backbone.cache, self.config.max_length
+        if cache:
+            found = self.backbone.given(len(samples), questions, length)
+            if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if asked else None):
+                return {**found, "prefix": prefix}
         return self.backbone.inputs([sample.image.load() for sample in samples], questions, self.config.max_length)
 
 
@@ -89,6 +100,13 @@ def move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, dict):
         return {key: move(item, device) for key, item in value.items()}
     return value
+
+
+def similarity_scale(config: TaskConfig, backbone: Backbone) -> Tensor:
+    """Factor on cosine similarities in a softmax, a scalar: the configured temperature's, else the `Embedder`'s own."""
+    if config.temperature is None:
+        return cast(Embedder, backbone).logit_scale()
+    return torch.tensor(1 / config.temperature, device=backbone.device)
 
 
 def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tensor]:

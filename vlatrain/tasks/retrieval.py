@@ -21,7 +21,7 @@ from vlatrain.backbones.base import Backbone, Biased, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, owned
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, owned, similarity_scale
 
 PAIRS = 64  # image-text pairs that are matched at a time
 
@@ -101,6 +101,11 @@ class Retrieval(Task):
             loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).float().mean()
         return loss
 
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (B, D) of a training batch's images with one caption each, and of these: what a cache of samples is filled
+        with."""
+        return self.embedder.image_features(batch["inputs"])[0], self.embedder.text_features(batch["text"])
+
     def match_scores(self, states: Tensor, text: Text) -> Tensor:
         """Matching log-odds or scores (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
         chunks = []
@@ -110,16 +115,14 @@ class Retrieval(Task):
             chunks.append((logits if logits.dim() == 1 else logits[:, 1] - logits[:, 0]).float())
         return torch.cat(chunks)
 
-    def _scale(self) -> Tensor:
-        if self.config.temperature is None:
-            return self.embedder.logit_scale()
-        return torch.tensor(1 / self.config.temperature, device=self.backbone.device)
-
     def _contrast(self, logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
         """The loss of image-text contrast that the backbone was trained with."""
         if self.backbone.config.tasks[self.backbone.task].contrast == "sigmoid":
             return sigmoid_loss(logits + cast(Biased, self.backbone).logit_bias(), ids, owner)
         return contrastive_loss(logits, ids, owner)
+
+    def _scale(self) -> Tensor:
+        return similarity_scale(self.config, self.backbone)
 
     def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
         """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption.

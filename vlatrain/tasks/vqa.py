@@ -90,14 +90,23 @@ class Vqa(Task):
 
         Generated answers carry the probability of their tokens; ranked ones are normalised over the list.
         """
-        context = self.generator.context(batch["inputs"])
         count = len(batch["ids"])
         if self.config.answers == "rank":
-            return self._rank(context, count, alternatives)
+            return self._likeliest(batch, alternatives)
+        context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
         scores = self._log_probs(self._rows(context, owned([alternatives] * count)), texts).exp()
         pairs = list(zip(texts, scores.tolist(), strict=True))
         return [pairs[i * alternatives : (i + 1) * alternatives] for i in range(count)]
+
+    def rank(self, batch: Batch) -> Tensor:
+        """Log-probabilities (B, answers) of every answer of the list."""
+        context, answers = self.generator.context(batch["inputs"]), self.config.answer_list
+        per_question = []
+        for row in range(len(batch["ids"])):  # one question at a time: its states times the answers is the batch
+            repeated = self._rows(context, torch.full((len(answers),), row))
+            per_question.append(self._log_probs(repeated, answers))
+        return torch.stack(per_question)
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
@@ -129,13 +138,9 @@ class Vqa(Task):
     def _rows(self, context: Inputs, owner: Tensor) -> Inputs:
         return self.backbone.rows(context, owner.to(self.backbone.device))
 
-    def _rank(self, context: Inputs, count: int, alternatives: int) -> list[list[tuple[str, float]]]:
+    def _likeliest(self, batch: Batch, alternatives: int) -> list[list[tuple[str, float]]]:
         answers = self.config.answer_list
-        per_question = []
-        for row in range(count):  # one question at a time: its states times the answers is the batch
-            repeated = self._rows(context, torch.full((len(answers),), row))
-            per_question.append(self._log_probs(repeated, answers))
-        probabilities = torch.stack(per_question).softmax(dim=1)  # (B, answers)
+        probabilities = self.rank(batch).softmax(dim=1)  # (B, answers)
         top = probabilities.topk(min(alternatives, len(answers)), dim=1)
         return [
             [(answers[index], value) for index, value in zip(indices, values, strict=True)]

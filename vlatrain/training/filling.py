@@ -10,9 +10,9 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Embedder
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
+from vlatrain.tasks import Batch
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.precision import choose_device, own
@@ -32,6 +32,14 @@ class Cache(Protocol):
         ...
 
 
+class Paired(Protocol):
+    """A task whose training samples have features of an image and of a text that it goes with: its caption, or its class."""
+
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both, (B, width) each, of a training batch whose samples have at most one caption."""
+        ...
+
+
 def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: Display) -> None:
     """Fill what the model's design keeps with a seeded draw of training samples. Most designs keep nothing.
 
@@ -48,24 +56,23 @@ def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: 
     log.info("Filling the cache with %s of %s training samples", f"{len(chosen):,}", f"{len(samples):,}")
     device = own(choose_device(config.trainer.device))
     bench.model.to(device).eval()
-    embedder = cast(Embedder, bench.backbone)
+    task = cast(Paired, bench.task)
     batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
     with torch.no_grad():
-        found = [
-            (embedder.image_features(batch["inputs"])[0], embedder.text_features(batch["text"]))
-            for batch in batches(chosen, bench.task.collate)
-        ]
+        found = [task.pairs(batch) for batch in batches(chosen, bench.task.collate)]
     keys, values = (torch.cat(parts) for parts in zip(*found, strict=True))  # (size, width) each
     for cache in caches:
         cache.fill(keys[: cache.size], values[: cache.size])
 
 
 def drawn(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """So many samples with one caption each. Fewer samples are taken several times, each time with its next caption."""
+    """So many samples, with one caption each if they have captions. Fewer samples are taken several times, each time with the next
+    caption."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = []
     for number in range(size):
         turn, place = divmod(number, len(order))
         sample = samples[order[place]]
-        chosen.append(replace(sample, captions=(sample.captions[turn % len(sample.captions)],)))
+        captions = sample.captions and (sample.captions[turn % len(sample.captions)],)
+        chosen.append(replace(sample, captions=captions))
     return chosen

@@ -141,6 +141,16 @@ class Loop:
             self.stepper, self.optimizer = self.accelerator.prepare(self.stepper, self.raw_optimizer)
         reset_peak_memory(self.device)
 
+    @property
+    def uses(self) -> dict[str, int]:
+        """By split, how often each sample is seen."""
+        every = self.trainer.eval_every or self.order.steps_per_epoch
+        return {
+            "train": math.ceil(self.total / self.order.steps_per_epoch),
+            "eval": max(1, math.ceil(self.total / every)),
+            "test": 1,
+        }
+
     def run(self) -> Result:
         """Train to the end, continuing the folder's last checkpoint if there is one and `resume` says so.
 

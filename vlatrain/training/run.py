@@ -30,6 +30,7 @@ from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.tasks import Evaluation
+from vlatrain.training.caching import keep_prefix
 from vlatrain.training.filling import fill
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision
@@ -40,8 +41,9 @@ log = logging.getLogger("vlatrain")
 
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
-    "run", "resume", "logger", "task.answer_list", "task.parts.*.answer_list", "trainer.workers", "trainer.threads",
-    "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
+    "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
+    "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
+    "trainer.cache", "trainer.cache_gb",
 )  # fmt: skip
 
 
@@ -102,13 +104,15 @@ def train(config: TrainConfig) -> Finished:
             sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
             within=lambda step: _dropping(config, bench, step),
         )
+        processes = loop.accelerator.process_index, loop.accelerator.num_processes
+        cache = keep_prefix(bench.backbone, config, samples, loop.uses, loop.precision, console, *processes)
         result = loop.run()
         if shares := usage(bench.model):
             log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
         extra = {}
         if "test" in samples:
             extra["test"] = scored(bench, samples["test"], config.trainer, loop.device, loop.precision, console)
-        metrics = summary(config, bench, result, extra)
+        metrics = summary(config, bench, result, extra) | {"cache": cache.facts if cache else {"where": "off"}}
         if main:
             _write(folder, metrics, {"": result.evaluation, **{f"-{name}": found for name, found in extra.items()}})
             if bench.is_adapter:

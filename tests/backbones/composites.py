@@ -1,0 +1,84 @@
+"""Composites for tests: any vision part with any language part, small, with random weights, from the YAML files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests.conftest import make_samples
+from vlatrain.backbones.composite import Composite
+from vlatrain.backbones.loading import load
+from vlatrain.config import ModelConfig, TrainConfig
+from vlatrain.config.compose import typed
+from vlatrain.config.folder import conf_dir
+from vlatrain.config.registry import register
+
+TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions, "question answer vqa caption")]
+_VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+VISION: dict[str, dict[str, Any]] = {
+    "clip": {**_VISION, "intermediate_size": 48},
+    "siglip": {**_VISION, "intermediate_size": 48},
+    "dinov2": {**_VISION, "mlp_ratio": 2},
+    "dinov3": {**_VISION, "intermediate_size": 48},
+    "features": {"hidden_size": 24, "tokens": 4},
+}
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 64, "n_positions": 96, "vocab_size": 400},
+    "llama": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 400,
+        "max_position_embeddings": 96,
+    },
+    "bart": {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 400, "max_position_embeddings": 96,
+    },
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "vocab_size": 400},
+}  # fmt: skip
+
+
+def described(vision: str, language: str, model: str = "composite") -> ModelConfig:
+    """The full-size description, as the command line composes it."""
+    register()
+    parts = [f"model/vision={vision}", f"model/language={language}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("train", overrides=[f"model={model}", *parts])
+    return typed(composed, TrainConfig).model
+
+
+def small(vision: str, language: str, **options: Any) -> ModelConfig:
+    """The same, small and with random weights."""
+    config = described(vision, language)
+    config.random_init = True
+    config.options |= options
+    config.config = OmegaConf.to_container(  # type: ignore[assignment]
+        OmegaConf.merge(config.config, {"vision_config": VISION[vision], "text_config": LANGUAGE[language]})
+    )
+    return config
+
+
+def loaded(vision: str, language: str, task: str = "vqa", **options: Any) -> Composite:
+    """A small composite. Its weights are louder than usual, else one of width 32 answers the same to everything; its words most of
+    all, as a frozen head of small ones can be sure of nothing."""
+    backbone = load(small(vision, language, **options), task, texts=TEXTS)
+    for parameter in backbone.model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(5)
+    words = backbone.model.language.get_input_embeddings().weight
+    words.data.mul_(1 / words.std())
+    backbone.model.__dict__.pop("_size", None)
+    assert isinstance(backbone, Composite)
+    return backbone
+
+
+def images(backbone: Composite, count: int = 4) -> list[Any]:
+    """Images, or features if the composite takes these."""
+    if backbone.model.vision is not None:
+        return [sample.image.load() for sample in make_samples()[:count]]
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(4 + i % 2, 24, generator=generator).numpy() for i in range(count)]
+
+
+QUESTIONS = ["is it red?", "what colour is the picture?", "is it red?", "what colour is it is it?"]

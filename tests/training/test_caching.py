@@ -1,0 +1,167 @@
+"""The kept prefix changes nothing but time: the same losses and the same adapter to the last bit, and no image is read."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import command
+from vlatrain.data.scenes import Scene
+from vlatrain.training import caching
+from vlatrain.training.store import Disk
+
+SIZE = [
+    "data.train_size=24",
+    "data.eval_size=8",
+    "trainer.epochs=2",
+    "trainer.batch_size=8",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+]
+CELLS = {
+    "a decoder": ["task=captioning"],
+    "a decoder behind a frozen question encoder": ["task=vqa", "adapter.points=[decoder]"],
+    "half a question encoder": ["task=vqa", "adapter.points=[fusion.last1.*,decoder]"],
+    "the last image layers": ["task=vqa", "adapter.points=[vision.last1.*,fusion]"],
+    "BLIP's retrieval": ["task=retrieval"],
+    "CLIP": ["task=retrieval", "model=tiny_clip", "adapter.points=[*.last2.*]"],
+    "a ladder": ["task=retrieval", "model=tiny_clip", "adapter=ladder"],
+    "two tasks": ["task=joint", "adapter.points=[decoder]"],
+    "LoRA": ["task=captioning", "adapter=lora"],
+    "several passes": ["task=captioning", "trainer.accumulate=2", "trainer.workers=1"],
+}
+QUICK = ("a decoder behind a frozen question encoder", "half a question encoder", "CLIP")
+
+
+@pytest.fixture(autouse=True)
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path / "kept"))
+
+
+def trained(folder: Path, *words: str) -> tuple[list[float], bytes, dict]:
+    """Losses by step, the adapter's bytes, and what was kept."""
+    assert command(*SIZE, *words, f"run.dir={folder}") == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = json.loads((folder / "metrics.json").read_text())["cache"]
+    return (
+        [line["loss"] for line in lines if "loss" in line],
+        (folder / "adapter/adapter_model.safetensors").read_bytes(),
+        kept,
+    )
+
+
+@pytest.mark.parametrize("cell", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CELLS])
+def test_the_course_of_a_training_is_the_same_to_the_last_bit(cell: str, tmp_path: Path) -> None:
+    words = CELLS[cell]
+    without = trained(tmp_path / "off", *words, "trainer.cache=off")
+    assert without[2] == {"where": "off"}
+    for way, computed in (("disk", True), ("disk", False), ("memory", True)):
+        found = trained(tmp_path / f"{way}{computed}", *words, f"trainer.cache={way}")
+        assert found[0] == without[0]
+        assert found[1] == without[1]
+        assert (found[2]["where"], found[2]["computed"] > 0) == (way, computed)
+    predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("off", "diskTrue")]
+    assert predictions[0] == predictions[1]
+
+
+def test_no_image_is_read_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    load = Scene.load
+    monkeypatch.setattr(Scene, "load", lambda self: reads.append(self) or load(self))
+    words = ["task=captioning", "trainer.cache=disk"]
+    trained(tmp_path / "one", *words)
+    assert len(reads) == 32 + 1  # each sample once, and one for its size
+    reads.clear()
+    trained(tmp_path / "two", *words, "adapter.dim=8", "seed=1")  # another job of a sweep
+    assert command("eval", f"run={tmp_path / 'two'}") == 0
+    assert not reads
+
+
+def test_auto_keeps_what_pays_and_says_so(tmp_path: Path) -> None:
+    *_, kept = trained(tmp_path / "once", "task=captioning", "trainer.epochs=1")
+    assert kept == {"where": "off"}  # each sample is seen once
+    *_, kept = trained(
+        tmp_path / "often", "task=captioning", "trainer.epochs=40", "trainer.max_steps=120", "trainer.eval_every=60"
+    )
+    assert kept["where"] == "disk"
+    assert kept["towers"] == ["vision.0-3"]
+    assert "ms a sample, keeping and reading it" in (tmp_path / "often" / "run.log").read_text()
+
+
+def test_without_room_it_is_off_and_says_so(tmp_path: Path) -> None:
+    *_, kept = trained(tmp_path / "run", "task=captioning", "trainer.cache=disk", "trainer.cache_gb=0.0001")
+    assert kept == {"where": "off"}
+    assert "have no room (trainer.cache_gb=0.0001" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) -> None:
+    words = ["task=captioning", "trainer.cache=disk"]
+    one = trained(tmp_path / "one", *words)
+    (shard,) = caching.root().glob("*/*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    two = trained(tmp_path / "two", *words)
+    assert str(shard) in (tmp_path / "two" / "run.log").read_text()
+    assert two[:2] == one[:2]
+    assert two[2]["computed"] == 32
+
+
+def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> None:
+    for number, words in enumerate((["seed=0"], ["seed=1"], ["adapter.dim=8"], ["adapter.points=[vision.last1.*]"])):
+        random = ["task=captioning", "model.random_init=true", "model.config.vision_config.num_hidden_layers=2"]
+        small = [f"model.config.{t}_config.{k}={v}" for t in ("vision", "text") for k, v in SMALL.items()]
+        trained(
+            tmp_path / str(number),
+            *random,
+            *small,
+            "model.config.text_config.encoder_hidden_size=32",
+            *words,
+            "trainer.cache=disk",
+        )
+    assert (
+        len(list(caching.root().iterdir())) == 3
+    )  # another seed draws other weights; another width of adapters does not
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.slow
+def test_a_kill_while_it_is_computed_costs_only_what_was_not_written(tmp_path: Path) -> None:
+    words = [*SIZE, "task=captioning", "trainer.cache=disk", "data.train_size=600"]
+    code = (
+        "import sys, vlatrain.training.store as s; s.SHARD_BYTES = 200_000; "
+        "from vlatrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, f"run.dir={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL
+    )
+    while not list(caching.root().glob("*/*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    *_, kept = trained(tmp_path / "again", *words[len(SIZE) :])
+    assert 0 < kept["computed"] < 608
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_what_they_keep(tmp_path: Path) -> None:
+    words = [*SIZE, "task=captioning", "trainer.cache=disk"]
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=command, args=(*words, f"run.dir={tmp_path / str(n)}")) for n in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+        assert run.exitcode == 0
+    one, two = ((tmp_path / str(n) / "adapter/adapter_model.safetensors").read_bytes() for n in range(2))
+    assert one == two
+    folder = next(caching.root().iterdir())
+    assert len(Disk(folder, folder.name, {}).places) == 32

@@ -1,0 +1,329 @@
+"""Models that see an image among the tokens of a text and continue it: LLaVA (Liu et al., NeurIPS 2023, arXiv:2304.08485),
+LLaVA-OneVision (Li et al., 2024, arXiv:2408.03326), Qwen2.5-VL (Bai et al., 2025, arXiv:2502.13923), Qwen3-VL (2025,
+arXiv:2511.21631), SmolVLM (Marafioti et al., 2025, arXiv:2504.05299), PaliGemma (Beyer et al., 2024, arXiv:2407.07726), and others
+that transformers gives the same interface. What differs between them is in their processors, in their descriptions (`Options`), and
+in transformers' own forward passes, which are used as they are.
+
+The image goes through its tower once a row (`context`); prompts and texts are scored and written from there. Prompts are padded in
+front, so that the tokens before their texts are in one column.
+
+Deviation: texts are generated as `task.decode` says, and not with the sampling or the penalties that a checkpoint's authors set.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vlatrain.backbones import processors
+from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text
+from vlatrain.backbones.script import Script, Turns
+from vlatrain.config import DecodeConfig, ModelConfig, UserError
+from vlatrain.config.keys import did_you_mean
+from vlatrain.injection.context import hand, reads_other
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Turn
+
+ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
+"""A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
+GRID = "image_grid_thw"  # (B, 3): the patches of each image, which Qwen's positions are made from
+DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one such model has otherwise than another.
+
+    Attributes:
+        lead: where there is no chat template: what stands between prompt and reply.
+        end: where there is no chat template: the text that ends a reply; empty: the tokenizer's end token.
+        images: arguments for the image processor, as `size: {longest_edge: 1003520}` for at most so many pixels.
+        stacked: whether the model takes the image states of a batch as one tensor, and not as a list.
+        tokens: random weights: by key of the settings, the special tokens whose ids stand there; the first is an image's.
+        more_tokens: random weights: further special tokens of its processor and template.
+        frame: random weights: what the tokenizer makes of a text, as `[DEC] $A`.
+        template: random weights: the chat template.
+    """
+
+    lead: str = ""
+    end: str = ""
+    images: dict[str, Any] = field(default_factory=dict)
+    stacked: bool = False
+    tokens: dict[str, str] = field(default_factory=dict)
+    more_tokens: Sequence[str] = ()
+    frame: str = ""
+    template: str = ""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Options:
+        """Those of a description.
+
+        Raises:
+            UserError: it has others.
+        """
+        known = [option.name for option in fields(cls)]
+        if unknown := [str(name) for name in config.options if name not in known]:
+            raise UserError(
+                f"model.options.{name}: family={config.family} has no such option{did_you_mean(name, known)}"
+                for name in unknown
+            )
+        return cls(**config.options)
+
+
+class Chat(Backbone):
+    """A causal model. `Generator` and, with a chat template, `Converser`.
+
+    The first token of a target stands for the prompt's last one: that is where a text's first token is predicted.
+
+    Attributes:
+        in_front: whether prompts are padded in front.
+    """
+
+    model: Any
+    in_front = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = Options.of(self.config)
+        self.takes = inspect.signature(self.model.forward).parameters
+        if self.processor is None:  # only shapes are asked for
+            return
+        self.script = Script(self.processor, self.options.lead, self.options.end)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.writer.generation_config = GenerationConfig(
+            eos_token_id=sorted({self.script.end_ids[-1], self.tokenizer.eos_token_id}),
+            pad_token_id=self.tokenizer.pad_token_id,
+            decoder_start_token_id=getattr(self.model.config.text_config, "decoder_start_token_id", None),
+        )
+
+    @property
+    def writer(self) -> Any:
+        """The model that writes."""
+        return self.model
+
+    # -- loading --
+
+    @classmethod
+    def read_processor(cls, checkpoint: str) -> Any:
+        """The processor of a checkpoint, for images only."""
+        return processors.read(checkpoint)
+
+    @classmethod
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+        """A processor for random weights of such settings, its tokenizer made from texts and prompts."""
+        options = Options.of(config)
+        words = [*texts, *config.prompts.values()]
+        return processors.make(settings, words, options.tokens, options.more_tokens, options.frame, options.template)
+
+    @classmethod
+    def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """The settings with the token ids of a processor that was made."""
+        ids = {
+            key: processor.tokenizer.convert_tokens_to_ids(token) for key, token in Options.of(config).tokens.items()
+        }
+        return {**super().with_tokens(config, settings, processor), **ids}
+
+    # -- what the model is given --
+
+    def inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> Inputs:
+        """Images in the prompts that `model.prompts` has for answers and captions, by the names the model has for them."""
+        told = self.config.prompts
+        texts = [told["captioning"]] * len(images)
+        if questions is not None:
+            texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
+        return self._given(images, [[(text, "")] for text in texts])
+
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+        """Inputs that have only shapes, those of a square image."""
+        with torch.device("cpu"):
+            if self.processor is None:
+                self.processor = self.make_processor(self.config, self.model.config.to_dict(), ["a"])
+                self.script = Script(self.processor, self.options.lead, self.options.end)
+            asked = ["a " * question] if question else None
+            one = self.inputs([Image.new("RGB", (448, 448))], asked, question)
+        # the model reads the numbers of patches; they must have values
+        return {
+            name: value.to(device if name != GRID else "cpu").repeat(batch_size, *[1] * (value.ndim - 1))
+            for name, value in one.items()
+        }
+
+    def _said(self, text: str, max_length: int) -> str:
+        return self.script.cut(self.script.clean(text), max_length)
+
+    def _given(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
+        """Images and conversations up to the last reply as the processor has them, padded in front."""
+        texts = [self.script.asked(turns) for turns in conversations]
+        start = self.tokenizer.bos_token
+        plain = (
+            {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
+        )  # as in apply_chat_template
+        options = {"images_kwargs": self.options.images} if self.options.images else {}
+        found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **plain, **options)
+        kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
+        # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
+        order = kept["attention_mask"].argsort(dim=1, stable=True, descending=not self.in_front)
+        return {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
+
+    # -- the image, and the text behind it --
+
+    def _seen(self, inputs: Inputs) -> Any:
+        """What the model makes of images, before it reads."""
+        see = self.model.base_model.get_image_features
+        wanted = inspect.signature(see).parameters
+        return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
+
+    def context(self, inputs: Inputs) -> Inputs:
+        """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S)."""
+        found = self._seen(inputs)
+        rows = list(found.pooler_output)
+        lengths = [len(row) for row in rows]
+        visible = torch.arange(max(lengths), device=rows[0].device) < rows[0].new_tensor(lengths)[:, None]
+        context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
+        context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible.long()}
+        for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
+            context[f"{DEEP}{number}"] = pad_sequence(list(states), batch_first=True)
+        return context
+
+    def _features(self, context: Inputs) -> Any:
+        """The image's states as the model has them from its own tower."""
+        full = bool(context["visible"].all())
+        lengths = [] if full else context["visible"].sum(dim=1).tolist()
+
+        def rows(states: Tensor) -> list[Tensor]:
+            return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
+
+        found = BaseModelOutputWithPooling(
+            pooler_output=context["states"] if self.options.stacked else rows(context["states"])
+        )
+        deep = [rows(value) for name, value in context.items() if name.startswith(DEEP)]
+        if deep:
+            found.deepstack_features = deep
+        return found
+
+    def _extended(self, context: Inputs, ids: Tensor, mask: Tensor) -> Inputs:
+        """A prompt's inputs with further tokens (N, L) and their mask."""
+        new = {"input_ids": ids, "attention_mask": mask}
+        return {
+            name: torch.cat([value, new.get(name, torch.full_like(mask, ADDED[name])).to(value.dtype)], dim=1)
+            if name in ADDED
+            else value
+            for name, value in context.items()
+            if name in (*ADDED, GRID)
+        }
+
+    def _shown(self, context: Inputs) -> AbstractContextManager[None]:
+        """Hand the image to the adapters that read it."""
+        if not reads_other(self.model, "decoder"):
+            return nullcontext()
+        return hand(self.model, "decoder", context["states"], context["visible"])
+
+    def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
+        """Next-token logits of the last so many tokens of prompts."""
+        with self._shown(context):
+            return self.model(
+                **prompt, mm_encoder_outputs={"image": self._features(context)}, use_cache=False, logits_to_keep=last
+            ).logits
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """A token that stands for the prompt's last one, the text's own prompt, the text, the end."""
+        rows = []
+        for text in texts:
+            start, own = self.script.reply(text, max_length, prompt)
+            rows.append([self.script.end_ids[-1], *start, *own])
+        return self._padded(rows), 1 + len(start)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Text:
+        """Tokens (N, L) and their mask, padded behind."""
+        ids = pad_sequence([torch.tensor(row) for row in rows], True, self.tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True)
+        return Text(ids, mask)
+
+    def logits(self, context: Inputs, target: Text) -> Tensor:
+        """Next-token logits, (N, L, vocabulary)."""
+        prompt = self._extended(context, target.ids[:, 1:], target.mask[:, 1:])
+        return self._logits(context, prompt, target.ids.shape[1])
+
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+        """Greedy or beam search, key-value cached."""
+        given = self._begun(context, prompt)
+        with self._shown(context):
+            found = self.writer.generate(
+                **given, mm_encoder_outputs={"image": self._features(context)}, **searched(decode, alternatives)
+            )  # (B * alternatives, prompt + new)
+        return self._read(found[:, given["input_ids"].shape[1] :])
+
+    def _begun(self, context: Inputs, prompt: str) -> Inputs:
+        """A context's prompts with what the text is to begin with."""
+        ids = context["input_ids"]
+        start = ids.new_tensor(self.script.reply("", 1, prompt)[0]).expand(len(ids), -1)  # (B, P)
+        return self._extended(context, start, torch.ones_like(start))
+
+    def _read(self, ids: Tensor) -> list[str]:
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    # -- conversations --
+
+    def conversations(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> tuple[Inputs, Text]:
+        """Up to the first reply as a prompt, and the rest as `rest`."""
+        said = [[(self._said(turn.user, max_length), turn.reply) for turn in turns] for turns in conversations]
+        rows, masks = [], []
+        for turns in said:
+            ids, learned, before = self.script.tokens(turns)
+            left = max(max_length - before, 0)
+            rows.append([self.script.end_ids[-1], *ids[:left]])
+            masks.append(torch.tensor([0, *learned[:left]]))
+        rest = self._padded(rows)
+        given = self._given(images, [turns[:1] for turns in said])
+        return {**given, "rest": rest}, Text(rest.ids, pad_sequence(masks, batch_first=True))
+
+    def conversation_logits(self, inputs: Inputs) -> Tensor:
+        """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
+        context = self.context(inputs)
+        if "rest" in inputs:
+            return self.logits(context, inputs["rest"])
+        size, length = inputs["input_ids"].shape
+        nothing = blank_text(size, 0, inputs["input_ids"].device)
+        return self._logits(
+            context, self._extended(context, nothing.ids, nothing.mask), length - context["states"].shape[1]
+        )
+
+    def prompts(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> Inputs:
+        """Conversations up to the last reply; of those that are too long the first turns are left out."""
+        said = []
+        for conversation in conversations:
+            turns = [(self._said(turn.user, max_length), turn.reply) for turn in conversation]
+            while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
+                turns = turns[1:]
+            said.append(turns)
+        return self._given(images, said)
+
+
+def searched(decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
+    """Settings of transformers' `generate`, as a task has them."""
+    beams = max(decode.num_beams, alternatives)
+    return {
+        "do_sample": False,
+        "num_beams": beams,
+        "num_return_sequences": alternatives,
+        "max_new_tokens": decode.max_new_tokens,
+        "min_new_tokens": decode.min_new_tokens,
+        **({"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}),
+    }

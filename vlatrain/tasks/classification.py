@@ -1,0 +1,218 @@
+"""Classification: which of a list of classes an image belongs to.
+
+A backbone with images and texts in one space (`Embedder`) compares the image's features with those of each class, which are the
+mean over texts such as "a photo of a {}." (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+ICML 2021, sections 3.1.2 and 3.1.4: prompt engineering, and ensembling in the space of features). Untrained this is zero-shot
+classification; in training the cross-entropy over all classes is learned, in both towers if adapters are in both.
+
+A backbone that writes (`Generator`) is asked a question and ranks the classes as answers to it; it learns to answer with the class.
+
+Deviation: an underscore in a class's name is read as a blank, as names of folders have it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from vlatrain.backbones.base import Backbone, Embedder, Generator, blank_text
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.injection.context import context_of
+from vlatrain.metrics import classification as metric
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, similarity_scale
+from vlatrain.tasks.vqa import Vqa
+
+TEXTS = 256  # texts that are encoded at a time
+SHOWN = 20  # classes whose probabilities are written for each sample
+UNKNOWN = 10  # classes that a rehearsal takes there to be, where the data has not been read
+
+
+class Classification(Task):
+    """Classification on any backbone.
+
+    Args:
+        config: its settings.
+        backbone: the backbone.
+        train: the training samples: where the classes come from if none are configured.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone)
+        if not config.classes:
+            config.classes = sorted({sample.label for sample in train})
+        self.place = {name: place for place, name in enumerate(config.classes)}
+
+    @abstractmethod
+    def images(self, samples: Sequence[Sample]) -> Batch:
+        """What `scores` takes: `ids` and `inputs`."""
+
+    @abstractmethod
+    def known(self) -> Any:
+        """What `scores` needs of the classes, whatever the images."""
+
+    @abstractmethod
+    def scores(self, batch: Batch, known: Any) -> Tensor:
+        """Of each image (B, C) the logarithms of the classes' probabilities, but for a number that is the same for all of them."""
+
+    def classify(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+        """For each image the likeliest classes with their probabilities, best first."""
+        return self._best(self._probabilities(batch, self.known()), alternatives)
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Accuracy, macro-F1 and AUROC; see `vlatrain.metrics.classification`."""
+        known = self.known()
+        probabilities = torch.cat([self._probabilities(batch, known) for batch in batches(samples, self.images)])
+        labels = [self.place[sample.label] for sample in samples]
+        scores, skipped = metric.score(probabilities.numpy(), labels, self.config.classes)
+        predictions: list[dict[str, Any]] = [
+            {
+                "id": sample.id,
+                "prediction": best[0][0],
+                "probability": best[0][1],
+                "references": [sample.label],
+                "score": float(best[0][0] == sample.label) * 100,
+                "probabilities": dict(best),
+            }
+            for sample, best in zip(samples, self._best(probabilities, SHOWN), strict=True)
+        ]
+        settings: dict[str, Any] = {"classes": len(self.config.classes), **self._settings()}
+        return Evaluation(scores, {**settings, "skipped": skipped} if skipped else settings, predictions)
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """What the scores depend on."""
+
+    def _probabilities(self, batch: Batch, known: Any) -> Tensor:
+        """(B, C) on the CPU, in fp64: no two classes become equally likely by rounding."""
+        return self.scores(batch, known).cpu().double().softmax(dim=1)
+
+    def _best(self, probabilities: Tensor, alternatives: int) -> list[list[tuple[str, float]]]:
+        top = probabilities.topk(min(alternatives, len(self.config.classes)), dim=1)
+        return [
+            [(self.config.classes[place], value) for place, value in zip(places, values, strict=True)]
+            for places, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+
+class ByFeatures(Classification):
+    """Classification on an `Embedder` backbone."""
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone, train)
+        self.embedder = cast(Embedder, backbone)
+        self._kept: Tensor | None = None
+
+    def images(self, samples: Sequence[Sample]) -> Batch:
+        """Images."""
+        return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images and their classes."""
+        return {**self.images(samples), "label": torch.tensor([self.place[sample.label] for sample in samples])}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy over the classes."""
+        return cross_entropy(self.scores(batch, self.known()), batch["label"])
+
+    def known(self) -> Tensor:
+        """Unit features (C, D) of the classes. Computed once, unless something that trains can change them."""
+        if self._kept is not None:
+            return self._kept
+        texts = [
+            template.replace("{}", name.replace("_", " "))
+            for name in self.config.classes
+            for template in self.config.templates
+        ]
+        parts = []
+        for start in range(0, len(texts), TEXTS):
+            text = self.backbone.text(texts[start : start + TEXTS], self.config.max_length)
+            parts.append(self.embedder.text_features(text.to(self.backbone.device)))
+        features = self._averaged(torch.cat(parts))
+        if self._settled(features):
+            self._kept = features
+        return features
+
+    def scores(self, batch: Batch, known: Tensor) -> Tensor:
+        """Scaled cosine similarities (B, C)."""
+        cosine = self.embedder.image_features(batch["inputs"])[0] @ known.T
+        return (cosine * similarity_scale(self.config, self.backbone)).float()
+
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (B, D) of a training batch's images, and of their classes: what a cache of samples is filled with."""
+        return self.embedder.image_features(batch["inputs"])[0], self.known()[batch["label"]]
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """A few classes, where they are not known yet."""
+        texts = (len(self.config.classes) or UNKNOWN) * len(self.config.templates)
+        known = self._averaged(self.embedder.text_features(blank_text(texts, TYPICAL["prompt"], device)))
+        logits = self.scores({"inputs": self.backbone.blank(batch_size, device)}, known)
+        return cross_entropy(logits, torch.zeros(batch_size, dtype=torch.long, device=device))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"templates": self.config.templates}
+
+    def _averaged(self, features: Tensor) -> Tensor:
+        """Unit features (C * templates, D) of all texts as those (C, D) of the classes."""
+        by_class = features.view(-1, len(self.config.templates), features.shape[1])  # (C, templates, D)
+        return normalize(by_class.mean(dim=1), dim=-1)
+
+    def _settled(self, features: Tensor) -> bool:
+        """Whether the features are the same in every step to come."""
+        if not any(parameter.requires_grad for parameter in self.backbone.model.parameters()):
+            return True
+        # without gradients, or in a step that goes without some of the adapters, they do not tell
+        return torch.is_grad_enabled() and not features.requires_grad and not context_of(self.backbone.model).dropped
+
+
+class ByWords(Classification):
+    """Classification on a `Generator` backbone: the answer to a question, of a list.
+
+    A class's score is its log-probability as an answer; see `vlatrain.tasks.vqa`.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone, train)
+        self.vqa = Vqa(replace(config, answers="rank", answer_list=config.classes), backbone)
+
+    def images(self, samples: Sequence[Sample]) -> Batch:
+        """Images and the question."""
+        return self.vqa.questions(self._asked(samples))
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images, the question, and the class as its answer."""
+        return self.vqa.collate(self._asked(samples))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """That of answering with the class."""
+        return self.vqa.loss(batch)
+
+    def known(self) -> None:
+        """Nothing: the classes are read with the image in view."""
+
+    def scores(self, batch: Batch, known: None) -> Tensor:
+        """Log-probabilities (B, C) of the classes' names."""
+        return self.vqa.rank(batch)
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """As of answers."""
+        return self.vqa.rehearse(batch_size, device)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"question": self.config.question}
+
+    def _asked(self, samples: Sequence[Sample]) -> list[Sample]:
+        return [replace(sample, question=self.config.question, answers=(sample.label,)) for sample in samples]
+
+
+def classification(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
+    """Classification in the way that suits the backbone: by features, where it has them."""
+    described = backbone.config.tasks[backbone.task].features
+    by_features = isinstance(backbone, Embedder) and (described or not isinstance(backbone, Generator))
+    return (ByFeatures if by_features else ByWords)(config, backbone, train)

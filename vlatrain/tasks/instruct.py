@@ -1,0 +1,101 @@
+"""Instruction following: conversations about an image, of which the replies are learned (Liu et al., "Visual Instruction Tuning",
+NeurIPS 2023, section 4.2).
+
+The loss is on the tokens of all replies and on the end token of each; what the user says is read and not learned. Deviation: the
+loss is the mean over conversations of the mean over their tokens, as in the other tasks, so that long replies do not outweigh short
+ones; LLaVA's is the mean over all tokens of a batch.
+
+In evaluation the last reply of a conversation is generated, with the turns before it as they are in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone, Converser, Generator, Text, blank_text
+from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import instruct as metric
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, sequence_losses, token_losses
+
+
+class Instruct(Task):
+    """Instruction following on a `Converser` backbone.
+
+    Raises:
+        UserError: the backbone is none.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone)
+        if not isinstance(backbone, Converser):
+            raise UserError(
+                f"model.family={backbone.config.family}: holds no conversations, so task=instruct cannot use it"
+            )
+        self.converser, self.generator = cast(Converser, backbone), cast(Generator, backbone)
+
+    def asked(self, samples: Sequence[Sample]) -> Batch:
+        """Images, and the conversations up to the last reply."""
+        images, conversations = [sample.image.load() for sample in samples], [sample.turns for sample in samples]
+        inputs = self.converser.prompts(images, conversations, self.config.max_length)
+        return {"ids": [sample.id for sample in samples], "inputs": inputs}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images and whole conversations."""
+        images, conversations = [sample.image.load() for sample in samples], [sample.turns for sample in samples]
+        inputs, target = self.converser.conversations(images, conversations, self.config.max_length)
+        return {"ids": [sample.id for sample in samples], "inputs": inputs, "target": target}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the conversations of the mean over the tokens of their replies."""
+        logits = self.converser.conversation_logits(batch["inputs"])
+        return sequence_losses(logits, batch["target"], given=1).mean()
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """Conversations all of whose tokens are learned."""
+        logits = self.converser.conversation_logits(self.backbone.blank(batch_size, device, TYPICAL["conversation"]))
+        return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()
+
+    def reply(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
+        """For each conversation the best replies, best first."""
+        context = self.generator.context(batch["inputs"])
+        texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
+        return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Exact match and ROUGE-L of the last replies, perplexity of all of them; see `vlatrain.metrics.instruct`."""
+        texts = [best[0] for batch in batches(samples, self.asked) for best in self.reply(batch)]
+        references = [sample.turns[-1].reply for sample in samples]
+        found = metric.score(texts, references)
+        scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
+        settings: dict[str, Any] = {"score": "ROUGE-L", "decode": vars(self.config.decode)}
+        loss, tokens = self._losses(samples, batches)
+        if tokens:
+            scores["perplexity"] = metric.perplexity(loss, tokens)
+        else:
+            settings["skipped"] = {"perplexity": f"no reply begins within task.max_length={self.config.max_length}"}
+        predictions: list[dict[str, Any]] = [
+            {
+                "id": sample.id,
+                "question": sample.turns[-1].user,
+                "turn": len(sample.turns),
+                "prediction": text,
+                "references": [reference],
+                "score": score,
+            }
+            for sample, text, reference, score in zip(samples, texts, references, found.per_sample, strict=True)
+        ]
+        return Evaluation(scores, settings, predictions)
+
+    def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
+        """Summed loss of all learned tokens, and their number."""
+        total = torch.zeros(2, dtype=torch.double)
+        for batch in batches(samples, self.collate):
+            target: Text = batch["target"]
+            losses, learned = token_losses(self.converser.conversation_logits(batch["inputs"]), target, given=1)
+            total += torch.stack([losses.sum(), learned.sum()]).double().cpu()
+        return total[0].item(), total[1].item()

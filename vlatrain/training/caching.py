@@ -1,0 +1,363 @@
+"""The frozen prefix of every sample, computed once: by the first run that needs it, for all its epochs and all runs to come.
+
+`keep_prefix` finds what is frozen (`frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at the
+backbone: from then on tasks feed the model kept states where they would have loaded images, and the frozen layers do nothing.
+A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
+
+On a CPU in fp32 the course of a training is bit for bit the one without; texts are padded to multiples of `backbones.base.BUCKET`,
+as with other lengths sums are rounded otherwise. In a lower precision states are kept in the type they are computed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
+from vlatrain.config import TrainConfig
+from vlatrain.data.sample import Sample
+from vlatrain.injection.attach import group_of
+from vlatrain.tasks.base import move
+from vlatrain.training.display import Display
+from vlatrain.training.frontier import Frontier, frontiers
+from vlatrain.training.precision import autocast
+from vlatrain.training.store import NOTE, Disk, Memory, Store, sizes
+
+log = logging.getLogger("vlatrain")
+
+RULES = (
+    "vlatrain-prefix-1"  # raise it when what a prefix computes changes: nothing kept under other rules is used again
+)
+TRIED = 2  # batches that `trainer.cache=auto` measures
+SHARE = 0.5  # of the free memory, or of the free disk, that may be used
+
+
+def root() -> Path:
+    """The folder of all that is kept on disk."""
+    return Path(os.environ.get("VLATRAIN_CACHE") or Path.home() / ".cache" / "vlatrain" / "prefixes")
+
+
+@dataclass
+class PrefixCache:
+    """What is kept of a backbone's prefix.
+
+    Attributes:
+        frontiers: of the towers that are kept.
+        stores: where, by tower.
+        facts: what there is to tell of it, as `metrics.json` holds it.
+    """
+
+    frontiers: dict[str, Frontier]
+    stores: dict[str, Store]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, samples: Sequence[Sample], asked: bool, length: int | None = None) -> dict[str, Tensor]:
+        """By tower, the states (B, taps, L, width) of samples; empty if those of one are not there.
+
+        Args:
+            samples: the samples.
+            asked: whether their questions are put.
+            length: of the questions, in tokens.
+        """
+        found: dict[str, Tensor] = {}
+        for tower in self.towers(asked):
+            keys = [self.key(tower, sample) for sample in samples]
+            store = self.stores[tower]
+            if not all(key in store for key in keys):
+                return {}
+            states = [store.get(key) for key in keys]
+            found[tower] = padded(states, length if "question" in self.frontiers[tower].of else None)
+        return found
+
+    def towers(self, asked: bool) -> list[str]:
+        """The towers whose states a call needs."""
+        kept = [name for name, frontier in self.frontiers.items() if asked or "question" not in frontier.of]
+        whole = {reads for name in kept if self.frontiers[name].whole for reads in self.frontiers[name].reads}
+        return [name for name in kept if name not in whole]
+
+    def key(self, tower: str, sample: Sample) -> str:
+        """What of a sample a tower's states are a function of."""
+        of = self.frontiers[tower].of
+        parts = [sample.image.key if what == "image" else sample.question for what in of]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def keep_prefix(
+    backbone: Backbone,
+    config: TrainConfig,
+    samples: Mapping[str, Sequence[Sample]],
+    uses: Mapping[str, int],
+    precision: str,
+    display: Display,
+    rank: int = 0,
+    processes: int = 1,
+) -> PrefixCache | None:
+    """Keep the prefix of samples, if that saves time, and let the backbone use it.
+
+    Args:
+        backbone: on its device, adapters in it, in eval mode.
+        config: the configuration; `trainer.cache` says how.
+        samples: by split.
+        uses: by split, how often each sample will be seen.
+        precision: fp32, bf16 or fp16.
+        display: where progress is shown.
+        rank: number of this process.
+        processes: how many there are; on disk each computes its share.
+    """
+    way = config.trainer.cache
+    if way == "off":
+        return None
+    found = frontiers(backbone.model, config.model, config.task.name)
+    kept = {name: frontier for name, frontier in found.items() if frontier.boundary is not None}
+    if not kept:
+        if way != "auto":
+            log.info(
+                "Cache: nothing can be kept: %s", "; ".join(f"{n} {f.pinned}" for n, f in found.items()) or "no tower"
+            )
+        return None
+    work = _Work(backbone, config, kept, precision, display)
+    cache = work.cache(way, samples, uses)
+    if cache is None:
+        return None
+    work.fill([s for split in samples.values() for s in split], rank, processes)
+    backbone.keeping, backbone.cache = work.keeping, cache
+    return cache
+
+
+class _Work:
+    """Deciding where to keep a prefix, and computing it."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: TrainConfig,
+        kept: dict[str, Frontier],
+        precision: str,
+        display: Display,
+    ) -> None:
+        self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
+        self.result = PrefixCache(kept, {})
+        self.keeping = Keeping({name: f.boundary for name, f in kept.items() if f.boundary}, {})
+        self.asks = config.task.name == "vqa"
+        self.seconds = 0.0
+
+    def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> PrefixCache | None:
+        """The cache with its stores, or None where it would not pay or has no room."""
+        every = [sample for split in samples.values() for sample in split]
+        on_disk = {name: self._disk(name) for name in self.result.towers(self.asks)}
+        self.result.stores = dict(on_disk)
+        missing = self._missing(every)
+        need = self._bytes(missing)
+        where = way if way != "auto" or not missing else "disk" if self._room("disk", need) else "memory"
+        if way == "auto" and not missing:
+            where = "disk"
+        if missing and not self._room(where, need):
+            limit = self.config.trainer.cache_gb
+            log.info("Cache: off; %.1f GB have no room (trainer.cache_gb=%g is the most on disk)", need / 1e9, limit)
+            return None
+        if way == "auto" and missing and not self._pays(missing[: TRIED * self._batch], where, samples, uses):
+            return None
+        if where == "memory":
+            self.result.stores = {name: Memory() for name in on_disk}
+        boundaries = [frontier.boundary for name, frontier in self.result.frontiers.items() if name in on_disk]
+        self.result.facts = {"where": where, "towers": [boundary.name for boundary in boundaries if boundary]}
+        return self.result
+
+    @property
+    def _batch(self) -> int:
+        return self.config.trainer.eval_batch_size or 2 * self.config.trainer.batch_size
+
+    def _disk(self, tower: str) -> Disk:
+        name = content(self.backbone, self.result.frontiers, tower, self.precision)
+        boundary = self.result.frontiers[tower].boundary
+        assert boundary is not None
+        note = {"model": self.config.model.name, "source": self.backbone.source, "task": self.config.task.name}
+        return Disk(root() / name, name, {**note, "prefix": boundary.name, "precision": self.precision})
+
+    def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those whose states are not all there, one of those with the same states."""
+        found: dict[tuple[str, ...], Sample] = {}
+        for sample in samples:
+            towers = self.result.towers(self._asked(sample))
+            keys = tuple(self.result.key(tower, sample) for tower in towers)
+            if not all(key in self.result.stores[tower] for tower, key in zip(towers, keys, strict=True)):
+                found.setdefault(keys, sample)
+        return list(found.values())
+
+    def _asked(self, sample: Sample) -> bool:
+        return bool(sample.question) and (self.asks or self.config.task.name == "joint")
+
+    def _pays(
+        self,
+        tried: Sequence[Sample],
+        where: str,
+        samples: Mapping[str, Sequence[Sample]],
+        uses: Mapping[str, int],
+    ) -> bool:
+        """Whether keeping states takes less time than computing them again, measured on a few samples."""
+        once = sum(len(split) for split in samples.values())
+        again = sum(len(split) * uses.get(name, 1) for name, split in samples.items())
+        if again <= once:
+            return False
+        started = time.perf_counter()
+        memory = self._in_memory(tried)
+        computing = (time.perf_counter() - started) / len(tried)
+        started = time.perf_counter()
+        for name, store in memory.items():
+            own: Store = self.result.stores[name] if where == "disk" else Memory()
+            own.add(store.states)
+            own.flush()
+            for key in store.states:
+                own.get(key).clone()
+        reading = (time.perf_counter() - started) / len(tried)
+        pays = computing * once + reading * (once + again) < computing * again
+        log.info(
+            "Cache: the frozen prefix takes %.1f ms a sample, keeping and reading it %.1f ms, for %.1f uses: %s",
+            1000 * computing, 1000 * reading, again / once, "kept" if pays else "off, computing it anew is faster",
+        )  # fmt: skip
+        return pays
+
+    def _bytes(self, samples: Sequence[Sample]) -> int:
+        """Bytes of the states of samples, from those of one."""
+        if not samples:
+            return 0
+        memory = self._in_memory(samples[:1])
+        return len(samples) * sum(state.nbytes for store in memory.values() for state in store.states.values())
+
+    def _in_memory(self, samples: Sequence[Sample]) -> dict[str, Memory]:
+        """By tower, the states of samples, computed and not kept."""
+        memory = {name: Memory() for name in self.result.towers(self.asks)}
+        kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory))
+        for start in range(0, len(samples), self._batch):
+            self._compute(samples[start : start + self._batch])
+        self.result = kept
+        return memory
+
+    def _room(self, where: str, need: int) -> bool:
+        if where == "memory":
+            return need <= SHARE * psutil.virtual_memory().available
+        root().mkdir(parents=True, exist_ok=True)
+        used = sum(sizes(folder) for folder in root().iterdir() if folder.is_dir())
+        return need <= min(self.config.trainer.cache_gb * 1e9 - used, SHARE * shutil.disk_usage(root()).free)
+
+    def fill(self, samples: Sequence[Sample], rank: int, processes: int) -> None:
+        """Compute what is not there; on disk, each process its share."""
+        on_disk = self.result.facts["where"] == "disk"
+        missing = self._missing(samples)
+        own = missing[rank::processes] if on_disk else missing
+        started = time.perf_counter()
+        with self.display.track("keeping the frozen prefix", len(own)) as track:
+            for start in range(0, len(own), self._batch):
+                part = own[start : start + self._batch]
+                self._compute(part)
+                track.advance(len(part))
+        for store in self.result.stores.values():
+            store.flush()
+        if processes > 1 and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        for store in self.result.stores.values():
+            if isinstance(store, Disk):
+                store.refresh()
+        for name, store in self.result.stores.items():
+            if isinstance(store, Disk):
+                if name in self.keeping.in_tuple:
+                    store.tell(in_tuple=self.keeping.in_tuple[name])
+                self.keeping.in_tuple[name] = store.note["in_tuple"]
+        taken = sum(sizes(store.folder) for store in self.result.stores.values() if isinstance(store, Disk))
+        if not on_disk:
+            taken = sum(state.nbytes for s in self.result.stores.values() for state in s.states.values())  # type: ignore[attr-defined]
+        self.result.facts |= {"bytes": taken, "computed": len(missing), "seconds": time.perf_counter() - started}
+        log.info(
+            "Cache: %s of %s samples, %.2f GB %s; %s computed in %.1f s",
+            ", ".join(self.result.facts["towers"]), f"{len(samples):,}", taken / 1e9,
+            f"in {root()}" if on_disk else "in memory", f"{len(missing):,}", self.result.facts["seconds"],
+        )  # fmt: skip
+
+    def _compute(self, samples: Sequence[Sample]) -> None:
+        """Compute the states of samples, and keep them."""
+        for asked in (False, True):
+            part = [sample for sample in samples if self._asked(sample) == asked]
+            if part:
+                self._compute_alike(part, asked)
+
+    def _compute_alike(self, samples: Sequence[Sample], asked: bool) -> None:
+        backbone = self.backbone
+        questions = [sample.question for sample in samples] if asked else None
+        length = self.config.task.max_length
+        inputs = backbone.inputs([sample.image.load() for sample in samples], questions, length)
+        backbone.keeping = self.keeping
+        towers = self.result.towers(asked)
+        with (
+            torch.no_grad(),
+            autocast(backbone.device, self.precision),
+            self.keeping.recording(towers) as recorded,
+            suppress(Enough),
+        ):
+            backbone.foresee(move(inputs, backbone.device))
+        backbone.keeping = None
+        for tower in towers:
+            kept: Kept = recorded[tower]
+            states = kept.states.cpu()  # (B, taps, L, width)
+            lengths = [states.shape[2]] * len(samples)
+            if "question" in self.result.frontiers[tower].of:
+                lengths = inputs["question"].mask.sum(dim=1).tolist()
+            self.result.stores[tower].add(
+                {self.result.key(tower, s): states[row, :, : lengths[row]] for row, s in enumerate(samples)}
+            )
+
+
+def content(backbone: Backbone, found: Mapping[str, Frontier], tower: str, precision: str) -> str:
+    """Hash of all that a tower's kept states depend on besides the sample: weights, settings, versions, boundary, precision."""
+    frontier = found[tower]
+    assert frontier.boundary is not None
+    processor = backbone.image_processor.to_dict()
+    about: dict[str, Any] = {
+        "rules": RULES,
+        "boundary": [frontier.boundary.layers, *frontier.boundary.taps],
+        "precision": precision,
+        "device": backbone.device.type,
+        "versions": [torch.__version__, transformers.__version__],
+        "images": processor,
+    }
+    if "question" in frontier.of:
+        about["words"] = backbone.tokenizer.backend_tokenizer.to_str()
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in sorted(_weights(backbone, found, tower)):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _weights(backbone: Backbone, found: Mapping[str, Frontier], tower: str) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers before a tower's boundary, and those of what it reads."""
+    towers = {tower, *(name for name in found[tower].reads if name in found)}
+    boundary = found[tower].boundary
+    assert boundary is not None
+    path = backbone.config.towers[tower].layers
+    roots = tuple(f"{backbone.config.towers[name].layers.split('.')[0]}." for name in towers)
+    tensors = []
+    for name, tensor in [*backbone.model.named_parameters(), *backbone.model.named_buffers()]:
+        if not name.startswith(roots) or tensor.requires_grad or group_of(name) != "trunk":
+            continue
+        behind = name.startswith(f"{path}.") and int(name[len(path) + 1 :].split(".")[0]) >= boundary.layers
+        if not behind:
+            tensors.append((name, tensor))
+    return tensors
+
+
+__all__ = ["NOTE", "PrefixCache", "content", "keep_prefix", "root"]
