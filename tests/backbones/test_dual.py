@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from tests.conftest import adapter_config, make_samples, small_config
+from tests.conftest import adapter_config, make_samples, model_config, small_config
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.dual import Dual
 from vlatrain.backbones.loading import load
+from vlatrain.backbones.prefix import Boundary, Enough, Keeping
 from vlatrain.config import UserError
 from vlatrain.injection.attach import attach
 
@@ -92,6 +94,19 @@ def test_an_adapter_in_the_text_tower_can_read_the_image(name: str) -> None:
             for image in images()
         ]
     torch.testing.assert_close(after, torch.cat(alone), atol=1e-4, rtol=1e-4)  # padding of patches is not read
+
+
+@pytest.mark.parametrize("name", [name for name in DUALS if model_config(name).tasks["retrieval"].pure.get("vision")])
+def test_a_kept_prefix_is_put_back(name: str) -> None:
+    backbone = loaded(name)
+    inputs = backbone.inputs(images())
+    whole = backbone.image_features(inputs)
+    backbone.keeping = Keeping({"vision": Boundary("vision", 1, (0,))}, {})
+    with backbone.keeping.recording(["vision"]) as recorded, suppress(Enough):
+        backbone.foresee(inputs)
+    given = {**backbone.given(4), "prefix": {"vision": recorded["vision"].states}}
+    for one, other in zip(whole, backbone.image_features(given), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)  # AIMv2's states lie otherwise in memory
 
 
 def test_texts_of_siglip_are_padded_to_the_end_and_padding_counts() -> None:

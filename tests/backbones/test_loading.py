@@ -46,7 +46,8 @@ def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
             module = one.model.get_submodule(path)
             assert ("Norm" in type(module).__name__) if role == "norm" else isinstance(module, torch.nn.Linear), path
     assert len(found.places) == len(everything(stacks(config, task)))
-    for outside in (*found.heads, *found.features.values()):
+    inside = [path for tower in found.inside.values() for path in tower.values()]
+    for outside in (*found.heads, *found.features.values(), *inside):
         one.model.get_submodule(outside)
 
 

@@ -54,7 +54,7 @@ def frontiers(model: nn.Module, config: ModelConfig, task: str) -> dict[str, Fro
     served = config.tasks[task]
     outside = _outside(model, config, task)
     found: dict[str, Frontier] = {}
-    for tower in (name for name in served.towers if name in served.pure):
+    for tower in (name for name in served.towers if served.pure.get(name)):
         reads = served.pure[tower]
         of = dict.fromkeys(what for name in reads for what in (found[name].of if name in found else (name,)))
         blocked = next((found[name].pinned or name for name in reads if name in found and not found[name].whole), "")
