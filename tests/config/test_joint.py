@@ -123,7 +123,8 @@ def test_parts_without_a_joint_task_are_refused() -> None:
 def test_clip_serves_no_joint_task() -> None:
     made = config()
     made.model = model_config("clip")
-    assert validate.problems(made) == ["task=joint: model=clip cannot do it; it can do retrieval"]
+    (problem,) = validate.problems(made)
+    assert problem.startswith("task=joint: model=clip cannot do it; it can do retrieval, classification; joint: blip, ")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,27 @@ def test_which_part_is_asked(query: dict, part: str) -> None:
         with pytest.raises(UserError) as refused:
             joint.asked(made)
         assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "query", "part"),
+    [
+        (("classification", "vqa"), {}, "classification"),
+        (("classification", "retrieval"), {"text": "a dog"}, "retrieval"),
+        (("classification", "instruct"), {"question": "what?"}, "instruct"),
+        (("captioning", "classification"), {}, "say which one is asked"),
+        (("vqa", "instruct"), {"question": "what?"}, "say which one is asked"),
+    ],
+)
+def test_which_kind_of_part_a_query_fits(tasks: tuple[str, ...], query: dict, part: str) -> None:
+    made = config({name: {} for name in tasks}, PredictConfig)
+    for key, value in query.items():
+        setattr(made, key, value)
+    if part in tasks:
+        assert joint.asked(made) == part
+    else:
+        with pytest.raises(UserError, match=part):
+            joint.asked(made)
 
 
 def test_two_of_a_kind_must_be_told_apart_and_a_single_part_need_not(tmp_path: Path) -> None:

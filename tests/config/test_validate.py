@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tests.conftest import adapter_config, model_config
 from vlatrain.adapters import bottleneck
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, validate
-from vlatrain.metrics import caption, retrieval
+from vlatrain.metrics import caption, classification, instruct, retrieval
 
 
 def sound(schema: type[TrainConfig] = TrainConfig) -> Any:
@@ -61,6 +62,12 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("task.answers", "choose"),
         ("task.metric", "cider"),
         ("task.temperature", 0.0),
+        ("task.classes", ["cat"]),
+        ("task.classes", ["cat", "dog", "cat"]),
+        ("task.classes", ["cat", ""]),
+        ("task.templates", []),
+        ("task.templates", ["a photo"]),
+        ("task.templates", ["a {} of a {}"]),
         ("data.eval_fraction", 0.0),
         ("data.eval_fraction", 1.0),
         ("data.train_size", 0),
@@ -124,6 +131,10 @@ def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
         ("vqa", {"question": "why?"}, "image=FILE"),
         ("vqa", {"image": "gone.jpg", "question": "why?"}, "no such file"),
         ("captioning", {}, "image=FILE"),
+        ("classification", {}, "image=FILE"),
+        ("classification", {"image": "."}, ""),
+        ("instruct", {"image": "."}, "question=TEXT"),
+        ("instruct", {"image": ".", "question": "why?"}, ""),
         ("retrieval", {"image": "."}, "text=TEXT"),
         ("retrieval", {"image": ".", "text": "a", "texts": ["b"]}, "text=TEXT"),
         ("captioning", {"image": "."}, ""),
@@ -134,6 +145,7 @@ def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
 def test_predict_says_what_is_missing(task: str, asked: dict[str, Any], missing: str) -> None:
     config = sound(PredictConfig)
     config.source, config.task.name, config.task.metric = "run", task, validate.METRICS[task][0]
+    config.model.tasks.setdefault(task, config.model.tasks["vqa"])
     for key, value in asked.items():
         setattr(config, key, value)
     found = validate.problems(config)
@@ -152,5 +164,8 @@ def test_names_agree_with_the_code_behind_them() -> None:
     captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
     assert set(validate.METRICS["captioning"]) == {*captions, "meteor", "spice"}
     recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}
+    replies = {field.name for field in fields(instruct.ReplyScores)}
+    assert set(validate.METRICS["instruct"]) == replies - {"per_sample"}
+    assert set(validate.METRICS["classification"]) == set(classification.NAMES)
     ways = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in recalls}
     assert set(validate.METRICS["retrieval"]) == {"mean_recall", *ways}

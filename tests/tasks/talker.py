@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from tests.conftest import make_samples
 from vlatrain.backbones import tokenizers
@@ -46,15 +48,19 @@ class Talker(Backbone):
     """`[image] user [SEP] reply [SEP] user [SEP] ...`"""
 
     @classmethod
-    def make_processor(cls, *given: Any) -> Any:
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
         """A tokenizer made from texts."""
-        texts: Iterable[str] = given[-1]
-        return Pair(tokenizers.make_wordpiece(texts, 300), _Nothing())
+        return Pair(tokenizers.make_wordpiece(texts, 300), None)
 
     @classmethod
-    def with_tokens(cls, *given: Any) -> dict[str, Any]:
+    def read_processor(cls, checkpoint: str) -> Any:
+        """That tokenizer."""
+        return Pair(AutoTokenizer.from_pretrained(checkpoint), None)
+
+    @classmethod
+    def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
         """GPT-2's own settings do."""
-        return next(value for value in given if isinstance(value, dict))
+        return settings
 
     def conversations(
         self, images: Sequence[Any], conversations: Sequence[Sequence[Turn]], max_length: int
@@ -133,11 +139,6 @@ class Talker(Backbone):
         return Text(torch.tensor(ids), torch.tensor(masks))
 
 
-class _Nothing:
-    def save_pretrained(self, folder: str) -> None:
-        """There is nothing to keep."""
-
-
 def pixels(images: Sequence[Any]) -> Tensor:
     """Coarse pixels, (B, 3 * SIZE * SIZE), from -1 to 1."""
     values = [np.asarray(image.resize((SIZE, SIZE)), dtype=np.float32) / 127.5 - 1 for image in images]
@@ -146,8 +147,6 @@ def pixels(images: Sequence[Any]) -> Tensor:
 
 def described() -> ModelConfig:
     """Its description."""
-    from omegaconf import OmegaConf
-
     register_resolvers()
     node = OmegaConf.create(YAML)
     node.pop("defaults")

@@ -62,7 +62,12 @@ DUALS = ["metaclip2", "siglip", "siglip2_naflex", "align", "altclip", "chinese_c
 
 @pytest.mark.parametrize(
     ("name", "task"),
-    [*SERVED, ("clip", "retrieval"), ("clip", "classification"), *(pytest.param(name, "retrieval", marks=pytest.mark.slow) for name in DUALS)],
+    [
+        *SERVED,
+        ("clip", "retrieval"),
+        ("clip", "classification"),
+        *(pytest.param(name, "retrieval", marks=pytest.mark.slow) for name in DUALS),
+    ],
 )
 def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> None:
     """A loss that is shifted by one, or an image that is not looked at, cannot pass this."""

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.base import Answerer, Backbone, Matcher
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
+from vlatrain.tasks.answering import Answering, settle_answers
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
-from vlatrain.tasks.classification import classification
+from vlatrain.tasks.classification import classification_on
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
+from vlatrain.tasks.matching import Matching
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
 
@@ -23,14 +25,34 @@ def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ())
     return Joint(config, backbone, parts)
 
 
+def _vqa(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Vqa:
+    return (Answering if isinstance(backbone, Answerer) else Vqa)(config, backbone, train)
+
+
+def _retrieval(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Retrieval:
+    return (Matching if isinstance(backbone, Matcher) else Retrieval)(config, backbone, train)
+
+
 TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
-    "vqa": Vqa,
+    "vqa": _vqa,
     "captioning": Captioning,
-    "retrieval": Retrieval,
-    "classification": classification,
+    "retrieval": _retrieval,
+    "classification": classification_on,
     "instruct": Instruct,
     JOINT: _joint,
 }
+
+
+def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+    """Make a backbone fit for a task, before any method is put into it: give it the answers that it is to choose from.
+
+    Args:
+        config: the task's settings; what they leave open is filled in.
+        backbone: the backbone.
+        train: the training samples; none for a finished run.
+    """
+    if config.name == "vqa" and isinstance(backbone, Answerer):
+        settle_answers(config, backbone, train)
 
 
 def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:
@@ -49,4 +71,4 @@ def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) 
     return TASKS[config.name](config, backbone, train)
 
 
-__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build"]
+__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "prepare"]

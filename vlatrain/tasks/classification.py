@@ -211,7 +211,7 @@ class ByWords(Classification):
         return [replace(sample, question=self.config.question, answers=(sample.label,)) for sample in samples]
 
 
-def classification(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
+def classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
     """Classification in the way that suits the backbone: by features, where it has them."""
     described = backbone.config.tasks[backbone.task].features
     by_features = isinstance(backbone, Embedder) and (described or not isinstance(backbone, Generator))

@@ -1,0 +1,218 @@
+"""Classification: class features are the mean over templates, recomputed only where they can change; words are ranked answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from tests.conftest import adapter_config, make_samples, model_config, small_config
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
+from vlatrain.config import AdapterConfig, ModelTaskConfig, TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.injection.attach import attach
+from vlatrain.injection.drop import dropping
+from vlatrain.tasks import Batch, build
+from vlatrain.tasks.classification import ByFeatures, ByWords, Classification
+
+CLASSES = ["black", "blue", "green", "red"]
+TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions, s.label, "a photo of sketch")]
+TEMPLATES = ["a photo of {}.", "a sketch of a {}"]
+
+
+def three_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
+    for start in range(0, len(samples), 3):
+        yield collate(samples[start : start + 3])
+
+
+def by_features(name: str = "clip", adapter: AdapterConfig | None = None, points: str = "*", **settings) -> ByFeatures:
+    backbone = load(small_config(name), "classification", texts=TEXTS)
+    if adapter is not None:
+        attach(backbone.model, adapter, sites(backbone.config, "classification", [points]))
+    config = TaskConfig(name="classification", **{"templates": TEMPLATES, **settings})
+    made = build(config, backbone, make_samples())
+    assert isinstance(made, ByFeatures)
+    return made
+
+
+def by_words(**settings) -> ByWords:
+    config = small_config("blip")
+    config.tasks["classification"] = replace(config.tasks["vqa"])
+    made = build(
+        TaskConfig(name="classification", question="what colour is it?", **settings),
+        load(config, "classification", texts=TEXTS),
+        make_samples(),
+    )
+    assert isinstance(made, ByWords)
+    return made
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts were encoded, call by call."""
+    calls: list[int] = []
+    for name in ("clip", "blip"):
+        kind = type(load(small_config(name), "retrieval", texts=TEXTS))
+        before = kind.text_features  # type: ignore[attr-defined]
+
+        def counted(self, text, before=before):
+            calls.append(len(text.ids))
+            return before(self, text)
+
+        monkeypatch.setattr(kind, "text_features", counted)
+    return calls
+
+
+def step(work: Classification) -> torch.Tensor:
+    loss = work.loss(work.collate(make_samples()))
+    loss.backward()
+    return loss.detach()
+
+
+def test_classes_are_those_of_the_training_data_sorted_unless_configured() -> None:
+    assert by_features().config.classes == CLASSES
+    assert by_features(classes=["red", "other", "black"]).config.classes == ["red", "other", "black"]
+
+
+@pytest.mark.parametrize("name", ["clip", "blip"])
+@pytest.mark.parametrize("temperature", [None, 0.02])
+@torch.no_grad()
+def test_zero_shot_is_the_definition(name: str, temperature: float | None) -> None:
+    """Class by class and template by template; an underscore is a blank."""
+    names = ["red", "green picture", "black"]
+    work = by_features(name, classes=["red", "green_picture", "black"], temperature=temperature)
+    backbone, samples = work.embedder, make_samples()
+    scale = backbone.logit_scale().item() if temperature is None else 50
+    rows = []
+    for sample in samples:
+        image = backbone.image_features(work.backbone.inputs([sample.image.load()]))[0][0]
+        row = []
+        for name in names:
+            texts = [template.replace("{}", name) for template in TEMPLATES]
+            features = [backbone.text_features(work.backbone.text([text], 40))[0] for text in texts]
+            row.append(scale * torch.dot(image, normalize(sum(features) / len(features), dim=0)))  # type: ignore[call-overload]
+        rows.append(torch.stack(row))
+    expected = torch.stack(rows)
+    torch.testing.assert_close(work.scores(work.images(samples), work.known()), expected, rtol=1e-4, atol=1e-4)
+    red = [sample for sample in samples if sample.label == "red"]
+    loss = cross_entropy(expected[[samples.index(sample) for sample in red]], torch.tensor([0, 0]))
+    torch.testing.assert_close(work.loss(work.collate(red)), loss, rtol=1e-4, atol=1e-4)
+    found = work.classify(work.images(samples), alternatives=9)
+    for row, best in zip(expected, found, strict=True):
+        assert [name.replace("_", " ") for name, _ in best] == [names[i] for i in row.argsort(descending=True)]
+        assert [value for _, value in best] == pytest.approx(row.softmax(0).sort(descending=True)[0].tolist(), abs=1e-4)
+
+
+def test_more_texts_than_go_through_at_once(monkeypatch: pytest.MonkeyPatch, encoded: list[int]) -> None:
+    whole = by_features().known()
+    monkeypatch.setattr("vlatrain.tasks.classification.TEXTS", 3)
+    torch.testing.assert_close(by_features().known(), whole)
+    assert encoded == [8, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("points", "counts"),
+    [("vision", [8]), ("text", [8, 8, 8]), ("*", [8, 8, 8])],
+)
+def test_class_features_are_made_again_only_if_something_that_trains_can_change_them(
+    points: str, counts: list[int], encoded: list[int]
+) -> None:
+    work = by_features("clip", adapter_config("bottleneck"), points)
+    losses = [step(work) for _ in range(3)]
+    assert encoded == counts
+    assert losses[0] == losses[1] == losses[2]
+    trained = {name.split(".")[0] for name, p in work.backbone.model.named_parameters() if p.grad is not None}
+    assert trained == ({"vision_model", "text_model"} if points == "*" else {f"{points}_model"})
+
+
+def test_a_step_without_the_text_towers_adapters_settles_nothing(encoded: list[int]) -> None:
+    work = by_features("clip", adapter_config("bottleneck", points=["*"]))
+    with dropping(work.backbone.model, 2):
+        work.loss(work.collate(make_samples()))
+    with torch.no_grad():
+        work.known()
+    step(work)
+    step(work)
+    assert encoded == [8] * 4
+
+
+def test_a_trained_model_encodes_its_classes_once(encoded: list[int]) -> None:
+    work = by_features("clip", adapter_config("bottleneck"))
+    work.backbone.model.requires_grad_(False)
+    with torch.no_grad():
+        for _ in range(3):
+            work.classify(work.images(make_samples()))
+    assert encoded == [8]
+
+
+@pytest.mark.parametrize("name", ["clip", "blip"])
+@torch.no_grad()
+def test_an_adapter_starts_as_the_frozen_model(name: str) -> None:
+    batch = (frozen := by_features(name)).collate(make_samples())
+    for method in ("bottleneck", "lora", "clip_adapter"):
+        torch.testing.assert_close(by_features(name, adapter_config(method)).loss(batch), frozen.loss(batch))
+
+
+@torch.no_grad()
+def test_an_evaluation_says_all_that_it_found() -> None:
+    work, samples = by_features(), make_samples()
+    found = work.evaluate(samples, three_at_a_time)
+    assert set(found.metrics) == {"accuracy", "macro_f1", "auroc"}
+    assert found.settings == {"classes": 4, "templates": TEMPLATES}
+    right = [record["prediction"] == sample.label for record, sample in zip(found.predictions, samples, strict=True)]
+    assert found.metrics["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    for record, sample, hit in zip(found.predictions, samples, right, strict=True):
+        assert (record["id"], record["references"], record["score"]) == (sample.id, [sample.label], 100.0 * hit)
+        assert set(record["probabilities"]) == set(CLASSES)
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert (
+            record["probabilities"][record["prediction"]]
+            == record["probability"]
+            == max(record["probabilities"].values())
+        )
+    found = work.evaluate(samples[:4], three_at_a_time)
+    assert found.settings["skipped"] == {"auroc": "no sample of class black, blue"}
+
+
+@torch.no_grad()
+def test_a_model_that_writes_ranks_the_classes_as_answers() -> None:
+    work, samples = by_words(), make_samples()
+    asked = [replace(sample, question="what colour is it?", answers=(sample.label,)) for sample in samples]
+    vqa = build(TaskConfig(name="vqa", answers="rank", answer_list=CLASSES), work.backbone)
+    torch.testing.assert_close(work.loss(work.collate(samples)), vqa.loss(vqa.collate(asked)))
+    ranked = vqa.answer(vqa.questions(asked), alternatives=4)  # type: ignore[attr-defined]
+    for best, expected in zip(work.classify(work.images(samples), 4), ranked, strict=True):
+        assert [name for name, _ in best] == [name for name, _ in expected]
+        assert [value for _, value in best] == pytest.approx([value for _, value in expected], rel=1e-4)
+    found = work.evaluate(samples, three_at_a_time)
+    assert set(found.metrics) == {"accuracy", "macro_f1", "auroc"}
+    assert found.settings == {"classes": 4, "question": "what colour is it?"}
+
+
+def test_a_model_that_writes_learns_it() -> None:
+    config = model_config("tiny_blip")
+    config.tasks["classification"] = replace(config.tasks["vqa"])
+    backbone: Backbone = load(config, "classification")
+    attach(backbone.model, adapter_config("bottleneck"), sites(config, "classification", ["*"]))
+    samples = make_samples()
+    work = build(TaskConfig(name="classification", question="which one?"), backbone, samples)
+    batch = work.collate(samples)
+    optimizer = torch.optim.Adam([p for p in backbone.model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(12):
+        optimizer.zero_grad()
+        work.loss(batch).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert work.evaluate(samples, three_at_a_time).metrics["accuracy"] == 100
+
+
+def test_only_the_description_tells_which_way_a_backbone_with_both_goes() -> None:
+    """BLIP's code embeds and writes; what its classes for a task can do is in the YAML."""
+    assert isinstance(by_words(), ByWords)
+    assert isinstance(by_features("blip"), ByFeatures)
+    assert ModelTaskConfig().features == {}
