@@ -66,8 +66,9 @@ def loaded(vision: str, language: str, task: str = "vqa", **options: Any) -> Com
     for parameter in backbone.model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(5)
-    words = backbone.model.language.get_input_embeddings().weight
-    words.data.mul_(1 / words.std())
+    language = backbone.model.language
+    for words in (language.get_input_embeddings().weight, language.get_output_embeddings().weight):
+        words.data.mul_(max(1, 1 / words.std()))
     backbone.model.__dict__.pop("_size", None)
     assert isinstance(backbone, Composite)
     return backbone

@@ -8,6 +8,7 @@ and question in its encoder and writes with its decoder (Cho et al., ICML 2021; 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -79,7 +80,9 @@ class Composite(Backbone):
             kind: Any = model_class(config.parts[part].architecture, f"{key}.architecture")
             wanted, there = kind.config_class.model_type, AutoConfig.from_pretrained(name).model_type
             if _whole(wanted) != _whole(there):
-                raise UserError(f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kind.__name__} none")
+                raise UserError(
+                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kind.__name__} none"
+                )
             models[part] = read_model(kind, name, f"{key}.checkpoint={name}")
         language, vision = models["language"], models.get("vision")
         if added := config.options.get("added_tokens", 0):
@@ -117,11 +120,19 @@ class Composite(Backbone):
 
     def inputs(self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
         """Images, or their features (S, width), and the prompts: the templates in `model.prompts`."""
-        told = self.config.prompts
-        texts = [told["captioning"]] * len(images)
-        if questions is not None:
-            texts = [told["vqa"].replace("{question}", self._cut(question, max_length)) for question in questions]
-        return {**self._seen(images), "prompt": self._prompt(texts)}
+        return {**self._seen(images), "prompt": self._asked_for(len(images), questions, max_length)}
+
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same without images: of these only the shape."""
+        size = self.model.config.vision_config.image_size
+        pixels = torch.zeros(1, 1, 1, 1).expand(count, 3, size, size)
+        return {"pixels": pixels, "prompt": self._asked_for(count, questions, max_length)}
+
+    def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
+        if questions is None:
+            return self._prompt([self.config.prompts["captioning"]] * count)
+        template = self.config.prompts["vqa"]
+        return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
         """Inputs without content; a caption's prompt has one token."""
@@ -147,6 +158,14 @@ class Composite(Backbone):
         return {"features": torch.from_numpy(features), "visible": visible}
 
     # -- tokens --
+
+    @abstractmethod
+    def _prompt(self, texts: Sequence[str]) -> Text:
+        """Prompts as tokens."""
+
+    @abstractmethod
+    def _start(self) -> list[int]:
+        """The tokens that every target starts with."""
 
     def _ids(self, text: str, behind: bool = False) -> list[int]:
         """Token ids of a text without special ones; `behind`: as it is tokenised behind another and a blank."""
@@ -180,7 +199,11 @@ class Composite(Backbone):
 
     def _visual(self, inputs: Inputs) -> Inputs:
         """The image's projected states as `visual` (B, S, d), and `visible` (B, S): 1 for those that are there."""
-        states = inputs["features"] if self.model.vision is None else self.model.see(inputs["pixels"])
+        if self.model.vision is None:
+            states = inputs["features"]
+        else:
+            with self.prefix("vision", inputs):
+                states = self.model.see(inputs["pixels"])
         visual = self.model.projection(states)
         visible = inputs.get("visible")
         return {"visual": visual, "visible": visual.new_ones(visual.shape[:2]).long() if visible is None else visible}

@@ -118,7 +118,7 @@ class Joined(PreTrainedModel):
 
     Args:
         config: the settings.
-        vision: the vision tower; None: made new from the settings (`features`: there is none).
+        vision: the vision tower, a model of transformers; None: made new from the settings (`features`: there is none).
         language: the language model; None: made new.
 
     Raises:
@@ -132,19 +132,16 @@ class Joined(PreTrainedModel):
     _supports_flash_attn = True
     config: Any
 
-    def __init__(
-        self, config: JoinedConfig, vision: PreTrainedModel | None = None, language: PreTrainedModel | None = None
-    ) -> None:
+    def __init__(self, config: JoinedConfig, vision: Any = None, language: Any = None) -> None:
         super().__init__(config)
+        settings: Any = config
         if vision is None and config.vision_class != FEATURES:
-            vision = model_class(config.vision_class, "model.parts.vision.architecture")(config.vision_config)
-        self.vision = vision
-        width = config.vision_config.hidden_size
+            vision = model_class(config.vision_class, "model.parts.vision.architecture")(settings.vision_config)
         if language is None:
-            language = model_class(config.language_class, "model.parts.language.architecture")(config.text_config)
-        self.language: Any = language
-        inside = language.get_input_embeddings().weight.shape[1]
-        self.projection = VisualProjection(width, inside, config.norm, config.boxes, config.order)
+            language = model_class(config.language_class, "model.parts.language.architecture")(settings.text_config)
+        self.vision, self.language = vision, language
+        inputs, outputs = settings.vision_config.hidden_size, language.get_input_embeddings().weight.shape[1]
+        self.projection = VisualProjection(inputs, outputs, config.norm, config.boxes, config.order)
         self.post_init()
 
     def see(self, pixels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlatrain.config.errors import UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, explain, identity, to_rgb
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, 
 
 def fault_of(picture: Picture) -> str:
     """What is wrong with a picture in a few words, or nothing. Reads the header and the end, rarely all of it."""
+    if isinstance(picture, FeaturePicture):
+        return picture.fault()
     opener: Callable | None = getattr(picture, "open", None)
     if opener is None:  # generated on the fly: nothing stored that could be broken
         return ""

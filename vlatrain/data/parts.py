@@ -15,6 +15,7 @@ from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.joint import JOINT, parts
 from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
+from vlatrain.data.features import check_shown
 from vlatrain.data.sample import Sample
 
 
@@ -58,6 +59,7 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
 def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
     """The samples of a run, or of a part, that is not joint."""
     samples = load(config.data, config.task.name, splits, batch_size)
+    check_shown(config.model, [sample for found in samples.values() for sample in found])
     if config.task.name == "classification":
         problems = Problems()
         check_labels(samples, config.task.classes, config.task.metric, problems)

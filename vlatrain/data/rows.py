@@ -20,6 +20,7 @@ from typing import Any
 from vlatrain.config.data import ColumnsConfig
 from vlatrain.data.cells import CellError, check_weights, kind, text, texts, with_weights
 from vlatrain.data.checks import Problems
+from vlatrain.data.features import picture_of
 from vlatrain.data.files import Row
 from vlatrain.data.images import BytesPicture, FilePicture, identity
 from vlatrain.data.sample import Picture, Sample, Turn
@@ -280,7 +281,7 @@ class Builder:
             if "://" in value:
                 raise CellError(f"'{value}' is a URL, and images are read from disk: download them first")
             path = os.path.normpath(os.path.join(self.root, os.path.expanduser(value.strip())))
-            return self._pictures.setdefault(path, FilePicture(path))
+            return self._pictures.setdefault(path, picture_of(path))
         if hasattr(value, "getexif"):  # a PIL image
             return BytesPicture.from_image(value, source)
         if value is None or isinstance(value, str | bytes):

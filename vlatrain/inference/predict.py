@@ -14,8 +14,9 @@ from rich.table import Table
 
 from vlatrain.config import PredictConfig, UserError
 from vlatrain.config.joint import ASKED, asked, parts
-from vlatrain.data import FilePicture, load_inputs, picture_files
+from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
+from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.inference.predictor import Hit, Predictor
 
@@ -69,19 +70,23 @@ def _samples(config: PredictConfig) -> list[Sample]:
     if problems:
         raise UserError(problems)
     if config.input:
-        return load_inputs(config.input, config.data, config.task.name)
+        samples = load_inputs(config.input, config.data, config.task.name)
+        check_shown(config.model, samples)
+        return samples
     assert config.image is not None
     image = Path(config.image).expanduser()
     if not image.exists():
         raise UserError(f"image={config.image}: no such file or folder")
-    pictures = [FilePicture(path) for path in (picture_files(image) if image.is_dir() else [image])]
+    pictures = [picture_of(str(path)) for path in (picture_files(image) if image.is_dir() else [image])]
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
     faults.raise_if_any()
     said: dict[str, Any] = {}
     if config.question:
         said = {"turns": (Turn(config.question),)} if config.task.name == "instruct" else {"question": config.question}
-    return [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
+    samples = [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
+    check_shown(config.model, samples)
+    return samples
 
 
 def _misfits(config: PredictConfig) -> list[str]:

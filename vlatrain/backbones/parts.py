@@ -1,0 +1,59 @@
+"""Whether a composite is put together as it can work: what its description alone can tell. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlatrain.config import TrainConfig
+from vlatrain.config.errors import Unfit
+from vlatrain.config.keys import did_you_mean, type_name
+from vlatrain.config.methods import BARE, parts
+
+#: By option what it may be: its choices, or its type.
+OPTIONS: Mapping[str, Any] = {
+    "visual": ("tokens", "adapters", "both"),
+    "norm": ("layer", "rms"),
+    "boxes": bool,
+    "order": bool,
+    "added_tokens": int,
+}
+
+
+def ill_composed(config: TrainConfig) -> Iterator[str]:
+    """What is wrong with the parts and options of a composite, and with a method that would not see the image as it is shown."""
+    model = config.model
+    for part in ("vision", "language"):
+        if part not in model.parts:
+            yield f"model={model.name}: has no {part} part: model/{part}=NAME chooses one"
+    for name, value in model.options.items():
+        key, known = f"model.options.{name}", OPTIONS.get(name)
+        if known is None:
+            yield f"{key}: there is no such option{did_you_mean(name, [*OPTIONS])}; there are {', '.join(OPTIONS)}"
+        elif isinstance(known, tuple) and value not in known:
+            yield f"{key}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        elif isinstance(known, type) and type(value) is not known:
+            yield f"{key}={value}: expected {type_name(known)}"
+        elif known is int and value < 0:
+            yield f"{key}={value}: must be 0 or more"
+    for task, prompt in model.prompts.items():
+        if task in ("vqa", "instruct") and "{question}" not in prompt:
+            yield f"model.prompts.{task}={prompt}: lacks {{question}}, which stands for the question"
+    yield from _sight(config)
+
+
+def _sight(config: TrainConfig) -> Iterator[str]:
+    visual, name = config.model.options.get("visual", "both"), config.adapter.name
+    if name == "none":
+        return
+    reads = name not in BARE and any("other" in method.needs for method in parts(config.adapter).values())
+    if visual == "adapters" and not reads:
+        yield Unfit(
+            f"adapter={name}: with model.options.visual=adapters only adapters that read the image see it (adapter=cross_modal); "
+            "set model.options.visual=both or tokens"
+        )
+    if visual == "tokens" and reads:
+        yield Unfit(
+            f"adapter={name}: reads the image, which model.options.visual=tokens shows as tokens only; set "
+            "model.options.visual=both"
+        )

@@ -1,0 +1,90 @@
+"""Features that were extracted from images before: a NumPy file (`.npy`) of S x width numbers where an image's path would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vlatrain.config import ModelConfig
+from vlatrain.config.errors import UserError
+from vlatrain.data.images import NO_SUCH_IMAGE, FilePicture
+from vlatrain.data.sample import Sample
+
+ENDING = ".npy"
+SHOWN = 5  # problems of a kind that are told one by one
+
+
+class FeaturePicture(FilePicture):
+    """A file of features. Two of the same path are equal.
+
+    Args:
+        path: the file.
+    """
+
+    __slots__ = ()
+
+    def load(self) -> Any:
+        """The features (S, width), fp32. Raises `UserError` naming the file."""
+        if fault := self.fault():
+            raise UserError(f"{self.path}: {fault}")
+        return np.load(self.path, allow_pickle=False).astype(np.float32)
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the file's header says. Raises what NumPy raises on a file that is none of its own."""
+        return np.load(self.path, mmap_mode="r", allow_pickle=False).shape
+
+    def fault(self) -> str:
+        """What is wrong with the file in a few words, or nothing."""
+        try:
+            found = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return NO_SUCH_IMAGE
+        except (OSError, ValueError, EOFError):
+            return "not features: no NumPy file of numbers, or cut off"
+        if found.ndim != 2 or 0 in found.shape:
+            return f"not features: {' x '.join(map(str, found.shape)) or 'a single number'}, and not S x width"
+        return "" if found.dtype.kind in "fiu" else f"not features: {found.dtype}, and not numbers"
+
+
+def picture_of(path: str) -> FilePicture:
+    """The picture in a file: an image, or features."""
+    return FeaturePicture(path) if path.lower().endswith(ENDING) else FilePicture(path)
+
+
+def check_shown(model: ModelConfig, samples: Iterable[Sample]) -> None:
+    """Make sure that samples come as the model takes them: as images, or as features of its width.
+
+    Raises:
+        UserError: some do not, by file and line.
+    """
+    problems = list(_problems(model, samples))
+    more = [f"... and {len(problems) - SHOWN:,} more of the kind"] if len(problems) > SHOWN else []
+    if problems:
+        raise UserError([*problems[:SHOWN], *more])
+
+
+def _problems(model: ModelConfig, samples: Iterable[Sample]) -> Iterator[str]:
+    vision = model.parts.get("vision")
+    width = model.config["vision_config"]["hidden_size"] if vision and vision.architecture == "features" else 0
+    seen: set[str] = set()
+    for sample in samples:
+        picture, where = sample.image, f"{sample.source}: " if sample.source else ""
+        if not isinstance(picture, FeaturePicture):
+            if width:
+                name = getattr(picture, "name", "the image")
+                yield f"{where}{name} is no {ENDING} file, and model/vision=features takes features that were extracted before"
+        elif picture.path in seen:
+            continue
+        elif not width:
+            yield (
+                f"{where}{picture.name} holds features, and model={model.name} takes images; model=composite model/vision=features "
+                "takes features"
+            )
+        elif (found := picture.shape()[1]) != width:
+            yield (
+                f"{where}{picture.name} has features of width {found}, and the model takes {width}; "
+                f"model.config.vision_config.hidden_size={found} makes it take these"
+            )
+        seen.add(getattr(picture, "path", ""))
