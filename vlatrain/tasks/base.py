@@ -86,7 +86,7 @@ class Task(ABC):
         cache, length = self.backbone.cache, self.config.max_length
         if cache:
             found = self.backbone.given(len(samples), questions, length)
-            if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if asked else None):
+            if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):
                 return {**found, "prefix": prefix}
         return self.backbone.inputs([sample.image.load() for sample in samples], questions, self.config.max_length)
 
