@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from vlatrain.backbones.describe import sites, stacks, widths
+from vlatrain.backbones.parts import ill_composed
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
 from vlatrain.config.joint import JOINT
@@ -23,6 +24,8 @@ def misfits(config: TrainConfig) -> list[str]:
     if isinstance(config, MergeConfig):
         return unmergeable(config)
     found = list(_by_task(config))
+    if config.model.parts:
+        found += ill_composed(config)
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Unfit(_no_drop(config.adapter)))
     if config.adapter.parts:
