@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.injection.rows_peft import linears, lora_count
 from tests.injection.table import WIDTH, Row, each, method
 from vlatrain.adapters.ladder import Ladder
+from vlatrain.adapters.lst import Lst
 from vlatrain.injection.points import Point, Sites
 
 IN_SOFTMAX = "a prompt takes part in the softmax of attention"
@@ -18,6 +19,21 @@ def rungs(reduction: int) -> object:
         layers = {(point.tower, point.layer) for point in where.places}
         towers = {tower for tower, _ in layers}
         return sum(Ladder.count(WIDTH, sum(tower == own for own, _ in layers), reduction) for tower in towers)
+
+    return count
+
+
+def lst_count(reads: str) -> object:
+    """Of a side beside each tower; one that attends to the trunk has wider keys and values, and only towers with a head have it."""
+
+    def count(where: Sites) -> int:
+        total = 0
+        for tower in towers(where):
+            place = next(place for point, place in where.places.items() if point.tower == tower)
+            total += Lst.count(WIDTH, 2, 2, cross=bool(place.cross), end=place.end)
+            if place.cross and reads == "trunk":
+                total += 2 * 2 * (WIDTH // 4) * (WIDTH - WIDTH // 4)
+        return total
 
     return count
 
@@ -46,6 +62,17 @@ def layers(where: Sites) -> set[Point]:
 ROWS: dict[str, Row] = {
     "ladder": Row(method("ladder"), rungs(4)),
     "ladder, layers dropped": Row(method("ladder", options={"reduction": 8}, points=["end.1"]), rungs(8)),
+    "lst": Row(
+        method("lst"),
+        lst_count("side"),
+        unfit={("blip", "retrieval"): "matches texts with images anew"},
+        cannot={"rows": "a side's attention and its cache are of the whole batch"},
+    ),
+    "lst, attends to the trunk": Row(
+        method("lst", options={"reads": "trunk"}, points=["end"]),
+        lst_count("trunk"),
+        cannot={"rows": "a side's attention and its cache are of the whole batch"},
+    ),
     "prompt": Row(
         method("prompt", dim=3),
         lambda where: len(towers(where)) * 3 * WIDTH,

@@ -14,6 +14,7 @@ from vlatrain.adapters.fusion import Fusion
 from vlatrain.adapters.hyperformer import Hyperformer
 from vlatrain.adapters.ladder import Ladder
 from vlatrain.adapters.llama_adapter import LlamaAdapter
+from vlatrain.adapters.lst import Lst
 from vlatrain.adapters.prompt import Prompt
 from vlatrain.adapters.routing import Routing
 from vlatrain.adapters.task_lora import TaskLora
@@ -30,6 +31,7 @@ DESIGNS: dict[str, type[Adapter]] = {
     "hyperformer": Hyperformer,
     "ladder": Ladder,
     "llama_adapter": LlamaAdapter,
+    "lst": Lst,
     "prompt": Prompt,
     "routing": Routing,
     "task_lora": TaskLora,

@@ -18,6 +18,7 @@ class Call(NamedTuple):
         frozen: the frozen modules of the place, by role (`query`, `key`, `value` or `qkv`, `inner`, `out`, `norm`).
         carried: what the modules of a tower hand from layer to layer in one call (a module's own name for it: its value). The
             first one (see `wants`) finds what a call that broke off has left there.
+        left: what the modules of the tower that ran last have left to those of towers to come, under its name; it stays.
     """
 
     inputs: Tensor | None = None
@@ -25,6 +26,7 @@ class Call(NamedTuple):
     mask: Tensor | None = None
     frozen: Mapping[str, nn.Module] = {}
     carried: dict[str, Any] = {}
+    left: dict[str, Tensor] = {}
 
 
 class Adapter(nn.Module):
@@ -41,15 +43,18 @@ class Adapter(nn.Module):
         wants: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
             (attention heads), `tower`, `index` (number of the layer), `site`, `layers` (of its tower), `first` and `last`
             (whether no earlier or later layer of the tower has one), `whole` (whether all of its layers have one), `causal`
-            (whether a token of the tower sees only those before it), `role` (of `modules` and `features`), `inputs` (of a linear
-            layer; 0: it is none), `tasks` (names of the tasks). An instance that turns out not to need `other_width` may leave it
-            out of its own: what it does not read need not be handed over.
+            (whether a token of the tower sees only those before it), `end` (whether the tower ends in a head), `cross` and
+            `cross_width` (the tower that its layers attend to by themselves, and the width of its states), `towers` (those that
+            have one), `readers` (those of them that attend to this tower), `role` (of `modules` and `features`), `inputs` (of a
+            linear layer; 0: it is none), `tasks` (names of the tasks). An instance that turns out not to need `other_width` may
+            leave it out of its own: what it does not read need not be handed over.
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
             differ within a tie: any of tower, layer, site, task. An instance may set its own.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
         hears: whether it needs `Call.inputs` too where it reads the output. An instance may set its own.
         adds: False if `forward` returns the new states themselves, not what is added to them.
         frozen: submodules that never train.
+        alone: True if it cannot take a part of a batch (and have others take the rest).
     """
 
     at: ClassVar[str] = "site"
@@ -59,6 +64,7 @@ class Adapter(nn.Module):
     hears: bool = False
     adds: ClassVar[bool] = True
     frozen: tuple[str, ...] = ()
+    alone: ClassVar[bool] = False
 
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:

@@ -5,12 +5,13 @@ arXiv:2206.06522). Each layer's output is projected down and mixed by a learned 
 works on the mixture; after the last layer the side's states are projected up and added to the trunk's. The blocks start from the
 trunk's own weights, pruned. Layers without a point are left out of the side (LST's layer dropping).
 
-The trunk's layers get detached inputs, so that none of them keeps anything for the backward pass. The side's states go from
+The trunk's layers get detached inputs, so that none of them keeps anything for the backward pass (but for the first, where
+something trains before it: a visual projection, say). The side's states go from
 layer to layer outside the layers themselves: gradient checkpointing, which runs a layer again, does not run the side again.
 
 Deviations: a side block is the feed-forward half of a layer only; mixing over positions is left to the trunk, so that
-generation needs no second cache. The side begins at the first layer's output, not at the embeddings. The trunk's layers are
-pruned each for itself. The up-projection starts at zero.
+generation needs no second cache (`vlatrain.adapters.lst` has whole layers). The side begins at the first layer's output, not at
+the embeddings. The trunk's layers are pruned each for itself. The up-projection starts at zero.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ class Ladder(Adapter):
         temperature: of the gate; the lower, the faster it moves.
         first: whether it is the lowest rung.
         last: whether it is the highest.
+        index: number of the layer.
 
     Raises:
         ValueError: an unknown activation, or a side without width.
     """
 
     at: ClassVar[str] = "layer"
-    wants = ("first", "last")
+    wants = ("first", "last", "index")
 
     def __init__(
         self,
@@ -59,15 +61,12 @@ class Ladder(Adapter):
         temperature: float = 0.1,
         first: bool = True,
         last: bool = True,
+        index: int = 0,
     ) -> None:
         super().__init__()
-        one_of("activation", activation, ACTIVATIONS)
-        if not 1 <= reduction <= width:
-            raise ValueError(f"reduction={reduction}: must be from 1 to {width}, the width of the trunk")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature}: must be more than 0")
+        check_sizes(width, activation, reduction, temperature)
         side = width // reduction
-        self.scaling, self.temperature = scaling, temperature
+        self.scaling, self.temperature, self.index = scaling, temperature, index
         self.down = nn.Linear(width, side)
         self.gate = None if first else nn.Parameter(torch.zeros(()))
         self.norm = nn.LayerNorm(side)
@@ -80,8 +79,10 @@ class Ladder(Adapter):
             nn.init.zeros_(self.up.bias)
 
     def enter(self, arguments: dict[str, Any], call: Call) -> dict[str, Any]:
-        """The layer's arguments, detached: nothing goes back through the trunk, whoever made them."""
-        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        """The layer's arguments, detached: nothing goes back through the trunk, whoever made them. The embeddings are left as they
+        are: what made them may train."""
+        found = detached(arguments)
+        return found | {"hidden_states": arguments["hidden_states"]} if self.index == 0 else found
 
     def forward(self, states: Tensor, call: Call) -> Tensor | None:
         """What the last rung adds to the trunk's output, (B, L, width); the others hand their states on and add nothing."""
@@ -95,21 +96,9 @@ class Ladder(Adapter):
             return None
         return (self.scaling * self.up(side)).to(states.dtype)
 
-    @torch.no_grad()
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
-        """Start the block from the trunk's feed-forward, cut down to its largest rows (by their L1 norm): of `out` those that
-        the side is wide, of `inner` as many as the block has, and the columns that belong to them."""
-        inner, out = frozen.get("ffn.inner"), frozen.get("ffn.out")
-        if not (isinstance(inner, nn.Linear) and isinstance(out, nn.Linear)):
-            return
-        if inner.out_features < self.inner.out_features or not inner.weight.is_floating_point():
-            return  # too small, or quantised
-        states = largest(out.weight, self.out.out_features)  # which of the trunk's states the block is to know
-        hidden = largest(inner.weight, self.inner.out_features)
-        for own, whole, rows, columns in ((self.inner, inner, hidden, states), (self.out, out, states, hidden)):
-            own.weight.copy_(whole.weight[rows][:, columns])
-            if whole.bias is not None:
-                own.bias.copy_(whole.bias[rows])
+        """Start the block from the trunk's feed-forward, cut down."""
+        begin_as(frozen, self.inner, self.out)
 
     @staticmethod
     def count(width: int, rungs: int, reduction: int = 4) -> int:
@@ -117,6 +106,47 @@ class Ladder(Adapter):
         side = width // reduction
         block = 2 * EXPANSION * side * side + (EXPANSION + 3) * side
         return rungs * (width * side + side + block) + (rungs - 1) + (side * width + width)
+
+
+def check_sizes(width: int, activation: str, reduction: int, temperature: float) -> None:
+    """Refuse what no side can have.
+
+    Raises:
+        ValueError: an unknown activation, a side without width, or a temperature that is none.
+    """
+    one_of("activation", activation, ACTIVATIONS)
+    if not 1 <= reduction <= width:
+        raise ValueError(f"reduction={reduction}: must be from 1 to {width}, the width of the trunk")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: must be more than 0")
+
+
+def detached(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's arguments, from which nothing goes back to where they are from."""
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+@torch.no_grad()
+def begin_as(frozen: Mapping[str, nn.Module], inner: nn.Linear, out: nn.Linear) -> None:
+    """Start a small feed-forward block from the trunk's, cut down to its largest rows (by their L1 norm): of `out` those that the
+    side is wide, of `inner` as many as the block has, and the columns that belong to them. Where there is none, or a quantised one,
+    or too small a one, the block stays as it is.
+
+    Args:
+        frozen: the layer's frozen modules, by site and role.
+        inner: the block's first linear layer; out: its second.
+    """
+    whole_inner, whole_out = frozen.get("ffn.inner"), frozen.get("ffn.out")
+    if not (isinstance(whole_inner, nn.Linear) and isinstance(whole_out, nn.Linear)):
+        return
+    if whole_inner.out_features < inner.out_features or not whole_inner.weight.is_floating_point():
+        return
+    states = largest(whole_out.weight, out.out_features)  # which of the trunk's states the block is to know
+    hidden = largest(whole_inner.weight, inner.out_features)
+    for own, whole, rows, columns in ((inner, whole_inner, hidden, states), (out, whole_out, states, hidden)):
+        own.weight.copy_(whole.weight[rows][:, columns])
+        if whole.bias is not None and own.bias is not None:
+            own.bias.copy_(whole.bias[rows])
 
 
 def largest(weight: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.backbones.blip_attention import make_fast
 from vlatrain.config import DecodeConfig
-from vlatrain.injection.context import hand, reads_other
+from vlatrain.injection.context import bring, hand, left, reads_other
 
 
 class Blip(Backbone):
@@ -55,7 +55,7 @@ class Blip(Backbone):
             states = self._image_states(inputs)
         mask = states.new_ones(states.shape[:2], dtype=torch.long)
         if question is None:
-            return {"states": states, "mask": mask}
+            return {"states": states, "mask": mask, **left(self.model)}
         with self.prefix("fusion", inputs):
             fused = self.model.text_encoder(
                 input_ids=question.ids,
@@ -63,7 +63,7 @@ class Blip(Backbone):
                 encoder_hidden_states=states,
                 encoder_attention_mask=mask,
             )
-        return {"states": fused.last_hidden_state, "mask": question.mask}
+        return {"states": fused.last_hidden_state, "mask": question.mask, **left(self.model)}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """`[DEC] prompt text [SEP]`."""
@@ -80,13 +80,14 @@ class Blip(Backbone):
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
-        return self.model.text_decoder(
-            input_ids=target.ids,
-            attention_mask=target.mask,
-            encoder_hidden_states=context["states"],
-            encoder_attention_mask=context["mask"],
-            use_cache=False,
-        ).logits
+        with bring(self.model, context):
+            return self.model.text_decoder(
+                input_ids=target.ids,
+                attention_mask=target.mask,
+                encoder_hidden_states=context["states"],
+                encoder_attention_mask=context["mask"],
+                use_cache=False,
+            ).logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
@@ -94,20 +95,21 @@ class Blip(Backbone):
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
         beams = max(decode.num_beams, alternatives)
         beam_options = {"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}
-        ids = self.model.text_decoder.generate(
-            input_ids=start,
-            attention_mask=torch.ones_like(start),
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            do_sample=False,
-            num_beams=beams,
-            num_return_sequences=alternatives,
-            max_new_tokens=decode.max_new_tokens,
-            min_new_tokens=decode.min_new_tokens,
-            eos_token_id=self._end,
-            pad_token_id=self.model.config.text_config.pad_token_id,
-            **beam_options,
-        )  # (B * alternatives, P + new)
+        with bring(self.model, context):
+            ids = self.model.text_decoder.generate(
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
+                encoder_hidden_states=states,
+                encoder_attention_mask=mask,
+                do_sample=False,
+                num_beams=beams,
+                num_return_sequences=alternatives,
+                max_new_tokens=decode.max_new_tokens,
+                min_new_tokens=decode.min_new_tokens,
+                eos_token_id=self._end,
+                pad_token_id=self.model.config.text_config.pad_token_id,
+                **beam_options,
+            )  # (B * alternatives, P + new)
         texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

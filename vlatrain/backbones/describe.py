@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,14 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
         other = served.other.get(point.tower, "")
         places[point] = Place(
             output=f"{layer}.{site.output}",
+    attended = crossed(config, task)
             input=f"{layer}.{site.input}",
             layer=layer,
             layers=tower.layers,
             modules={role: f"{layer}.{path}" for role, path in site.modules.items()},
             width=width[point.tower],
+        crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
+        cross = attended.get(point.tower, "") if crosses else ""
             heads=number_in(settings, config, point.tower, "heads"),
             other=other,
             other_width=width.get(other, 0),
@@ -126,12 +130,21 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
 
 
 def _inside(tower: TowerConfig) -> dict[str, str]:
+            cross=cross,
+            cross_width=width.get(cross, 0),
+            end=towers[point.tower].end,
     """The modules that a tower consists of, by role."""
     known = {"layers": tower.layers, "embeddings": tower.embeddings, "norm": tower.norm, **tower.outside}
     return {role: path for role, path in known.items() if path}
 
 
 def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: str) -> int:
+def crossed(config: ModelConfig, task: str) -> dict[str, str]:
+    """By tower with cross-attention, the tower that it attends to: the one that data flows from."""
+    towers = config.tasks[task].towers
+    return {name: before for before, name in pairwise(towers) if "cross" in config.towers[name].sites}
+
+
     """A tower's `depth`, `width` or `heads` from the settings; what a checkpoint's leave out is as in the description.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from vlatrain.backbones.describe import sites, stacks, widths
+from vlatrain.backbones.describe import crossed, sites, stacks, widths
 from vlatrain.backbones.parts import ill_composed
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
@@ -115,7 +115,7 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
     if "sources" in method.needs and config.adapter.trunk:
         yield Unfit(f"adapter.trunk: {title} weighs adapters that were trained in the trunk as it is")
-    if "end" in method.needs and config.adapter.trunk:
+    if {"end", "chain"} & set(method.needs) and config.adapter.trunk:
         yield Unfit(f"adapter.trunk: {title} never goes back through the trunk, so nothing in it can train")
     if "frozen" in method.needs and config.adapter.trunk:
         yield Unfit(f"adapter.trunk: {title} keeps what the frozen trunk says of samples, so nothing in it may train")
@@ -166,7 +166,7 @@ def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int
                 f"adapter={method.name}: reads the other modality, and task=classification compares features of image and class, "
                 "each made without the other"
             )
-        elif task == "retrieval" and "cross" not in config.model.towers[tower].sites:
+        elif task == "retrieval" and other[tower] != tower and "cross" not in config.model.towers[tower].sites:
             yield from _second_look(config, method, tower)
 
 
@@ -212,17 +212,56 @@ def _inserting(
 def _ends(
     config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
 ) -> Iterator[str]:
-    if "end" not in method.needs:
+    if not {"end", "chain"} & set(method.needs):
         return
-    ends = [name for name, stack in towers.items() if stack.end]
+    ends, title = [name for name, stack in towers.items() if stack.end], f"adapter={method.name}"
+    attended = crossed(config.model, config.task.name)
+    read = {attended.get(tower, "") for tower in layers} if _reads_sides(method) else set()
     for tower, chosen in layers.items():
-        if not towers[tower].end:
+        if not towers[tower].end and tower not in read:
             yield Unfit(
-                f"adapter={method.name}: never goes back through the trunk, so it fits only towers that end in a head "
-                f"({', '.join(ends)}), and not {tower}"
+                f"{title}: never goes back through the trunk, so it fits only towers that end in a head "
+                f"({', '.join(ends)}), {'those that these attend to, ' if _reads_sides(method) else ''}and not {tower}"
             )
         elif max(chosen) != towers[tower].layers - 1:
-            yield f"adapter={method.name}: the last layer of {tower}, {towers[tower].layers - 1}, must be among its points"
+            yield f"{title}: the last layer of {tower}, {towers[tower].layers - 1}, must be among its points"
+        if tower in attended:
+            yield from _beside(config, method, tower, attended[tower], layers)
+        elif (new := _new_before(config)) and min(chosen) > 0:
+            yield Unfit(
+                f"{title}: layer 0 of {tower} must be among its points, or what is new before it ({new}) could not learn"
+            )
+
+
+def _reads_sides(method: AdapterConfig) -> bool:
+    """Whether the towers with a side attend to each other's."""
+    return "chain" in method.needs and method.settings.get("reads") == "side"
+
+
+def _beside(
+    config: TrainConfig, method: AdapterConfig, tower: str, other: str, layers: dict[str, set[int]]
+) -> Iterator[str]:
+    """A tower beside which a side network runs, and which attends to another."""
+    title, key = f"adapter={method.name}", "adapter.options.reads"
+    if _reads_sides(method) and other not in layers:
+        yield Unfit(
+            f"{title}: the side of {tower} attends to that of {other}, which has no points; add them, or {key}=trunk"
+        )
+    elif _reads_sides(method) and config.task.name == "retrieval":
+        yield Unfit(
+            f"{title}: task=retrieval matches texts with images anew, and keeps no side of them; {key}=trunk does without"
+        )
+    elif other not in layers and (new := _new_before(config)):
+        yield Unfit(
+            f"{title}: nothing goes back from {tower} to {other}, so what is new before it ({new}) could not learn; "
+            "adapter=lst has a side in both"
+        )
+
+
+def _new_before(config: TrainConfig) -> str:
+    """What is new in a backbone and makes what its towers are given, other than by another tower: a visual projection."""
+    served = config.model.tasks[config.task.name]
+    return ", ".join(served.trained) if set(served.other.values()) - set(served.towers) else ""
 
 
 def _dropping(

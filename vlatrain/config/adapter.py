@@ -34,6 +34,7 @@ class AdapterConfig:
             `parts`), `full` (everything trains) or `none` (nothing does).
         needs: what it cannot do without: `other` (points whose tower gets states of the other modality), `features` (of image
             and text), `sources` (finished runs), `parts`, `end` (points in towers that end in a head, their last layer among them),
+            `chain` (the same, or in towers that these attend to),
             `layers` (all of them: none can be left out by `drop_layers`), `attn` (points at self-attention, and no others),
             `frozen` (a trunk in which nothing trains), `insert` (towers that more tokens can be put into: no rotary positions).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).

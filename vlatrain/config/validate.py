@@ -18,7 +18,7 @@ from vlatrain.config.task import TaskConfig
 
 # Names that more than one place knows: tests/config/test_validate.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
-NEEDS = ("other", "features", "sources", "parts", "end", "layers", "attn", "frozen", "insert")
+NEEDS = ("other", "features", "sources", "parts", "end", "layers", "attn", "frozen", "insert", "chain")
 JAVA = ("meteor", "spice")
 METRICS = {
     "vqa": ("accuracy",),

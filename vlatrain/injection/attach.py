@@ -57,7 +57,7 @@ def check(config: AdapterConfig) -> None:
             design = _design(config)
             facts = {
                 "other_width": 64, "heads": 1, "tower": "x", "index": 0, "site": "x", "layers": 1, "first": True, "last": True,
-                "causal": False, "role": "out", "inputs": 64,
+                "causal": False, "role": "out", "inputs": 64, "cross": "", "cross_width": 0, "end": True,
             }  # fmt: skip
             if config.share.what == "columns" and "columns" not in signature(design).parameters:
                 raise _not_shareable(config)

@@ -66,6 +66,16 @@ class VlatrainConfig(PeftConfig):
         """The adapted modules' paths. Derived, hence not saved."""
         return frozenset(place["output"] for place in self.points.values())
 
+    @property
+    def towers(self) -> list[str]:
+        """The towers that have a point."""
+        return list(dict.fromkeys(point.tower for point in map(Point.parse, self.points)))
+
+    def readers_of(self, tower: str) -> list[str]:
+        """The towers with a point whose layers attend to a tower's states by themselves."""
+        found = (Point.parse(text).tower for text, place in self.points.items() if place.get("cross") == tower)
+        return list(dict.fromkeys(found))
+
     def layers_of(self, tower: str) -> list[int]:
         """The layers of a tower that have a point."""
         return [point.layer for point in map(Point.parse, self.points) if point.tower == tower]
@@ -165,6 +175,11 @@ class VlatrainModel(BaseTuner):
             "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
             "whole": bool(place.get("layers")) and config.layers_of(point.tower) == [*range(depth)],
             "causal": place.get("causal", False),
+            "cross": place.get("cross", ""),
+            "cross_width": place.get("cross_width", 0),
+            "end": place.get("end", False),
+            "readers": config.readers_of(point.tower),
+            "towers": config.towers,
             "role": place.get("role", ""),
             "inputs": inputs_of(target),
             "tasks": config.tasks,

@@ -69,6 +69,9 @@ class Place:
     """
 
     output: str
+        cross: the tower whose states the layers attend to by themselves; empty if they have no cross-attention.
+        cross_width: their width.
+        end: whether the tower ends in a head.
     input: str = ""
     layer: str = ""
     layers: str = ""
@@ -82,6 +85,9 @@ class Place:
 
     def paths(self, role: str) -> list[str]:
         """Path of a role's module, if the place has it; a fused `qkv` serves for query, key and value."""
+    cross: str = ""
+    cross_width: int = 0
+    end: bool = False
         found = self.modules.get(role) or (self.modules.get("qkv") if role in ("query", "key", "value") else None)
         return [found] if found else []
 

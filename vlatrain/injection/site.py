@@ -162,7 +162,8 @@ class Site(nn.Module, BaseTunerLayer):
         self, name: str, inputs: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
     ) -> Call:
         carried = self.context.carried.setdefault((self.tower, name), {}) if self.around else {}
-        return Call(inputs, other, mask, self.frozen[name], carried)
+        left = self.context.left.setdefault(name, {}) if self.around else {}
+        return Call(inputs, other, mask, self.frozen[name], carried, left)
 
     def _at_work(self) -> list[str]:
         """The adapters that are here and that take part in the call.
@@ -173,7 +174,8 @@ class Site(nn.Module, BaseTunerLayer):
         names = self.active_adapters if self.context.rows is None else self.context.rows
         found = [name for name in dict.fromkeys(names) if name in self.units]
         for name in found if self.context.rows is not None else ():
-            if not self.units[name].adds:
+            unit: Any = self.units[name]
+            if not unit.adds or unit.alone:
                 raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
         return found
 
@@ -270,7 +272,7 @@ class ByTask(nn.Module):
         return self.units[f"task_{self.context.task}"]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "hears", "adds", "wants"):  # the same for all
+        if name in ("reads", "hears", "adds", "wants", "alone"):  # the same for all
             return getattr(next(iter(self.units.values())), name)
         if name == "enter":
             return getattr(self.current, name)
@@ -289,7 +291,7 @@ class Alias(nn.Module):
         self.__dict__["unit"] = unit
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "hears", "adds", "wants", "enter"):
+        if name in ("reads", "hears", "adds", "wants", "alone", "enter"):
             return getattr(self.unit, name)
         return super().__getattr__(name)
 
