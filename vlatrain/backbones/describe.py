@@ -79,7 +79,14 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
     settings, served = settings_of(config, task), config.tasks[task]
     return {
         name: Stack(
-            number_in(settings, config, name, "depth"), tuple(config.towers[name].sites), end=name in served.ends
+            number_in(settings, config, name, "depth"),
+            tuple(config.towers[name].sites),
+            end=name in served.ends,
+            every={
+                site: _number(settings, config, found.every, f"distance of the {site} sites of the {name} tower")
+                for site, found in config.towers[name].sites.items()
+                if found.every
+            },
         )
         for name in served.towers
     }
@@ -105,60 +112,67 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
     towers = stacks(config, task)
     points = select(patterns, towers)
     settings, served, width = settings_of(config, task), config.tasks[task], widths(config, task)
+    attended = crossed(config, task)
     places = {}
     for point in points:
         tower = config.towers[point.tower]
         site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
         other = served.other.get(point.tower, "")
+        crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
+        cross = attended.get(point.tower, "") if crosses else ""
         places[point] = Place(
             output=f"{layer}.{site.output}",
-    attended = crossed(config, task)
             input=f"{layer}.{site.input}",
             layer=layer,
             layers=tower.layers,
             modules={role: f"{layer}.{path}" for role, path in site.modules.items()},
             width=width[point.tower],
-        crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
-        cross = attended.get(point.tower, "") if crosses else ""
             heads=number_in(settings, config, point.tower, "heads"),
             other=other,
             other_width=width.get(other, 0),
+            cross=cross,
+            cross_width=width.get(cross, 0),
+            end=towers[point.tower].end,
             causal=tower.causal,
         )
     inside = {name: _inside(config.towers[name]) for name in served.towers}
     return Sites(places, towers, served.heads, served.features, served.trained, inside)
 
 
-def _inside(tower: TowerConfig) -> dict[str, str]:
-            cross=cross,
-            cross_width=width.get(cross, 0),
-            end=towers[point.tower].end,
-    """The modules that a tower consists of, by role."""
-    known = {"layers": tower.layers, "embeddings": tower.embeddings, "norm": tower.norm, **tower.outside}
-    return {role: path for role, path in known.items() if path}
-
-
-def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: str) -> int:
 def crossed(config: ModelConfig, task: str) -> dict[str, str]:
     """By tower with cross-attention, the tower that it attends to: the one that data flows from."""
     towers = config.tasks[task].towers
     return {name: before for before, name in pairwise(towers) if "cross" in config.towers[name].sites}
 
 
+def _inside(tower: TowerConfig) -> dict[str, str]:
+    """The modules that a tower consists of, by role."""
+    known = {"layers": tower.layers, "embeddings": tower.embeddings, "norm": tower.norm, **tower.outside}
+    return {role: path for role, path in known.items() if path}
+
+
+def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: str) -> int:
     """A tower's `depth`, `width` or `heads` from the settings; what a checkpoint's leave out is as in the description.
 
     Raises:
         UserError: neither has it.
     """
-    key = getattr(config.towers[tower], what)
+    return _number(settings, config, getattr(config.towers[tower], what), f"{what} of the {tower} tower")
+
+
+def _number(settings: dict[str, Any], config: ModelConfig, key: str, meaning: str) -> int:
     for values in (settings, config.config):
         for alternative in key.split("|"):
+            name, _, less = alternative.partition(" - ")
             value: Any = values
-            for part in alternative.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
+            for part in name.split("."):
+                if isinstance(value, list | tuple) and part.isdigit():
+                    value = value[int(part)] if int(part) < len(value) else None
+                else:
+                    value = value.get(part) if isinstance(value, dict) else None
             if isinstance(value, int):
-                return value
-    raise UserError(f"model={config.name}: its settings lack {key or what}, the {what} of the {tower} tower")
+                return value - int(less or 0)
+    raise UserError(f"model={config.name}: its settings lack {key or meaning.partition(' ')[0]}, the {meaning}")
 
 
 def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

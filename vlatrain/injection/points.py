@@ -43,11 +43,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What patterns need to know of a tower: how many layers, the sites of each, and whether it ends in a head."""
+    """What patterns need to know of a tower: how many layers, the sites of each, and whether it ends in a head.
+
+    Attributes:
+        every: of sites that only each so manieth layer has, from the first on, this number.
+    """
 
     layers: int
     sites: tuple[str, ...]
     end: bool = False
+    every: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,14 @@ class Place:
         heads: attention heads of the tower.
         other: the tower of the other modality whose states can be read here; empty if there is none.
         other_width: their width.
+        cross: the tower whose states the layers attend to by themselves; empty if they have no cross-attention.
+        cross_width: their width.
+        end: whether the tower ends in a head.
         role: which of the modules, or of the features, it is; empty for a site or a layer.
         causal: whether a token of the tower sees only those before it.
     """
 
     output: str
-        cross: the tower whose states the layers attend to by themselves; empty if they have no cross-attention.
-        cross_width: their width.
-        end: whether the tower ends in a head.
     input: str = ""
     layer: str = ""
     layers: str = ""
@@ -80,14 +85,14 @@ class Place:
     heads: int = 0
     other: str = ""
     other_width: int = 0
+    cross: str = ""
+    cross_width: int = 0
+    end: bool = False
     role: str = ""
     causal: bool = False
 
     def paths(self, role: str) -> list[str]:
         """Path of a role's module, if the place has it; a fused `qkv` serves for query, key and value."""
-    cross: str = ""
-    cross_width: int = 0
-    end: bool = False
         found = self.modules.get(role) or (self.modules.get("qkv") if role in ("query", "key", "value") else None)
         return [found] if found else []
 
@@ -183,7 +188,7 @@ class Pattern:
             for layer in range(stack.layers)
             if any(_layer_matches(selector, layer, stack.layers) for selector in self.layers)
             for site in stack.sites
-            if _any_name(self.sites, site)
+            if _any_name(self.sites, site) and layer % stack.every.get(site, 1) == 0
         ]
 
 
