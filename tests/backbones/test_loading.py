@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.conftest import model_config, small_config
-from vlatrain.backbones.base import Backbone, Embedder, Generator
+from vlatrain.backbones.base import Answerer, Backbone, Embedder, Generator, Matcher
 from vlatrain.backbones.describe import sites, stacks
 from vlatrain.backbones.loading import load, meta_model
 from vlatrain.config import UserError
@@ -17,7 +17,15 @@ from vlatrain.injection.points import everything
 
 TEXTS = ["a red circle", "is there a green square?", "what colour is it?"]
 DUALS = ["clip", "metaclip2", "siglip", "siglip2", "siglip2_naflex", "align", "altclip", "chinese_clip", "aimv2"]
-SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), *((name, "retrieval") for name in DUALS)]
+SERVED = [
+    ("blip", "vqa"),
+    ("blip", "captioning"),
+    ("blip", "retrieval"),
+    ("vilt", "vqa"),
+    ("vilt", "retrieval"),
+    *((name, "retrieval") for name in DUALS),
+]
+PROTOCOLS = {("vilt", "vqa"): Answerer, ("vilt", "retrieval"): Matcher}
 
 
 def save(backbone: Backbone, folder: Path) -> Path:
@@ -36,7 +44,7 @@ def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
     assert any(not torch.equal(weights[0][key], weights[2][key]) for key in weights[0])
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
     assert not any(module.training for module in one.model.modules())
-    assert isinstance(one, Embedder if task == "retrieval" else Generator)
+    assert isinstance(one, PROTOCOLS.get((name, task), Embedder if task == "retrieval" else Generator))
     found = sites(config, task, ["*"])  # the description names modules that are there
     for place in found.places.values():
         assert isinstance(one.model.get_submodule(place.output), torch.nn.Linear)
@@ -66,11 +74,14 @@ def test_a_folder_loads_as_it_was_saved(name: str, task: str, tmp_path: Path) ->
     ("name", "task", "parameters"),
     # the published sizes: BLIP base VQA 385 M and captioning 247 M with the tied head counted twice, CLIP B/16 150 M, SigLIP base
     # 203 M and so400m 878 M, SigLIP 2 base 375 M, ALIGN base 172 M, MetaCLIP 2 H/14 1.86 B, AltCLIP 864 M, Chinese-CLIP 188 M
-    # (86 M and 102 M for the towers), AIMv2 L/14 with text 437 M (as their model cards and papers have them)
+    # (86 M and 102 M for the towers), AIMv2 L/14 with text 437 M (as their model cards and papers have them); ViLT-B/32 87.4 M
+    # without word embeddings, positions and pooler
     [
         ("blip", "vqa", 361_230_140),
         ("blip", "captioning", 223_971_644),
         ("clip", "retrieval", 149_620_737),
+        ("vilt", "vqa", 117_588_537),
+        ("vilt", "retrieval", 87_421_440 + (30_522 + 40 + 145) * 768 + 768 * 769 + 769),
         ("siglip", "retrieval", 203_155_970),
         ("siglip_so400m", "retrieval", 877_960_498),
         ("siglip2", "retrieval", 375_187_970),

@@ -320,3 +320,34 @@ class Biased(Protocol):
     def logit_bias(self) -> Tensor:
         """What is added to scaled similarities: a scalar."""
         ...
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """A backbone that answers questions by choosing from a list."""
+
+    @property
+    def answers(self) -> list[str]:
+        """The list."""
+        ...
+
+    def take_answers(self, answers: Sequence[str]) -> None:
+        """Have another list; what is known of an answer that stays is kept. Before anything is put into the model."""
+        ...
+
+    def answer_logits(self, inputs: Inputs) -> Tensor:
+        """Of each answer of the list that it is right: (B, answers)."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    """A backbone that scores pairs of an image and a text, and has no features to search by."""
+
+    def image_context(self, inputs: Inputs) -> Inputs:
+        """What all pairs with a row's image have in common, a row for each row of the inputs (see `Backbone.rows`)."""
+        ...
+
+    def pair_scores(self, context: Inputs, text: Text) -> Tensor:
+        """Scores (N,) of images, rows of a context, with texts (N, L): higher fits better."""
+        ...

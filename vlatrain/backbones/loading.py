@@ -15,12 +15,14 @@ from vlatrain.backbones.composite import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.dual import Dual
 from vlatrain.backbones.quantise import layers_of, quantise
+from vlatrain.backbones.vilt import Vilt
 from vlatrain.config import ModelConfig, UserError
 
 FAMILIES: dict[str, type[Backbone]] = {
     "blip": Blip,
     "clip": Dual,  # what runs of earlier versions call it
     "dual": Dual,
+    "vilt": Vilt,
     "causal_composite": CausalComposite,
     "seq2seq_composite": Seq2SeqComposite,
 }

@@ -32,7 +32,8 @@ class TaskConfig:
         points: default injection points of the task, as patterns; `adapter.points` overrides them.
         metric: the metric that selects the best checkpoint (higher is better).
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
-        answer_list: VQA with `answers=rank`: the candidate answers; empty takes every answer of the training data.
+        answer_list: VQA with `answers=rank`, and on a backbone that answers by choice (ViLT): the candidate answers; empty takes
+            those of the checkpoint, if it has a list and the training data fits it, else every answer of the training data.
         prompt: captioning: text that every caption starts with; it is given, not learned.
         classes: classification: the classes; empty takes those of the training data, sorted.
         templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
@@ -43,6 +44,8 @@ class TaskConfig:
         matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or
             adapters that read the other modality (CLIP's text tower).
         rerank: retrieval: the best k by similarity are ranked again by matching; 0 leaves that out.
+        negatives: retrieval by matching alone (ViLT): wrong texts that each image, and wrong images that each text, is compared
+            with in a step; as many as the batch has, if that is fewer.
         max_length: longest question, caption or conversation, in tokens; longer ones are cut.
         decode: generation settings.
         parts: joint: tasks by a name of one's own; see `vlatrain.config.joint`.
@@ -64,6 +67,7 @@ class TaskConfig:
     temperature: float | None = None
     matching: bool = True
     rerank: int = 0
+    negatives: int = 15
     max_length: int = 40
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     parts: dict[str, Any] = field(default_factory=dict)

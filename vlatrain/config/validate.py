@@ -43,6 +43,7 @@ _RANGES: dict[str, Rule] = {
     "task.max_length": _at_least_one,
     "task.temperature": _positive,
     "task.rerank": _not_negative,
+    "task.negatives": _at_least_one,
     "task.sampling_temperature": _at_least_one,
     "task.decode.num_beams": _at_least_one,
     "task.decode.max_new_tokens": _at_least_one,

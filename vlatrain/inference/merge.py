@@ -18,6 +18,7 @@ from vlatrain.config.paths import ADAPTER, save_config
 from vlatrain.injection.attach import merged, restore
 from vlatrain.injection.combine import Saved, added, pruned, side_by_side, summed
 from vlatrain.injection.sources import TRUNK, Source, read_sources
+from vlatrain.tasks import prepare
 
 NOTE = "merge.json"  # says in the result what it was made of
 
@@ -102,6 +103,7 @@ def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
     """A checkpoint in the hub's layout: model, tokenizer, image processor."""
     whole = dataclasses.replace(config.model, quantize=None)
     backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
+    prepare(config.task, backbone)
     trained = config.model.tasks[config.task.name].trained
     write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER, trained)), output)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Picture, Sample
@@ -20,6 +21,7 @@ from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.classification import Classification
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
+from vlatrain.tasks.matching import Matching
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.vqa import Vqa
 from vlatrain.training.caching import keep_prefix
@@ -104,6 +106,10 @@ class Predictor:
     def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
         samples = [_sample(picture) for picture in images]
+        if isinstance(task, Matching):
+            asked = task.in_parts([text])
+            found = [task.scores(batch["inputs"], asked)[:, 0] for batch in self._batches(samples, task.images)]
+            return _best(names, torch.cat(found), k)
         features = torch.cat(
             [task.embedder.image_features(batch["inputs"])[0] for batch in self._batches(samples, task.images)]
         )
@@ -120,6 +126,9 @@ class Predictor:
 
     def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         task = self._retrieval()
+        if isinstance(task, Matching):
+            batch = next(self._batches([_sample(image)], task.images))
+            return _best(texts, task.scores(batch["inputs"], task.in_parts(texts))[0], k)
         feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["inputs"])
         features = torch.cat(
             [
@@ -151,6 +160,12 @@ def _scored(answer: str | tuple[str, float]) -> tuple[str, float | None]:
 
 def _sample(image: Picture) -> Sample:
     return Sample(id="", image=image)
+
+
+def _best(texts: Sequence[str], scores: Tensor, k: int) -> list[Hit]:
+    """The k texts with the highest scores."""
+    values, places = scores.topk(min(k, len(texts)))
+    return [Hit(texts[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
 
 
 def _ranked(texts: Sequence[str], scores: Sequence[float]) -> list[Hit]:

@@ -54,18 +54,33 @@ def ranks(
 
     image_ranks = torch.zeros(len(images), dtype=torch.long, device=images.device)
     for rows, scores in _scores(images, texts, chunk):
-        own = owner[None] == rows[:, None]  # (chunk, T)
-        best = scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if len(texts) else scores
-        # another image's caption is ahead unless it is strictly worse; NaN compares false, hence the negation
-        ahead = (~own & ~(scores < best)).sum(dim=1)
-        image_ranks[rows] = torch.where(own.any(dim=1), ahead + 1, 0)
-
+        image_ranks[rows] = _of_images(scores, rows, owner)
     text_ranks = torch.zeros(len(texts), dtype=torch.long, device=texts.device)
     for rows, scores in _scores(texts, images, chunk):
-        own_score = scores.gather(1, owner[rows][:, None])
-        ahead = (~(scores < own_score)).sum(dim=1)  # (chunk,), the image itself among them: it is not below itself
-        text_ranks[rows] = ahead
+        text_ranks[rows] = _of_texts(scores, owner[rows])
     return image_ranks, text_ranks
+
+
+def ranks_of_scores(scores: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks in both directions from the score of every pair: what a model without features gives.
+
+    Args:
+        scores: (I, T), higher is better.
+        text_to_image: (T,) index of each text's image.
+
+    Returns:
+        As `ranks`.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if scores.ndim != 2 or text_to_image.shape != scores.shape[1:]:
+        raise ValueError(
+            f"scores (I, T) and text_to_image (T,) are needed, not {tuple(scores.shape)} and {tuple(text_to_image.shape)}"
+        )
+    owner = text_to_image.to(device=scores.device, dtype=torch.long)
+    rows = torch.arange(len(scores), device=scores.device)
+    return _of_images(scores, rows, owner), _of_texts(scores.T, owner)
 
 
 def recalls(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -140,6 +155,21 @@ def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Se
         else:
             result[row] = max(int(result[row]), indices.shape[1] + 1)
     return result.to(first_ranks.device)
+
+
+def _of_images(scores: Tensor, rows: Tensor, owner: Tensor) -> Tensor:
+    """Ranks (N,) of the images of these rows (N,) from their scores (N, T) with all texts, whose images are `owner` (T,)."""
+    own = owner[None] == rows[:, None]  # (N, T)
+    best = scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if scores.shape[1] else scores
+    # another image's caption is ahead unless it is strictly worse; NaN compares false, hence the negation
+    ahead = (~own & ~(scores < best)).sum(dim=1)
+    return torch.where(own.any(dim=1), ahead + 1, 0)
+
+
+def _of_texts(scores: Tensor, owner: Tensor) -> Tensor:
+    """Ranks (N,) of texts from their scores (N, I) with all images, of which `owner` (N,) are theirs."""
+    own = scores.gather(1, owner[:, None])
+    return (~(scores < own)).sum(dim=1)  # the image itself among them: it is not below itself
 
 
 def _scores(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:

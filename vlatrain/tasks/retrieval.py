@@ -70,25 +70,7 @@ class Retrieval(Task):
         best = metric.top_k(images, texts, 1)[1][:, 0].tolist()
         if k:
             ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
-        scores: dict[str, float] = {}
-        for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-            scores |= {f"{direction}_{name.replace('@', '')}": value for name, value in metric.recalls(found).items()}
-        scores["mean_recall"] = sum(scores.values()) / len(scores)  # of all six, as the field reports it
-        for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-            scores[f"{direction}_median_rank"] = metric.median_rank(found)
-        captions = [caption for sample in samples for caption in sample.captions]
-        predictions: list[dict[str, Any]] = [
-            {
-                "id": sample.id,
-                "prediction": captions[found],
-                "references": list(sample.captions),
-                "rank": rank,
-                "score": float(rank == 1) * 100,
-            }
-            for sample, found, rank in zip(samples, best, ranks[0].tolist(), strict=True)
-        ]
-        settings = {"score": "image-to-text R@1", "rerank": k, "images": len(images), "texts": len(texts)}
-        return Evaluation(scores, settings, predictions)
+        return evaluation(samples, ranks, best, {"rerank": k})
 
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
@@ -186,6 +168,38 @@ class Retrieval(Task):
         to_text = metric.reranked(ranks[0], by_image, image_scores, own)
         to_image = metric.reranked(ranks[1], by_text, text_scores, [[image] for image in owner])
         return (to_text, to_image), best
+
+
+def evaluation(
+    samples: Sequence[Sample], ranks: tuple[Tensor, Tensor], best: Sequence[int], settings: dict[str, Any]
+) -> Evaluation:
+    """What ranks in both directions come to.
+
+    Args:
+        samples: images with their captions.
+        ranks: (I,) image to text and (T,) text to image.
+        best: of each image the place of the best caption.
+        settings: what the ranks depend on.
+    """
+    scores: dict[str, float] = {}
+    for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+        scores |= {f"{direction}_{name.replace('@', '')}": value for name, value in metric.recalls(found).items()}
+    scores["mean_recall"] = sum(scores.values()) / len(scores)  # of all six, as the field reports it
+    for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
+        scores[f"{direction}_median_rank"] = metric.median_rank(found)
+    captions = [caption for sample in samples for caption in sample.captions]
+    predictions: list[dict[str, Any]] = [
+        {
+            "id": sample.id,
+            "prediction": captions[found],
+            "references": list(sample.captions),
+            "rank": rank,
+            "score": float(rank == 1) * 100,
+        }
+        for sample, found, rank in zip(samples, best, ranks[0].tolist(), strict=True)
+    ]
+    told = {"score": "image-to-text R@1", **settings, "images": len(samples), "texts": len(captions)}
+    return Evaluation(scores, told, predictions)
 
 
 def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:

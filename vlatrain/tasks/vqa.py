@@ -92,7 +92,7 @@ class Vqa(Task):
         """
         count = len(batch["ids"])
         if self.config.answers == "rank":
-            return self._likeliest(batch, alternatives)
+            return self._likeliest(self.rank(batch).softmax(dim=1), alternatives)
         context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
         scores = self._log_probs(self._rows(context, owned([alternatives] * count)), texts).exp()
@@ -120,7 +120,7 @@ class Vqa(Task):
         settings = {
             "accuracy": scores.variant,
             "ceiling": scores.ceiling,
-            "decode": {"answers": self.config.answers, **vars(self.config.decode)},
+            "decode": self.decoding,
         }
         predictions: list[dict[str, Any]] = [
             {
@@ -135,12 +135,16 @@ class Vqa(Task):
         ]
         return Evaluation({"accuracy": scores.accuracy}, settings, predictions)
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are found."""
+        return {"answers": self.config.answers, **vars(self.config.decode)}
+
     def _rows(self, context: Inputs, owner: Tensor) -> Inputs:
         return self.backbone.rows(context, owner.to(self.backbone.device))
 
-    def _likeliest(self, batch: Batch, alternatives: int) -> list[list[tuple[str, float]]]:
+    def _likeliest(self, probabilities: Tensor, alternatives: int) -> list[list[tuple[str, float]]]:
         answers = self.config.answer_list
-        probabilities = self.rank(batch).softmax(dim=1)  # (B, answers)
         top = probabilities.topk(min(alternatives, len(answers)), dim=1)
         return [
             [(answers[index], value) for index, value in zip(indices, values, strict=True)]

@@ -19,7 +19,7 @@ from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
-from vlatrain.tasks import Evaluation, Task, build
+from vlatrain.tasks import Evaluation, Task, build, prepare
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
@@ -79,6 +79,7 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
         device=own(device),
         dtype=dtype,
     )
+    prepare(config.task, backbone, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.parts])
@@ -99,6 +100,7 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
     """
     dtype = DTYPES[precision]
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
+    prepare(config.task, backbone)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     trained = config.model.tasks[config.task.name].trained

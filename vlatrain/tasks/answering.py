@@ -1,0 +1,121 @@
+"""Visual question answering by choice from a list: a classifier says of each answer whether it is right.
+
+The loss is binary cross-entropy on soft targets, added up over the answers (Teney et al., "Tips and Tricks for Visual Question
+Answering", CVPR 2018; Kim et al., ViLT, ICML 2021, section 4.3, and LXMERT train so): an answer that n of ten annotators gave is
+right to min(0.3 n, 1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from vlatrain.backbones.base import Answerer, Backbone
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.metrics.vqa import normalise
+from vlatrain.tasks.base import TYPICAL, Batch
+from vlatrain.tasks.vqa import Vqa
+
+log = logging.getLogger("vlatrain")
+
+ENOUGH = 0.9  # share of the training questions that a checkpoint's own answers must be able to answer to be kept
+MOST = 3129  # answers that a list made from training data has: as many as the usual one of VQAv2
+
+
+class Answering(Vqa):
+    """VQA on an `Answerer` backbone.
+
+    Args:
+        config: its settings.
+        backbone: the backbone, with the answers that `settle_answers` gave it.
+        train: the training samples.
+    """
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone, train)
+        self.answerer = cast(Answerer, backbone)
+        self.place = _places(self.answerer.answers)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images, questions, and how right each answer is: (B, answers)."""
+        return {**self.questions(samples), "targets": self.targets(samples)}
+
+    def targets(self, samples: Sequence[Sample]) -> Tensor:
+        """How right each answer is, (B, answers), 0 to 1: the weights where they are given, else by the number of annotators."""
+        found = torch.zeros(len(samples), len(self.answerer.answers))
+        for row, sample in enumerate(samples):
+            enough = min(len(sample.answers), 10 / 3)  # so many of them that an answer counts as right
+            weights = sample.weights or (1 / enough,) * len(sample.answers)
+            for answer, weight in zip(sample.answers, weights, strict=True):
+                if (place := self.place.get(normalise(answer))) is not None:
+                    found[row, place] += weight
+        return found.clamp(max=1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the samples of the sum over the answers."""
+        logits = self.answerer.answer_logits(batch["inputs"]).float()
+        return binary_cross_entropy_with_logits(logits, batch["targets"], reduction="none").sum(dim=1).mean()
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """Questions that no answer is right for."""
+        targets = torch.zeros(batch_size, len(self.answerer.answers), device=device)
+        return self.loss({"inputs": self.backbone.blank(batch_size, device, TYPICAL["question"]), "targets": targets})
+
+    def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+        """For each question the likeliest answers of the list, each with its own probability, best first."""
+        return self._likeliest(self.answerer.answer_logits(batch["inputs"]).float().sigmoid(), alternatives)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are found."""
+        return {"answers": "classify", "list": len(self.config.answer_list)}
+
+
+def settle_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> None:
+    """Give a backbone the answers that it is to choose from, and keep them in the task's settings.
+
+    They are `task.answer_list`; else the checkpoint's own, if nearly all training questions have an answer among them; else the
+    training data's, the most frequent first.
+
+    Args:
+        config: the task's settings; its `answer_list` is filled.
+        backbone: an `Answerer`, before anything is put into it.
+        train: the training samples; none for a finished run, which has its answers in its settings.
+    """
+    answerer = cast(Answerer, backbone)
+    if not config.answer_list:
+        config.answer_list = _chosen(answerer.answers, train)
+    answerer.take_answers(config.answer_list)
+
+
+def _chosen(own: list[str], train: Sequence[Sample]) -> list[str]:
+    known = _places(own)
+    answerable = sum(any(normalise(answer) in known for answer in sample.answers) for sample in train)
+    if answerable >= ENOUGH * len(train):
+        share = 100 * answerable / max(1, len(train))
+        log.info("Answers: the %s of the checkpoint, for %.1f %% of the training questions", f"{len(own):,}", share)
+        return own
+    counts: dict[str, Counter[str]] = {}  # by normal form, how often each form of an answer occurs
+    for sample in train:
+        for answer in sample.answers:
+            counts.setdefault(normalise(answer), Counter())[answer] += 1
+    often = sorted(counts.values(), key=lambda forms: -forms.total())
+    answers = [forms.most_common(1)[0][0] for forms in often[:MOST]]
+    new = sum(answer not in own for answer in answers)
+    log.info(
+        "Answers: %s of the training data's %s, of which the classifier has yet to learn %s",
+        f"{len(answers):,}", f"{len(often):,}", f"{new:,}",
+    )  # fmt: skip
+    return answers
+
+
+def _places(answers: Sequence[str]) -> dict[str, int]:
+    """By normal form, the place of each answer; of two with the same form the first's."""
+    return {normalise(answer): place for place, answer in reversed([*enumerate(answers)])}

@@ -1,0 +1,105 @@
+"""Image-text retrieval by matching alone: a backbone without features scores each pair of an image and a text.
+
+Kim et al., ViLT (ICML 2021), section 4.4: the score of an image with its text against those with wrong texts, by cross-entropy
+(fifteen wrong ones, `task.negatives`). They are drawn from the batch.
+
+Deviation: the score of a text with its image is compared with those of wrong images too, as otherwise nothing says that an image's
+scores may not all be high, and a search for the images of a text compares just these. The same pairs serve both ways.
+
+To search costs a pass for every pair, N x N for N images and texts, where features cost 2 N.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vlatrain.backbones.base import Backbone, Inputs, Matcher, Text, blank_text
+from vlatrain.config import TaskConfig
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import retrieval as metric
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, owned
+from vlatrain.tasks.retrieval import PAIRS, Retrieval, contrastive_loss, evaluation, same_caption
+
+log = logging.getLogger("vlatrain")
+
+
+class Matching(Retrieval):
+    """Retrieval on a `Matcher` backbone."""
+
+    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        super().__init__(config, backbone, train)
+        self.matcher = cast(Matcher, backbone)
+        self._told = False
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the right pairs' scores among those of wrong ones, both ways."""
+        text, owner = batch["text"], batch["owner"]
+        context = self.matcher.image_context(batch["inputs"])
+        pairs = self.pairs_of(text.ids, owner, len(batch["ids"]))
+        caption, image = pairs.nonzero(as_tuple=True)  # (P,) each
+        scores = self._scored(context, image, Text(text.ids[caption], text.mask[caption])).float()
+        logits = scores.new_full(pairs.shape, float("-inf")).index_put((caption, image), scores)  # (T, I)
+        return contrastive_loss(logits, text.ids, owner)
+
+    def pairs_of(self, ids: Tensor, owner: Tensor, images: int) -> Tensor:
+        """Which pairs (T, I) are scored in a step: each caption with its image, and wrong ones drawn for each caption and image.
+
+        Args:
+            ids: (T, L) token ids of the captions.
+            owner: (T,) the captions' images.
+            images: number of images I.
+        """
+        wrong = ~same_caption(ids, owner, images)
+        drawn = torch.rand(wrong.shape, device=ids.device).masked_fill(~wrong, -1.0)  # (T, I)
+        found = owner[:, None] == torch.arange(images, device=ids.device)
+        for dim in (0, 1):  # wrong captions of each image, wrong images of each caption
+            best = drawn.topk(min(self.config.negatives, drawn.shape[dim]), dim=dim).indices
+            found = found | (torch.zeros_like(wrong).scatter(dim, best, True) & wrong)
+        return found
+
+    def scores(self, inputs: Inputs, texts: Sequence[Text]) -> Tensor:
+        """Scores (B, T) of images with texts, which come in several parts. A part is scored at a time with one of the images."""
+        context = self.matcher.image_context(inputs)
+        rows = []
+        for row in range(len(inputs["pixels"])):
+            parts = [
+                self._scored(context, torch.full((len(text.ids),), row, device=text.ids.device), text) for text in texts
+            ]
+            rows.append(torch.cat(parts).float())
+        return torch.stack(rows)
+
+    def in_parts(self, texts: Sequence[str]) -> list[Text]:
+        """Texts as `scores` takes them."""
+        length, device = self.config.max_length, self.backbone.device
+        return [self.backbone.text(texts[i : i + PAIRS], length).to(device) for i in range(0, len(texts), PAIRS)]
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """R@1/5/10 and median rank, both directions, from the scores of all pairs."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        if not self._told:
+            self._told = True
+            log.info(
+                "Retrieval by matching: %s images x %s texts are %s pairs, a pass each (data.eval_size takes fewer)",
+                f"{len(samples):,}", f"{len(captions):,}", f"{len(samples) * len(captions):,}",
+            )  # fmt: skip
+        texts = self.in_parts(captions)
+        scores = torch.cat([self.scores(batch["inputs"], texts).cpu() for batch in batches(samples, self.images)])
+        owner = owned([len(sample.captions) for sample in samples])
+        ranks = metric.ranks_of_scores(scores, owner)
+        return evaluation(samples, ranks, scores.argmax(dim=1).tolist(), {"scored": "pairs"})
+
+    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """One caption an image, and as many pairs as there can be."""
+        pairs = min(batch_size**2, batch_size * (1 + 2 * self.config.negatives))
+        row = torch.arange(pairs, device=device) % batch_size
+        context = self.matcher.image_context(self.backbone.blank(batch_size, device))
+        return self._scored(context, row, blank_text(pairs, TYPICAL["caption"], device)).float().mean()
+
+    def _scored(self, context: Inputs, image: Tensor, text: Text) -> Tensor:
+        """Scores (N,) of texts with the images in these rows (N,) of a context."""
+        return self.matcher.pair_scores(self.backbone.rows(context, image), text)
