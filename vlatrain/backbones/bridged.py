@@ -12,15 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from vlatrain.backbones.base import Inputs, Text
 from vlatrain.backbones.chat import Chat, searched
 from vlatrain.config import DecodeConfig
+from vlatrain.injection.context import bring, left
 
 
 class Prefix(Chat):
     """A causal language model behind a Q-Former (BLIP-2 with OPT, InstructBLIP with Vicuna)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.model.modules():
+            if type(module) is OPTDecoderLayer:
+                module.__class__ = OptLayer
 
     @property
     def writer(self) -> Any:
@@ -56,10 +65,43 @@ class Prefix(Chat):
         return self._read(ids)
 
 
+class OptLayer(OPTDecoderLayer):
+    """OPT's layer, whose feed-forward sees sequences (B, L, width) and not the tokens of all rows as one list, as in transformers: so
+    adapters know which row is whose."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, L, width) -> (B, L, width)."""
+        first = self.do_layer_norm_before
+        states = self.self_attn_layer_norm(hidden_states) if first else hidden_states
+        states, _ = self.self_attn(
+            hidden_states=states,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        hidden_states = hidden_states + dropout(states, self.dropout, self.training)
+        if not first:
+            hidden_states = self.self_attn_layer_norm(hidden_states)
+        states = self.final_layer_norm(hidden_states) if first else hidden_states
+        states = self.fc2(self.activation_fn(self.fc1(states)))
+        hidden_states = hidden_states + dropout(states, self.dropout, self.training)
+        return hidden_states if first else self.final_layer_norm(hidden_states)
+
+
 class Seq2Seq(Prefix):
     """An encoder-decoder language model, image and prompt in its encoder (BLIP-2 and InstructBLIP with Flan-T5, Florence-2)."""
 
     in_front = False
+    reader = "text"
 
     @property
     def writer(self) -> Any:
@@ -72,7 +114,7 @@ class Seq2Seq(Prefix):
         embeddings, mask = self._embedded(seen, seen["input_ids"]), seen["attention_mask"]
         with self._shown(seen):
             states = self.model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return {"states": states, "mask": mask}
+        return {"states": states, "mask": mask, **left(self.model)}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """The decoder's start, the text's own prompt, the text, the end."""
@@ -91,18 +133,20 @@ class Seq2Seq(Prefix):
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
-        return self.writer(
-            **self._decoded(context),
-            decoder_input_ids=target.ids,
-            decoder_attention_mask=target.mask,
-            use_cache=False,
-        ).logits
+        with bring(self.model, context):
+            return self.writer(
+                **self._decoded(context),
+                decoder_input_ids=target.ids,
+                decoder_attention_mask=target.mask,
+                use_cache=False,
+            ).logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)
-        ids = self.writer.generate(
-            **self._decoded(context), decoder_input_ids=start, **searched(decode, alternatives)
-        )  # (B * alternatives, P + new)
+        with bring(self.model, context):
+            ids = self.writer.generate(
+                **self._decoded(context), decoder_input_ids=start, **searched(decode, alternatives)
+            )  # (B * alternatives, P + new)
         return self._read(ids[:, start.shape[1] :])

@@ -26,7 +26,7 @@ from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, re
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.joined import Joined, JoinedConfig
 from vlatrain.config import DecodeConfig, ModelConfig, UserError
-from vlatrain.injection.context import hand, reads_other
+from vlatrain.injection.context import bring, hand, left, reads_other
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Turn
@@ -124,9 +124,7 @@ class Composite(Backbone):
 
     def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
         """The same without images: of these only the shape."""
-        size = self.model.config.vision_config.image_size
-        pixels = torch.zeros(1, 1, 1, 1).expand(count, 3, size, size)
-        return {"pixels": pixels, "prompt": self._asked_for(count, questions, max_length)}
+        return {**self._unseen(count), "prompt": self._asked_for(count, questions, max_length)}
 
     def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
         if questions is None:
@@ -143,6 +141,11 @@ class Composite(Backbone):
             return {"pixels": torch.zeros(batch_size, 3, size, size, device=device), "prompt": prompt}
         features = torch.zeros(batch_size, vision.tokens, vision.hidden_size, device=device)
         return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
+
+    def _unseen(self, count: int) -> Inputs:
+        """The images' part of the inputs where they are not looked at: `pixels` that have only their shape."""
+        size = self.model.config.vision_config.image_size
+        return {"pixels": torch.zeros(1, 1, 1, 1).expand(count, 3, size, size)}
 
     def _seen(self, images: Sequence[Any]) -> Inputs:
         """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
@@ -229,8 +232,10 @@ class Composite(Backbone):
 
     @contextmanager
     def _shown(self, context: Inputs) -> Iterator[None]:
-        """Hand the image to the adapters that read it, in every tower of the language model."""
+        """Hand the image to the adapters that read it, in every tower of the language model; and what the encoder's leave to the
+        decoder's."""
         with ExitStack() as stack:
+            stack.enter_context(bring(self.model, context))
             for tower in self.config.parts["language"].towers if self.hands else ():
                 if reads_other(self.model, tower):
                     stack.enter_context(hand(self.model, tower, context["visual"], context["visible"]))
@@ -298,7 +303,7 @@ class CausalComposite(Composite):
             return self._written({"inputs_embeds": embeddings, "attention_mask": mask}, decode, alternatives, 0)
 
     def conversations(
-        self, images: Sequence[Any], conversations: Sequence[Sequence[Turn]], max_length: int
+        self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> tuple[Inputs, Text]:
         """Turn by turn: `user: ... assistant: reply`, the end token."""
         rows, learned = [], []
@@ -313,14 +318,15 @@ class CausalComposite(Composite):
         mask = torch.zeros_like(text.mask)
         for place, own in enumerate(learned):
             mask[place, : len(own)] = torch.tensor(own)
-        return {**self._seen(images), "prompt": text}, Text(text.ids, mask)
+        seen = self._unseen(len(rows)) if images is None else self._seen(images)
+        return {**seen, "prompt": text}, Text(text.ids, mask)
 
     def conversation_logits(self, inputs: Inputs) -> Tensor:
         """Next-token logits of the conversations' tokens, (B, L, vocabulary)."""
         text = inputs["prompt"]
         return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
 
-    def prompts(self, images: Sequence[Any], conversations: Sequence[Sequence[Turn]], max_length: int) -> Inputs:
+    def prompts(self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int) -> Inputs:
         """Conversations up to the last reply; of those that are too long the end."""
         rows = []
         for turns in conversations:
@@ -328,7 +334,8 @@ class CausalComposite(Composite):
             for turn in turns[:-1]:
                 row = [*row, *self._asked(turn), *self._ids(turn.reply, behind=True), self.end]
             rows.append([*row, *self._asked(turns[-1])][-max_length:])
-        return {**self._seen(images), "prompt": self._padded(rows, left=True)}
+        seen = self._unseen(len(rows)) if images is None else self._seen(images)
+        return {**seen, "prompt": self._padded(rows, left=True)}
 
     def _asked(self, turn: Turn) -> list[int]:
         return self._ids(self.config.prompts["instruct"].replace("{question}", turn.user))
@@ -357,7 +364,7 @@ class Seq2SeqComposite(Composite):
             mask = mask.take_along_dim(order, dim=1)
         with self._shown(visual):
             states = self.language.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return {**visual, "states": states, "mask": mask}
+        return {**visual, "states": states, "mask": mask, **left(self.model)}
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
