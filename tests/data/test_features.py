@@ -107,6 +107,7 @@ def test_images_where_features_are_wanted_are_told(capsys: pytest.CaptureFixture
     )
 
 
+@pytest.mark.slow
 def test_training_and_asking_on_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(tmp_path)
     assert training(tmp_path, "model.config.vision_config.hidden_size=6") == 0
