@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,15 @@ def test_siglip_starts_from_the_papers_scale_and_bias() -> None:
     backbone = loaded("siglip")
     assert backbone.logit_scale().item() == pytest.approx(10, rel=1e-5)
     assert backbone.logit_bias().item() == -10
+
+
+def test_a_package_that_its_tokenizer_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needy(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("\nSiglipTokenizer requires the SentencePiece library but it was not found in your environment.")
+
+    monkeypatch.setattr("vlatrain.backbones.base.AutoTokenizer.from_pretrained", needy)
+    with pytest.raises(UserError, match=r"^model=siglip: .*; pip install sentencepiece$"):
+        load(model_config("siglip", checkpoint=str(tmp_path)), "retrieval")
 
 
 def test_an_unknown_option_is_answered_with_what_was_meant() -> None:

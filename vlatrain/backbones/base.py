@@ -103,10 +103,9 @@ class Backbone:
             OSError: they cannot be had.
             UserError: weights are missing in it.
         """
-        model = read_model(
-            cls.architecture(config, task), checkpoint, f"model.checkpoint={checkpoint}", config.tasks[task].trained
-        )
-        return model, cls.read_processor(checkpoint)
+        processor = cls.read_processor(checkpoint)  # the small thing first: it may need a package that is not there
+        kind, new = cls.architecture(config, task), config.tasks[task].trained
+        return read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new), processor
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str) -> Backbone:
             model, processor = family.read(config, task, checkpoint)
     except OSError as error:
         raise UserError(_unreachable(config, task, checkpoint, error)) from error
+    except ImportError as error:  # SigLIP's tokenizer is read by sentencepiece
+        told = " ".join(str(error).split())
+        package = re.search(r"requires the (\S+) library", told)
+        way = f"pip install {package[1].lower()}" if package else told
+        raise UserError(f"model={config.name}: transformers needs a package to read {checkpoint}; {way}") from error
     names = config.checkpoint or config.tasks[task].checkpoint
     return family(
         config,
