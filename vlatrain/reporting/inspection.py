@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
@@ -20,6 +19,8 @@ from vlatrain.config.methods import is_peft
 from vlatrain.config.methods import parts as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
+from vlatrain.reporting.costs import cost_table, costs
+from vlatrain.reporting.shapes import Shapes
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 
@@ -107,6 +108,8 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     )
     console.print(_towers(config, where))
     console.print(_counts(config, found))
+    with suppress(RuntimeError):  # a method of PEFT that looks at values
+        console.print(cost_table(costs(config, _without_values(config)[0])))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
     console.print(
         f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
@@ -166,16 +169,9 @@ def _activations(config: TrainConfig, model: nn.Module) -> int:
 
     backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
     task = build(config.task, backbone)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"), _FullMasks():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"), Shapes():
         task.rehearse(config.trainer.batch_size, "meta")
     return sum(kept.values())
-
-
-class _FullMasks(TorchFunctionMode):
-    """Answers yes where code asks whether a mask without values is full, so that it can run on shapes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return True if func is torch.Tensor.__bool__ else func(*args, **(kwargs or {}))
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -1,6 +1,6 @@
 """The frozen prefix of every sample, computed once: by the first run that needs it, for all its epochs and all runs to come.
 
-`keep_prefix` finds what is frozen (`frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at the
+`keep_prefix` finds what is frozen (`backbones.frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at the
 backbone: from then on tasks feed the model kept states where they would have loaded images, and the frozen layers do nothing.
 A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
 
@@ -28,13 +28,13 @@ import transformers
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.frontier import Frontier, frontiers
 from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
 from vlatrain.training.display import Display
-from vlatrain.training.frontier import Frontier, frontiers
 from vlatrain.training.precision import autocast
 from vlatrain.training.store import NOTE, Disk, Memory, Store, sizes
 

@@ -6,10 +6,10 @@ import pytest
 
 from tests.conftest import adapter_config, small_config
 from vlatrain.backbones.describe import sites
+from vlatrain.backbones.frontier import frontiers
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig
 from vlatrain.injection.attach import attach
-from vlatrain.training.frontier import frontiers
 
 VISION, FUSION, DECODER = "vision", "fusion", "decoder"
 

@@ -1,0 +1,36 @@
+"""Running a model on shapes alone (the meta device), for what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+
+class Shapes(TorchFunctionMode):
+    """Lets code run on shapes that looks at values: all masks are full, and what has values meets what has none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        own = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if func is torch.Tensor.__bool__ or (func is torch.Tensor.item and _is_mask(own)):
+            return True
+        if func is torch.Tensor.__getitem__ and own is not None and _is_mask(args[1]):
+            return own.flatten(0, args[1].ndim - 1)
+        if func is torch.Tensor.tolist and hasattr(own, "counted"):
+            return [own.counted] * len(own)  # type: ignore[union-attr,arg-type]
+        try:
+            found = func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if "not on the expected device" not in str(error):
+                raise
+            args, kwargs = tree_map_only(torch.Tensor, lambda value: value.to("meta"), (args, kwargs))
+            found = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.sum and own is not None and _is_mask(own):
+            found.counted = own.numel() // found.numel()
+        return found
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta and value.dtype == torch.bool
