@@ -32,12 +32,19 @@ SMALL_CONFIG = SETTINGS["blip"]  # CLIP takes it, too
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
     """A model's YAML as the typed configuration."""
-    read = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    bases = [entry for entry in read.pop("defaults") if (CONF / "model" / f"{entry}.yaml").is_file()]
-    layers = [OmegaConf.load(CONF / "model" / f"{base}.yaml") for base in bases] + [read, overrides]
-    for layer in layers:
-        layer.pop("defaults", None)
+    layers = [*_model_layers(CONF / "model" / f"{name}.yaml"), overrides]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), *layers))  # type: ignore[return-value]
+
+
+def _model_layers(file: Path) -> list[Any]:
+    """A model's YAML after those it extends, the groups that it takes in among them."""
+    read: Any = OmegaConf.load(file)
+    layers: list[Any] = []
+    for entry in read.pop("defaults", []):
+        group, option = (".", entry) if isinstance(entry, str) else next(iter(entry.items()))
+        if (base := file.parent / group / f"{option}.yaml").is_file():
+            layers += _model_layers(base)
+    return [*layers, read]
 
 
 def adapter_config(name: str, **overrides: Any) -> AdapterConfig:

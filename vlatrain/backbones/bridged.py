@@ -66,8 +66,8 @@ class Prefix(Chat):
 
 
 class OptLayer(OPTDecoderLayer):
-    """OPT's layer, whose feed-forward sees sequences (B, L, width) and not the tokens of all rows as one list, as in transformers: so
-    adapters know which row is whose."""
+    """OPT's layer, whose feed-forward sees sequences (B, L, width): adapters know which row is whose. In transformers it sees the
+    tokens of all rows as one list."""
 
     def forward(
         self,

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
 """A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
 GRID = "image_grid_thw"  # (B, 3): the patches of each image, which Qwen's positions are made from
+READ = (
+    GRID,
+    "image_sizes",
+    "batch_num_images",
+    "mm_token_type_ids",
+)  # models read their values where others know shapes
 DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
 
 
@@ -88,10 +94,12 @@ class Chat(Backbone):
 
     Attributes:
         in_front: whether prompts are padded in front.
+        reader: the tower that the image enters.
     """
 
     model: Any
     in_front = True
+    reader = "decoder"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -155,9 +163,8 @@ class Chat(Backbone):
                 self.script = Script(self.processor, self.options.lead, self.options.end)
             asked = ["a " * question] if question else None
             one = self.inputs([Image.new("RGB", (448, 448))], asked, question)
-        # the model reads the numbers of patches; they must have values
         return {
-            name: value.to(device if name != GRID else "cpu").repeat(batch_size, *[1] * (value.ndim - 1))
+            name: value.to("cpu" if name in READ else device).repeat(batch_size, *[1] * (value.ndim - 1))
             for name, value in one.items()
         }
 
@@ -184,7 +191,8 @@ class Chat(Backbone):
         """What the model makes of images, before it reads."""
         see = self.model.base_model.get_image_features
         wanted = inspect.signature(see).parameters
-        return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
+        with torch.device("cpu"):  # where only shapes are asked for, what is made from values must have some
+            return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
 
     def context(self, inputs: Inputs) -> Inputs:
         """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S)."""
@@ -198,6 +206,13 @@ class Chat(Backbone):
             context[f"{DEEP}{number}"] = pad_sequence(list(states), batch_first=True)
         return context
 
+    def rows(self, context: Inputs, owner: Tensor) -> Inputs:
+        """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
+        return {
+            name: value if owner.is_meta and not value.is_meta else value.index_select(0, owner)
+            for name, value in context.items()
+        }
+
     def _features(self, context: Inputs) -> Any:
         """The image's states as the model has them from its own tower."""
         full = bool(context["visible"].all())
@@ -206,19 +221,18 @@ class Chat(Backbone):
         def rows(states: Tensor) -> list[Tensor]:
             return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
 
-        found = BaseModelOutputWithPooling(
-            pooler_output=context["states"] if self.options.stacked else rows(context["states"])
-        )
-        deep = [rows(value) for name, value in context.items() if name.startswith(DEEP)]
-        if deep:
-            found.deepstack_features = deep
+        states: Any = context["states"] if self.options.stacked else rows(context["states"])
+        found: Any = BaseModelOutputWithPooling(pooler_output=states)
+        if deep := [value for name, value in context.items() if name.startswith(DEEP)]:
+            # they are added where the image's tokens are, which shapes do not tell
+            found.deepstack_features = [rows(value) for value in deep if not value.is_meta]
         return found
 
     def _extended(self, context: Inputs, ids: Tensor, mask: Tensor) -> Inputs:
         """A prompt's inputs with further tokens (N, L) and their mask."""
         new = {"input_ids": ids, "attention_mask": mask}
         return {
-            name: torch.cat([value, new.get(name, torch.full_like(mask, ADDED[name])).to(value.dtype)], dim=1)
+            name: torch.cat([value, new.get(name, value.new_full(mask.shape, ADDED[name])).to(value.dtype)], dim=1)
             if name in ADDED
             else value
             for name, value in context.items()
@@ -227,9 +241,9 @@ class Chat(Backbone):
 
     def _shown(self, context: Inputs) -> AbstractContextManager[None]:
         """Hand the image to the adapters that read it."""
-        if not reads_other(self.model, "decoder"):
+        if not reads_other(self.model, self.reader):
             return nullcontext()
-        return hand(self.model, "decoder", context["states"], context["visible"])
+        return hand(self.model, self.reader, context["states"], context["visible"])
 
     def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
         """Next-token logits of the last so many tokens of prompts."""

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
+from vlatrain.backbones.bridged import Prefix, Seq2Seq
+from vlatrain.backbones.chat import Chat
 from vlatrain.backbones.composite import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.dual import Dual
@@ -26,6 +28,9 @@ FAMILIES: dict[str, type[Backbone]] = {
     "vilt": Vilt,
     "causal_composite": CausalComposite,
     "seq2seq_composite": Seq2SeqComposite,
+    "chat": Chat,
+    "prefix": Prefix,
+    "seq2seq": Seq2Seq,
 }
 PROCESSOR = "processor"  # folder in a run that keeps the processor of a random backbone
 

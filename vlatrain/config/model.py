@@ -14,12 +14,14 @@ class SiteConfig:
         output: the module whose output is adapted (before residual and norm).
         input: the module whose input a parallel adapter reads.
         modules: its linear layers and its norm by role: `query`, `key`, `value` (or one `qkv`), `inner`, `out`, `norm`. What
-            methods that change existing layers (LoRA, BitFit, norm tuning) choose from.
+            methods that change existing layers (LoRA, BitFit, norm tuning) choose from. A gated feed-forward has a `gate`, too.
+        every: key of the number in the transformers config, where only each so manieth layer has it (a Q-Former's cross-attention).
     """
 
     output: str = ""
     input: str = ""
     modules: dict[str, str] = field(default_factory=dict)
+    every: str = ""
 
 
 @dataclass
@@ -29,7 +31,7 @@ class TowerConfig:
     Attributes:
         layers: path of the layer list.
         depth: key of the number of layers in the transformers config, as `vision_config.num_hidden_layers`; of several
-            separated by `|` the first that is there.
+            separated by `|` the first that is there. `KEY - 1`: the last is not used; `KEY.2`: the third of a list.
         width: key of the width of its states there.
         heads: key of the number of attention heads there.
         embeddings: path of the embeddings that feed it.
