@@ -76,6 +76,11 @@ def main(argv: Sequence[str]) -> int:
         if "--version" in rest:
             print(f"vlatrain {__version__}")
             return 0
+        if verb == "cache":
+            from vlatrain.reporting.kept import show
+
+            show(rest)
+            return 0
         return _hydra(verb, rest)
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

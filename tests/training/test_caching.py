@@ -15,8 +15,7 @@ import pytest
 
 from tests.runs import command
 from vlatrain.data.scenes import Scene
-from vlatrain.training import caching
-from vlatrain.training.store import Disk
+from vlatrain.training.store import Disk, root
 
 SIZE = [
     "data.train_size=24",
@@ -35,6 +34,10 @@ CELLS = {
     "CLIP": ["task=retrieval", "model=tiny_clip", "adapter.points=[*.last2.*]"],
     "a ladder": ["task=retrieval", "model=tiny_clip", "adapter=ladder"],
     "two tasks": ["task=joint", "adapter.points=[decoder]"],
+    "classes": ["task=classification", "model=tiny_clip", "adapter.points=[vision.last1.*,text]"],
+    "classes of BLIP": ["task=classification", "adapter.points=[text]"],
+    "classes as answers": ["task=classification", "model=tiny_composite"],
+    "conversations": ["task=instruct", "model=tiny_composite"],
     "LoRA": ["task=captioning", "adapter=lora"],
     "several passes": ["task=captioning", "trainer.accumulate=2", "trainer.workers=1"],
 }
@@ -105,7 +108,7 @@ def test_without_room_it_is_off_and_says_so(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) -> None:
     words = ["task=captioning", "trainer.cache=disk"]
     one = trained(tmp_path / "one", *words)
-    (shard,) = caching.root().glob("*/*.safetensors")
+    (shard,) = root().glob("*/*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-100])
     two = trained(tmp_path / "two", *words)
     assert str(shard) in (tmp_path / "two" / "run.log").read_text()
@@ -126,7 +129,7 @@ def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> 
             "trainer.cache=disk",
         )
     assert (
-        len(list(caching.root().iterdir())) == 3
+        len(list(root().iterdir())) == 3
     )  # another seed draws other weights; another width of adapters does not
 
 
@@ -143,7 +146,7 @@ def test_a_kill_while_it_is_computed_costs_only_what_was_not_written(tmp_path: P
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words, f"run.dir={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL
     )
-    while not list(caching.root().glob("*/*.safetensors")) and process.poll() is None:
+    while not list(root().glob("*/*.safetensors")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -163,5 +166,5 @@ def test_two_runs_at_once_share_what_they_keep(tmp_path: Path) -> None:
         assert run.exitcode == 0
     one, two = ((tmp_path / str(n) / "adapter/adapter_model.safetensors").read_bytes() for n in range(2))
     assert one == two
-    folder = next(caching.root().iterdir())
+    folder = next(root().iterdir())
     assert len(Disk(folder, folder.name, {}).places) == 32

@@ -20,7 +20,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 class FastVisionAttention(BlipAttention):
     """Self-attention of the image tower."""
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """(B, L, width) -> (B, L, width), and the weights if asked for."""
         if kwargs.get("output_attentions"):
             return super().forward(hidden_states, **kwargs)
@@ -34,7 +34,7 @@ class FastVisionAttention(BlipAttention):
 class FastTextAttention(BlipTextSelfAttention):
     """Self-attention or cross-attention of a text tower, with a key-value cache or without."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,

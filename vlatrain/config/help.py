@@ -10,6 +10,7 @@ VERBS = {
     "predict": "ask a trained model about your images",
     "merge": "average adapters, prune a fusion, or put an adapter into the model's weights",
     "inspect": "show what a training would adapt and cost; loads no weights",
+    "cache": "list and remove what runs have kept of frozen prefixes",
 }
 
 _EXAMPLES = """\
@@ -106,6 +107,14 @@ _VERB_TEXTS = {
         "  vlatrain inspect model=clip task=retrieval 'adapter.points=[vision.last4.*]'\n"
         "  vlatrain inspect model=blip adapter=lora adapter.dim=8\n"
         "  vlatrain inspect model=blip task=vqa trainer.batch_size=64",
+    ),
+    "cache": (
+        "vlatrain cache [prune=all | prune=NAME] [older_than=DAYS]",
+        "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it.\n"
+        "It is in ~/.cache/vlatrain, or where VLATRAIN_CACHE says.",
+        "  vlatrain cache\n"
+        "  vlatrain cache older_than=30   remove what was last used 30 days ago or more\n"
+        "  vlatrain cache prune=all",
     ),
 }
 

@@ -1,8 +1,8 @@
 """The frozen prefix of every sample, computed once: by the first run that needs it, for all its epochs and all runs to come.
 
-`keep_prefix` finds what is frozen (`backbones.frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at the
-backbone: from then on tasks feed the model kept states where they would have loaded images, and the frozen layers do nothing.
-A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
+`keep_prefix` finds what is frozen (`backbones.frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at
+the backbone: from then on tasks feed the model kept states where they would have loaded images, and the frozen layers do
+nothing. A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
 
 On a CPU in fp32 the course of a training is bit for bit the one without; texts are padded to multiples of `backbones.base.BUCKET`,
 as with other lengths sums are rounded otherwise. In a lower precision states are kept in the type they are computed in.
@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,7 +34,7 @@ from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
 from vlatrain.training.display import Display
 from vlatrain.training.precision import autocast
-from vlatrain.training.store import NOTE, Disk, Memory, Store, sizes
+from vlatrain.training.store import Disk, Memory, Store, root, sizes
 
 log = logging.getLogger("vlatrain")
 
@@ -45,11 +43,6 @@ RULES = (
 )
 TRIED = 2  # batches that `trainer.cache=auto` measures
 SHARE = 0.5  # of the free memory, or of the free disk, that may be used
-
-
-def root() -> Path:
-    """The folder of all that is kept on disk."""
-    return Path(os.environ.get("VLATRAIN_CACHE") or Path.home() / ".cache" / "vlatrain" / "prefixes")
 
 
 @dataclass
@@ -358,6 +351,3 @@ def _weights(backbone: Backbone, found: Mapping[str, Frontier], tower: str) -> l
         if not behind:
             tensors.append((name, tensor))
     return tensors
-
-
-__all__ = ["NOTE", "PrefixCache", "content", "keep_prefix", "root"]

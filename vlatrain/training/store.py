@@ -29,6 +29,11 @@ NOTE = "prefix.json"
 SHARD_BYTES = 64_000_000
 
 
+def root() -> Path:
+    """The folder of all that is kept on disk: `VLATRAIN_CACHE`, or one in the user's own folder for such things."""
+    return Path(os.environ.get("VLATRAIN_CACHE") or Path.home() / ".cache" / "vlatrain" / "prefixes")
+
+
 class Store(Protocol):
     """States by key."""
 
