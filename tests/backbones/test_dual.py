@@ -97,6 +97,22 @@ def test_an_adapter_in_the_text_tower_can_read_the_image(name: str) -> None:
     torch.testing.assert_close(after, torch.cat(alone), atol=1e-4, rtol=1e-4)  # padding of patches is not read
 
 
+@pytest.mark.parametrize("name", [name for name in DUALS if model_config(name).tasks["retrieval"].features])
+def test_features_are_adapted_where_they_are_made(name: str) -> None:
+    backbone = loaded(name)
+    inputs, text = backbone.inputs(images()), backbone.text(CAPTIONS, 40)
+    before = backbone.image_features(inputs)[0], backbone.text_features(text)
+    method = adapter_config("clip_adapter", dim=8, options={"features": ["image", "text"]})
+    attach(backbone.model, method, sites(backbone.config, "retrieval", ["*"]))
+    after = backbone.image_features(inputs)[0], backbone.text_features(text)
+    torch.testing.assert_close(after, before)
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    changed = backbone.image_features(inputs)[0], backbone.text_features(text)
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(before, changed, strict=True))
+
+
 @pytest.mark.parametrize("name", [name for name in DUALS if model_config(name).tasks["retrieval"].pure.get("vision")])
 def test_a_kept_prefix_is_put_back(name: str) -> None:
     backbone = loaded(name)
@@ -130,7 +146,9 @@ def test_siglip_starts_from_the_papers_scale_and_bias() -> None:
 
 def test_a_package_that_its_tokenizer_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def needy(*args: Any, **kwargs: Any) -> None:
-        raise ImportError("\nSiglipTokenizer requires the SentencePiece library but it was not found in your environment.")
+        raise ImportError(
+            "\nSiglipTokenizer requires the SentencePiece library but it was not found in your environment."
+        )
 
     monkeypatch.setattr("vlatrain.backbones.base.AutoTokenizer.from_pretrained", needy)
     with pytest.raises(UserError, match=r"^model=siglip: .*; pip install sentencepiece$"):

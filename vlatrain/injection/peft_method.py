@@ -302,7 +302,7 @@ def width_of(module: nn.Module, otherwise: int = 0) -> int:
     """Width of the states a module puts out: the last dimension of its output.
 
     Args:
-        module: a linear layer (`out_features`, or `nf` of transformers' Conv1D) or a norm.
+        module: a linear layer (`out_features`, or `nf` of transformers' Conv1D) or a norm, or one that ends in one.
         otherwise: width of any other module, if it is known.
 
     Raises:
@@ -315,6 +315,10 @@ def width_of(module: nn.Module, otherwise: int = 0) -> int:
         return int(shape[-1])
     if otherwise:
         return otherwise
+    inside = [m for name, m in module.named_modules() if name and not name.startswith(CHILD)]
+    for inner in reversed(inside):  # SigLIP's attention pooling ends in a linear layer
+        if isinstance(inner, (nn.Linear, nn.LayerNorm)):
+            return width_of(inner)
     raise ValueError(f"{type(module).__name__} says nothing of its output width: adapt a linear layer or a norm")
 
 

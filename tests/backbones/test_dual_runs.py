@@ -1,0 +1,40 @@
+"""Dual encoders through the command line: trained, scored again, and searched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.backbones.small import SETTINGS
+from tests.runs import command, tiny_run
+from vlatrain.data.shapes import build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("siglip", ("adapter=bottleneck",)),
+        ("siglip2_naflex", ("adapter=cross_modal", "task.rerank=3")),
+        ("align", ("adapter=lora",)),
+        ("aimv2", ("adapter=clip_adapter",)),
+        ("altclip", ("adapter=bottleneck", "adapter.trunk=[norms]")),
+    ],
+)
+def test_a_run_is_scored_again_and_searched(name: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    own = {"defaults": [name, "_self_"], "name": "small", "random_init": True, "config": SETTINGS[name]}
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "small.yaml").write_text(yaml.safe_dump(own))
+    run = tiny_run(tmp_path / "run", "retrieval", "--config-dir", str(tmp_path / "conf"), "model=small", *words)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert command("eval", f"run={run}") == 0
+    again = json.loads((run / "eval-eval" / "metrics.json").read_text())
+    assert again["metrics"] == pytest.approx(metrics["metrics"])
+    picture, output = tmp_path / "asked.png", tmp_path / "found.jsonl"
+    build("retrieval", "test", 1, 0)[0].image.load().save(picture)
+    assert command("predict", f"run={run}", f"image={picture}", "texts=[a ring,a house]", f"output={output}") == 0
+    (record,) = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {hit["text"] for hit in record["hits"]} == {"a ring", "a house"}
