@@ -131,10 +131,7 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["+adapter.dim=3"], ["leave out the +"]),
         (["+model=blip"], ["leave out the +"]),
         (["~adapter.dim"], ["only a group"]),
-        (
-            ["task=vqq"],
-            ["task=vqq: there is no such task; there are captioning, joint, retrieval, vqa; did you mean vqa?"],
-        ),
+        (["task=vqq"], ["classification, instruct, joint, retrieval, vqa; did you mean vqa?"]),
         (["adapter=null"], [f"there are {', '.join(METHODS)}"]),
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),
         (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),
@@ -396,7 +393,7 @@ def test_printing_the_configuration(calls: Calls, run: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("vlatrain task=", "task=captioning task=joint task=retrieval task=vqa"),
+        ("vlatrain task=", "task=captioning task=classification task=instruct task=joint task=retrieval task=vqa"),
         ("vlatrain adapter.d", "adapter.dim= adapter.drop_layers= adapter.drop_random= adapter.dropout="),
         ("vlatrain eval spl", "split="),
         ("vlatrain predict ques", "question="),

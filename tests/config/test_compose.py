@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from vlatrain import cli
 from vlatrain.config import UserError
@@ -12,10 +13,24 @@ from vlatrain.config.overrides import Request
 from vlatrain.config.registry import GROUPS
 
 NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=somebody/something"]}
-NEEDS |= {"model=clip": ["task=retrieval"], "model=tiny_clip": ["task=retrieval"]}
+NEEDS |= {"task=instruct": ["model=tiny_composite"]}
 NEEDS |= {f"adapter={name}": ["task=retrieval"] for name in ("clip_adapter", "tip_adapter", "tip_adapter_f")}
 ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
 OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).items() for option in options]
+
+
+def served(model: str) -> list[str]:
+    """The tasks in a backbone's YAML and those that it extends."""
+    values = yaml.safe_load((conf_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8"))
+    bases = [name for name in values["defaults"] if (conf_dir() / "model" / f"{name}.yaml").is_file()]
+    return [*(task for base in bases for task in served(base)), *values.get("tasks", {})]
+
+
+def needed(choice: str) -> list[str]:
+    """What an option takes beside it; a backbone that answers no questions, a task that it serves."""
+    group, _, option = choice.partition("=")
+    other = [f"task={served(option)[0]}"] if group == "model" and "vqa" not in served(option) else []
+    return NEEDS.get(choice, other)
 
 
 @pytest.mark.parametrize("choice", OPTIONS)
@@ -26,7 +41,7 @@ def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> 
             prepare(Request("train", [choice]), cli._check_fit)
         assert len(error.value.problems) == 1
         return
-    assert prepare(Request("train", [choice, *NEEDS.get(choice, [])]), cli._check_fit).overrides[0] == choice
+    assert prepare(Request("train", [choice, *needed(choice)]), cli._check_fit).overrides[0] == choice
 
 
 def test_every_group_has_options() -> None:
@@ -34,7 +49,8 @@ def test_every_group_has_options() -> None:
 
 
 def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
-    request = Request("train", ["model=blip,tiny_blip", "task=vqa,captioning,retrieval"], multirun=True)
+    tasks = "task=vqa,captioning,retrieval,classification"
+    request = Request("train", ["model=blip,tiny_blip", tasks], multirun=True)
     assert prepare(request, cli._check_fit).swept == ("model", "task")
 
 

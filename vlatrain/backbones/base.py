@@ -182,7 +182,7 @@ class Backbone:
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
-        """Tokenised texts with their special tokens, cut to `max_length` and padded to the longest, or a multiple of some length."""
+        """Tokenised texts with their special tokens, cut to `max_length`, padded to the longest or a multiple of some length."""
         encoded = self.tokenizer(
             list(texts),
             padding=True,
@@ -265,9 +265,14 @@ class Converser(Protocol):
     `prompts`."""
 
     def conversations(
-        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+        self, images: Sequence[Image.Image] | None, conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> tuple[Inputs, Text]:
         """Whole conversations, one about each image, cut to `max_length` tokens besides the image's. Runs in workers.
+
+        Args:
+            images: the images; None: what the towers would make of them is to be added as `prefix`, see `Backbone.given`.
+            conversations: the conversations.
+            max_length: tokens that they are cut to.
 
         Returns:
             the model's inputs, and as (B, L) their tokens, as many as `conversation_logits` has logits: the mask is 1 for those
@@ -280,7 +285,7 @@ class Converser(Protocol):
         ...
 
     def prompts(
-        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+        self, images: Sequence[Image.Image] | None, conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> Inputs:
         """Conversations up to where the last reply begins, which is ignored: inputs for `Generator.context`. Runs in workers."""
         ...

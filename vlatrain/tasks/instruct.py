@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Converser, Generator, Text, blank_text
+from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, sequence_losses, token_losses
 
@@ -40,15 +40,15 @@ class Instruct(Task):
 
     def asked(self, samples: Sequence[Sample]) -> Batch:
         """Images, and the conversations up to the last reply."""
-        images, conversations = [sample.image.load() for sample in samples], [sample.turns for sample in samples]
+        seen, images, conversations = self._about(samples)
         inputs = self.converser.prompts(images, conversations, self.config.max_length)
-        return {"ids": [sample.id for sample in samples], "inputs": inputs}
+        return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and whole conversations."""
-        images, conversations = [sample.image.load() for sample in samples], [sample.turns for sample in samples]
+        seen, images, conversations = self._about(samples)
         inputs, target = self.converser.conversations(images, conversations, self.config.max_length)
-        return {"ids": [sample.id for sample in samples], "inputs": inputs, "target": target}
+        return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the conversations of the mean over the tokens of their replies."""
@@ -90,6 +90,13 @@ class Instruct(Task):
             for sample, text, reference, score in zip(samples, texts, references, found.per_sample, strict=True)
         ]
         return Evaluation(scores, settings, predictions)
+
+    def _about(self, samples: Sequence[Sample]) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]]]:
+        """What is kept of the samples' images, or else these, and the conversations."""
+        cache, conversations = self.backbone.cache, [sample.turns for sample in samples]
+        if cache and (prefix := cache.read(samples, asked=False)):
+            return {"prefix": prefix}, None, conversations
+        return {}, [sample.image.load() for sample in samples], conversations
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""
