@@ -145,3 +145,4 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "instructblip": {**QFORMER, "text_config": LLAMA},
 }
+SETTINGS |= {"qwen2_5_vl_3b": SETTINGS["qwen2_5_vl"], "smolvlm_2b": SETTINGS["smolvlm"]}
