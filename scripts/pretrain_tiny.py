@@ -43,7 +43,8 @@ SEED = 20
 #: Steps: the end of the dense stage, of one-figure scenes, of no "red or blue?", of the flat part of the schedule, and all.
 DENSE, ONE, CHOICE, FLAT, BLIP_STEPS = 3000, 3800, 5500, 6000, 8000
 CLIP_FLAT, CLIP_STEPS = 1500, 4000
-GPT_FLAT, GPT_STEPS = 3000, 4500
+#: Of the language model: the end of one-figure scenes, of two-figure ones, of the flat part of the schedule, and all.
+GPT_ONE, GPT_TWO, GPT_FLAT, GPT_STEPS = 1000, 2500, 5000, 7000
 PEAK = 1e-3
 IMAGES = 48
 
@@ -114,9 +115,9 @@ def clip_losses(model: nn.Module, step: int, rng: random.Random, device: str) ->
 
 
 def gpt_losses(model: nn.Module, step: int, rng: random.Random, device: str) -> Losses:
-    """The loss of one step; all are alike."""
+    """The loss of one step, on scenes of one, two and then three figures."""
     assert isinstance(model, GPT2LMHeadModel)
-    return tiny_gpt.losses(model, 32, rng, device)
+    return tiny_gpt.losses(model, 32, 1 if step < GPT_ONE else 2 if step < GPT_TWO else 3, rng, device)
 
 
 def rate_at(step: int, flat: int, steps: int) -> float:

@@ -40,27 +40,42 @@ def asked(rng: random.Random, words: list[str], answer: str) -> list[str]:
     return [ask, ":", *words, reply, ":", *answer.split()]
 
 
-def told(scene: Scene, rng: random.Random) -> list[str]:
-    """The words of one text about a scene: a caption, a question with its answer, or words to repeat."""
+def told(scene: Scene, rng: random.Random) -> tuple[list[str], int]:
+    """The words of one text about a scene, and how many of the last are an answer: a caption, a question, or words to repeat."""
     choice = rng.random()
-    if choice < 0.25:
-        return caption(scene, rng).words
-    text = echo(rng) if choice < 0.35 else question(scene, rng, pick(rng, SKILLS))
-    return asked(rng, text.words, text.answer) if text else told(scene, rng)
+    if choice < 0.2:
+        return caption(scene, rng).words, 0
+    text = echo(rng) if choice < 0.26 else question(scene, rng, pick(rng, SKILLS))
+    return (asked(rng, text.words, text.answer), len(text.answer.split())) if text else told(scene, rng)
 
 
-def window(rng: random.Random, length: int = LENGTH) -> list[int]:
-    """Token ids of texts about one scene, each between `DEC` and `SEP`; the last is cut off."""
-    scene, ids = new_scene(rng, 3), []
+def window(rng: random.Random, most: int = 3, length: int = LENGTH) -> tuple[list[int], list[bool]]:
+    """Token ids of texts about a scene of up to `most` figures, each between `DEC` and `SEP`, the last cut off; which are answers.
+
+    Two of three begin with a caption: what there is to read.
+    """
+    scene = new_scene(rng, most)
+    ids: list[int] = []
+    answers: list[bool] = []
     while len(ids) < length:
-        ids += [DEC, *(IDS[word] for word in told(scene, rng)), SEP]
-    return ids[:length]
+        words, answer = (caption(scene, rng).words, 0) if not ids and rng.random() < 0.67 else told(scene, rng)
+        ids += [DEC, *(IDS[word] for word in words), SEP]
+        answers += [False] * (len(words) + 1 - answer) + [True] * answer + [False]
+    return ids[:length], answers[:length]
 
 
-def losses(model: GPT2LMHeadModel, number: int, rng: random.Random, device: str) -> dict[str, Tensor]:
-    """Next-token loss of so many windows, half of them at places further back, where visual tokens would push them."""
-    ids = torch.tensor([window(rng) for _ in range(number)], device=device)  # (N, L)
+def losses(model: GPT2LMHeadModel, number: int, most: int, rng: random.Random, device: str) -> dict[str, Tensor]:
+    """Next-token loss of so many windows, half of them at places further back, where visual tokens would push them.
+
+    An answer counts as much as five other tokens: it is what reading is for.
+    """
+    ids, answers = (
+        torch.tensor(part, device=device) for part in zip(*(window(rng, most) for _ in range(number)), strict=True)
+    )
     starts = [int(rng.random() * (PLACES - LENGTH + 1)) if rng.random() < 0.5 else 0 for _ in range(number)]
     places = torch.tensor(starts, device=device)[:, None] + torch.arange(LENGTH, device=device)  # (N, L)
     logits = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, :-1].float()
-    return {"next": F.cross_entropy(logits.transpose(1, 2), ids[:, 1:])}
+    each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (N, L - 1)
+    weights = 1.0 + 4.0 * answers[:, 1:]
+    right = (logits.detach().argmax(-1) == ids[:, 1:])[answers[:, 1:]]
+    return {"next": (each * weights).sum() / weights.sum(), "%answers": right.float().mean()}

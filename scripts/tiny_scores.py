@@ -181,8 +181,8 @@ def gpt_scores(folder: str, number: int) -> dict[str, float]:
     """
     model, tokenizer = GPT2LMHeadModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     rng = random.Random(SEED + 90)
-    windows = torch.tensor([window(rng) for _ in range(number // 5)])
-    counts = Counter(id for _ in range(number) for id in window(rng))
+    windows = torch.tensor([window(rng)[0] for _ in range(number // 5)])
+    counts = Counter(id for _ in range(number) for id in window(rng)[0])
     total = sum(counts.values())
     unigram = (
         -sum(math.log(max(counts[id], 1) / total) for id in windows[:, 1:].flatten().tolist()) / windows[:, 1:].numel()
