@@ -132,6 +132,7 @@ def test_texts_of_siglip_are_padded_to_the_end_and_padding_counts() -> None:
     limit = backbone.model.config.text_config.max_position_embeddings
     assert text.ids.shape == (2, limit)
     assert text.mask.all()
+    assert backbone.padded_to(7) == limit
     assert text.ids[1, -1] == backbone.tokenizer.pad_token_id
     assert (backbone.text(["red " * 50], 10).ids != backbone.tokenizer.pad_token_id).sum() == 10
     assert backbone.text(["red " * 50], 99).ids.shape == (1, limit)

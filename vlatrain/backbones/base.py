@@ -194,6 +194,10 @@ class Backbone:
         )
         return Text(encoded["input_ids"], encoded["attention_mask"])
 
+    def padded_to(self, tokens: int) -> int:
+        """The length that texts of so many tokens get where they are not padded for others' sake."""
+        return tokens
+
     def rows(self, context: Inputs, owner: Tensor) -> Inputs:
         """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
         return {name: value.index_select(0, owner) for name, value in context.items()}

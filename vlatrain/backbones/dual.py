@@ -150,6 +150,10 @@ class Dual(Backbone):
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (limit - len(row)) for row in rows])  # (N, limit)
         return Text(ids, torch.ones_like(ids))
 
+    def padded_to(self, tokens: int) -> int:
+        """The length that texts of so many tokens get."""
+        return self.model.config.text_config.max_position_embeddings if self.options.pad_to_end else tokens
+
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The image's features, and all its last states."""
         further = {key: value for key, value in inputs.items() if key not in ("pixels", "prefix")}

@@ -151,7 +151,8 @@ class ByFeatures(Classification):
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A few classes, where they are not known yet."""
         texts = (len(self.config.classes) or UNKNOWN) * len(self.config.templates)
-        known = self._averaged(self.embedder.text_features(blank_text(texts, TYPICAL["prompt"], device)))
+        prompts = blank_text(texts, self.backbone.padded_to(TYPICAL["prompt"]), device)
+        known = self._averaged(self.embedder.text_features(prompts))
         logits = self.scores({"inputs": self.backbone.blank(batch_size, device)}, known)
         return cross_entropy(logits, torch.zeros(batch_size, dtype=torch.long, device=device))
 

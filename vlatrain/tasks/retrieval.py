@@ -74,7 +74,8 @@ class Retrieval(Task):
 
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
-        text, owner = blank_text(batch_size, TYPICAL["caption"], device), torch.arange(batch_size, device=device)
+        text = blank_text(batch_size, self.backbone.padded_to(TYPICAL["caption"]), device)
+        owner = torch.arange(batch_size, device=device)
         image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
         logits = self.embedder.text_features(text) @ image_features.T * self._scale()
         loss = self._contrast(logits, text.ids, owner)
