@@ -38,9 +38,15 @@ CELLS = {
     "classes of BLIP": ["task=classification", "adapter.points=[text]"],
     "classes as answers": ["task=classification", "model=tiny_composite"],
     "conversations": ["task=instruct", "model=tiny_composite"],
+    "a composite": ["model=tiny_composite", "adapter=cross_modal"],
+    "DINOv3 and T5": [
+        "task=captioning", "model=composite", "model/vision=dinov3", "model/language=t5", "model.random_init=true",
+        "model.config.vision_config={hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, image_size: 32}",
+        "model.config.text_config={d_model: 32, d_kv: 16, d_ff: 64, num_layers: 2, num_decoder_layers: 2, num_heads: 2}",
+    ],
     "LoRA": ["task=captioning", "adapter=lora"],
     "several passes": ["task=captioning", "trainer.accumulate=2", "trainer.workers=1"],
-}
+}  # fmt: skip
 QUICK = ("a decoder behind a frozen question encoder", "half a question encoder", "CLIP")
 
 
