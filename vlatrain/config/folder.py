@@ -6,6 +6,8 @@ from pathlib import Path
 
 from vlatrain.config.errors import UserError
 
+RECIPES = "experiment"  # the group whose options are over all groups
+
 
 def conf_dir() -> Path:
     """The folder of YAML files: inside an installed package, beside the package in a checkout."""
@@ -20,12 +22,19 @@ def options_of(folder: Path, first: tuple[str, ...] = ()) -> dict[str, list[str]
     """The groups in a folder of YAML files, those of `first` in that order before others, and the options of each."""
     groups = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
     groups.sort(key=lambda path: first.index(path.name) if path.name in first else len(first))
-    found = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in groups}
+    found = {path.name: sorted(_names(path)) for path in groups}
     return {group: names for group, names in found.items() if names}
+
+
+def _names(group: Path) -> list[str]:
+    """The options of a group; recipes may lie in folders (`experiment=vl_adapter/clip_bart/full`)."""
+    if group.name != RECIPES:
+        return [file.stem for file in group.glob("*.yaml")]
+    return [file.relative_to(group).with_suffix("").as_posix() for file in group.rglob("*.yaml")]
 
 
 def subgroups_of(folder: Path) -> dict[str, list[str]]:
     """The groups inside groups, such as `model/vision`, and the options of each."""
-    groups = sorted(path for path in folder.glob("*/*") if path.is_dir() and path.parent.name != "hydra")
+    groups = sorted(path for path in folder.glob("*/*") if path.is_dir() and path.parent.name not in ("hydra", RECIPES))
     found = {f"{path.parent.name}/{path.name}": sorted(file.stem for file in path.glob("*.yaml")) for path in groups}
     return {group: names for group, names in found.items() if names}

@@ -56,7 +56,7 @@ def count(config: TrainConfig) -> Inspection:
     Raises:
         UserError: the backbone does not serve the task, or patterns select nothing.
     """
-    model, adapted = _without_values(config)
+    model, adapted = without_values(config)
     trainable = Counter[str]()
     saved = 0  # a fusion's frozen sources too
     for key, parameter in adapted.named_parameters():
@@ -81,7 +81,7 @@ def count(config: TrainConfig) -> Inspection:
     return Inspection(dict(trainable), total, 4 * saved, memory)
 
 
-def _without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     """The model, and the same with its adapters, on the meta device."""
     name = config.task.name
     where = sites(config.model, name, config.points)
@@ -109,7 +109,7 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     console.print(_towers(config, where))
     console.print(_counts(config, found))
     with suppress(RuntimeError):  # a method of PEFT that looks at values
-        console.print(cost_table(costs(config, _without_values(config)[0])))
+        console.print(cost_table(costs(config, without_values(config)[0])))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
     console.print(
         f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
