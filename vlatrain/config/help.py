@@ -25,6 +25,7 @@ _KEYS = """\
   adapter.dim=64          width of the adapter: parameters and capacity
   adapter.points=[...]    where adapters go: vision.*.attn, decoder.6-11.{cross,ffn}, text.last4.*
   model.checkpoint=...    other weights: a hub name or a local folder
+  model/vision=dinov2     a part of model=composite, as is model/language=t5
   data.train= data.eval= data.test= data.root=    your files, and the folder of their images
   trainer.epochs=3        or trainer.max_steps=1000; trainer.batch_size=16; trainer.precision=bf16
   optim.lr=5e-4           learning rate
