@@ -1,4 +1,4 @@
-"""Training speed and memory of full-size BLIP-base and CLIP-B/16: vlatrain, full fine-tuning, and PEFT's LoRA with transformers' `Trainer`.
+"""Training speed and memory of full-size BLIP-base and CLIP-B/16: vlatrain, full fine-tuning, and PEFT's LoRA with `Trainer`.
 
     python scripts/bench_training.py [--rows captioning vqa ...] [--steps 4] [--samples 16] [--json FILE] [--plot FILE]
 
@@ -95,7 +95,7 @@ def ours(row: Row, data: Path, adapter: str, steps: int, out: Path, more: list[s
     words = [
         f"task={row.task}", f"model={row.model}", "model.random_init=true", f"adapter={adapter}", "data=files",
         f"data.train={data / 'train.jsonl'}", f"data.eval={data / 'eval.jsonl'}", f"trainer.batch_size={row.batch}",
-        "trainer.accumulate=1", "task.decode.max_new_tokens=2", "task.decode.num_beams=1", *length, *more,
+        "trainer.accumulate=1", "trainer.eval_every=100000", "task.decode.max_new_tokens=2", "task.decode.num_beams=1", *length, *more,
     ]  # fmt: skip
     if adapter != "full":
         words.append(f"adapter.points={json.dumps(row.points)}".replace('"', ""))
@@ -165,16 +165,23 @@ def trainer(
     """What a user would write instead."""
     import torch
     import transformers
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
     from peft import LoraConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from vlatrain.backbones.describe import settings_of, sites
     from vlatrain.backbones.loading import load
-    from vlatrain.config.compose import compose_job
+    from vlatrain.config import ModelConfig
+    from vlatrain.config.folder import conf_dir
+    from vlatrain.config.registry import register
 
     started = time.perf_counter()
-    config = compose_job("train", [f"model={model_name}", f"task={task}", "model.random_init=true"]).model
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        node = compose("train", [f"model={model_name}", f"task={task}", "model.random_init=true"]).model
+    config: ModelConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
     processor = load(config, task, texts=[QUESTION, ANSWER, CAPTION])  # for its tokenizer and image processor
     settings = {**settings_of(config, task)}
     model_class = getattr(transformers, config.tasks[task].architecture)
@@ -205,8 +212,8 @@ def trainer(
             self.at.append(time.perf_counter())
 
     arguments = TrainingArguments(
-        output_dir=str(out.parent / "trainer"), per_device_train_batch_size=batch, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, label_names=["labels"],
+        output_dir=str(out.parent / "trainer"), per_device_train_batch_size=batch, remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, label_names=["labels"],
         **({"num_train_epochs": epochs} if epochs else {"max_steps": steps}),
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=lines, data_collator=collate, callbacks=[Times()]).train()  # type: ignore[arg-type]
@@ -298,7 +305,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 0.5 + 0.55 * len(found)))
-    for place, (name, sides) in enumerate(reversed(found.items())):
+    for place, sides in enumerate(reversed(found.values())):
         for offset, (side, one) in enumerate(sides.items()):
             value = one["ratio"] if side != "vlatrain" else 1.0
             if side != "vlatrain":
