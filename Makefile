@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow lint format smoke build clean
+.PHONY: help install run test test-slow lint format smoke audit bench build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ lint: $(STAMP) ## style, format and types
 format: $(STAMP) ## put the source into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(STAMP) ## count every recipe of the published tables, against what is printed
+	$(BIN)/python scripts/audit.py $(ARGS)
+
+bench: $(STAMP) ## speed and memory of training, against what a user would write instead (half an hour on two cores)
+	$(BIN)/python scripts/bench_training.py $(ARGS)
 
 smoke: $(STAMP) ## tiny train, kill, resume, eval, predict, from the command line
 	@PATH="$(abspath $(BIN)):$$PATH" bash scripts/smoke.sh
