@@ -194,6 +194,16 @@ def test_a_model_that_writes_ranks_the_classes_as_answers() -> None:
     assert found.settings == {"classes": 4, "question": "what colour is it?"}
 
 
+def test_what_a_cache_adds_is_a_label() -> None:
+    """As Tip-Adapter adds one-hot labels to the scores: added to features, a value changes the score of its class alone."""
+    work, samples = by_features(), make_samples()
+    with torch.no_grad():
+        images, values = work.pairs(work.collate(samples))
+        expected = torch.eye(4)[[CLASSES.index(sample.label) for sample in samples]]
+        torch.testing.assert_close(values @ work.known().T, expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(images, work.embedder.image_features(work.images(samples)["inputs"])[0])
+
+
 def test_a_model_that_writes_learns_it() -> None:
     config = model_config("tiny_blip")
     config.tasks["classification"] = replace(config.tasks["vqa"])

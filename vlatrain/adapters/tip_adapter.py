@@ -4,9 +4,10 @@ Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classifi
 image features of training samples as keys, and what they are as values; an image is compared with the keys, exp(-beta (1 - f K^T)),
 and gets the values' mixture, weighted by alpha. Tip-Adapter-F then trains the keys.
 
-Deviations, as retrieval has no classes:
-- a value is the text features of a caption of the sample, not a one-hot label: what is added goes to the image's features, f' = f +
-  alpha A V, not to the class scores, and is compared with texts like them;
+Deviations:
+- what is added goes to the image's features, f' = f + alpha A V, not to the class scores. In classification, with class features W, a
+  value is the vector v whose scores v W^T are the sample's one-hot label, so that f' W^T are the paper's scores but for the length
+  of f'. Retrieval has no classes; there a value is the text features of a caption of the sample;
 - the affinities are divided by their sum, A = softmax(beta f K^T), so that alpha means the same for every size of the cache.
 
 f is of unit length here. The design sits in front of the features' normalisation, so what it adds has the length of the features.
@@ -72,7 +73,7 @@ class TipAdapter(Adapter):
 
         Args:
             keys: (size, width) unit image features of training samples.
-            values: (size, width) unit text features of their captions.
+            values: (size, width) what is added to features like them.
         """
         with torch.no_grad():
             self.keys.copy_(keys)

@@ -145,8 +145,12 @@ class ByFeatures(Classification):
         return (cosine * similarity_scale(self.config, self.backbone)).float()
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features (B, D) of a training batch's images, and of their classes: what a cache of samples is filled with."""
-        return self.embedder.image_features(batch["inputs"])[0], self.known()[batch["label"]]
+        """Features (B, D) of a training batch's images, and of each what makes its class's score greater by one and changes no
+        other, if added to features: what a cache of samples is filled with (a one-hot label, seen through the classes)."""
+        one_hot = torch.linalg.pinv(
+            self.known().float()
+        ).T  # (C, D); times the classes' features (D, C) it is the unit matrix
+        return self.embedder.image_features(batch["inputs"])[0], one_hot[batch["label"]]
 
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A few classes, where they are not known yet."""

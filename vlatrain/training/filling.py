@@ -28,12 +28,12 @@ class Cache(Protocol):
     size: int
 
     def fill(self, keys: Tensor, values: Tensor) -> None:
-        """Take (size, width) unit image features and unit text features."""
+        """Take (size, width) unit image features, and what is added to features like them."""
         ...
 
 
 class Paired(Protocol):
-    """A task whose training samples have features of an image and of a text that it goes with: its caption, or its class."""
+    """A task whose training samples have features of an image, and something to add to such: its caption's, or its class's."""
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both, (B, width) each, of a training batch whose samples have at most one caption."""
