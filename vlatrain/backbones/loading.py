@@ -14,7 +14,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
 from vlatrain.backbones.bridged import Prefix, Seq2Seq
 from vlatrain.backbones.chat import Chat
-from vlatrain.backbones.composite import CausalComposite, Seq2SeqComposite
+from vlatrain.backbones.composite_kinds import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.dual import Dual
 from vlatrain.backbones.quantise import layers_of, quantise
