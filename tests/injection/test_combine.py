@@ -112,7 +112,7 @@ def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
     assert "run1: its options are dim=8, those of" in refused(sources[:2])
     assert "run2: its method is lora, that of" in refused([sources[0], sources[2]])
     assert "adapter=ia3 cannot be averaged" in refused([sources[0], sources[3]])
-    assert "is no change of them" in refused(sources[:1], into="weights")
+    assert "as most of vlatrain's own designs have a non-linearity" in refused(sources[:1], into="weights")
     assert "only a fusion has sources" in refused(sources[:1], keep=1)
     elsewhere = read_sources([str(written(tmp_path / "there", "blip", "vqa", plain, ["vision.*.*"]))], "sources")
     assert "its points are none, those of" in refused([sources[0], *elsewhere])

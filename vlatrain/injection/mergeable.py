@@ -38,7 +38,7 @@ def _into_weights(source: Source) -> Iterator[str]:
         yield f"{title} has several methods, which cannot all go into the weights"
     elif source.is_ours:
         yield (
-            f"{title} is not merged into the weights: an adapter with a non-linearity is no change of them; methods of PEFT are, "
+            f"{title} is not merged into the weights, as most of vlatrain's own designs have a non-linearity; methods of PEFT are, "
             "such as adapter=lora"
         )
 

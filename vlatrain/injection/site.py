@@ -235,8 +235,8 @@ class Site(nn.Module, BaseTunerLayer):
             self.units[adapter_name].to(device or next(target.parameters()).device)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a non-linear adapter is no change of the weights."""
-        raise ValueError("these adapters are not linear and cannot be merged into the weights; unload() removes them")
+        """Refused: most of the designs have a non-linearity, and are no change of the weights."""
+        raise ValueError("these adapters cannot be merged into the weights, as PEFT's can; unload() removes them")
 
     def unmerge(self) -> None:
         """Nothing to do: they are never merged."""
