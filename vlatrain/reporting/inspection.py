@@ -21,7 +21,7 @@ from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
 from vlatrain.reporting.costs import cost_table, costs
 from vlatrain.reporting.shapes import Shapes
-from vlatrain.tasks import build
+from vlatrain.tasks import build, prepare
 from vlatrain.tasks.base import TYPICAL
 
 ADAM_STATES = 2  # moments of each trainable parameter, fp32, beside its gradient
@@ -87,6 +87,8 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     where = sites(config.model, name, config.points)
     for device in ("meta", "cpu"):  # BOFT looks at values while it is made
         model = meta_model(config.model, name).requires_grad_(False)
+        if config.task.answer_list:  # a classifier has a row for each
+            prepare(config.task, family_of(config.model)(config.model, name, model, None, ""))
         try:
             with torch.device(device):
                 adapted = attach(model, config.adapter, where, [*config.task.parts])
