@@ -144,5 +144,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
     "instructblip": {**QFORMER, "text_config": LLAMA},
+    "blip2_itm": {**QFORMER, "image_text_hidden_size": 16},
 }
 SETTINGS |= {"qwen2_5_vl_3b": SETTINGS["qwen2_5_vl"], "smolvlm_2b": SETTINGS["smolvlm"]}

@@ -25,6 +25,18 @@ def brute_force(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[list[int]
     return image_ranks, text_ranks
 
 
+def test_of_several_vectors_of_an_image_the_best_counts() -> None:
+    images, texts = torch.randn(5, 3, 8), torch.randn(7, 8)
+    owner = torch.tensor([0, 1, 1, 2, 3, 4, 4])
+    scores = torch.tensor([[max(float(v @ text) for v in image) for text in texts] for image in images])  # (I, T)
+    torch.testing.assert_close(retrieval.similarity(images, texts), scores)
+    torch.testing.assert_close(retrieval.similarity(texts, images), scores.T)
+    expected = retrieval.ranks_of_scores(scores, owner)
+    for found, own in zip(retrieval.ranks(images, texts, owner, chunk=2), expected, strict=True):
+        assert torch.equal(found, own)
+    assert torch.equal(retrieval.top_k(texts, images, 2, chunk=3)[1], scores.T.topk(2).indices)
+
+
 @st.composite
 def galleries(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Small integer features: exact in float32, full of ties and duplicates; some images without a text."""

@@ -300,7 +300,8 @@ class Embedder(Protocol):
     """A backbone with images and texts in one space."""
 
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Unit features (B, D), and the states (B, S, width) that `match` takes."""
+        """Unit features (B, D), or several for an image, (B, V, D), of which the most similar counts; and the states (B, S, width)
+        that `match` takes."""
         ...
 
     def text_features(self, text: Text) -> Tensor:

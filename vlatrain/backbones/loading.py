@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip import Blip
+from vlatrain.backbones.blip2 import Blip2
 from vlatrain.backbones.bridged import Prefix, Seq2Seq
 from vlatrain.backbones.chat import Chat
 from vlatrain.backbones.composite_kinds import CausalComposite, Seq2SeqComposite
@@ -28,6 +29,7 @@ FAMILIES: dict[str, type[Backbone]] = {
     "vilt": Vilt,
     "causal_composite": CausalComposite,
     "seq2seq_composite": Seq2SeqComposite,
+    "blip2": Blip2,
     "chat": Chat,
     "prefix": Prefix,
     "seq2seq": Seq2Seq,

@@ -15,9 +15,24 @@ Shapes: I images, T texts, D features, Q queries, G gallery items, K candidates 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
+
+
+def similarity(rows: Tensor, columns: Tensor) -> Tensor:
+    """Scores (A, B) by dot product. An image may have several vectors (BLIP-2: one a query), of which the best counts.
+
+    Args:
+        rows: (A, D), or (A, V, D).
+        columns: (B, D), or (B, V, D); at most one of both has several vectors.
+    """
+    if rows.ndim == 3:
+        return similarity(columns, rows).T
+    if columns.ndim == 3:
+        return reduce(torch.maximum, (rows @ vectors.T for vectors in columns.unbind(dim=1)))
+    return rows @ columns.T
 
 
 def ranks(
@@ -28,7 +43,7 @@ def ranks(
     Memory is O(chunk * (I + T)); no I x T matrix exists.
 
     Args:
-        image_features: (I, D), any floating dtype; computed in float32 on the features' device.
+        image_features: (I, D), or (I, V, D), see `similarity`; any floating dtype; computed in float32 on the features' device.
         text_features: (T, D).
         text_to_image: (T,) index of each text's image.
         chunk: rows scored at a time.
@@ -42,7 +57,12 @@ def ranks(
     """
     images, texts = image_features.float(), text_features.float()
     owner = text_to_image.to(device=texts.device, dtype=torch.long)
-    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or owner.shape != texts.shape[:1]:
+    if (
+        images.ndim not in (2, 3)
+        or texts.ndim != 2
+        or images.shape[-1] != texts.shape[1]
+        or owner.shape != texts.shape[:1]
+    ):
         raise ValueError(
             f"features (I, D) and (T, D) with text_to_image (T,) are needed, not {tuple(images.shape)}, "
             f"{tuple(texts.shape)} and {tuple(owner.shape)}"
@@ -99,7 +119,7 @@ def median_rank(ranks: Tensor) -> float:
 
 
 def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512) -> tuple[Tensor, Tensor]:
-    """The k best gallery items of each query by dot product, best first.
+    """The k best gallery items of each query by `similarity`, best first.
 
     Args:
         queries: (Q, D).
@@ -160,7 +180,9 @@ def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Se
 def _of_images(scores: Tensor, rows: Tensor, owner: Tensor) -> Tensor:
     """Ranks (N,) of the images of these rows (N,) from their scores (N, T) with all texts, whose images are `owner` (T,)."""
     own = owner[None] == rows[:, None]  # (N, T)
-    best = scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if scores.shape[1] else scores
+    best = (
+        scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if scores.shape[1] else scores
+    )
     # another image's caption is ahead unless it is strictly worse; NaN compares false, hence the negation
     ahead = (~own & ~(scores < best)).sum(dim=1)
     return torch.where(own.any(dim=1), ahead + 1, 0)
@@ -176,7 +198,7 @@ def _scores(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[Tensor,
     """Row indices (chunk,) and scores (chunk, columns), one chunk of rows at a time."""
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        yield torch.arange(start, start + len(part), device=rows.device), part @ columns.T
+        yield torch.arange(start, start + len(part), device=rows.device), similarity(part, columns)
 
 
 def _queries(ranks: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Retrieval(Task):
         text, owner = batch["text"], batch["owner"]
         image_features, states = self.embedder.image_features(batch["inputs"])
         text_features = self.embedder.text_features(text)
-        cosine = text_features @ image_features.T  # (T, I)
+        cosine = metric.similarity(text_features, image_features)  # (T, I)
         loss = self._contrast(cosine * self._scale(), text.ids, owner)
         if self.config.matching and self.embedder.matches and len(states) > 1:
             loss = loss + self._matching_loss(cosine.detach() * self._scale().detach(), states, text, owner)
@@ -77,7 +77,7 @@ class Retrieval(Task):
         text = blank_text(batch_size, self.backbone.padded_to(TYPICAL["caption"]), device)
         owner = torch.arange(batch_size, device=device)
         image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
-        logits = self.embedder.text_features(text) @ image_features.T * self._scale()
+        logits = metric.similarity(self.embedder.text_features(text), image_features) * self._scale()
         loss = self._contrast(logits, text.ids, owner)
         if self.config.matching and self.embedder.matches:
             three = owner.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
