@@ -5,9 +5,9 @@ image features of training samples as keys, and what they are as values; an imag
 and gets the values' mixture, weighted by alpha. Tip-Adapter-F then trains the keys.
 
 Deviations:
-- what is added goes to the image's features, f' = f + alpha A V, not to the class scores. In classification, with class features W, a
-  value is the vector v whose scores v W^T are the sample's one-hot label, so that f' W^T are the paper's scores but for the length
-  of f'. Retrieval has no classes; there a value is the text features of a caption of the sample;
+- what is added goes to the image's features, f' = f + alpha A V, not to the class scores. In classification, with class features W,
+  a value is the vector v whose scores v W^T are the sample's one-hot label, so that f' W^T are the paper's scores but for the
+  length of f'. Retrieval has no classes; there a value is the text features of a caption of the sample;
 - the affinities are divided by their sum, A = softmax(beta f K^T), so that alpha means the same for every size of the cache.
 
 f is of unit length here. The design sits in front of the features' normalisation, so what it adds has the length of the features.
