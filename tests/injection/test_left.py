@@ -22,14 +22,14 @@ SAMPLES = make_samples()[:4]
 
 
 def backbone_of(name: str) -> Backbone:
-    if name in ("bart", "t5"):
+    if name in composites.LANGUAGE:
         return composites.loaded("clip", name)
     return load(small_config(name), "vqa", texts=composites.TEXTS)
 
 
 def adapted(name: str) -> Backbone:
     backbone = backbone_of(name)
-    points = ["*"] if name == "blip" else ["text", "decoder"]
+    points = {"blip": ["*"], "gpt2": ["decoder"], "llama": ["decoder"]}.get(name, ["text", "decoder"])
     attach(backbone.model, adapter_config("lst"), sites(backbone.config, "vqa", points))
     torch.manual_seed(1)
     for key, parameter in backbone.model.named_parameters():
@@ -39,7 +39,7 @@ def adapted(name: str) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize("name", ["blip", "bart", "t5", "blip2_t5", "florence2"])
+@pytest.mark.parametrize("name", ["blip", "bart", "t5", "blip2_t5", "florence2", "gpt2", "llama"])
 def test_a_batch_is_as_its_samples(name: str) -> None:
     """Several answers for one sample, none alike; another order; generation by beams with alternatives."""
     backbone = adapted(name)
@@ -56,7 +56,7 @@ def test_a_batch_is_as_its_samples(name: str) -> None:
         assert [p for _, p in one] == pytest.approx([p for _, p in other], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["bart", "t5"])
+@pytest.mark.parametrize("name", composites.LANGUAGE)
 def test_a_visual_projection_learns_through_the_side(name: str) -> None:
     backbone = adapted(name)
     task = build(TaskConfig(name="vqa"), backbone)

@@ -226,10 +226,10 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
     else:
         two.model.load_adapter(str(tmp_path))
         # transformers leaves the tensors where they are in the file, aligned to 8 bytes, which may change how they are summed
-        assert loss_of(two) == pytest.approx(expected, rel=1e-6)
+        assert loss_of(two) == pytest.approx(expected, rel=3e-6)
     for folder in folders:
         PeftModel.from_pretrained(four.model, str(folder), low_cpu_mem_usage=True)
-    assert loss_of(four) == pytest.approx(expected, rel=1e-6)  # as with transformers: tensors in the file's memory
+    assert loss_of(four) == pytest.approx(expected, rel=3e-6)  # as with transformers: tensors in the file's memory
 
 
 @table

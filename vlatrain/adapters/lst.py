@@ -134,22 +134,33 @@ class Lst(Adapter):
         past = 0 if cache is None else int(cache.get_seq_length(self.index))
         if self.embed is not None:
             call.carried[STATES] = self.embed(states.to(self.embed.weight.dtype))  # (B, L, d)
-            call.carried[TABLE] = None if self.positions is None else self.table(states.shape[1], past)
         causal = self.causal or bool(arguments.get("is_causal"))
         mask = kept(arguments.get("attention_mask"))
         if mask is None and causal:
             length = states.shape[1]
             mask = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=states.device).tril(past)
+        if self.embed is not None:
+            call.carried[TABLE] = None if self.positions is None else self.table(states.shape[1], past, mask)
         other = arguments.get("encoder_hidden_states")
         call.carried[HEARD] = cache, mask, other, kept(arguments.get("encoder_attention_mask"))
         return detached(arguments)
 
-    def table(self, length: int, past: int) -> Tensor:
-        """What positions add to the scores of tokens (L) with those before and themselves (past + L): (1, heads, L, past + L)."""
+    def table(self, length: int, past: int, mask: Tensor | None) -> Tensor:
+        """What positions add to the scores of tokens (L) with those before and themselves (K = past + L); padding has no position.
+
+        Args:
+            length: L.
+            past: tokens before them.
+            mask: (B, 1, L or 1, K) True for what may be attended to; None: everything.
+
+        Returns:
+            (B or 1, heads, L, K).
+        """
         assert self.positions is not None
-        where = torch.arange(past + length, device=self.positions.device)
-        distance = where - where[past:, None]  # (L, past + L), of key from query
-        return self.positions[buckets_of(distance, self.buckets, self.causal)].permute(2, 0, 1)[None]
+        shown = torch.ones(1, past + length, device=self.positions.device) if mask is None else mask[:, 0, -1]
+        where = shown.long().cumsum(dim=1)  # (B, K)
+        distance = where[:, None] - where[:, -length:, None]  # (B, L, K), of key from query
+        return self.positions[buckets_of(distance, self.buckets, self.causal)].permute(0, 3, 1, 2)
 
     def forward(self, states: Tensor, call: Call) -> Tensor | None:
         """What the last rung of a tower with a head adds to the trunk's output, (B, L, width); the others add nothing."""
@@ -239,7 +250,7 @@ class Attention(nn.Module):
             states: (B, L, d).
             source: (B, S, source); None: the states themselves, with those before them that the cache has.
             mask: (B or 1, 1, L or 1, K) True for what may be attended to; None: everything.
-            table: (1, heads, L, K) what positions add to the scores.
+            table: (B or 1, heads, L, K) what positions add to the scores.
             cache: of keys and values.
             index: the layer of the cache that is this one's.
         """

@@ -221,7 +221,8 @@ def _ends(
         if not towers[tower].end and tower not in read:
             yield Unfit(
                 f"{title}: never goes back through the trunk, so it fits only towers that end in a head "
-                f"({', '.join(ends)}), {'those that these attend to, ' if _reads_sides(method) else ''}and not {tower}"
+                f"({', '.join(ends)}), {'those that these attend to, ' if _reads_sides(method) else ''}and not {tower}: "
+                "leave it out of adapter.points"
             )
         elif max(chosen) != towers[tower].layers - 1:
             yield f"{title}: the last layer of {tower}, {towers[tower].layers - 1}, must be among its points"
