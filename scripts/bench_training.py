@@ -95,7 +95,8 @@ def ours(row: Row, data: Path, adapter: str, steps: int, out: Path, more: list[s
     words = [
         f"task={row.task}", f"model={row.model}", "model.random_init=true", f"adapter={adapter}", "data=files",
         f"data.train={data / 'train.jsonl'}", f"data.eval={data / 'eval.jsonl'}", f"trainer.batch_size={row.batch}",
-        "trainer.accumulate=1", "trainer.eval_every=100000", "task.decode.max_new_tokens=2", "task.decode.num_beams=1", *length, *more,
+        "trainer.accumulate=1", "trainer.eval_every=100000", "task.decode.max_new_tokens=2", "task.decode.num_beams=1",
+        *length, *more,
     ]  # fmt: skip
     if adapter != "full":
         words.append(f"adapter.points={json.dumps(row.points)}".replace('"', ""))
@@ -213,7 +214,8 @@ def trainer(
 
     arguments = TrainingArguments(
         output_dir=str(out.parent / "trainer"), per_device_train_batch_size=batch, remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, label_names=["labels"],
+        use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, label_names=["labels"],
         **({"num_train_epochs": epochs} if epochs else {"max_steps": steps}),
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=lines, data_collator=collate, callbacks=[Times()]).train()  # type: ignore[arg-type]

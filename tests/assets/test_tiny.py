@@ -79,7 +79,9 @@ def test_the_tokenizer_knows_every_word_of_the_built_in_tasks_and_can_spell_the_
     assert not [piece for text in texts for piece in tokenizer.tokenize(text) if piece.startswith(("##", "[UNK]"))]
     odd = "Zebras graze, 1,024 at a time; isn't that (quite) odd? - jazz & vox @ 75% #7"
     assert tokenizer.unk_token_id not in tokenizer(odd).input_ids
-    assert (tokenizer(odd).input_ids[-1] == tokenizer.sep_token_id) == (folder != GPT)  # a language model's adds nothing
+    assert (tokenizer(odd).input_ids[-1] == tokenizer.sep_token_id) == (
+        folder != GPT
+    )  # a language model's adds nothing
 
 
 def test_questions_about_one_figure(answer):
