@@ -146,6 +146,7 @@ def _by_task(config: TrainConfig) -> Iterator[str]:
         elif name or is_peft(method) or method.name in BARE or {"sources", "parts"} & set(method.needs):
             yield Unfit(
                 f"{key}.by_task=true: adapter={method.name} trains one for all parts; only vlatrain's own designs have one for each"
+                + ("; LoRA as one of them is adapter=task_lora" if method.name == "lora" else "")
             )
 
 
