@@ -16,6 +16,11 @@ from vlatrain.injection.mergeable import unmergeable
 from vlatrain.injection.points import Point, Stack, select
 from vlatrain.injection.sources import unfusable
 
+PLACES = {
+    "rotary": "has rotary positions, among which tokens cannot be put",
+    "queries": "tells its queries from texts by their places, so that no tokens can be put in front of them",
+    "grid": "works on the cells of a grid, in which there is no place for further tokens",
+}  # why a tower with such positions takes no further tokens
 ON_QUANTISED = ("lora", "ia3", "hira", "randlora", "road")  # of PEFT's methods, those that take bitsandbytes' layers
 
 
@@ -199,10 +204,8 @@ def _inserting(
             config.model.towers[tower],
             f"adapter={method.name}: the {tower} tower of model={config.model.name}",
         )
-        if kind.positions == "rotary":
-            yield Unfit(
-                f"{title} has rotary positions, among which tokens cannot be put; leave it out of adapter.points"
-            )
+        if kind.positions in PLACES:
+            yield Unfit(f"{title} {PLACES[kind.positions]}; leave it out of adapter.points")
         elif kind.positions == "relative" and (kind.causal or len(chosen) < towers[tower].layers):
             yield Unfit(
                 f"{title} has relative positions, which tokens can be put among in all layers of an encoder only; leave it out of "

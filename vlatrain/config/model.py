@@ -38,7 +38,8 @@ class TowerConfig:
         norm: path of the final norm; empty if the stack has none.
         outside: paths of what else it has outside its layers, by role: `embedding_norm`, `head` (what its last states go to).
         causal: whether a token sees only those before it (decoders, CLIP's text tower).
-        positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table) or `rotary`.
+        positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table), `rotary`,
+            `queries` (a Q-Former's, which come first) or `grid` (windows and convolutions).
         sites: the sites of each layer, by name (attn, cross, ffn).
     """
 
