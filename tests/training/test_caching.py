@@ -44,6 +44,12 @@ CELLS = {
         "model.config.vision_config={hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, image_size: 32}",
         "model.config.text_config={d_model: 32, d_kv: 16, d_ff: 64, num_layers: 2, num_decoder_layers: 2, num_heads: 2}",
     ],
+    "BLIP-2": [
+        "model=blip2_opt", "model.random_init=true", "model.config.num_query_tokens=4", "model.config.vision_config.image_size=28",
+        "model.config.vision_config={hidden_size: 24, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2}",
+        "model.config.qformer_config={hidden_size: 24, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2}",
+        "model.config.text_config={hidden_size: 32, word_embed_proj_dim: 32, ffn_dim: 64, num_hidden_layers: 2}",
+    ],
     "LoRA": ["task=captioning", "adapter=lora"],
     "several passes": ["task=captioning", "trainer.accumulate=2", "trainer.workers=1"],
 }  # fmt: skip

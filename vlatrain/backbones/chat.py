@@ -155,6 +155,10 @@ class Chat(Backbone):
             texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
         return self._given(images, [[(text, "")] for text in texts])
 
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
+        return self.inputs([Image.new("RGB", (8, 8))] * count, questions, max_length)
+
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
         """Inputs that have only shapes, those of a square image."""
         with torch.device("cpu"):
@@ -191,7 +195,8 @@ class Chat(Backbone):
         """What the model makes of images, before it reads."""
         see = self.model.base_model.get_image_features
         wanted = inspect.signature(see).parameters
-        with torch.device("cpu"):  # where only shapes are asked for, what is made from values must have some
+        # where only shapes are asked for, what is made from values must have some
+        with self.prefix("vision", inputs), torch.device("cpu"):
             return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
 
     def context(self, inputs: Inputs) -> Inputs:
