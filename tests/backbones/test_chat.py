@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,8 +128,28 @@ def test_a_folder_loads_as_it_was_saved(name: str, tmp_path: Path) -> None:
     target, _ = first.target(REPLIES, 20)
     assert torch.equal(target.ids, second.target(REPLIES, 20)[0].ids)
     assert torch.equal(*(b.logits(b.context(i), target) for b, i in zip((first, second), given, strict=True)))
+    carried = pickle.loads(pickle.dumps(second.processor))  # as data-loading workers may get it
+    assert type(carried) is type(second.processor)
+    assert carried.to_dict() == second.processor.to_dict()
     decode = DecodeConfig(max_new_tokens=4)
     assert len({tuple(b.generate(b.context(given[0]), decode)) for b in (first, second)}) == 1
+
+
+def test_a_folder_in_the_hubs_older_layout(tmp_path: Path) -> None:
+    """No settings of the whole processor, those of its image processor on their own, the chat template in JSON."""
+    first = make("qwen2_5_vl")
+    first.model.generation_config.eos_token_id = [7, 8]
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    first.processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": first.processor.chat_template}))
+    assert not (tmp_path / "processor_config.json").exists()
+    second = load(model_config("qwen2_5_vl", checkpoint=str(tmp_path), options=first.config.options), "vqa")
+    assert type(second.processor) is type(first.processor)
+    given = [backbone.inputs(images(), QUESTIONS, 40) for backbone in (first, second)]
+    assert all(torch.equal(value, given[1][key]) for key, value in given[0].items())
+    assert second.script.end_ids == first.script.end_ids
+    assert second.writer.generation_config.eos_token_id == sorted({7, 8, second.script.end_ids[-1], 3})
 
 
 @named(*NAMES)

@@ -104,14 +104,18 @@ class Chat(Backbone):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = Options.of(self.config)
-        self.takes = inspect.signature(self.model.forward).parameters
+        self.takes = tuple(inspect.signature(self.model.forward).parameters)
         if self.processor is None:  # only shapes are asked for
             return
         self.script = Script(self.processor, self.options.lead, self.options.end)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        ends = {self.script.end_ids[-1], self.tokenizer.eos_token_id}
+        if not self.config.random_init:  # a checkpoint may know of further ones
+            known = self.model.generation_config.eos_token_id
+            ends.update(known if isinstance(known, list) else [] if known is None else [known])
         self.writer.generation_config = GenerationConfig(
-            eos_token_id=sorted({self.script.end_ids[-1], self.tokenizer.eos_token_id}),
+            eos_token_id=sorted(ends),
             pad_token_id=self.tokenizer.pad_token_id,
             decoder_start_token_id=getattr(self.model.config.text_config, "decoder_start_token_id", None),
         )

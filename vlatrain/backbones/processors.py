@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import transformers
@@ -30,6 +31,7 @@ FACTS = (
 )  # settings that processors want to know, under the same name
 
 
+@cache
 def processor_class(name: str) -> type[ProcessorMixin]:
     """A processor class of transformers, without its video processor.
 
@@ -40,7 +42,19 @@ def processor_class(name: str) -> type[ProcessorMixin]:
         raise UserError(f"{name} is no processor of transformers")
     found = getattr(transformers, name)
     still = [attribute for attribute in found.get_attributes() if "video" not in attribute]
-    return type(name, (found,), {"get_attributes": classmethod(lambda cls: still), "__module__": found.__module__})
+    own = {
+        "get_attributes": classmethod(lambda cls: still),
+        "__module__": found.__module__,
+        "__reduce__": lambda self: (_again, (name, vars(self))),  # pickling looks for a class by its name
+    }
+    return type(name, (found,), own)
+
+
+def _again(name: str, attributes: dict[str, Any]) -> ProcessorMixin:
+    kind = processor_class(name)
+    processor = kind.__new__(kind)
+    vars(processor).update(attributes)
+    return processor
 
 
 def read(checkpoint: str) -> Any:
