@@ -157,7 +157,7 @@ class Chat(Backbone):
         texts = [told["captioning"]] * len(images)
         if questions is not None:
             texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
-        return self._given(images, [[(text, "")] for text in texts])
+        return self._processed(images, [[(text, "")] for text in texts])
 
     def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
         """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
@@ -179,15 +179,13 @@ class Chat(Backbone):
     def _said(self, text: str, max_length: int) -> str:
         return self.script.cut(self.script.clean(text), max_length)
 
-    def _given(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
+    def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
         """Images and conversations up to the last reply as the processor has them, padded in front."""
         texts = [self.script.asked(turns) for turns in conversations]
-        start = self.tokenizer.bos_token
-        plain = (
-            {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
-        )  # as in apply_chat_template
-        options = {"images_kwargs": self.options.images} if self.options.images else {}
-        found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **plain, **options)
+        options: dict[str, Any] = {"images_kwargs": self.options.images} if self.options.images else {}
+        if (start := self.tokenizer.bos_token) and texts[0].startswith(start):  # as in apply_chat_template
+            options["add_special_tokens"] = False
+        found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **options)
         kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
         # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
         order = kept["attention_mask"].argsort(dim=1, stable=True, descending=not self.in_front)
@@ -312,7 +310,7 @@ class Chat(Backbone):
             rows.append([self.script.end_ids[-1], *ids[:left]])
             masks.append(torch.tensor([0, *learned[:left]]))
         rest = self._padded(rows)
-        given = self._given(images, [turns[:1] for turns in said])
+        given = self._processed(images, [turns[:1] for turns in said])
         return {**given, "rest": rest}, Text(rest.ids, pad_sequence(masks, batch_first=True))
 
     def conversation_logits(self, inputs: Inputs) -> Tensor:
@@ -336,7 +334,7 @@ class Chat(Backbone):
             while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
                 turns = turns[1:]
             said.append(turns)
-        return self._given(images, said)
+        return self._processed(images, said)
 
 
 def searched(decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
