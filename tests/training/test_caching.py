@@ -140,9 +140,7 @@ def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> 
             *words,
             "trainer.cache=disk",
         )
-    assert (
-        len(list(root().iterdir())) == 3
-    )  # another seed draws other weights; another width of adapters does not
+    assert len(list(root().iterdir())) == 3  # another seed draws other weights; another width of adapters does not
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
