@@ -41,7 +41,6 @@ class Prefix(Chat):
             return self.writer(
                 inputs_embeds=self._embedded(context, prompt["input_ids"]),
                 attention_mask=prompt["attention_mask"],
-                position_ids=(prompt["attention_mask"].cumsum(dim=1) - 1).clamp(min=0),
                 use_cache=False,
                 logits_to_keep=last,
             ).logits
