@@ -62,6 +62,7 @@ PER_LAYER = {
 }
 
 
+@pytest.mark.slow  # tests/test_audit.py has quick ones
 @pytest.mark.parametrize(
     ("words", "trainable"),
     [

@@ -128,6 +128,7 @@ def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) 
     assert two[2]["computed"] == 32
 
 
+@pytest.mark.slow
 def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> None:
     for number, words in enumerate((["seed=0"], ["seed=1"], ["adapter.dim=8"], ["adapter.points=[vision.last1.*]"])):
         random = ["task=captioning", "model.random_init=true", "model.config.vision_config.num_hidden_layers=2"]
