@@ -30,7 +30,7 @@ CELLS = {
     "a decoder behind a frozen question encoder": ["task=vqa", "adapter.points=[decoder]"],
     "half a question encoder": ["task=vqa", "adapter.points=[fusion.last1.*,decoder]"],
     "the last image layers": ["task=vqa", "adapter.points=[vision.last1.*,fusion]"],
-    "BLIP's retrieval": ["task=retrieval"],
+    "BLIP's retrieval": ["task=retrieval", "adapter.points=[vision.last2.*,fusion]"],
     "CLIP": ["task=retrieval", "model=tiny_clip", "adapter.points=[*.last2.*]"],
     "a ladder": ["task=retrieval", "model=tiny_clip", "adapter=ladder"],
     "two tasks": ["task=joint", "adapter.points=[decoder]"],

@@ -146,13 +146,15 @@ class _Work:
         self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
         self.result = PrefixCache(kept, {})
         self.keeping = Keeping({name: f.boundary for name, f in kept.items() if f.boundary}, {})
-        self.asks = config.task.name == "vqa"
+        self.asks = config.task.name in ("vqa", "joint")
+        ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
+        self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
         self.seconds = 0.0
 
     def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> PrefixCache | None:
         """The cache with its stores, or None where it would not pay or has no room."""
         every = [sample for split in samples.values() for sample in split]
-        on_disk = {name: self._disk(name) for name in self.result.towers(self.asks)}
+        on_disk = {name: self._disk(name) for name in self.needed}
         self.result.stores = dict(on_disk)
         missing = self._missing(every)
         need = self._bytes(missing)
@@ -193,7 +195,7 @@ class _Work:
         return list(found.values())
 
     def _asked(self, sample: Sample) -> bool:
-        return bool(sample.question) and (self.asks or self.config.task.name == "joint")
+        return bool(sample.question) and self.asks
 
     def _pays(
         self,
@@ -234,7 +236,7 @@ class _Work:
 
     def _in_memory(self, samples: Sequence[Sample]) -> dict[str, Memory]:
         """By tower, the states of samples, computed and not kept."""
-        memory = {name: Memory() for name in self.result.towers(self.asks)}
+        memory = {name: Memory() for name in self.needed}
         kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory))
         for start in range(0, len(samples), self._batch):
             self._compute(samples[start : start + self._batch])
