@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from vlatrain.cli import main
@@ -31,3 +32,13 @@ def tiny_run(folder: Path, task: str, *overrides: str) -> Path:
     )
     assert command(f"task={task}", f"run.dir={folder}", *sizes, *overrides) == 0
     return folder
+
+
+def asked(output: Path, *words: str) -> list[dict]:
+    """Predict.
+
+    Returns:
+        The records of its output file.
+    """
+    assert command("predict", *words, f"output={output}") == 0
+    return [json.loads(line) for line in output.read_text().splitlines()]

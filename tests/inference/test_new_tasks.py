@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.runs import command, tiny_run
+from tests.runs import asked, command, tiny_run
 from tests.tasks.talker import Talker, write_yaml
 from vlatrain.backbones.loading import FAMILIES
 from vlatrain.config.paths import read_config
@@ -28,20 +27,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
             "instruct": tiny_run(folder / "instruct", "instruct", "--config-dir", str(own), "model=talker"),
             "own": own,
         }
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for colour in ("red", "green", "blue"):
-        Image.new("RGB", (70, 50), colour).save(folder / f"{colour}.png")
-    return folder
-
-
-def asked(output: Path, *words: str) -> list[dict]:
-    assert command("predict", *words, f"output={output}") == 0
-    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -6,29 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.runs import command, tiny_run
+from tests.runs import asked, command, tiny_run
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     return {task: tiny_run(folder / task, task) for task in ("vqa", "captioning", "retrieval")}
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for colour in ("red", "green", "blue"):
-        Image.new("RGB", (70, 50), colour).save(folder / f"{colour}.png")
-    return folder
-
-
-def asked(output: Path, *words: str) -> list[dict]:
-    assert command("predict", *words, f"output={output}") == 0
-    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 def test_one_image_with_scored_answers(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
 from vlatrain.backbones.prefix import Keeping
 from vlatrain.config import DecodeConfig, ModelConfig, UserError
+from vlatrain.config.keys import did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vlatrain.data.sample import Turn
 
+Kind = TypeVar("Kind", bound=Any)
 Inputs = dict[str, Any]
 """Tensors and texts by name, with a row for each sample."""
 
@@ -236,6 +238,34 @@ def blank_text(batch_size: int, length: int, device: torch.device | str) -> Text
     """Texts without content: (B, L)."""
     ids = torch.zeros(batch_size, length, dtype=torch.long, device=device)
     return Text(ids, torch.ones_like(ids))
+
+
+def options_as(kind: type[Kind], config: ModelConfig) -> Kind:
+    """A description's `model.options` as a family has them, a dataclass.
+
+    Raises:
+        UserError: it has others.
+    """
+    known = [option.name for option in fields(kind)]
+    if unknown := [str(name) for name in config.options if name not in known]:
+        raise UserError(
+            f"model.options.{name}: family={config.family} has no such option{did_you_mean(name, known)}"
+            for name in unknown
+        )
+    return kind(**config.options)
+
+
+def searched(decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
+    """Settings of transformers' `generate`, as a task has them."""
+    beams = max(decode.num_beams, alternatives)
+    return {
+        "do_sample": False,
+        "num_beams": beams,
+        "num_return_sequences": alternatives,
+        "max_new_tokens": decode.max_new_tokens,
+        "min_new_tokens": decode.min_new_tokens,
+        **({"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}),
+    }
 
 
 @runtime_checkable

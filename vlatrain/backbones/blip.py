@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Inputs, Text
+from vlatrain.backbones.base import Backbone, Inputs, Text, searched
 from vlatrain.backbones.blip_attention import make_fast
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, hand, left, reads_other
@@ -93,22 +93,15 @@ class Blip(Backbone):
         """Greedy or beam search, key-value cached."""
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
-        beams = max(decode.num_beams, alternatives)
-        beam_options = {"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}
         with bring(self.model, context):
             ids = self.model.text_decoder.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
                 encoder_hidden_states=states,
                 encoder_attention_mask=mask,
-                do_sample=False,
-                num_beams=beams,
-                num_return_sequences=alternatives,
-                max_new_tokens=decode.max_new_tokens,
-                min_new_tokens=decode.min_new_tokens,
                 eos_token_id=self._end,
                 pad_token_id=self.model.config.text_config.pad_token_id,
-                **beam_options,
+                **searched(decode, alternatives),
             )  # (B * alternatives, P + new)
         texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -16,8 +16,8 @@ from torch.nn.functional import dropout
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
-from vlatrain.backbones.base import Inputs, Text
-from vlatrain.backbones.chat import Chat, searched
+from vlatrain.backbones.base import Inputs, Text, searched
+from vlatrain.backbones.chat import Chat
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, left
 

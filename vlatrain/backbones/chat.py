@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +26,9 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlatrain.backbones import processors
-from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text
+from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, searched
 from vlatrain.backbones.script import Script, Turns
-from vlatrain.config import DecodeConfig, ModelConfig, UserError
-from vlatrain.config.keys import did_you_mean
+from vlatrain.config import DecodeConfig, ModelConfig
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
@@ -71,21 +70,6 @@ class Options:
     frame: str = ""
     template: str = ""
 
-    @classmethod
-    def of(cls, config: ModelConfig) -> Options:
-        """Those of a description.
-
-        Raises:
-            UserError: it has others.
-        """
-        known = [option.name for option in fields(cls)]
-        if unknown := [str(name) for name in config.options if name not in known]:
-            raise UserError(
-                f"model.options.{name}: family={config.family} has no such option{did_you_mean(name, known)}"
-                for name in unknown
-            )
-        return cls(**config.options)
-
 
 class Chat(Backbone):
     """A causal model. `Generator` and, with a chat template, `Converser`.
@@ -103,7 +87,7 @@ class Chat(Backbone):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = Options.of(self.config)
+        self.options = options_as(Options, self.config)
         self.takes = tuple(inspect.signature(self.model.forward).parameters)
         if self.processor is None:  # only shapes are asked for
             return
@@ -135,7 +119,7 @@ class Chat(Backbone):
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
         """A processor for random weights of such settings, its tokenizer made from texts and prompts."""
-        options = Options.of(config)
+        options = options_as(Options, config)
         words = [*texts, *config.prompts.values()]
         return processors.make(settings, words, options.tokens, options.more_tokens, options.frame, options.template)
 
@@ -143,7 +127,8 @@ class Chat(Backbone):
     def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
         """The settings with the token ids of a processor that was made."""
         ids = {
-            key: processor.tokenizer.convert_tokens_to_ids(token) for key, token in Options.of(config).tokens.items()
+            key: processor.tokenizer.convert_tokens_to_ids(token)
+            for key, token in options_as(Options, config).tokens.items()
         }
         return {**super().with_tokens(config, settings, processor), **ids}
 
@@ -335,16 +320,3 @@ class Chat(Backbone):
                 turns = turns[1:]
             said.append(turns)
         return self._processed(images, said)
-
-
-def searched(decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
-    """Settings of transformers' `generate`, as a task has them."""
-    beams = max(decode.num_beams, alternatives)
-    return {
-        "do_sample": False,
-        "num_beams": beams,
-        "num_return_sequences": alternatives,
-        "max_new_tokens": decode.max_new_tokens,
-        "min_new_tokens": decode.min_new_tokens,
-        **({"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}),
-    }

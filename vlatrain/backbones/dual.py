@@ -15,7 +15,7 @@ Deviations from transformers 5.23, each on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,9 +26,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text
-from vlatrain.config import ModelConfig, UserError
-from vlatrain.config.keys import did_you_mean
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as
+from vlatrain.config import ModelConfig
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
@@ -60,21 +59,6 @@ class Options:
     states_norm: str = "vision_model.post_layernorm"
     pool: Sequence[str] = ("first", "visual_projection")
 
-    @classmethod
-    def of(cls, config: ModelConfig) -> Options:
-        """Those of a description.
-
-        Raises:
-            UserError: it has others.
-        """
-        known = [option.name for option in fields(cls)]
-        if unknown := [name for name in config.options if name not in known]:
-            raise UserError(
-                f"model.options.{name}: family=dual has no such option{did_you_mean(str(name), known)}"
-                for name in unknown
-            )
-        return cls(**config.options)
-
 
 class Dual(Backbone):
     """A dual encoder for retrieval and classification. See `Embedder` for the operations."""
@@ -83,7 +67,7 @@ class Dual(Backbone):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = Options.of(self.config)
+        self.options = options_as(Options, self.config)
         towers = [self.config.towers[name] for name in self.config.tasks[self.task].towers]
         for layers in (self.model.get_submodule(tower.layers) for tower in towers if tower.causal):
             for module in layers.modules():
@@ -95,7 +79,7 @@ class Dual(Backbone):
         """The architecture with random weights, on torch's default device."""
         model = super().build(config, task, settings)
         with torch.no_grad():
-            for name, value in Options.of(config).start.items():
+            for name, value in options_as(Options, config).start.items():
                 model.get_parameter(name).fill_(value)
         return model
 

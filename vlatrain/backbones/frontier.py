@@ -17,8 +17,6 @@ from vlatrain.backbones.prefix import Boundary
 from vlatrain.config import ModelConfig
 from vlatrain.injection.site import Site
 
-OF_SAMPLE = ("image", "question", "text")  # what a sample has, in the words of `ModelTaskConfig.pure`
-
 
 @dataclass(frozen=True)
 class Frontier:
@@ -105,10 +103,13 @@ def _outside(model: nn.Module, config: ModelConfig, task: str) -> str:
     return ""
 
 
-def described(found: Mapping[str, Frontier]) -> list[tuple[str, str, str]]:
-    """A row for each tower: its name, what is frozen of it, and what pins the frontier there."""
-    rows = []
-    for tower, frontier in found.items():
-        kept = frontier.boundary.name if frontier.boundary else "-"
-        rows.append((tower, kept, frontier.pinned or "nothing: frozen as a whole"))
-    return rows
+def needed(found: Mapping[str, Frontier], asked: bool = True) -> list[str]:
+    """The towers whose states a call takes: those that can be kept, but for those that only a tower reads that is kept as a whole.
+
+    Args:
+        found: what `frontiers` returned.
+        asked: whether a question is put.
+    """
+    kept = [name for name, own in found.items() if own.boundary and (asked or "question" not in own.of)]
+    whole = {reads for name in kept if found[name].whole for reads in found[name].reads}
+    return [name for name in kept if name not in whole]

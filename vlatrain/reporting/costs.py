@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlatrain.backbones.frontier import frontiers
+from vlatrain.backbones.frontier import frontiers, needed
 from vlatrain.backbones.loading import family_of
 from vlatrain.backbones.prefix import Enough, Keeping, Kept
 from vlatrain.config import TrainConfig
@@ -71,17 +71,16 @@ def costs(config: TrainConfig, model: nn.Module) -> Costs:
             loss.backward()
     found = frontiers(model, config.model, config.task.name)
     boundaries = {name: frontier.boundary for name, frontier in found.items() if frontier.boundary}
-    whole = {tower for name in boundaries if found[name].whole for tower in found[name].reads}
-    needed = [name for name in boundaries if name not in whole]
+    wanted = needed(found)
     keeping, saved, states = Keeping(boundaries, {}), 0, dict[str, Kept]()
-    if needed:
+    if wanted:
         backbone.keeping = keeping
-        asked = TYPICAL["question"] if any("question" in found[name].of for name in needed) else 0
+        asked = TYPICAL["question"] if any("question" in found[name].of for name in wanted) else 0
         with ExitStack() as stack:
             prefix = stack.enter_context(FlopCounterMode(display=False))
             for context in (torch.device("meta"), Shapes(), torch.no_grad(), suppress(Enough)):
                 stack.enter_context(context)
-            states = stack.enter_context(keeping.recording(needed))
+            states = stack.enter_context(keeping.recording(wanted))
             backbone.foresee(backbone.blank(1, "meta", asked))
         saved = prefix.get_total_flops()
     rows = []

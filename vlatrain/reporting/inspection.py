@@ -56,7 +56,10 @@ def count(config: TrainConfig) -> Inspection:
     Raises:
         UserError: the backbone does not serve the task, or patterns select nothing.
     """
-    model, adapted = without_values(config)
+    return _counted(config, *without_values(config))
+
+
+def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspection:
     trainable = Counter[str]()
     saved = 0  # a fusion's frozen sources too
     for key, parameter in adapted.named_parameters():
@@ -102,7 +105,8 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
 def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     """Print towers and points, what is selected, and the counts."""
     console = console or Console()
-    found = count(config)
+    model, adapted = without_values(config)
+    found = _counted(config, model, adapted)
     where = sites(config.model, config.task.name, config.points)
     console.print(
         f"[bold]{config.model.name}[/] ({config.model.tasks[config.task.name].architecture}, "
@@ -111,7 +115,7 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     console.print(_towers(config, where))
     console.print(_counts(config, found))
     with suppress(RuntimeError):  # a method of PEFT that looks at values
-        console.print(cost_table(costs(config, without_values(config)[0])))
+        console.print(cost_table(costs(config, model)))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
     console.print(
         f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "

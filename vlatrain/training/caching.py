@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.frontier import Frontier, frontiers
+from vlatrain.backbones.frontier import Frontier, frontiers, needed
 from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
@@ -79,9 +79,7 @@ class PrefixCache:
 
     def towers(self, asked: bool) -> list[str]:
         """The towers whose states a call needs."""
-        kept = [name for name, frontier in self.frontiers.items() if asked or "question" not in frontier.of]
-        whole = {reads for name in kept if self.frontiers[name].whole for reads in self.frontiers[name].reads}
-        return [name for name in kept if name not in whole]
+        return needed(self.frontiers, asked)
 
     def key(self, tower: str, sample: Sample) -> str:
         """What of a sample a tower's states are a function of."""
@@ -157,10 +155,11 @@ class _Work:
         on_disk = {name: self._disk(name) for name in self.needed}
         self.result.stores = dict(on_disk)
         missing = self._missing(every)
-        need = self._bytes(missing)
-        where = way if way != "auto" or not missing else "disk" if self._room("disk", need) else "memory"
-        if way == "auto" and not missing:
-            where = "disk"
+        if way == "auto" and missing and not self._again(samples, uses):
+            return None
+        need, where = self._bytes(missing), way
+        if way == "auto":
+            where = "disk" if not missing or self._room("disk", need) else "memory"
         if missing and not self._room(where, need):
             limit = self.config.trainer.cache_gb
             log.info("Cache: off; %.1f GB have no room (trainer.cache_gb=%g is the most on disk)", need / 1e9, limit)
@@ -197,6 +196,10 @@ class _Work:
     def _asked(self, sample: Sample) -> bool:
         return bool(sample.question) and self.asks
 
+    def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> int:
+        """How often a sample is seen that has been seen before."""
+        return max(0, sum(len(split) * (uses.get(name, 1) - 1) for name, split in samples.items()))
+
     def _pays(
         self,
         tried: Sequence[Sample],
@@ -206,9 +209,7 @@ class _Work:
     ) -> bool:
         """Whether keeping states takes less time than computing them again, measured on a few samples."""
         once = sum(len(split) for split in samples.values())
-        again = sum(len(split) * uses.get(name, 1) for name, split in samples.items())
-        if again <= once:
-            return False
+        again = once + self._again(samples, uses)
         started = time.perf_counter()
         memory = self._in_memory(tried)
         computing = (time.perf_counter() - started) / len(tried)
@@ -232,7 +233,7 @@ class _Work:
         if not samples:
             return 0
         memory = self._in_memory(samples[:1])
-        return len(samples) * sum(state.nbytes for store in memory.values() for state in store.states.values())
+        return len(samples) * sum(store.bytes for store in memory.values())
 
     def _in_memory(self, samples: Sequence[Sample]) -> dict[str, Memory]:
         """By tower, the states of samples, computed and not kept."""
@@ -265,17 +266,13 @@ class _Work:
             store.flush()
         if processes > 1 and torch.distributed.is_initialized():
             torch.distributed.barrier()
-        for store in self.result.stores.values():
-            if isinstance(store, Disk):
-                store.refresh()
+        known = self.keeping.in_tuple
         for name, store in self.result.stores.items():
             if isinstance(store, Disk):
-                if name in self.keeping.in_tuple:
-                    store.tell(in_tuple=self.keeping.in_tuple[name])
-                self.keeping.in_tuple[name] = store.note["in_tuple"]
-        taken = sum(sizes(store.folder) for store in self.result.stores.values() if isinstance(store, Disk))
-        if not on_disk:
-            taken = sum(state.nbytes for s in self.result.stores.values() for state in s.states.values())  # type: ignore[attr-defined]
+                store.refresh()
+                store.tell(**({"in_tuple": known[name]} if name in known else {}))
+                known[name] = store.note["in_tuple"]
+        taken = sum(store.bytes for store in self.result.stores.values())
         self.result.facts |= {"bytes": taken, "computed": len(missing), "seconds": time.perf_counter() - started}
         log.info(
             "Cache: %s of %s samples, %.2f GB %s; %s computed in %.1f s",

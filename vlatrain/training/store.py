@@ -51,6 +51,11 @@ class Store(Protocol):
         """Write what has been added."""
         ...
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that is kept."""
+        ...
+
 
 class Memory:
     """States in memory: as long as the run."""
@@ -72,12 +77,17 @@ class Memory:
     def flush(self) -> None:
         """Nothing to do."""
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(state.nbytes for state in self.states.values())
+
 
 class Disk:
     """States in the shards of a folder.
 
     Args:
-        folder: the folder; made if it is not there.
+        folder: the folder; made with the first shard.
         prefix: hash of the prefix, in every shard.
         note: what the folder is for, as `vlatrain cache` lists it.
     """
@@ -87,16 +97,15 @@ class Disk:
         self.places: dict[str, Path] = {}
         self.open: dict[tuple[int, Path], Any] = {}
         self.waiting: dict[str, Tensor] = {}
-        folder.mkdir(parents=True, exist_ok=True)
         self.note = dict(note)
         with suppress(OSError, ValueError):  # what others have told stays
             self.note = {**json.loads((folder / NOTE).read_text(encoding="utf-8")), **note}
-        self.tell()
         self.refresh()
 
     def tell(self, **facts: Any) -> None:
-        """Add to the folder's note."""
+        """Write the folder's note, with more facts; that it was used now can be told from its date."""
         self.note |= facts
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write_whole(self.folder / NOTE, json.dumps(self.note, indent=2).encode())
 
     def refresh(self) -> None:
@@ -148,6 +157,7 @@ class Disk:
         """Write what has been added as a shard."""
         if not self.waiting:
             return
+        self.tell()
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         about = {"prefix": self.prefix, "sums": {key: _sum(state) for key, state in self.waiting.items()}}
         partial = path.with_suffix(f".{os.getpid()}.tmp")
@@ -160,6 +170,11 @@ class Disk:
             partial.unlink(missing_ok=True)
         self.places.update(dict.fromkeys(self.waiting, path))
         self.waiting = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the folder's shards."""
+        return sizes(self.folder)
 
 
 def _sum(state: Tensor) -> int:
