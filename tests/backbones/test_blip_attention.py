@@ -1,4 +1,5 @@
-"""The fused kernel gives what transformers' attention gives, within rounding: masks, cross-attention, cache, beams, gradients."""
+"""The fused kernel and absorbed cross-attention give what transformers' attention gives, within rounding: masks, cross-attention,
+cache, beams, gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 from tests.conftest import make_samples, model_config, small_config
+from vlatrain.backbones import blip_attention
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.blip_attention import FAST
+from vlatrain.backbones.blip_attention import FAST, FastTextAttention
 from vlatrain.backbones.describe import stacks
 from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig
@@ -37,16 +39,28 @@ def both(task: str, config: ModelConfig) -> tuple[Backbone, Backbone]:
     return made[0], made[1]
 
 
+@pytest.fixture(params=[False, True], ids=["kernel", "absorbed"])
+def absorbing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether heads as small as those of test models absorb the weights of keys and values."""
+    if request.param:
+        monkeypatch.setattr(blip_attention, "SHORT", 4)
+    return request.param
+
+
 @pytest.mark.parametrize("task", ["vqa", "captioning", "retrieval"])
-def test_losses_and_gradients(task: str) -> None:
-    found = []
+def test_losses_and_gradients(task: str, absorbing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls = [], []
+    absorbed = FastTextAttention.absorbed
+    monkeypatch.setattr(FastTextAttention, "absorbed", lambda *args: [calls.append(1), absorbed(*args)][1])
     for backbone in both(task, small_config("blip")):
-        backbone.model.requires_grad_(True)
+        for name, parameter in backbone.model.named_parameters():
+            parameter.requires_grad_(not (absorbing and "crossattention.self" in name))
         work = build(TaskConfig(name=task), backbone)
         torch.manual_seed(0)  # of the hard negatives
         loss = work.loss(work.collate(make_samples()))  # captions and questions of several lengths: padded
         loss.backward()
         found.append((loss.detach(), {n: p.grad for n, p in backbone.model.named_parameters() if p.grad is not None}))
+    assert bool(calls) == absorbing
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
     assert found[0][1].keys() == found[1][1].keys()
     for name, gradient in found[0][1].items():
@@ -55,7 +69,7 @@ def test_losses_and_gradients(task: str) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("task", ["vqa", "captioning"])
-def test_generation_with_cache_and_beams(task: str, beams: int) -> None:
+def test_generation_with_cache_and_beams(task: str, beams: int, absorbing: bool) -> None:
     decode = DecodeConfig(num_beams=beams, max_new_tokens=8)
     texts = []
     scenes = shapes.build("vqa", "eval", 6, 0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Inputs, Text, searched
-from vlatrain.backbones.blip_attention import make_fast
+from vlatrain.backbones.blip_attention import generating, make_fast
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, hand, left, reads_other
 
@@ -93,7 +93,8 @@ class Blip(Backbone):
         """Greedy or beam search, key-value cached."""
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
-        with bring(self.model, context):
+        search = searched(decode, alternatives)
+        with bring(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
             ids = self.model.text_decoder.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
@@ -101,7 +102,7 @@ class Blip(Backbone):
                 encoder_attention_mask=mask,
                 eos_token_id=self._end,
                 pad_token_id=self.model.config.text_config.pad_token_id,
-                **searched(decode, alternatives),
+                **search,
             )  # (B * alternatives, P + new)
         texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

@@ -1,20 +1,31 @@
 """BLIP's attention by torch's fused kernel. transformers 5.23 computes it step by step in both towers, and keeps every step's
 result for the backward pass; the same numbers within rounding come from `scaled_dot_product_attention` without.
 
+Cross-attention from a short text to an image does not even make the image's keys and values, which would be most of all that a
+decoder computes: see `FastTextAttention.absorbed`.
+
 The modules stay what they are, with their names and weights; only their class is another, a subclass. Where somebody asks for the
 attention's weights, which the kernel does not give, the original is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+SHORT = 32
+"""Tokens of a text up to which absorbed cross-attention costs less than keys and values of 64 features a head, training included.
+It is compared with the size of heads, not with each batch's texts: the same text should be rounded alike in every batch."""
+FAR = 4
+"""So many times as many states must be there to attend to: an image has hundreds, and of a question's few nothing is to be gained."""
 
 
 class FastVisionAttention(BlipAttention):
@@ -32,7 +43,15 @@ class FastVisionAttention(BlipAttention):
 
 
 class FastTextAttention(BlipTextSelfAttention):
-    """Self-attention or cross-attention of a text tower, with a key-value cache or without."""
+    """Self-attention or cross-attention of a text tower, with a key-value cache or without.
+
+    Attributes:
+        beams: while texts are generated, how many of a row are; else 0.
+        kept: cross-attention's keys and values (B, heads, S, head) of the rows that texts are being generated for.
+    """
+
+    beams = 0
+    kept: tuple[Tensor, Tensor] | None = None
 
     def forward(  # type: ignore[override]
         self,
@@ -49,42 +68,99 @@ class FastTextAttention(BlipTextSelfAttention):
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, past_key_values, **kwargs
             )
         query = self._split(self.query(hidden_states))
-        crosses = encoder_hidden_states is not None
-        key, value = self._keys_and_values(
-            encoder_hidden_states if encoder_hidden_states is not None else hidden_states, crosses, past_key_values
-        )
-        mask = encoder_attention_mask if crosses else attention_mask
-        if (
-            mask is not None
-        ):  # a number that another type does not have would become infinite, and a whole row of it NaN
+        mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
+        if mask is not None:  # a number that another type does not have would be infinite, and a whole row of it NaN
             mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
-        dropout = self.dropout.p if self.dropout.training else 0.0
-        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        share = self.dropout.p if self.dropout.training else 0.0
+        if encoder_hidden_states is None:
+            key, value = self._own(hidden_states, past_key_values)
+            found = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=share)
+        elif self._absorbs and not self.beams and encoder_hidden_states.shape[1] >= FAR * SHORT:
+            return self.absorbed(query, encoder_hidden_states, mask, share), None
+        else:
+            found = self._crossed(query, encoder_hidden_states, mask, share)
         return found.transpose(1, 2).flatten(2), None  # (B, heads, L, head) -> (B, L, width)
+
+    @property
+    def _absorbs(self) -> bool:
+        """Whether keys and values are plain products with frozen weights, and heads are large enough."""
+        return self.attention_head_size >= 2 * SHORT and all(
+            type(layer) is nn.Linear
+            and not (layer.weight.requires_grad or layer._forward_hooks or layer._forward_pre_hooks)
+            for layer in (self.key, self.value)
+        )
+
+    def absorbed(self, query: Tensor, states: Tensor, mask: Tensor | None, share: float = 0.0) -> Tensor:
+        """Cross-attention with keys' and values' weights on the other side: q (W x) = (q W) x, and a (W x) = W (a x).
+
+        As DeepSeek-V2's latent attention absorbs its up-projections (arXiv:2405.04434, 2.1.2). Keys and values of S states cost
+        4 S width^2 operations, this 4 L heads S width: for texts of L = 20 tokens and 12 heads a third. The bias of keys moves all
+        scores of a token alike, which softmax does not see.
+
+        Args:
+            query: (B, heads, L, head).
+            states: what is attended to, (B, S, other width).
+            mask: additive, (B, 1, L or 1, S).
+            share: of dropout.
+
+        Returns:
+            (B, L, width).
+        """
+        batch, heads, length, size = query.shape
+        key = self.key.weight.unflatten(0, (heads, size))  # (heads, head, other width)
+        value = self.value.weight.unflatten(0, (heads, size)).transpose(1, 2)  # (heads, other width, head)
+        query = (query * size**-0.5).transpose(0, 1).flatten(1, 2)  # (heads, B * L, head)
+        asked = (query @ key).unflatten(1, (batch, length)).transpose(0, 1).flatten(1, 2)  # (B, heads * L, other width)
+        scores = asked @ states.transpose(1, 2)  # (B, heads * L, S)
+        if mask is not None:
+            scores = (scores.unflatten(1, (heads, length)) + mask).flatten(1, 2)
+        shares = dropout(scores.softmax(dim=-1), share).to(states.dtype)
+        read = (
+            (shares @ states).unflatten(1, (heads, length)).transpose(0, 1).flatten(1, 2)
+        )  # (heads, B * L, other width)
+        found = (read @ value).unflatten(1, (batch, length))  # (heads, B, L, head)
+        return found.permute(1, 2, 0, 3).flatten(2) + self.value.bias  # (B, L, width)
 
     def _split(self, states: Tensor) -> Tensor:
         # (B, L, width) -> (B, heads, L, head)
         return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
-    def _keys_and_values(self, states: Tensor, crosses: bool, past: Cache | None) -> tuple[Tensor, Tensor]:
-        """(B, heads, S, head) each: of the states, after those in the cache; of cross-attention, once for all tokens."""
-        own: Any = past
-        if isinstance(past, EncoderDecoderCache):
-            own = past.cross_attention_cache if crosses else past.self_attention_cache
-            if crosses and past.is_updated.get(self.layer_idx):
-                return own.layers[self.layer_idx].keys, own.layers[self.layer_idx].values
+    def _own(self, states: Tensor, past: Cache | None) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, S, head) of the tokens, after those in the cache."""
         key, value = self._split(self.key(states)), self._split(self.value(states))
-        if own is not None:
-            key, value = own.update(key, value, self.layer_idx)
-            if crosses and isinstance(past, EncoderDecoderCache):
-                past.is_updated[self.layer_idx] = True
-        return key, value
+        own: Any = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
+        return (key, value) if own is None else own.update(key, value, self.layer_idx)
+
+    def _crossed(self, query: Tensor, states: Tensor, mask: Tensor | None, share: float) -> Tensor:
+        """Cross-attention by the kernel, (B, heads, L, head). Beams of a row, B / beams, share its keys and values."""
+        beams = self.beams or 1
+        key, value = self.kept or (self._split(self.key(states[::beams])), self._split(self.value(states[::beams])))
+        if self.beams:
+            self.kept = key, value
+        rows = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B / beams, heads, beams * L, head)
+        found = scaled_dot_product_attention(
+            rows, key, value, attn_mask=None if mask is None else mask[::beams], dropout_p=share
+        )
+        return found.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
     BlipAttention: FastVisionAttention,
     BlipTextSelfAttention: FastTextAttention,
 }
+
+
+@contextmanager
+def generating(model: nn.Module, beams: int) -> Iterator[None]:
+    """Make keys and values of what texts attend to once for all tokens and beams. Rows are repeated so many times, next to each other."""
+    layers = [module for module in model.modules() if isinstance(module, FastTextAttention)]
+    for layer in layers:
+        layer.beams = beams
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.beams, layer.kept = 0, None
 
 
 def make_fast(model: nn.Module) -> None:

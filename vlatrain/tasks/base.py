@@ -120,7 +120,11 @@ def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tens
     Returns:
         Losses (N, L - 1), zero where nothing is learned, and the mask (N, L - 1) of learned tokens.
     """
-    losses = cross_entropy(logits[:, :-1].float().transpose(1, 2), target.ids[:, 1:], reduction="none")  # (N, L - 1)
+    following = target.ids[:, 1:]
+    # (N, L - 1, vocabulary) -> (N * (L - 1), vocabulary): a softmax over what lies side by side is several times faster
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), following.flatten(), reduction="none").view_as(
+        following
+    )
     learned = target.mask[:, 1:].clone()
     learned[:, : given - 1] = 0
     return losses * learned, learned

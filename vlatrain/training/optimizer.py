@@ -42,7 +42,7 @@ def make_optimizer(
         }
         for group, decays in sorted(split)
     ]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps)
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def rate(step: int, total: int, config: OptimConfig) -> float:
@@ -88,6 +88,4 @@ def load_optimizer(optimizer: Any, parameters: Mapping[str, nn.Parameter], tenso
     """Set the optimizer's state to what `optimizer_tensors` returned."""
     for key, tensor in tensors.items():
         name, moment = key.rsplit("/", 1)
-        # AdamW counts its steps on the CPU, whatever the parameter's device
-        place = tensor.clone() if moment == "step" else tensor.to(parameters[name].device, copy=True)
-        optimizer.state[parameters[name]][moment] = place
+        optimizer.state[parameters[name]][moment] = tensor.to(parameters[name].device, copy=True)
