@@ -25,7 +25,7 @@ SHORT = 32
 """Tokens of a text up to which absorbed cross-attention costs less than keys and values of 64 features a head, training included.
 It is compared with the size of heads, not with each batch's texts: the same text should be rounded alike in every batch."""
 FAR = 4
-"""So many times as many states must be there to attend to: an image has hundreds, and of a question's few nothing is to be gained."""
+"""So many times as many states must be there to attend to: an image has hundreds; with the few of a question nothing is gained."""
 
 
 class FastVisionAttention(BlipAttention):
@@ -152,7 +152,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 
 @contextmanager
 def generating(model: nn.Module, beams: int) -> Iterator[None]:
-    """Make keys and values of what texts attend to once for all tokens and beams. Rows are repeated so many times, next to each other."""
+    """Make keys and values of what texts attend to once for all tokens and beams, which are repeated rows next to each other."""
     layers = [module for module in model.modules() if isinstance(module, FastTextAttention)]
     for layer in layers:
         layer.beams = beams
