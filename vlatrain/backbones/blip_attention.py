@@ -37,8 +37,8 @@ class FastVisionAttention(BlipAttention):
             return super().forward(hidden_states, **kwargs)
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, heads, head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, head) each
-        dropout = self.dropout.p if self.dropout.training else 0.0
-        found = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
+        share = self.dropout.p if self.dropout.training else 0.0
+        found = scaled_dot_product_attention(query, key, value, dropout_p=share, scale=self.scale)
         return self.projection(found.transpose(1, 2).flatten(2)), None  # (B, heads, L, head) -> (B, L, width)
 
 
@@ -106,41 +106,41 @@ class FastTextAttention(BlipTextSelfAttention):
         Returns:
             (B, L, width).
         """
-        batch, heads, length, size = query.shape
-        key = self.key.weight.unflatten(0, (heads, size))  # (heads, head, other width)
-        value = self.value.weight.unflatten(0, (heads, size)).transpose(1, 2)  # (heads, other width, head)
-        query = (query * size**-0.5).transpose(0, 1).flatten(1, 2)  # (heads, B * L, head)
-        asked = (query @ key).unflatten(1, (batch, length)).transpose(0, 1).flatten(1, 2)  # (B, heads * L, other width)
-        scores = asked @ states.transpose(1, 2)  # (B, heads * L, S)
-        if mask is not None:
-            scores = (scores.unflatten(1, (heads, length)) + mask).flatten(1, 2)
-        shares = dropout(scores.softmax(dim=-1), share).to(states.dtype)
-        read = (
-            (shares @ states).unflatten(1, (heads, length)).transpose(0, 1).flatten(1, 2)
-        )  # (heads, B * L, other width)
-        found = (read @ value).unflatten(1, (batch, length))  # (heads, B, L, head)
-        return found.permute(1, 2, 0, 3).flatten(2) + self.value.bias  # (B, L, width)
+        heads, size = query.shape[1], query.shape[3]
+        key, value = (
+            layer.weight.unflatten(0, (heads, size)) for layer in (self.key, self.value)
+        )  # (heads, head, other)
+        asked = torch.einsum("bhlk,hkw->bhlw", query * size**-0.5, key)
+        scores = torch.einsum("bhlw,bsw->bhls", asked, states)
+        shares = dropout((scores if mask is None else scores + mask).softmax(dim=-1), share).to(states.dtype)
+        read = torch.einsum("bhls,bsw->bhlw", shares, states)
+        return (
+            torch.einsum("bhlw,hkw->blhk", read, value).flatten(2) + self.value.bias
+        )  # (B, L, heads, head) -> (B, L, width)
 
     def _split(self, states: Tensor) -> Tensor:
         # (B, L, width) -> (B, heads, L, head)
         return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
+    def _keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        # (B, S, other width) -> (B, heads, S, head) each
+        return self._split(self.key(states)), self._split(self.value(states))
+
     def _own(self, states: Tensor, past: Cache | None) -> tuple[Tensor, Tensor]:
         """Keys and values (B, heads, S, head) of the tokens, after those in the cache."""
-        key, value = self._split(self.key(states)), self._split(self.value(states))
+        key, value = self._keys_and_values(states)
         own: Any = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
         return (key, value) if own is None else own.update(key, value, self.layer_idx)
 
     def _crossed(self, query: Tensor, states: Tensor, mask: Tensor | None, share: float) -> Tensor:
         """Cross-attention by the kernel, (B, heads, L, head). Beams of a row, B / beams, share its keys and values."""
         beams = self.beams or 1
-        key, value = self.kept or (self._split(self.key(states[::beams])), self._split(self.value(states[::beams])))
+        key, value = self.kept or self._keys_and_values(states[::beams])
         if self.beams:
             self.kept = key, value
         rows = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B / beams, heads, beams * L, head)
-        found = scaled_dot_product_attention(
-            rows, key, value, attn_mask=None if mask is None else mask[::beams], dropout_p=share
-        )
+        mask = None if mask is None else mask[::beams]
+        found = scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=share)
         return found.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
 
 

@@ -120,11 +120,10 @@ def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tens
     Returns:
         Losses (N, L - 1), zero where nothing is learned, and the mask (N, L - 1) of learned tokens.
     """
-    following = target.ids[:, 1:]
-    # (N, L - 1, vocabulary) -> (N * (L - 1), vocabulary): a softmax over what lies side by side is several times faster
-    losses = cross_entropy(logits[:, :-1].flatten(0, 1).float(), following.flatten(), reduction="none").view_as(
-        following
-    )
+    following = target.ids[:, 1:]  # (N, L - 1)
+    # (N, L - 1, vocabulary) -> (N * (L - 1), vocabulary), so that the softmax is over what lies side by side
+    scores = logits[:, :-1].flatten(0, 1).float()
+    losses = cross_entropy(scores, following.flatten(), reduction="none").view_as(following)
     learned = target.mask[:, 1:].clone()
     learned[:, : given - 1] = 0
     return losses * learned, learned

@@ -144,10 +144,9 @@ class _Work:
         self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
         self.result = PrefixCache(kept, {})
         self.keeping = Keeping({name: f.boundary for name, f in kept.items() if f.boundary}, {})
-        self.asks = config.task.name in ("vqa", "joint")
         ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
+        self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
-        self.seconds = 0.0
 
     def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> PrefixCache | None:
         """The cache with its stores, or None where it would not pay or has no room."""
