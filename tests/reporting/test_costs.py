@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from vlatrain.backbones.blip_attention import FastTextAttention
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, meta_model
 from vlatrain.config import DataConfig, TaskConfig, TrainConfig, TrainerConfig
@@ -34,16 +35,33 @@ def counted(found: TrainConfig) -> Costs:
 
 @pytest.mark.parametrize(
     ("task", "points", "without", "kept"),
-    # GFLOP a sample of BLIP-base at 384 px, as measured when vlatrain was designed (20 tokens a caption)
+    # GFLOP a sample of BLIP-base at 384 px, as measured when vlatrain was designed (20 tokens a caption, keys and values made)
     [
         ("captioning", ["decoder"], 138, 27),
         pytest.param("captioning", ["vision.8-11.*", "decoder"], 194, 194 - 74, marks=pytest.mark.slow),
     ],
 )
-def test_flops_of_full_size_blip(task: str, points: list[str], without: float, kept: float) -> None:
+def test_flops_of_full_size_blip(
+    task: str, points: list[str], without: float, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FastTextAttention, "_absorbs", False)
     found = counted(config(task, points))
     assert found.flops / 1e9 == pytest.approx(without, rel=0.02)
     assert (found.flops - found.kept_flops) / 1e9 == pytest.approx(kept, rel=0.03)
+
+
+def test_absorbed_cross_attention_saves_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    absorbed = counted(config("captioning", ["decoder"]))
+    monkeypatch.setattr(FastTextAttention, "_absorbs", False)
+    made = counted(config("captioning", ["decoder"]))
+    layers, heads, length, states, width = 12, 12, 20, 577, 768
+    keys_and_values = 4 * states * width**2
+    kernel = 8 * length * states * width  # two products forward, two backward: states want no gradient
+    products = heads * kernel  # the same, of whole states instead of a head's share
+    weights = 8 * length * width**2  # the same, of queries and results
+    saved = layers * (keys_and_values + kernel - products - weights)
+    assert made.flops - absorbed.flops == saved
+    assert made.kept_flops == absorbed.kept_flops
 
 
 @pytest.mark.parametrize(

@@ -133,13 +133,14 @@ class FastTextAttention(BlipTextSelfAttention):
         return (key, value) if own is None else own.update(key, value, self.layer_idx)
 
     def _crossed(self, query: Tensor, states: Tensor, mask: Tensor | None, share: float) -> Tensor:
-        """Cross-attention by the kernel, (B, heads, L, head). Beams of a row, B / beams, share its keys and values."""
+        """Cross-attention by the kernel, (B, heads, L, head). Beams of a row, B / beams, share its keys and values, and all tokens
+        a mask: it says which states there are."""
         beams = self.beams or 1
         key, value = self.kept or self._keys_and_values(states[::beams])
         if self.beams:
             self.kept = key, value
         rows = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B / beams, heads, beams * L, head)
-        mask = None if mask is None else mask[::beams]
+        mask = None if mask is None else mask[::beams, :, :1]  # (B / beams, 1, 1, S)
         found = scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=share)
         return found.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
 
