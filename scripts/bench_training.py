@@ -1,14 +1,16 @@
 """Training speed and memory of full-size BLIP-base and CLIP-B/16: vlatrain, full fine-tuning, and PEFT's LoRA with `Trainer`.
 
-    python scripts/bench_training.py [--rows captioning vqa ...] [--steps 4] [--samples 16] [--json FILE] [--plot FILE]
+    python scripts/bench_training.py [--rows captioning vqa ...] [--steps 5] [--samples 64] [--json FILE] [--plot FILE]
 
 Weights are random and images are generated JPEGs of 640 x 480, as speed depends on neither; everything else is the real thing:
-vlatrain is its own command line on data=files, through its loop; `Trainer` gets the transformers class with PEFT's LoRA of rank 8
-on the linear layers of the same towers (query, value, and both of the feed-forward), a `Dataset` that opens the image and
-calls the processor, and no metrics. Every side is a process of its own, one after the other, so that each has its own peak of
-memory. Steady state leaves the first step out. FLOPs are those that torch's counter counts in one step (forward and backward).
+vlatrain is its own command line on data=files, through its loop, with its default settings (so it finds out for itself what to
+keep); full fine-tuning is the same with adapter=full; `Trainer` gets the transformers class with PEFT's LoRA of rank 8 on the
+linear layers of the same towers (query, value, and both of the feed-forward), a data set that opens images and calls the
+processor, its default fused AdamW, and no metrics. Every side is a process of its own (bench_sides.py), one after the other.
 
-`reached` is the measured ratio over the one that the FLOPs allow: 100 % means that only the arithmetic is left.
+Steady state is the median step without the first; a cached one is given ten times as many. Whole runs are seconds from start to
+end, imports and making the cache included. FLOPs are those that torch's counter counts. `reached` is the measured ratio
+over the one that the FLOPs allow: above 100 %, less than the arithmetic is left. With a GPU everything is bf16 there.
 """
 
 from __future__ import annotations
@@ -16,24 +18,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_sides import ANSWER, CAPTION, QUESTION, Spec
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-DECODER, FUSION = ["decoder"], ["fusion", "decoder"]
-LAST4 = ["vision.last4.*", "text.last4.*"]
-QUESTION, ANSWER = "what is the man in the red shirt holding?", "a tennis racket"
-CAPTION = "a man in a red shirt is holding a tennis racket on a green court"
+DECODER, FUSION, LAST4 = ["decoder"], ["fusion", "decoder"], ["vision.last4.*", "text.last4.*"]
+SIDES = Path(__file__).with_name("bench_sides.py")
 
 
 @dataclass(frozen=True)
@@ -46,279 +46,218 @@ class Row:
         points: where adapters and LoRA go.
         batch: samples in a step.
         epochs: passes of a whole run; 0: steady state.
-        jobs: runs in a sweep over `adapter.dim`.
+        widths: bottleneck widths, one a run; several: a sweep.
         full: whether full fine-tuning is measured too.
+        wanted: ratios to reach, against PEFT and against full fine-tuning.
     """
 
     model: str
     task: str
     points: list[str]
-    batch: int = 4
+    batch: int = 8
     epochs: int = 0
-    jobs: int = 1
+    widths: tuple[int, ...] = (64,)
     full: bool = True
+    wanted: tuple[float | None, float | None] = (None, None)
 
 
 ROWS = {
-    "captioning": Row("blip", "captioning", DECODER),
-    "vqa": Row("blip", "vqa", FUSION),
-    "vqa-decoder": Row("blip", "vqa", DECODER, full=False),
-    "retrieval": Row("clip", "retrieval", LAST4, batch=8),
-    "retrieval-last2": Row("clip", "retrieval", ["vision.last2.*", "text.last2.*"], batch=8, full=False),
-    "everywhere": Row("blip", "captioning", ["vision", "decoder"]),
-    "10-epochs": Row("blip", "captioning", DECODER, epochs=10, full=False),
-    "sweep": Row("blip", "captioning", DECODER, epochs=3, jobs=4, full=False),
+    "captioning, decoder": Row("blip", "captioning", DECODER, wanted=(6, 18)),
+    "vqa, fusion and decoder": Row("blip", "vqa", FUSION, wanted=(5, 14)),
+    "vqa, decoder": Row("blip", "vqa", DECODER, batch=16, full=False, wanted=(25, None)),
+    "retrieval, last 4": Row("clip", "retrieval", LAST4, wanted=(1.9, 4.3)),
+    "retrieval, last 2": Row("clip", "retrieval", ["vision.last2.*", "text.last2.*"], full=False),
+    "captioning, everywhere": Row("blip", "captioning", ["vision", "decoder"], batch=4, wanted=(1.2, 1.8)),
+    "vqa, everywhere": Row("blip", "vqa", ["vision", "fusion", "decoder"], batch=4),
+    "retrieval, everywhere": Row("clip", "retrieval", ["vision", "text"]),
+    "captioning, 10 epochs": Row("blip", "captioning", DECODER, epochs=10, full=False, wanted=(4, None)),
+    "captioning, sweep of 4": Row(
+        "blip", "captioning", DECODER, epochs=3, widths=(16, 32, 64, 128), full=False, wanted=(4, None)
+    ),
 }
-WANTED = {  # against PEFT with Trainer, against full fine-tuning
-    "captioning": (6, 18), "vqa": (5, 14), "vqa-decoder": (25, None), "retrieval": (1.9, 4.3), "everywhere": (1.2, 1.8),
-    "10-epochs": (4, None), "sweep": (4, None),
-}  # fmt: skip
+MEMORY = {"captioning, decoder": (0.85, 0.3)}  # at most this share of the peak of PEFT, and of full fine-tuning
+STARTS = {  # beside each other, as a user waits for them
+    "import torch, transformers, peft": [sys.executable, "-c", "import torch, transformers, peft"],
+    "vlatrain --help": ["vlatrain", "--help"],
+    "vlatrain --cfg job": ["vlatrain", "--cfg", "job"],
+    "vlatrain inspect model=blip": ["vlatrain", "inspect", "model=blip"],
+    "vlatrain trainer.max_steps=1": [
+        "vlatrain",
+        "trainer.max_steps=1",
+        "trainer.eval_every=100000",
+        "data.eval_size=8",
+    ],
+}
 
 
 def make_data(folder: Path, samples: int) -> Path:
-    """JPEGs and the file that names them."""
+    """JPEGs and the files that name them."""
     rng = np.random.default_rng(0)
     lines = []
-    for number in range(samples + 1):
+    for number in range(samples):
         small = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         small.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
         words = {"question": QUESTION, "answer": f"{ANSWER} {number}", "caption": f"{CAPTION} {number}"}
         lines.append(json.dumps({"image": f"{number}.jpg", **words}))
-    (folder / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "eval.jsonl").write_text("\n".join(lines[-2:]) + "\n", encoding="utf-8")
     return folder
 
 
-def ours(row: Row, data: Path, adapter: str, steps: int, out: Path, more: list[str]) -> dict[str, Any]:
-    """A whole `vlatrain` run, or several; what its metrics.json says of the last, and the seconds of all."""
-    length = [f"trainer.epochs={row.epochs}"] if row.epochs else [f"trainer.max_steps={steps}"]
-    words = [
-        f"task={row.task}", f"model={row.model}", "model.random_init=true", f"adapter={adapter}", "data=files",
-        f"data.train={data / 'train.jsonl'}", f"data.eval={data / 'eval.jsonl'}", f"trainer.batch_size={row.batch}",
-        "trainer.accumulate=1", "trainer.eval_every=100000", "task.decode.max_new_tokens=2", "task.decode.num_beams=1",
-        *length, *more,
-    ]  # fmt: skip
-    if adapter != "full":
-        words.append(f"adapter.points={json.dumps(row.points)}".replace('"', ""))
+def run(side: str, spec: Spec, scratch: Path) -> dict[str, Any]:
+    """One side in a process of its own; the seconds it took, but for counting FLOPs, are among the figures.
+
+    Raises:
+        SystemExit: it failed; its output is shown.
+    """
+    folder = scratch / side
+    folder.mkdir()
+    given, out = folder / "spec.json", folder / "out.json"
+    given.write_text(json.dumps(asdict(spec)), encoding="utf-8")
     started = time.perf_counter()
-    for job in range(row.jobs):
-        width = [f"adapter.dim={16 * (job + 1)}"] if row.jobs > 1 else []
-        command = [sys.executable, __file__, "--inside", json.dumps([*words, *width, f"run.dir={out}-{job}"])]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(SIDES), side, str(given), str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "VLATRAIN_CACHE": str(scratch / "kept")}
+    )
     seconds = time.perf_counter() - started
-    found = json.loads(Path(f"{out}-0", "metrics.json").read_text(encoding="utf-8"))
-    flops = json.loads(Path(f"{out}-0", "flops.json").read_text(encoding="utf-8"))
-    speed = found["speed"]["samples_per_s"]
-    return {
-        "samples_per_s": speed,
-        "peak_mb": found["memory"]["peak_mb"],
-        "seconds": seconds,
-        "cache": found["cache"],
-        **flops,
-    }
-
-
-def inside(words: list[str]) -> None:
-    """In a process of its own: the command line, and then the FLOPs of one step of what it trained."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    import vlatrain.training.run as training
-    from vlatrain.cli import main
-    from vlatrain.training.loop import Loop
-
-    seen: list[Loop] = []
-    prepare = Loop.run
-
-    def run(self: Loop) -> Any:
-        seen.append(self)
-        return prepare(self)
-
-    training.Loop.run = run  # type: ignore[method-assign]
-    status = main(words)
-    loop = seen[0]
-    batch = loop.task.collate(loop.train[: loop.trainer.batch_size])
-    for parameter in loop.parameters.values():
-        parameter.requires_grad_(True)
-    with FlopCounterMode(display=False) as counter:
-        loop.task.loss(batch).backward()
-    flops = counter.get_total_flops() / loop.trainer.batch_size
-    (loop.folder / "flops.json").write_text(json.dumps({"gflop": flops / 1e9}))
-    sys.exit(status)
-
-
-def theirs(row: Row, data: Path, steps: int, out: Path) -> dict[str, Any]:
-    """PEFT's LoRA with transformers' Trainer, in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--trainer",
-        json.dumps([row.model, row.task, row.points, row.batch, row.epochs, steps, str(data)]),
-    ]
-    subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"{side} failed:\n{done.stdout}\n{done.stderr}")
     found = json.loads(out.read_text(encoding="utf-8"))
-    found["seconds"] *= row.jobs  # every job of a sweep costs the same
+    return {**found, "seconds": seconds - found["counting_s"]}
+
+
+def measure(row: Row, samples: int, steps: int, console: Console) -> dict[str, dict[str, Any]]:
+    """All sides of a row, and how they compare."""
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        data = make_data(scratch, samples if row.epochs else 2 * row.batch)
+        everywhere = not any("last" in point for point in row.points) and "vision" in row.points
+        for side in ("vlatrain", "peft", "full") if row.full else ("vlatrain", "peft"):
+            count = 0 if row.epochs else 10 * steps if side == "vlatrain" and not everywhere else steps
+            spec = Spec(row.model, row.task, row.points, str(data), row.batch, count, row.epochs, [*row.widths])
+            with console.status(f"{row.task} of {row.model}, {', '.join(row.points)}: {side}"):
+                found[side] = run(side, spec, scratch)
+    mine = found["vlatrain"]
+    for side, wanted in zip(("peft", "full"), row.wanted, strict=True):
+        if side in found:
+            one = found[side]
+            speed, time_ = mine["samples_per_s"] / one["samples_per_s"], one["seconds"] / mine["seconds"]
+            one["ratio"] = time_ if row.epochs else speed
+            one["by_flops"] = None if row.epochs else one["gflop"] / mine["gflop"]
+            one["memory"] = mine["peak_mb"] / one["peak_mb"]
+            one["wanted"] = wanted
     return found
 
 
-def trainer(
-    model_name: str, task: str, points: list[str], batch: int, epochs: int, steps: int, data: str, out: Path
-) -> None:
-    """What a user would write instead."""
-    import torch
-    import transformers
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-    from peft import LoraConfig, get_peft_model
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    from vlatrain.backbones.describe import settings_of, sites
-    from vlatrain.backbones.loading import load
-    from vlatrain.config import ModelConfig
-    from vlatrain.config.folder import conf_dir
-    from vlatrain.config.registry import register
-
-    started = time.perf_counter()
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("train", [f"model={model_name}", f"task={task}", "model.random_init=true"]).model
-    config: ModelConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
-    processor = load(config, task, texts=[QUESTION, ANSWER, CAPTION])  # for its tokenizer and image processor
-    settings = {**settings_of(config, task)}
-    model_class = getattr(transformers, config.tasks[task].architecture)
-    model = model_class(transformers.AutoConfig.for_model(settings.pop("model_type"), **settings))
-    where = sites(config, task, points)
-    targets = where.targeted(["query", "value", "qkv", "ffn.inner", "ffn.out"])
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
-    lines = [json.loads(line) for line in Path(data, "train.jsonl").read_text(encoding="utf-8").splitlines()]
-
-    def collate(items: list[dict]) -> dict[str, Any]:
-        images = [Image.open(Path(data, item["image"])).convert("RGB") for item in items]
-        found = {"pixel_values": processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
-        key = "question" if task == "vqa" else "caption"
-        text = processor.text([item[key] for item in items], 40)
-        found |= {"input_ids": text.ids, "attention_mask": text.mask}
-        if task == "vqa":
-            found["labels"] = processor.text([item["answer"] for item in items], 20).ids
-        elif task == "captioning":
-            found["labels"] = text.ids
-        else:
-            found["return_loss"] = True
-        return found
-
-    class Times(TrainerCallback):
-        at: list[float] = []
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.at.append(time.perf_counter())
-
-    arguments = TrainingArguments(
-        output_dir=str(out.parent / "trainer"), per_device_train_batch_size=batch, remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, label_names=["labels"],
-        **({"num_train_epochs": epochs} if epochs else {"max_steps": steps}),
-    )  # fmt: skip
-    Trainer(model=model, args=arguments, train_dataset=lines, data_collator=collate, callbacks=[Times()]).train()  # type: ignore[arg-type]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    seconds = time.perf_counter() - started
-    with FlopCounterMode(display=False) as counter:
-        model(**collate(lines[:batch])).loss.backward()
-    speed = batch * (len(Times.at) - 1) / (Times.at[-1] - Times.at[0])
-    gflop = counter.get_total_flops() / batch / 1e9
-    out.write_text(json.dumps({"samples_per_s": speed, "peak_mb": peak, "seconds": seconds, "gflop": gflop}))
+def starts(repeats: int = 3) -> dict[str, float]:
+    """Seconds of commands from start to end, the best of some."""
+    found = {}
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for name, command in STARTS.items():
+        times = []
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as scratch:
+                started = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, cwd=scratch, env=environment)
+                times.append(time.perf_counter() - started)
+        found[name] = min(times)
+    return found
 
 
-def measure(name: str, row: Row, samples: int, steps: int) -> dict[str, Any]:
-    """All sides of a row."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        os.environ["VLATRAIN_CACHE"] = str(folder / "kept")
-        data = make_data(folder, max(samples, row.batch))
-        way = "trainer.cache=disk" if name != "everywhere" else "trainer.cache=off"
-        found = {
-            "vlatrain": ours(
-                row, data, "bottleneck", 10 * steps if way.endswith("disk") else steps, folder / "ours", [way]
-            )
-        }
-        found["peft"] = theirs(row, data, steps, folder / "peft.json")
-        if row.full:
-            found["full"] = ours(row, data, "full", max(2, steps // 2), folder / "full", ["trainer.cache=off"])
-        return found
-
-
-def main() -> None:
-    """Measure, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument(
-        "--steps", type=int, default=4, help="optimizer steps of each side (ten times as many of a cached one)"
+def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """Every row and side."""
+    shown = Table(
+        "work",
+        "side",
+        "samples/s",
+        "seconds",
+        "peak MB",
+        "of it",
+        "GFLOP",
+        "faster",
+        "wanted",
+        "FLOPs allow",
+        "reached",
     )
-    parser.add_argument("--samples", type=int, default=16, help="images")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--plot", type=Path, help="draw them here")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    parser.add_argument("--trainer", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        inside(json.loads(options.inside))
-    if options.trainer:
-        trainer(*json.loads(options.trainer), options.json)
-        return
-    table = Table("work", "side", "samples/s", "seconds", "peak MB", "GFLOP", "ratio", "wanted", "by FLOPs", "reached")
-    found: dict[str, Any] = {}
-    for name in options.rows:
-        row = ROWS[name]
-        found[name] = measure(name, row, options.samples, options.steps)
-        mine = found[name]["vlatrain"]
-        for side, one in found[name].items():
-            whole = row.epochs > 0
-            ratio = one["seconds"] / mine["seconds"] if whole else mine["samples_per_s"] / one["samples_per_s"]
-            limit = one["gflop"] / mine["gflop"]
-            wanted = (WANTED.get(name) or (None, None))[1 if side == "full" else 0] if side != "vlatrain" else None
-            found[name][side] |= {"ratio": ratio, "by_flops": limit, "wanted": wanted}
-            told = [
-                name,
-                side,
-                f"{one['samples_per_s']:.2f}",
-                f"{one['seconds']:.0f}",
+    for name, sides in found.items():
+        for side, one in sides.items():
+            cells = [name if side == "vlatrain" else "", side, f"{one['samples_per_s']:.2f}", f"{one['seconds']:.0f}"]
+            cells += [
                 f"{one['peak_mb']:,.0f}",
-                f"{one['gflop']:.0f}",
+                f"{one['memory']:.2f}" if "memory" in one else "",
+                f"{one['gflop']:.1f}",
             ]
-            if side != "vlatrain":
-                told += [
-                    f"{ratio:.1f}x",
-                    f"{wanted}x" if wanted else "",
-                    f"{limit:.1f}x",
-                    f"{100 * ratio / limit:.0f} %",
-                ]
-            table.add_row(*told)
-        Console().print(table)
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    if options.plot:
-        plot(found, options.plot)
+            if "ratio" in one:
+                limit = one["by_flops"]
+                cells += [f"{one['ratio']:.1f}x", f"{one['wanted']}x" if one["wanted"] else ""]
+                cells += [f"{limit:.1f}x", f"{100 * one['ratio'] / limit:.0f} %"] if limit else []
+            shown.add_row(*cells)
+    return shown
 
 
-def plot(found: dict[str, Any], file: Path) -> None:
-    """Bars of samples/s by row and side."""
+def plot(found: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
+    """Bars of how many times faster, by row and side; a tick where the ratio of FLOPs is."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 0.5 + 0.55 * len(found)))
-    for place, sides in enumerate(reversed(found.values())):
-        for offset, (side, one) in enumerate(sides.items()):
-            value = one["ratio"] if side != "vlatrain" else 1.0
-            if side != "vlatrain":
-                axes.barh(
-                    place + 0.35 * (offset - 1.5), value, 0.33, color={"peft": "tab:blue", "full": "tab:gray"}[side]
-                )
-                axes.text(value, place + 0.35 * (offset - 1.5), f" {value:.1f}x {side}", va="center", fontsize=8)
-    axes.set_yticks(range(len(found)), [*reversed(found)])
-    axes.set_xlabel("times faster than PEFT LoRA with Trainer, and than full fine-tuning")
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.55 * len(found)))
+    for side, colour, shift in (("peft", "tab:blue", 0.18), ("full", "tab:gray", -0.18)):
+        ones = [
+            (len(found) - 1 - row + shift, sides[side]) for row, sides in enumerate(found.values()) if side in sides
+        ]
+        label = {"peft": "than PEFT LoRA with Trainer", "full": "than full fine-tuning"}[side]
+        bars = axes.barh([y for y, _ in ones], [one["ratio"] for _, one in ones], 0.34, color=colour, label=label)
+        axes.bar_label(bars, [f" {one['ratio']:.1f}x" for _, one in ones], fontsize=8)
+        limits = [(y, one["by_flops"]) for y, one in ones if one["by_flops"]]
+        axes.plot(
+            [x for _, x in limits],
+            [y for y, _ in limits],
+            "k|",
+            markersize=11,
+            label="FLOPs allow" if side == "peft" else None,
+        )
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(found)), [*found][::-1])
+    axes.set_xlabel("times faster")
+    axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(file)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "starts"], default=[*ROWS, "starts"], metavar="ROW")
+    parser.add_argument(
+        "--steps", type=int, default=5, help="optimizer steps in steady state (a cached one: ten times as many)"
+    )
+    parser.add_argument("--samples", type=int, default=64, help="images of the whole runs")
+    parser.add_argument("--batch", type=int, help="samples in a step, for all rows (for a GPU)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="draw them here")
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    found: dict[str, Any] = {}
+    for name in options.rows:
+        if name in ROWS:
+            row = ROWS[name] if not options.batch else Row(**{**vars(ROWS[name]), "batch": options.batch})
+            found[name] = measure(row, options.samples, options.steps, console)
+            console.print(table({name: found[name]}))
+    console.print(table(found))
+    for name, (peft, full) in MEMORY.items():
+        if name in found:
+            console.print(f"peak memory of {name}: wanted at most {peft} of PEFT's and {full} of full fine-tuning's")
+    seconds = starts() if "starts" in options.rows else {}
+    for name, time_ in seconds.items():
+        console.print(f"{time_:6.2f} s  {name}")
+    if options.json:
+        options.json.write_text(json.dumps({"rows": found, "starts": seconds}, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
-from vlatrain.training.display import Display
+from vlatrain.training.display import Display, Track
 from vlatrain.training.precision import autocast
 from vlatrain.training.store import Disk, Memory, Store, root, sizes
 
@@ -173,7 +173,10 @@ class _Work:
 
     @property
     def _batch(self) -> int:
-        return self.config.trainer.eval_batch_size or 2 * self.config.trainer.batch_size
+        """Samples computed at once: on a CPU more than a step's are no faster, and would set the run's peak of memory."""
+        trainer = self.config.trainer
+        gpu = self.backbone.device.type == "cuda"
+        return (trainer.eval_batch_size or 2 * trainer.batch_size) if gpu else trainer.batch_size
 
     def _disk(self, tower: str) -> Disk:
         name = content(self.backbone, self.result.frontiers, tower, self.precision)
@@ -238,8 +241,8 @@ class _Work:
         """By tower, the states of samples, computed and not kept."""
         memory = {name: Memory() for name in self.needed}
         kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory))
-        for start in range(0, len(samples), self._batch):
-            self._compute(samples[start : start + self._batch])
+        with self.display.track("trying the frozen prefix", len(samples)) as track:
+            self._compute_all(samples, track)
         self.result = kept
         return memory
 
@@ -257,10 +260,7 @@ class _Work:
         own = missing[rank::processes] if on_disk else missing
         started = time.perf_counter()
         with self.display.track("keeping the frozen prefix", len(own)) as track:
-            for start in range(0, len(own), self._batch):
-                part = own[start : start + self._batch]
-                self._compute(part)
-                track.advance(len(part))
+            self._compute_all(own, track)
         for store in self.result.stores.values():
             store.flush()
         if processes > 1 and torch.distributed.is_initialized():
@@ -279,12 +279,16 @@ class _Work:
             f"in {root()}" if on_disk else "in memory", f"{len(missing):,}", self.result.facts["seconds"],
         )  # fmt: skip
 
-    def _compute(self, samples: Sequence[Sample]) -> None:
+    def _compute_all(self, samples: Sequence[Sample], track: Track) -> None:
         """Compute the states of samples, and keep them."""
-        for asked in (False, True):
-            part = [sample for sample in samples if self._asked(sample) == asked]
-            if part:
-                self._compute_alike(part, asked)
+        began = time.perf_counter()
+        for start in range(0, len(samples), self._batch):
+            batch = samples[start : start + self._batch]
+            for asked in (False, True):
+                if part := [sample for sample in batch if self._asked(sample) == asked]:
+                    self._compute_alike(part, asked)
+            speed = (start + len(batch)) / (time.perf_counter() - began)
+            track.advance(len(batch), speed=f"{speed:,.1f} samples/s")
 
     def _compute_alike(self, samples: Sequence[Sample], asked: bool) -> None:
         backbone = self.backbone
