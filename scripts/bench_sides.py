@@ -72,13 +72,13 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
         """So that the FLOPs of what was trained can be counted afterwards."""
 
         def run(self) -> Any:
-            loops.append(self)
+            loops[:] = [self]  # of a sweep the last: all its models at once would be a peak of memory of their own
             return super().run()
 
     run.Loop = Seen  # type: ignore[misc]
     if status := main([*(["-m"] if len(spec.widths) > 1 else []), *words]):
         sys.exit(status)
-    loop = loops[0]
+    (loop,) = loops
     for parameter in loop.parameters.values():
         parameter.requires_grad_(True)
     batch = loop.task.collate(loop.train[: spec.batch])

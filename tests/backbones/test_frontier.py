@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.conftest import adapter_config, small_config
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.frontier import frontiers
 from vlatrain.backbones.loading import load
-from vlatrain.config import AdapterConfig
+from vlatrain.config import AdapterConfig, TaskConfig
 from vlatrain.injection.attach import attach
+from vlatrain.tasks import build
 
 VISION, FUSION, DECODER = "vision", "fusion", "decoder"
 
@@ -81,3 +83,32 @@ def test_a_head_that_trains_pins_nothing_and_a_pin_has_a_name() -> None:
     assert frontier.boundary
     assert frontier.boundary.layers == 1
     assert frontier.pinned.startswith("vision.1: self_attn.out_proj.adapter")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "points"),
+    [
+        ("blip", "vqa", ["decoder"]),
+        ("blip", "vqa", ["fusion.1.*"]),
+        ("blip", "captioning", ["vision.1.*", "decoder"]),
+        ("clip", "retrieval", ["*.last1.*"]),
+    ],
+)
+def test_nothing_before_it_builds_a_graph(name: str, task: str, points: list[str]) -> None:
+    backbone = load(small_config(name), task, texts=["a red circle"])
+    attach(backbone.model, adapter_config("bottleneck", dim=4), sites(backbone.config, task, points))
+    built: dict[str, set[bool]] = {}
+    for tower in backbone.config.tasks[task].towers:
+        layers = backbone.model.get_submodule(backbone.config.towers[tower].layers)
+        for number, layer in enumerate(layers.children()):
+            key = f"{tower}.{number}"
+            layer.register_forward_hook(
+                lambda _module, _inputs, out, key=key: built.setdefault(key, set()).add(
+                    any(state.requires_grad for state in ([out] if torch.is_tensor(out) else out) if state is not None)
+                )
+            )
+    build(TaskConfig(name=task), backbone).rehearse(2, "cpu")
+    for tower, frontier in frontiers(backbone.model, backbone.config, task).items():
+        kept = frontier.boundary.layers if frontier.boundary else 0
+        for number in range(2):
+            assert built[f"{tower}.{number}"] == {number >= kept}, (tower, number)

@@ -11,7 +11,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, meta_model
 from vlatrain.config import DataConfig, TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import attach
-from vlatrain.reporting.costs import Costs, cost_table, costs
+from vlatrain.reporting.costs import Costs, cost_table, costs, rehearsed
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.display import SILENT
 
@@ -30,7 +30,8 @@ def counted(found: TrainConfig) -> Costs:
     model = meta_model(found.model, found.task.name).requires_grad_(False)
     with torch.device("meta"):
         attach(model, found.adapter, sites(found.model, found.task.name, found.points))
-    return costs(found, model.to("meta"))
+    model = model.to("meta")
+    return costs(found, model, rehearsed(found, model))
 
 
 @pytest.mark.parametrize(

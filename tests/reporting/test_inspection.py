@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from vlatrain.cli import main
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.injection.attach import attach
 from vlatrain.reporting.inspection import count, inspect
+from vlatrain.reporting.shapes import Alive
 from vlatrain.tasks import build
 
 RETRIEVAL = ["vision.last4.*", "{text,fusion}.last4.*"]
@@ -94,31 +99,58 @@ def test_other_methods(method: str) -> None:
     assert {"full": trainable == found.total, "none": trainable == 0, "lora": 0 < found.percent < 1}[method]
 
 
-def test_activations_are_what_autograd_keeps() -> None:
-    """The bytes counted on shapes are those a real forward pass of the same shapes keeps."""
+def test_a_steps_memory_on_shapes_is_that_of_a_real_step() -> None:
+    """Forward and backward of the same shapes, their tensors counted for real."""
     small = TrainConfig(
-        task=TaskConfig(name="captioning", points=["decoder"]),
+        task=TaskConfig(name="captioning", points=["vision", "decoder"]),
         model=small_config("blip"),
         adapter=adapter_config("bottleneck", dim=4),
         trainer=TrainerConfig(batch_size=3),
     )
     backbone = load(small.model, "captioning", texts=[c for s in make_samples() for c in s.captions])
-    attach(backbone.model, small.adapter, sites(small.model, "captioning", ["decoder"]))
+    attach(backbone.model, small.adapter, sites(small.model, "captioning", small.points))
     task = build(small.task, backbone)
-    kept: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not any(p.untyped_storage().data_ptr() == storage.data_ptr() for p in backbone.model.parameters()):
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        task.rehearse(3, "cpu")
+    with Alive() as alive:
+        task.rehearse(3, "cpu").backward()
     # the fused attention keeps a little more for real than on shapes
-    assert count(small).memory["activations"] == pytest.approx(sum(kept.values()), rel=0.1)
+    assert count(small).memory["activations and gradients"] == pytest.approx(alive.peak, rel=0.05)
+
+
+def test_what_is_alive() -> None:
+    weight = torch.ones(10, 10)
+    with Alive() as alive:
+        first = weight.t() + 1
+        view = first[:5]
+        assert alive.now == 400
+        second = view * 2
+        assert (alive.now, alive.peak) == (600, 600)
+        del first, second
+        assert alive.now == 400  # the view keeps it
+        del view
+        assert (alive.now, alive.peak) == (0, 600)
+
+
+FULL_SIZE = ["task=captioning", "model=blip", "model.random_init=true", "trainer.accumulate=1", "trainer.threads=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("points", "batch"), [("[vision,decoder]", 2), ("[vision,decoder]", 6), ("[decoder]", 8)], ids=str
+)
+def test_peak_memory_is_predicted(points: str, batch: int, tmp_path: Path) -> None:
+    """Of full-size BLIP, to 15 %, in processes of their own."""
+    words = [*FULL_SIZE, f"adapter.points={points}", f"trainer.batch_size={batch}"]
+    told = subprocess.run(
+        [sys.executable, "-m", "vlatrain.cli", "inspect", *words], check=True, capture_output=True, text=True
+    ).stdout
+    row = next(line for line in told.splitlines() if "training memory, estimated" in line)
+    predicted = 1000 * float(row.split()[-3])
+    assert "GB" in row
+    sizes = [f"data.train_size={2 * batch}", "data.eval_size=2", "trainer.max_steps=2", "task.decode.num_beams=1"]
+    run = ["-m", "vlatrain.cli", *words, *sizes, "task.decode.max_new_tokens=2", f"run.dir={tmp_path / 'run'}"]
+    subprocess.run([sys.executable, *run], check=True, capture_output=True)
+    measured = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["memory"]["peak_mb"]
+    assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_shows_towers_points_and_counts() -> None:

@@ -128,6 +128,16 @@ def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) 
     assert two[2]["computed"] == 32
 
 
+def test_images_cropped_anew_are_not_kept_and_fixed_views_are(tmp_path: Path) -> None:
+    words = ["task=captioning", "data.crop=0.5", "trainer.cache=disk"]
+    *_, kept = trained(tmp_path / "anew", *words)
+    assert kept == {"where": "off"}
+    assert "images are cropped or flipped anew each time" in (tmp_path / "anew" / "run.log").read_text()
+    views = trained(tmp_path / "views", *words, "data.views=2")
+    assert views[2]["computed"] == 2 * 24 + 8
+    assert views[:2] == trained(tmp_path / "off", *words, "data.views=2", "trainer.cache=off")[:2]
+
+
 @pytest.mark.slow
 def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> None:
     for number, words in enumerate((["seed=0"], ["seed=1"], ["adapter.dim=8"], ["adapter.points=[vision.last1.*]"])):

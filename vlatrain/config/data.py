@@ -48,6 +48,9 @@ class DataConfig:
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
             together.
         seed: seed of generation and splitting.
+        crop: least share of a training image's area that a random crop leaves; 1: no cropping.
+        flip: probability of mirroring a training image.
+        views: crops and flips are drawn from so many fixed views of each image; 0: anew each time.
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
         streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
@@ -64,6 +67,9 @@ class DataConfig:
     eval_size: int | None = None
     eval_fraction: float = 0.1
     seed: int = 0
+    crop: float = 1.0
+    flip: float = 0.0
+    views: int = 0
     path: str | None = None
     subset: str | None = None
     streaming: bool = False

@@ -16,9 +16,23 @@ from vlatrain.backbones.prefix import Enough, Keeping, Kept
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import parts
 from vlatrain.data import SHAPES_SIZE
-from vlatrain.reporting.shapes import Shapes
+from vlatrain.data.augment import augments
+from vlatrain.reporting.shapes import Alive, Shapes
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, forward and backward, of one batch of typical lengths.
+
+    Attributes:
+        flops: of a sample.
+        bytes: of the tensors alive at its peak, besides the weights: activations and gradients.
+    """
+
+    flops: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,20 +69,36 @@ class Costs:
     samples: int | None
 
 
-def costs(config: TrainConfig, model: nn.Module) -> Costs:
-    """Count them.
+def rehearsed(config: TrainConfig, model: nn.Module) -> Step:
+    """Run a step of `trainer.batch_size` on shapes.
 
     Args:
         config: the configuration.
         model: the backbone's model on the meta device, adapters in it.
+
+    Raises:
+        RuntimeError: a method (of PEFT) looks at values.
     """
     backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    task = build(config.task, backbone)
     size = config.trainer.batch_size
-    with FlopCounterMode(display=False) as counter, torch.device("meta"), Shapes():
+    task = build(config.task, backbone)
+    with FlopCounterMode(display=False) as counter, Alive() as alive, torch.device("meta"), Shapes():
         loss = task.rehearse(size, "meta")
         if loss.requires_grad:
             loss.backward()
+    model.zero_grad(set_to_none=True)
+    return Step(counter.get_total_flops() // size, alive.peak)
+
+
+def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
+    """Find what of a step can be kept.
+
+    Args:
+        config: the configuration.
+        model: the backbone's model on the meta device, adapters in it.
+        step: the whole step.
+    """
+    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
     found = frontiers(model, config.model, config.task.name)
     boundaries = {name: frontier.boundary for name, frontier in found.items() if frontier.boundary}
     wanted = needed(found)
@@ -89,7 +119,7 @@ def costs(config: TrainConfig, model: nn.Module) -> Costs:
         taken = states[name].states if name in states else None
         bytes_ = 0 if taken is None else taken[0].numel() * taken.element_size()
         rows.append(Tower(name, kept, frontier.pinned, bytes_))
-    return Costs(rows, counter.get_total_flops() // size, saved, _samples(config))
+    return Costs(rows, step.flops, saved, _samples(config))
 
 
 def _samples(config: TrainConfig) -> int | None:
@@ -101,7 +131,8 @@ def _samples(config: TrainConfig) -> int | None:
         sizes = (data.train_size or default.get("train"), data.eval_size or default.get("eval"))
         if None in sizes:
             return None
-        total += sum(size or 0 for size in sizes)
+        train, rest = sizes[0] or 0, sizes[1] or 0
+        total += train * (data.views or 1 if augments(data) else 1) + rest
     return total
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -19,12 +19,11 @@ from vlatrain.config.methods import is_peft
 from vlatrain.config.methods import parts as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
-from vlatrain.reporting.costs import cost_table, costs
-from vlatrain.reporting.shapes import Shapes
-from vlatrain.tasks import build, prepare
+from vlatrain.reporting.costs import Step, cost_table, costs, rehearsed
+from vlatrain.tasks import prepare
 from vlatrain.tasks.base import TYPICAL
 
-ADAM_STATES = 2  # moments of each trainable parameter, fp32, beside its gradient
+ADAM_STATES = 2  # moments of each trainable parameter, fp32
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,16 @@ class Inspection:
         trainable: trainable parameters by group.
         total: all parameters, adapters included, shared ones once.
         adapter_bytes: size of the saved adapter's tensors (fp32).
-        memory: estimated bytes while training, by kind: weights, optimizer (with gradients), activations kept for the backward
-            pass of one batch (not there where a method of PEFT looks at values: they are counted on shapes alone).
+        memory: estimated bytes at the peak of training, by kind: weights, the optimizer's moments, activations and gradients
+            of one batch, and on a CPU the runtime, which is this process before it counts.
+        step: one step, counted on shapes; None where a method of PEFT looks at values: then activations are not known.
     """
 
     trainable: dict[str, int]
     total: int
     adapter_bytes: int
     memory: dict[str, int]
+    step: Step | None
 
     @property
     def percent(self) -> float:
@@ -59,7 +60,7 @@ def count(config: TrainConfig) -> Inspection:
     return _counted(config, *without_values(config))
 
 
-def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspection:
+def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module, runtime: int = 0) -> Inspection:
     trainable = Counter[str]()
     saved = 0  # a fusion's frozen sources too
     for key, parameter in adapted.named_parameters():
@@ -72,16 +73,19 @@ def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspe
     low = 2 if config.trainer.precision in ("bf16", "fp16") else 4
     bits = config.model.quantize
     quantised = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
-    memory = {
+    memory = {"runtime": runtime} if runtime else {}
+    memory |= {
         "weights": low * (total - trained) + 4 * trained + (int((BYTES[bits] - low) * quantised) if bits else 0),
-        "gradients and optimizer": 4 * (1 + ADAM_STATES) * trained,
+        "optimizer": 4 * ADAM_STATES * trained,
     }
+    step = None
     try:
-        memory["activations"] = _activations(config, model) * low // 4
+        step = rehearsed(config, model)
+        memory["activations and gradients"] = step.bytes * low // 4
     except RuntimeError:
         if not any(map(is_peft, methods(config.adapter).values())):
             raise
-    return Inspection(dict(trainable), total, 4 * saved, memory)
+    return Inspection(dict(trainable), total, 4 * saved, memory, step)
 
 
 def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
@@ -105,8 +109,10 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
 def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     """Print towers and points, what is selected, and the counts."""
     console = console or Console()
+    gpu = config.trainer.device == "cuda" or (config.trainer.device == "auto" and torch.cuda.is_available())
+    runtime = 0 if gpu else psutil.Process().memory_info().rss
     model, adapted = without_values(config)
-    found = _counted(config, model, adapted)
+    found = _counted(config, model, adapted, runtime)
     where = sites(config.model, config.task.name, config.points)
     console.print(
         f"[bold]{config.model.name}[/] ({config.model.tasks[config.task.name].architecture}, "
@@ -114,12 +120,12 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     )
     console.print(_towers(config, where))
     console.print(_counts(config, found))
-    with suppress(RuntimeError):  # a method of PEFT that looks at values
-        console.print(cost_table(costs(config, model)))
+    if found.step:
+        console.print(cost_table(costs(config, model, found.step)))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
     console.print(
         f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
-        "the runtime's own comes on top.",
+        "measured as metrics.json's peak_mb.",
         style="dim",
     )
     return found
@@ -154,30 +160,10 @@ def _counts(config: TrainConfig, found: Inspection) -> Table:
     table.add_row("adapter file", _bytes(found.adapter_bytes))
     for kind, size in found.memory.items():
         table.add_row(f"training memory: {kind}", _bytes(size))
-    if "activations" not in found.memory:
+    if not found.step:
         table.add_row("training memory: activations", "not known: they depend on values here")
     table.add_row("training memory, estimated", _bytes(sum(found.memory.values())))
     return table
-
-
-def _activations(config: TrainConfig, model: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of one batch in fp32: counted by running the forward on shapes."""
-    kept: dict[int, int] = {}
-    alive = []  # so that no identity is used again
-    weights = {id(parameter) for parameter in model.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        base = tensor._base if tensor._base is not None else tensor
-        if id(base) not in weights:
-            kept[id(base)] = base.numel() * base.element_size()
-            alive.append(base)
-        return tensor
-
-    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    task = build(config.task, backbone)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.device("meta"), Shapes():
-        task.rehearse(config.trainer.batch_size, "meta")
-    return sum(kept.values())
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -29,6 +29,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.frontier import Frontier, frontiers, needed
 from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
 from vlatrain.config import TrainConfig
+from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
@@ -92,7 +93,7 @@ def keep_prefix(
     backbone: Backbone,
     config: TrainConfig,
     samples: Mapping[str, Sequence[Sample]],
-    uses: Mapping[str, int],
+    uses: Mapping[str, float],
     precision: str,
     display: Display,
     rank: int = 0,
@@ -113,6 +114,13 @@ def keep_prefix(
     way = config.trainer.cache
     if way == "off":
         return None
+    train, seen = samples.get("train", ()), uses.get("train", 1)
+    if isinstance(train, Augmented):
+        views = train.every()
+        if views is None:
+            log.info("Cache: off, as images are cropped or flipped anew each time; data.views=4 keeps 4 views of each")
+            return None
+        samples, uses = {**samples, "train": views}, {**uses, "train": seen * len(train) / len(views)}
     found = frontiers(backbone.model, config.model, config.task.name)
     kept = {name: frontier for name, frontier in found.items() if frontier.boundary is not None}
     if not kept:
@@ -148,7 +156,7 @@ class _Work:
         self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
 
-    def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> PrefixCache | None:
+    def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> PrefixCache | None:
         """The cache with its stores, or None where it would not pay or has no room."""
         every = [sample for split in samples.values() for sample in split]
         on_disk = {name: self._disk(name) for name in self.needed}
@@ -198,16 +206,16 @@ class _Work:
     def _asked(self, sample: Sample) -> bool:
         return bool(sample.question) and self.asks
 
-    def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, int]) -> int:
+    def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> float:
         """How often a sample is seen that has been seen before."""
-        return max(0, sum(len(split) * (uses.get(name, 1) - 1) for name, split in samples.items()))
+        return max(0.0, sum(len(split) * (uses.get(name, 1) - 1) for name, split in samples.items()))
 
     def _pays(
         self,
         tried: Sequence[Sample],
         where: str,
         samples: Mapping[str, Sequence[Sample]],
-        uses: Mapping[str, int],
+        uses: Mapping[str, float],
     ) -> bool:
         """Whether keeping states takes less time than computing them again, measured on a few samples."""
         once = sum(len(split) for split in samples.values())

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -21,7 +21,9 @@ from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.joint import parts
 from vlatrain.config.paths import ADAPTER, CONFIG, read_config, run_folder, save_config
+from vlatrain.data.augment import augmented
 from vlatrain.data.parts import load_run
+from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.fuse import usage
@@ -82,11 +84,12 @@ def train(config: TrainConfig) -> Finished:
     with logged(console, folder / "run.log" if main else None):
         log.info("Run folder: %s", folder)
         splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
-        samples = load_run(config, splits)
+        samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         bench = fresh(config, samples["train"], folder if config.resume == "auto" else None)
         fill(bench, samples["train"], config, console)
         _announce(config, bench)
+        samples["train"] = augmented(samples["train"], config)
         if main:
             save_config(config, folder)
             keep_processor(bench, folder)
