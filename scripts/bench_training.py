@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,25 +237,28 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=64, help="images of the whole runs")
     parser.add_argument("--batch", type=int, help="samples in a step, for all rows (for a GPU)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the figures here; rows that it has from before stay")
     parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    found: dict[str, Any] = {}
+    kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
+    found, seconds = kept.get("rows", {}), kept.get("starts", {})
     for name in options.rows:
         if name in ROWS:
-            row = ROWS[name] if not options.batch else Row(**{**vars(ROWS[name]), "batch": options.batch})
+            row = ROWS[name] if not options.batch else replace(ROWS[name], batch=options.batch)
             found[name] = measure(row, options.samples, options.steps, console)
             console.print(table({name: found[name]}))
+        else:
+            seconds = starts()
+        found = {name: found[name] for name in ROWS if name in found}
+        if options.json:
+            options.json.write_text(json.dumps({"rows": found, "starts": seconds}, indent=2) + "\n", encoding="utf-8")
     console.print(table(found))
     for name, (peft, full) in MEMORY.items():
         if name in found:
             console.print(f"peak memory of {name}: wanted at most {peft} of PEFT's and {full} of full fine-tuning's")
-    seconds = starts() if "starts" in options.rows else {}
     for name, time_ in seconds.items():
         console.print(f"{time_:6.2f} s  {name}")
-    if options.json:
-        options.json.write_text(json.dumps({"rows": found, "starts": seconds}, indent=2) + "\n", encoding="utf-8")
     if options.plot:
         plot(found, options.plot)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
@@ -141,15 +142,23 @@ def test_peak_memory_is_predicted(points: str, batch: int, tmp_path: Path) -> No
     """Of full-size BLIP, to 15 %, in processes of their own."""
     words = [*FULL_SIZE, f"adapter.points={points}", f"trainer.batch_size={batch}"]
     told = subprocess.run(
-        [sys.executable, "-m", "vlatrain.cli", "inspect", *words], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "vlatrain", "inspect", *words], check=True, capture_output=True, text=True
     ).stdout
     row = next(line for line in told.splitlines() if "training memory, estimated" in line)
     predicted = 1000 * float(row.split()[-3])
     assert "GB" in row
-    sizes = [f"data.train_size={2 * batch}", "data.eval_size=2", "trainer.max_steps=2", "task.decode.num_beams=1"]
-    run = ["-m", "vlatrain.cli", *words, *sizes, "task.decode.max_new_tokens=2", f"run.dir={tmp_path / 'run'}"]
+    text = "a man in a red shirt is holding a tennis racket on a green court"  # about a typical caption's length
+    for number in range(2 * batch):
+        Image.new("RGB", (64, 48), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    lines = [json.dumps({"image": f"{number}.png", "caption": f"{text} {number}"}) for number in range(2 * batch)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "eval.jsonl").write_text("\n".join(lines[:2]), encoding="utf-8")
+    data = ["data=files", f"data.train={tmp_path / 'train.jsonl'}", f"data.eval={tmp_path / 'eval.jsonl'}"]
+    short = ["trainer.max_steps=4", "task.decode.num_beams=1", "task.decode.max_new_tokens=2"]
+    run = ["-m", "vlatrain", *words, *data, *short, f"run.dir={tmp_path / 'run'}"]
     subprocess.run([sys.executable, *run], check=True, capture_output=True)
     measured = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["memory"]["peak_mb"]
+    print(f"predicted {predicted:.0f} MB, measured {measured:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
