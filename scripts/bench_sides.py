@@ -54,6 +54,7 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
 
     import vlatrain.training.run as run
     from vlatrain.cli import main
+    from vlatrain.tasks.base import move
     from vlatrain.training.loop import Loop
 
     words = [
@@ -81,7 +82,7 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
     (loop,) = loops
     for parameter in loop.parameters.values():
         parameter.requires_grad_(True)
-    batch = loop.task.collate(loop.train[: spec.batch])
+    batch = move(loop.task.collate(loop.train[: spec.batch]), loop.device)
     (log,) = loop.folder.glob("metrics.jsonl")
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     seconds = [spec.batch / record["samples_per_s"] for record in records if "loss" in record]
@@ -189,7 +190,8 @@ def main() -> None:
     side, given, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]).resolve()
     spec = Spec(**json.loads(given.read_text(encoding="utf-8")))
     os.chdir(out.parent)  # run folders are written here
-    out.write_text(json.dumps({**asdict(spec), **SIDES[side](spec)}), encoding="utf-8")
+    about = {key: value for key, value in asdict(spec).items() if key != "data"}
+    out.write_text(json.dumps({**about, **SIDES[side](spec)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

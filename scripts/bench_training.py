@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_sides import ANSWER, CAPTION, QUESTION, Spec
 from PIL import Image
 from rich.console import Console
@@ -217,7 +218,7 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
             [y for y, _ in limits],
             "k|",
             markersize=11,
-            label="FLOPs allow" if side == "peft" else None,
+            label="what FLOPs allow" if side == "peft" else None,
         )
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
@@ -237,9 +238,12 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=64, help="images of the whole runs")
     parser.add_argument("--batch", type=int, help="samples in a step, for all rows (for a GPU)")
+    parser.add_argument("--gpu", action="store_true", help="stop if there is no GPU, instead of measuring the CPU")
     parser.add_argument("--json", type=Path, help="write the figures here; rows that it has from before stay")
     parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()
+    if options.gpu and not torch.cuda.is_available():
+        sys.exit("torch sees no GPU here; without --gpu (make bench) the CPU is measured")
     console = Console(width=None if sys.stdout.isatty() else 140)
     kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     found, seconds = kept.get("rows", {}), kept.get("starts", {})

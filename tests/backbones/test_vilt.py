@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.base import Answerer, Generator, Matcher
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
+from vlatrain.backbones.vilt_attention import FastViltAttention
 from vlatrain.injection.attach import attach
 
 SAMPLES = make_samples()[:4]
@@ -45,6 +47,27 @@ def test_answers_are_transformers_own() -> None:
     logits = backbone.answer_logits(inputs)
     torch.testing.assert_close(logits, own(backbone, inputs, inputs["question"]))  # its patches are shuffled
     assert (logits[0] - logits[1]).abs().max() > 1e-2
+
+
+def test_the_fused_kernel_gives_what_transformers_gives() -> None:
+    """Losses and gradients, with padded images and questions; and whoever asks for the weights gets them."""
+    found = []
+    for plain in (False, True):
+        backbone = loaded("vqa")
+        swapped = [module for module in backbone.model.modules() if type(module) is FastViltAttention]
+        assert len(swapped) == 2
+        for module in swapped if plain else ():
+            module.__class__ = ViltSelfAttention
+        inputs = backbone.inputs(images(), QUESTIONS, 40)
+        weight = swapped[0].query.weight.requires_grad_(True)
+        logits = backbone.answer_logits(inputs)
+        (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), weight)
+        states = torch.randn(1, 5, swapped[0].query.in_features, generator=torch.Generator().manual_seed(0))
+        found.append((logits, gradient, *swapped[0](states, output_attentions=True)))
+    assert len(found[0]) == len(found[1]) == 4
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert found[0][1].abs().max() > 1e-3
 
 
 def test_scores_of_pairs_are_transformers_own() -> None:

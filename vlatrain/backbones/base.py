@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlatrain.backbones import tokenizers
@@ -80,12 +80,18 @@ class Backbone:
         model: the transformers model.
         processor: what turns texts and images into its inputs: has a `tokenizer` and an `image_processor`.
         source: where the weights came from, for messages and the model card.
+        fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
     """
+
+    fast: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
         self.keeping: Keeping | None = None
         self.cache: Any = None  # what gives tasks kept states instead of images (`vlatrain.training.caching`)
+        for module in model.modules():
+            if type(module) in self.fast:
+                module.__class__ = self.fast[type(module)]
 
     @classmethod
     def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:

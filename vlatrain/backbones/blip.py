@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlatrain.backbones.base import Backbone, Inputs, Text, searched
-from vlatrain.backbones.blip_attention import generating, make_fast
+from vlatrain.backbones.blip_attention import FAST, generating
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, hand, left, reads_other
 
@@ -29,10 +29,10 @@ class Blip(Backbone):
     """BLIP for answering, captioning or retrieval, as `task` says. See `Generator` and `Embedder` for the operations."""
 
     model: Any
+    fast = FAST
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        make_fast(self.model)
         for name, module in self.model.named_modules():
             if name.endswith("crossattention.self"):
                 module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)

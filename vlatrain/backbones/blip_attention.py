@@ -28,6 +28,12 @@ FAR = 4
 """So many times as many states must be there to attend to: an image has hundreds; with the few of a question nothing is gained."""
 
 
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """An additive mask as the kernel takes it, in the queries' type: a number that this does not have would be infinite, and a
+    whole row of it NaN."""
+    return None if mask is None else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
 class FastVisionAttention(BlipAttention):
     """Self-attention of the image tower."""
 
@@ -69,8 +75,7 @@ class FastTextAttention(BlipTextSelfAttention):
             )
         query = self._split(self.query(hidden_states))
         mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
-        if mask is not None:  # a number that another type does not have would be infinite, and a whole row of it NaN
-            mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
+        mask = additive(mask, query.dtype)
         share = self.dropout.p if self.dropout.training else 0.0
         if encoder_hidden_states is None:
             key, value = self._own(hidden_states, past_key_values)
@@ -162,10 +167,3 @@ def generating(model: nn.Module, beams: int) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.beams, layer.kept = 0, None
-
-
-def make_fast(model: nn.Module) -> None:
-    """Let every attention of a BLIP model use the fused kernel."""
-    for module in model.modules():
-        if type(module) in FAST:
-            module.__class__ = FAST[type(module)]

@@ -20,6 +20,7 @@ from torch.nn.functional import grid_sample, interpolate
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text
+from vlatrain.backbones.vilt_attention import FAST
 from vlatrain.config import ModelConfig
 from vlatrain.injection.context import hand, reads_other
 
@@ -31,6 +32,7 @@ class Vilt(Backbone):
     """ViLT for answering by choice from a list, or for matching, as `task` says. See `Answerer` and `Matcher`."""
 
     model: Any
+    fast = FAST
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
