@@ -274,6 +274,7 @@ def test_a_sweep_goes_on_after_a_failure_and_ends_with_a_table(
     assert rows[1]["varied"] == {"adapter.dim": "16", "task": "captioning"}
 
 
+@pytest.mark.slow
 def test_a_glob_sweeps_over_options_and_not_over_schemas(
     calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ else is a bug or the machine's doing, keeps its traceback (in the run's log too)
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -301,6 +302,7 @@ class _Jobs:
             outcome.folder = self.log.parent
         outcome.seconds = time.monotonic() - start
         self.outcomes.append(outcome)
+        gc.collect()  # a job's model is part of cycles; left to itself, Python keeps it while the next is loaded beside it
         if self.stopped is not None:
             raise KeyboardInterrupt  # ends the sweep; Hydra lets nothing else through
 

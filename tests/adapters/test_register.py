@@ -50,6 +50,7 @@ def test_the_example_has_its_files_and_commands() -> None:
     assert len(commands) == 3
 
 
+@pytest.mark.slow
 def test_the_example_trains_evaluates_inspects_and_loads(folder: Path) -> None:
     train, *others = (shlex.split(line)[1:] for line in blocks()[1])
     ran = run(folder, *train, "trainer.max_steps=2", "data.train_size=16", "data.eval_size=8")
@@ -70,7 +71,7 @@ def test_the_example_trains_evaluates_inspects_and_loads(folder: Path) -> None:
     [
         (["adapter.options.gamma=1"], "adapter=swish: "),
         (["adapter.dim=0"], "adapter.dim=0"),
-        (["adapter.activation=gelu"], "adapter=swish: "),
+        pytest.param(["adapter.activation=gelu"], "adapter=swish: ", marks=pytest.mark.slow),
         (["adapter.points=[vision.99.*]"], "matches nothing"),
     ],
 )

@@ -99,6 +99,7 @@ def test_weights_may_be_any_numbers(runs: dict[str, Path], tmp_path: Path) -> No
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["weights"] == [1.5, -1.0]
 
 
+@pytest.mark.slow
 def test_lora_of_other_ranks_is_averaged(runs: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "mean"
     assert command("merge", f"sources=[{runs['lora']},{runs['lora4']}]", f"output={output}") == 0
@@ -115,6 +116,7 @@ def test_lora_goes_into_the_weights(runs: dict[str, Path], tmp_path: Path) -> No
     assert predictions(untouched) != predictions(frozen)
 
 
+@pytest.mark.slow
 def test_a_full_fine_tuning_becomes_a_checkpoint(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "full", "vqa", "adapter=full", "optim.lr=0.001")
     output = tmp_path / "checkpoint"

@@ -53,14 +53,14 @@ def first_of(point: Point, over: list[str]) -> Point:
     return next(p for p in everywhere().places if all(getattr(p, part) == getattr(point, part) for part in kept))
 
 
-@pytest.mark.parametrize("what", ["down", "up", "columns", "all"])
+@pytest.mark.parametrize("what", ["down", pytest.param("up", marks=pytest.mark.slow), "columns", "all"])
 @pytest.mark.parametrize(
     "over",
     [
         ["tower"],
         pytest.param(["layer"], marks=pytest.mark.slow),
         pytest.param(["layer", "tower"], marks=pytest.mark.slow),
-        ["layer", "tower", "site"],
+        pytest.param(["layer", "tower", "site"], marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -36,7 +36,11 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int, while_saving: b
         time.sleep(0.0005 if while_saving else 0.005)
 
 
-@pytest.mark.parametrize(("seed", "more"), [(0, []), (1, ["adapter.trunk=[norms]"])], ids=["adapter", "trunk too"])
+@pytest.mark.parametrize(
+    ("seed", "more"),
+    [(0, []), pytest.param(1, ["adapter.trunk=[norms]"], marks=pytest.mark.slow)],
+    ids=["adapter", "trunk too"],
+)
 def test_sigkill_at_random_steps_and_during_a_save(seed: int, more: list[str], tmp_path: Path) -> None:
     draw = random.Random(seed)
     assert command(*SETTINGS, *more, f"run.dir={tmp_path / 'whole'}") == 0
