@@ -25,9 +25,7 @@ def test_both_sides_of_a_row_and_the_files(tmp_path: Path) -> None:
     ours, theirs = found["rows"][row]["vlatrain"], found["rows"][row]["peft"]
     assert theirs["ratio"] == pytest.approx(ours["samples_per_s"] / theirs["samples_per_s"])
     assert theirs["by_flops"] == pytest.approx(theirs["gflop"] / ours["gflop"])
-    assert (
-        1.5 < theirs["by_flops"] < 3
-    )  # by the design: 41 GFLOP a sample, and less than half of it with the prefix kept
+    assert 3 < theirs["by_flops"] < 3.6  # ten of CLIP's twelve image layers are kept: 41 GFLOP a sample become some 12
     assert 0 < ours["counting_s"] < ours["seconds"]
     assert drawn.stat().st_size > 1000
     assert f"{theirs['ratio']:.1f}x" in done.stdout
