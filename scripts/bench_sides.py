@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,21 +31,21 @@ class Spec:
         model: the backbone.
         task: the task.
         points: where adapters and LoRA go.
-        data: folder of train.jsonl and eval.jsonl.
         batch: samples in a step.
-        steps: optimizer steps; 0: `epochs` says.
-        epochs: passes through the data.
-        widths: bottleneck widths; several: a sweep over them (of LoRA's ranks, an eighth of them).
+        epochs: passes through the data of a whole run; 0: steady state, of `steps`.
+        widths: bottleneck widths, one a run; several: a sweep over them (of LoRA's ranks, an eighth of them).
+        steps: optimizer steps of the steady state.
+        data: folder of train.jsonl and eval.jsonl.
     """
 
     model: str
     task: str
     points: list[str]
-    data: str
-    batch: int
-    steps: int
-    epochs: int
-    widths: list[int]
+    batch: int = 8
+    epochs: int = 0
+    widths: Sequence[int] = (64,)
+    steps: int = 0
+    data: str = ""
 
 
 def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
@@ -83,10 +83,9 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
     for parameter in loop.parameters.values():
         parameter.requires_grad_(True)
     batch = move(loop.task.collate(loop.train[: spec.batch]), loop.device)
-    (log,) = loop.folder.glob("metrics.jsonl")
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    seconds = [spec.batch / record["samples_per_s"] for record in records if "loss" in record]
-    return measured(spec, seconds, lambda: loop.stepper(batch))
+    log = (loop.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    records = [record for record in map(json.loads, log.splitlines()) if "loss" in record]
+    return measured(spec, [spec.batch / record["samples_per_s"] for record in records[1:]], lambda: loop.stepper(batch))
 
 
 def peft(spec: Spec) -> dict[str, float]:
@@ -104,15 +103,17 @@ def peft(spec: Spec) -> dict[str, float]:
     from vlatrain.config import ModelConfig
     from vlatrain.config.folder import conf_dir
     from vlatrain.config.registry import register
+    from vlatrain.tasks.base import move
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         node = compose("train", [f"model={spec.model}", f"task={spec.task}", "model.random_init=true"]).model
     config: ModelConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
-    processor = family_of(config).make_processor(config, settings_of(config, spec.task), [QUESTION, ANSWER, CAPTION])
-    settings = dict(family_of(config).with_tokens(config, settings_of(config, spec.task), processor))
+    family, settings = family_of(config), settings_of(config, spec.task)
+    processor = family.make_processor(config, settings, [QUESTION, ANSWER, CAPTION])
+    settings = dict(family.with_tokens(config, settings, processor))
     architecture = getattr(transformers, config.tasks[spec.task].architecture)
-    settings = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    plain = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     targets = sites(config, spec.task, spec.points).targeted(["query", "value", "qkv", "ffn.inner", "ffn.out"])
     lines = [json.loads(line) for line in Path(spec.data, "train.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -149,13 +150,10 @@ def peft(spec: Spec) -> dict[str, float]:
     for width in spec.widths:
         ends.clear()
         rank = max(1, width // 8)
-        model = get_peft_model(architecture(settings), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+        model = get_peft_model(architecture(plain), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
         trainer = Trainer(model, arguments, train_dataset=lines, data_collator=collate, callbacks=[Times()])  # type: ignore[arg-type]
         trainer.train()
-    batch = {
-        key: value.to(trainer.args.device) if hasattr(value, "to") else value for key, value in collate(lines).items()
-    }
-    batch = {key: value[: spec.batch] if torch.is_tensor(value) else value for key, value in batch.items()}
+    batch = move(collate(lines[: spec.batch]), trainer.args.device)
     return measured(spec, [after - before for before, after in pairwise(ends)], lambda: model(**batch).loss)
 
 

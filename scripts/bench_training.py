@@ -42,38 +42,32 @@ class Row:
     """One line of the benchmark.
 
     Attributes:
-        model: the backbone.
-        task: the task.
-        points: where adapters and LoRA go.
-        batch: samples in a step.
-        epochs: passes of a whole run; 0: steady state.
-        widths: bottleneck widths, one a run; several: a sweep.
+        spec: what every side trains.
+        kept: whether there is a prefix to keep, so that vlatrain is given ten times as many steps.
         full: whether full fine-tuning is measured too.
         wanted: ratios to reach, against PEFT and against full fine-tuning.
     """
 
-    model: str
-    task: str
-    points: list[str]
-    batch: int = 8
-    epochs: int = 0
-    widths: tuple[int, ...] = (64,)
+    spec: Spec
+    kept: bool = True
     full: bool = True
     wanted: tuple[float | None, float | None] = (None, None)
 
 
 ROWS = {
-    "captioning, decoder": Row("blip", "captioning", DECODER, wanted=(6, 18)),
-    "vqa, fusion and decoder": Row("blip", "vqa", FUSION, wanted=(5, 14)),
-    "vqa, decoder": Row("blip", "vqa", DECODER, batch=16, full=False, wanted=(25, None)),
-    "retrieval, last 4": Row("clip", "retrieval", LAST4, wanted=(1.9, 4.3)),
-    "retrieval, last 2": Row("clip", "retrieval", ["vision.last2.*", "text.last2.*"], full=False),
-    "captioning, everywhere": Row("blip", "captioning", ["vision", "decoder"], batch=4, wanted=(1.2, 1.8)),
-    "vqa, everywhere": Row("blip", "vqa", ["vision", "fusion", "decoder"], batch=4),
-    "retrieval, everywhere": Row("clip", "retrieval", ["vision", "text"]),
-    "captioning, 10 epochs": Row("blip", "captioning", DECODER, epochs=10, full=False, wanted=(4, None)),
+    "captioning, decoder": Row(Spec("blip", "captioning", DECODER), wanted=(6, 18)),
+    "vqa, fusion and decoder": Row(Spec("blip", "vqa", FUSION), wanted=(5, 14)),
+    "vqa, decoder": Row(Spec("blip", "vqa", DECODER, batch=16), full=False, wanted=(25, None)),
+    "retrieval, last 4": Row(Spec("clip", "retrieval", LAST4), wanted=(1.9, 4.3)),
+    "retrieval, last 2": Row(Spec("clip", "retrieval", ["vision.last2.*", "text.last2.*"]), full=False),
+    "captioning, everywhere": Row(
+        Spec("blip", "captioning", ["vision", "decoder"], batch=4), kept=False, wanted=(1.2, 1.8)
+    ),
+    "vqa, everywhere": Row(Spec("blip", "vqa", ["vision", "fusion", "decoder"], batch=4), kept=False),
+    "retrieval, everywhere": Row(Spec("clip", "retrieval", ["vision", "text"]), kept=False),
+    "captioning, 10 epochs": Row(Spec("blip", "captioning", DECODER, epochs=10), full=False, wanted=(4, None)),
     "captioning, sweep of 4": Row(
-        "blip", "captioning", DECODER, epochs=3, widths=(16, 32, 64, 128), full=False, wanted=(4, None)
+        Spec("blip", "captioning", DECODER, epochs=3, widths=(16, 32, 64, 128)), full=False, wanted=(4, None)
     ),
 }
 MEMORY = {"captioning, decoder": (0.85, 0.3)}  # at most this share of the peak of PEFT, and of full fine-tuning
@@ -132,20 +126,18 @@ def measure(row: Row, samples: int, steps: int, console: Console) -> dict[str, d
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        data = make_data(scratch, samples if row.epochs else 2 * row.batch)
-        everywhere = not any("last" in point for point in row.points) and "vision" in row.points
+        spec = replace(row.spec, data=str(make_data(scratch, samples if row.spec.epochs else 2 * row.spec.batch)))
         for side in ("vlatrain", "peft", "full") if row.full else ("vlatrain", "peft"):
-            count = 0 if row.epochs else 10 * steps if side == "vlatrain" and not everywhere else steps
-            spec = Spec(row.model, row.task, row.points, str(data), row.batch, count, row.epochs, [*row.widths])
-            with console.status(f"{row.task} of {row.model}, {', '.join(row.points)}: {side}"):
-                found[side] = run(side, spec, scratch)
+            count = 0 if spec.epochs else 10 * steps if side == "vlatrain" and row.kept else steps
+            with console.status(f"{spec.task} of {spec.model}, {', '.join(spec.points)}: {side}"):
+                found[side] = run(side, replace(spec, steps=count), scratch)
     mine = found["vlatrain"]
     for side, wanted in zip(("peft", "full"), row.wanted, strict=True):
         if side in found:
             one = found[side]
             speed, time_ = mine["samples_per_s"] / one["samples_per_s"], one["seconds"] / mine["seconds"]
-            one["ratio"] = time_ if row.epochs else speed
-            one["by_flops"] = None if row.epochs else one["gflop"] / mine["gflop"]
+            one["ratio"] = time_ if row.spec.epochs else speed
+            one["by_flops"] = None if row.spec.epochs else one["gflop"] / mine["gflop"]
             one["memory"] = mine["peak_mb"] / one["peak_mb"]
             one["wanted"] = wanted
     return found
@@ -249,7 +241,11 @@ def main() -> None:
     found, seconds = kept.get("rows", {}), kept.get("starts", {})
     for name in options.rows:
         if name in ROWS:
-            row = ROWS[name] if not options.batch else replace(ROWS[name], batch=options.batch)
+            row = (
+                ROWS[name]
+                if not options.batch
+                else replace(ROWS[name], spec=replace(ROWS[name].spec, batch=options.batch))
+            )
             found[name] = measure(row, options.samples, options.steps, console)
             console.print(table({name: found[name]}))
         else:
