@@ -21,17 +21,13 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from vlatrain.backbones.attention import additive
+
 SHORT = 32
 """Tokens of a text up to which absorbed cross-attention costs less than keys and values of 64 features a head, training included.
 It is compared with the size of heads, not with each batch's texts: the same text should be rounded alike in every batch."""
 FAR = 4
 """So many times as many states must be there to attend to: an image has hundreds; with the few of a question nothing is gained."""
-
-
-def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """An additive mask as the kernel takes it, in the queries' type: a number that this does not have would be infinite, and a
-    whole row of it NaN."""
-    return None if mask is None else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 class FastVisionAttention(BlipAttention):

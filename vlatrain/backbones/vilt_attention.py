@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 
-from vlatrain.backbones.blip_attention import additive
+from vlatrain.backbones.attention import additive
 
 
 class FastViltAttention(ViltSelfAttention):
