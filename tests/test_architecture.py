@@ -21,57 +21,73 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """The modules a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def parsed() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each file of the package, and the modules it imports, wherever in it."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name != "__init__.py":
+            yield name, tuple(modules(ast.parse(path.read_text(encoding="utf-8")), name))
+
+
+def modules(tree: ast.Module, name: str) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"{name}: relative import"
             module = node.module or ""
             yield from (f"{module}.{alias.name}" for alias in node.names) if module == "vlatrain" else (module,)
 
 
-def files() -> list[Path]:
-    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+@pytest.fixture(scope="module")
+def imports() -> dict[str, tuple[str, ...]]:
+    """By file, the modules that it imports."""
+    return dict(parsed())
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
 
 
-def test_every_file_has_its_room() -> None:
-    assert {room_of(path) for path in files()} <= set(LEVEL)
+def offenders(imports: dict[str, tuple[str, ...]], rooms: set[str], packages: set[str]) -> list[str]:
+    """Files of these rooms that import one of these packages."""
+    return [
+        f"{file} imports {module}"
+        for file, found in imports.items()
+        for module in found
+        if room_of(file) in rooms and module.split(".")[0] in packages
+    ]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_imports_upwards(path: Path) -> None:
-    own = room_of(path)
-    for module in imports(path):
-        if module.startswith("vlatrain."):
-            room = module.split(".")[1]
-            if room not in LEVEL:  # the package's own names, such as __version__
-                continue
-            assert LEVEL[room] <= LEVEL[own], f"{path.relative_to(PACKAGE)} imports {module}"
+def test_every_file_has_its_room(imports: dict[str, tuple[str, ...]]) -> None:
+    assert len(imports) > 100
+    assert {room_of(file) for file in imports} <= set(LEVEL)
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "adapters").glob("*.py")), ids=lambda path: path.name)
-def test_the_science_stands_alone(path: Path) -> None:
+def test_nothing_imports_upwards(imports: dict[str, tuple[str, ...]]) -> None:
+    upwards = [
+        f"{file} imports {module}"
+        for file, found in imports.items()
+        for module in found
+        if module.startswith("vlatrain.")
+        and LEVEL.get(module.split(".")[1], 0) > LEVEL[room_of(file)]  # the package's own names have no level
+    ]
+    assert not upwards
+
+
+def test_the_science_stands_alone(imports: dict[str, tuple[str, ...]]) -> None:
     """`adapters/` are pure torch modules."""
-    for module in imports(path):
-        top = module.split(".")[0]
-        assert top not in {"peft", "transformers", "accelerate", "hydra", "omegaconf"}, module
-        assert top != "vlatrain" or module.startswith("vlatrain.adapters"), module
+    assert not offenders(imports, {"adapters"}, {"peft", "transformers", "accelerate", "hydra", "omegaconf"})
+    for file, found in imports.items():
+        if room_of(file) == "adapters":
+            own = {module for module in found if module.split(".")[0] == "vlatrain"}
+            assert all(module.startswith("vlatrain.adapters") for module in own), file
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "config").glob("*.py")), ids=lambda path: path.name)
-def test_the_configuration_needs_no_torch(path: Path) -> None:
-    assert not {module.split(".")[0] for module in imports(path)} & {"torch", "transformers", "peft", "accelerate"}
+def test_the_configuration_needs_no_torch(imports: dict[str, tuple[str, ...]]) -> None:
+    assert not offenders(imports, {"config"}, {"torch", "transformers", "peft", "accelerate"})
 
 
-def test_hydra_stays_at_the_command_line() -> None:
+def test_hydra_stays_at_the_command_line(imports: dict[str, tuple[str, ...]]) -> None:
     """No DictConfig beyond cli.py and what composes for it."""
-    for path in files():
-        if room_of(path) not in {"cli", "config"}:
-            tops = {module.split(".")[0] for module in imports(path)}
-            assert not tops & {"hydra", "omegaconf"}, path.relative_to(PACKAGE)
+    assert not offenders(imports, set(LEVEL) - {"cli", "config"}, {"hydra", "omegaconf"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from vlatrain.training.modes import checkpoint_gradients, compile_layers, finger
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 PLACES = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip", "retrieval")]
+BY_SAMPLE = [place for place in PLACES if place[1] != "retrieval"]  # whose loss and scores are of the batch as a whole
 TOPICS = (
     rows_bottleneck,
     rows_cross_modal,
@@ -58,19 +60,29 @@ TOPICS = (
     rows_structural,
 )
 ROWS: dict[str, Row] = {name: row for topic in TOPICS for name, row in topic.ROWS.items()}
+REFUSED = [(name, place, reason) for name, row in ROWS.items() for place, reason in row.unfit.items()]
 
 
-def case(name: str, place: tuple[str, str]) -> Any:
-    """A cell of the table. Variants and presets of a design, and PEFT's methods, count as slow but for one place."""
-    row = ROWS[name]
-    secondary = name != row.config.name or (name in rows_peft.ROWS and name != "lora")
-    home = next(other for other in PLACES if other not in row.unfit)
-    marks = [pytest.mark.slow] if secondary and place != home else []
-    return pytest.param(name, place, id=f"{name}-{place[0]}-{place[1]}", marks=marks)
+def is_variant(name: str) -> bool:
+    """Whether a row is another setting of a design that has a row, or one more of PEFT's methods: the same mechanism."""
+    return name != ROWS[name].config.name or (name in rows_peft.ROWS and name != "lora")
 
 
-CASES = [case(name, place) for name in ROWS for place in PLACES]
-table = pytest.mark.parametrize(("name", "place"), CASES)
+def cells(essential: bool = False, places: Sequence[tuple[str, str]] = PLACES) -> pytest.MarkDecorator:
+    """The cells of a behaviour: every method at each of the places that it can go to.
+
+    Args:
+        essential: whether variants, too, show it in the quick suite, at the first of their places; the rest of them is slow.
+        places: those at which the behaviour can be asked for.
+    """
+    found = []
+    for name, row in ROWS.items():
+        own = [place for place in places if place not in row.unfit]
+        for place in own:
+            slow = is_variant(name) and not (essential and place == own[0])
+            marks = [pytest.mark.slow] if slow else []
+            found.append(pytest.param(name, place, id=f"{name}-{'-'.join(place)}", marks=marks))
+    return pytest.mark.parametrize(("name", "place"), found)
 
 
 def train_config(row: Row, place: tuple[str, str]) -> TrainConfig:
@@ -90,16 +102,6 @@ def where_of(row: Row, place: tuple[str, str]) -> Sites:
     return sites(config.model, place[1], config.points)
 
 
-def fits(row: Row, place: tuple[str, str]) -> bool:
-    """Whether the method can go there. If not, it is refused as declared."""
-    found = misfits(train_config(row, place))
-    if place in row.unfit:
-        assert any(isinstance(problem, Unfit) and row.unfit[place] in problem for problem in found)
-        return False
-    assert not found
-    return True
-
-
 @cache
 def template(place: tuple[str, str]) -> Backbone:
     return load(small_config(place[0]), place[1], texts=TEXTS)
@@ -113,6 +115,7 @@ def loaded(place: tuple[str, str]) -> Backbone:
 def adapted(row: Row, place: tuple[str, str], trained: bool = True) -> tuple[Backbone, nn.Module]:
     """A small backbone with the method; `trained` gives every trainable tensor random values."""
     backbone = loaded(place)
+    assert not misfits(train_config(row, place))
     check(row.config)
     torch.manual_seed(3)
     model = attach(backbone.model, row.config, where_of(row, place))
@@ -158,11 +161,17 @@ def gradients(backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor | 
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@table
+@pytest.mark.parametrize(
+    ("name", "place", "reason"), REFUSED, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
+def test_is_refused_where_it_cannot_go(name: str, place: tuple[str, str], reason: str) -> None:
+    found = misfits(train_config(ROWS[name], place))
+    assert any(isinstance(problem, Unfit) and reason in problem for problem in found)
+
+
+@cells(essential=True)
 def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     before = loss_of(loaded(place))
     backbone, model = adapted(row, place, trained=False)
     if row.tolerance == math.inf:
@@ -185,11 +194,9 @@ def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tu
     assert fingerprint(model) == frozen
 
 
-@table
+@cells(essential=True)
 def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str, str], tmp_path: Path) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     backbone, model = adapted(row, place)
     save(model, tmp_path)
     folders = folders_of(tmp_path)
@@ -232,11 +239,9 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
     assert loss_of(four) == pytest.approx(expected, rel=3e-6)  # as with transformers: tensors in the file's memory
 
 
-@table
+@cells()
 def test_switches_disables_deletes_and_unloads(name: str, place: tuple[str, str], tmp_path: Path) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     backbone, model = adapted(row, place)
     frozen = loaded(place)
     save(model, tmp_path)
@@ -276,12 +281,10 @@ def switches(row: Row, backbone: Backbone, model: Any, base: float, first: float
     assert loss_of(backbone) == first
 
 
-@table
+@cells(places=BY_SAMPLE)
 def test_a_batch_of_several_adapters(name: str, place: tuple[str, str]) -> None:
     """Rows without any included; with beams, where there is generation."""
     row = ROWS[name]
-    if not fits(row, place) or place[1] == "retrieval":
-        return  # its loss and its scores are of the batch as a whole
     backbone, model = adapted(row, place)
     if "names" not in row.cannot:
         model.add_adapter("another", copy.deepcopy(model.peft_config["default"]))
@@ -317,11 +320,9 @@ def answers(task: Task, batch: Any) -> list[Any]:
     return [[(text, round(p, 4)) for text, p in row] for row in task.answer(batch)]  # type: ignore[attr-defined]
 
 
-@table
+@cells(places=BY_SAMPLE)
 def test_generates_the_same_with_and_without_a_cache(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
-    if not fits(row, place) or place[1] == "retrieval":
-        return
     backbone, _model = adapted(row, place)
     found = []
     for use_cache in (True, False):
@@ -335,11 +336,9 @@ def test_generates_the_same_with_and_without_a_cache(name: str, place: tuple[str
     assert found[:2] == found[2:]
 
 
-@table
+@cells()
 def test_gradient_checkpointing_changes_no_gradient(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     found = []
     for checkpointing in (False, True):
         backbone, model = adapted(row, place)
@@ -351,11 +350,9 @@ def test_gradient_checkpointing_changes_no_gradient(name: str, place: tuple[str,
         torch.testing.assert_close(found[0][key], found[1][key])
 
 
-@table
+@cells()
 def test_runs_in_a_bf16_trunk(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     backbone, model = adapted(row, place)
     expected = loss_of(backbone)
     for parameter in model.parameters():
@@ -368,11 +365,9 @@ def test_runs_in_a_bf16_trunk(name: str, place: tuple[str, str]) -> None:
 
 
 @pytest.mark.slow
-@table
+@cells()
 def test_compiles_without_a_graph_break(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
-    if not fits(row, place):
-        return
     torch._dynamo.reset()
     backbone, model = adapted(row, place)
     model.eval()
