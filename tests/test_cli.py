@@ -410,7 +410,8 @@ def test_shell_completion(
 
 def test_answers_without_importing_torch(tmp_path: Path) -> None:
     """In one interpreter, line after line: what any of them imports stays loaded."""
-    lines = [["--help"], ["--cfg", "job"], ["adapter.dmi=3", "adapter.points=[a.1.b]"]]
+    misfit = ["adapter=cross_modal", "task=captioning", "adapter.points=[vision.*.ffn]"]
+    lines = [["--help"], ["--cfg", "job"], ["adapter.dmi=3", "adapter.points=[a.1.b]"], misfit]
     code = (
         "import sys; from vlatrain import cli\n"
         f"for line in {lines}:\n"
@@ -427,4 +428,4 @@ def test_answers_without_importing_torch(tmp_path: Path) -> None:
         check=True,
     )
     told = [line for line in ran.stdout.splitlines() if line.startswith("loaded ")]
-    assert told == [f"loaded [] status {status}" for status in (0, 0, 2)]
+    assert told == [f"loaded [] status {status}" for status in (0, 0, 2, 2)]
