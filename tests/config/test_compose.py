@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +18,8 @@ NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=so
 NEEDS |= {"task=instruct": ["model=tiny_composite"]}
 NEEDS |= {f"adapter={name}": ["task=retrieval"] for name in ("clip_adapter", "tip_adapter", "tip_adapter_f")}
 ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
-OPTIONS = [f"{group}={option}" for group, options in options_of(conf_dir()).items() for option in options]
+MANY = {"model": ("blip", "composite"), "adapter": ("bottleneck", "fusion", "mixed"), "experiment": ("smoke",)}
+"""Of groups with many options those that are composed in the quick suite: those of all are read by their rooms' tests."""
 
 
 def served(model: str) -> list[str]:
@@ -33,7 +36,14 @@ def needed(choice: str) -> list[str]:
     return NEEDS.get(choice, other)
 
 
-@pytest.mark.parametrize("choice", OPTIONS)
+def choices() -> Iterator[Any]:
+    for group, options in options_of(conf_dir()).items():
+        for option in options:
+            slow = option not in MANY.get(group, options)
+            yield pytest.param(f"{group}={option}", marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("choice", list(choices()))
 def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(conf_dir().parent)
     if choice in ALONE:

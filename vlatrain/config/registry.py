@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -64,8 +65,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("times", _times, replace=True)
 
 
+@cache
 def register() -> None:
-    """Put the schemas in Hydra's store; the YAML files extend them."""
+    """Put the schemas in Hydra's store, once: making nodes of them takes a third of a composition. The YAML files extend them."""
     register_resolvers()
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
