@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 # One thread a process and a process a core: the models of the tests are too small for more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow lint format smoke audit bench bench-gpu build clean
+.PHONY: help install run test test-slow check lint format smoke audit bench bench-gpu build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(STAMP) ## the quick test suite (ARGS="-k name" selects)
 
 test-slow: $(STAMP) ## the slow tests: full-size models, wheels, several processes
 	$(PYTEST) -m slow $(ARGS)
+
+check: lint ## lint, and the tests of the folders that have changed (BASE=COMMIT: since when; by default since the main branch)
+	@tests="$$($(BIN)/python scripts/changed_tests.py $(BASE))"; if [ -z "$$tests" ]; then echo "nothing changed that has tests"; else $(PYTEST) $$tests $(ARGS); fi
 
 lint: $(STAMP) ## style, format and types
 	$(BIN)/ruff check .
