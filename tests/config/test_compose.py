@@ -58,6 +58,7 @@ def test_every_group_has_options() -> None:
     assert set(options_of(conf_dir())) == {*GROUPS, "experiment"}
 
 
+@pytest.mark.slow
 def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
     tasks = "task=vqa,captioning,retrieval,classification"
     request = Request("train", ["model=blip,tiny_blip", tasks], multirun=True)

@@ -16,6 +16,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("runs") / "clip", "retrieval", *points)
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_how_fast_it_was(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("eval", f"run={run}", f"output={tmp_path / 'out'}", "trainer.eval_batch_size=4") == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -25,6 +26,7 @@ def test_an_evaluation_says_how_fast_it_was(run: Path, tmp_path: Path, capsys: p
     assert "samples/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_over_dropped_layers_is_a_table_and_a_chart(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +59,7 @@ def test_more_layers_than_there_are_is_refused(run: Path, capsys: pytest.Capture
     assert "adapter.drop_layers=9: no tower with adapters has more than" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predict_takes_it_too(run: Path, tmp_path: Path) -> None:
     make_samples()[0].image.load().save(tmp_path / "image.png")
     asked = [f"run={run}", f"image={tmp_path / 'image.png'}", "texts=[red,blue]"]

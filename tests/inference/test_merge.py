@@ -71,6 +71,7 @@ def test_a_finished_fusion_needs_no_source(fusion: Path) -> None:
     assert evaluated(fusion) == predictions(fusion)
 
 
+@pytest.mark.slow
 def test_a_fusion_is_pruned_to_its_most_used_source(runs: dict[str, Path], fusion: Path, tmp_path: Path) -> None:
     output = tmp_path / "pruned"
     assert command("merge", f"run={fusion}", "keep=1", f"output={output}") == 0
@@ -81,6 +82,7 @@ def test_a_fusion_is_pruned_to_its_most_used_source(runs: dict[str, Path], fusio
     assert evaluated(output) == evaluated(runs[note["kept"][0].removeprefix("gone_")])
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_run_with_itself_is_the_run(runs: dict[str, Path], tmp_path: Path) -> None:
     twin = shutil.copytree(runs["a"], tmp_path / "a, twin")
     output = tmp_path / "mean"
@@ -170,6 +172,7 @@ def test_what_cannot_be_merged_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_wrong_sources_of_a_fusion_are_refused(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("adapter=fusion") == 2
     assert "adapter=fusion: needs adapter.sources=[RUN,RUN]" in capsys.readouterr().err

@@ -133,6 +133,7 @@ def test_wrong_settings_are_told(override: str, said: str, capsys: pytest.Captur
     assert said in " ".join(found.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -149,6 +150,7 @@ def test_inspect_rehearses(words: list[str], runs: dict[str, Path], capsys: pyte
     assert "training memory: activations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,8 @@ def config(model: str, task: str, points: list[str], **adapter) -> TrainConfig:
 @pytest.mark.parametrize(
     ("model", "task", "points", "sites_count", "widths"),
     [
-        ("blip", "captioning", ["decoder"], 36, {768: 36}),  # the published-size check: 3,568,896
-        ("blip", "vqa", ["vision", "fusion"], 60, {768: 60}),
-        ("blip", "retrieval", RETRIEVAL, 20, {768: 20}),
+        pytest.param("blip", "vqa", ["vision", "fusion"], 60, {768: 60}, marks=pytest.mark.slow),
+        pytest.param("blip", "retrieval", RETRIEVAL, 20, {768: 20}, marks=pytest.mark.slow),
         ("clip", "retrieval", RETRIEVAL, 16, {768: 8, 512: 8}),
     ],
 )
@@ -95,9 +95,10 @@ def test_published_counts(words: list[str], trainable: str, capsys: pytest.Captu
 
 @pytest.mark.parametrize("method", ["full", "none", "lora"])
 def test_other_methods(method: str) -> None:
-    found = count(config("blip", "captioning", ["decoder"], name=method, dim=4))
+    small = replace(config("blip", "captioning", ["decoder"], name=method, dim=4), model=small_config("blip"))
+    found = count(small)
     trainable = sum(found.trainable.values())
-    assert {"full": trainable == found.total, "none": trainable == 0, "lora": 0 < found.percent < 1}[method]
+    assert {"full": trainable == found.total, "none": trainable == 0, "lora": 0 < trainable < found.total}[method]
 
 
 def test_a_steps_memory_on_shapes_is_that_of_a_real_step() -> None:

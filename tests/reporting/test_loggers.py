@@ -109,6 +109,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_wandb_offline_continues_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -91,6 +91,7 @@ def told(record: dict) -> str:
     return record["prediction"].replace(" .", ".")
 
 
+@pytest.mark.slow
 def test_the_earlier_turns_matter() -> None:
     """The second question is the same for every image, and only the first turn tells what is meant."""
     base = make_samples()[0]
