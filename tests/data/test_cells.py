@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from vlatrain.data.cells import CellError, check_weights, text, texts, with_weights
+from vlatrain.data.cells import CellError, check_weights, parse_list, text, texts, with_weights
 
 
 @pytest.mark.parametrize(
@@ -44,14 +44,10 @@ def test_no_text(cell):
     [
         ("red", [("red", None)]),
         (["red", 2, True, None], [("red", None), ("2", None), ("yes", None), ("", None)]),
-        ('["a", 1]', [("a", None), ("1", None)]),
-        ("['it''s', \"b\"]", [("its", None), ("b", None)]),
-        ("[unclear]", [("[unclear]", None)]),
-        ("['a', ", [("['a',", None)]),
-        ("[]", []),
+        ('["a", 1]', [('["a", 1]', None)]),
+        ([], []),
         ({"answer": "a", "weight": 2}, [("a", 2.0)]),
         ([{"answer": "a", "answer_id": 1}, {"answer": "b"}], [("a", None), ("b", None)]),
-        ('[{"answer": "a", "weight": 0.5}]', [("a", 0.5)]),
         ({"answer": ["a", "b"], "weight": [1, 2], "other": [0]}, [("a", 1.0), ("b", 2.0)]),
     ],
 )
@@ -66,12 +62,32 @@ def test_texts(cell, expected):
         ([["a"]], "expected text, found a list"),
         ([{"answer": "a", "weight": "much"}], "a weight must be a number, found 'much'"),
         ({"answer": ["a", "b"], "weight": [1]}, "'answer' and 'weight' differ in length"),
-        ('["a", ]x]', "looks like a list"),
     ],
 )
 def test_bad_texts(cell, message):
     with pytest.raises(CellError, match=message):
         texts(cell, key="answer")
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ('["a", 1]', ["a", 1]),
+        ("['it''s', \"b\"]", ["its", "b"]),
+        ("[unclear]", "[unclear]"),
+        ("['a', ", "['a', "),
+        (" [] ", []),
+        ('[{"answer": "a", "weight": 0.5}]', [{"answer": "a", "weight": 0.5}]),
+        ("red", "red"),
+    ],
+)
+def test_lists_written_as_text(cell, expected):
+    assert parse_list(cell) == expected
+
+
+def test_what_was_meant_as_a_list_and_is_none():
+    with pytest.raises(CellError, match="looks like a list"):
+        parse_list('["a", ]x]')
 
 
 def test_objects_are_no_captions():

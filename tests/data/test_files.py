@@ -77,16 +77,20 @@ def row(image=0, question="q?", answer="a"):
 
 
 HEADER = "image,question,answer"
-GOOD = {  # name of the file -> its bytes -> (question, answers, line) of each sample
+GOOD = {  # name of the file -> its bytes -> (question, answers, place) of each sample; a number: a line
     "blank lines.jsonl": (f"\n{row()}\n\n  \n{row(1)}", [("q?", ("a",), 2), ("q?", ("a",), 5)]),
     "crlf.jsonl": (f"{row()}\r\n{row(1)}\r\n", [("q?", ("a",), 1), ("q?", ("a",), 2)]),
     "bom.jsonl": (codecs.BOM_UTF8 + row(0, "é").encode(), [("é", ("a",), 1)]),
     "line separator.jsonl": (row(0, "a\u2028b") + "\n" + row(1), [("a\u2028b", ("a",), 1), ("q?", ("a",), 2)]),
     "utf16.jsonl": (row(0, "猫").encode("utf-16"), [("猫", ("a",), 1)]),
     "lines.json": (f"{row()}\n\n{row(1)}\n", [("q?", ("a",), 1), ("q?", ("a",), 3)]),
-    "list.json": (f"[\n{row()},\n\n  {row(1)}\n]\n", [("q?", ("a",), 2), ("q?", ("a",), 4)]),
-    "data.json": (f'{{"version": 1,\n"data": [{row()},\n{row(1)}]}}', [("q?", ("a",), 2), ("q?", ("a",), 3)]),
-    "annotations.json": (f'{{"data": [], "annotations": [\n{row()}\n]}}', [("q?", ("a",), 2)]),
+    "list.json": (f"[\n{row()},\n\n  {row(1)}\n]\n", [("q?", ("a",), "[0]"), ("q?", ("a",), "[1]")]),
+    "one line.json": (f"[{row()}, {row(1)}, {row(2)}]", [("q?", ("a",), f"[{number}]") for number in range(3)]),
+    "data.json": (
+        f'{{"version": 1,\n"data": [{row()},\n{row(1)}]}}',
+        [("q?", ("a",), ":data[0]"), ("q?", ("a",), ":data[1]")],
+    ),
+    "annotations.json": (f'{{"data": [], "annotations": [\n{row()}\n]}}', [("q?", ("a",), ":annotations[0]")]),
     "bom.csv": (codecs.BOM_UTF8 + f"{HEADER}\r\n0.png,é,a\r\n".encode(), [("é", ("a",), 2)]),
     "several lines.csv": (
         f'{HEADER}\n0.png,"one\ntwo",a\n\n,,\n1.png,q?,"say ""x"""\n',
@@ -107,9 +111,10 @@ def test_what_is_read(name, folder):
     content, expected = GOOD[name]
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     samples = load_train(files(folder / name))
-    assert [(s.question, s.answers, int(s.source.rpartition(":")[2])) for s in samples] == expected
-    assert [s.id for s in samples] == [f"{name}:{line}" for _, _, line in expected]
-    assert all(s.source.startswith(f"{folder / name}:") for s in samples)
+    places = [place if isinstance(place, str) else f":{place}" for _, _, place in expected]
+    assert [(s.question, s.answers) for s in samples] == [(question, answers) for question, answers, _ in expected]
+    assert [s.id for s in samples] == [f"{name}{place}" for place in places]
+    assert [s.source for s in samples] == [f"{folder / name}{place}" for place in places]
 
 
 BAD = {  # name of the file -> its bytes -> what is reported after the path
@@ -130,7 +135,7 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
     "deep.jsonl": (f"{row()}\n" + "[" * 100_000, [":2: not JSON that can be read: nested too deep"]),
     "a.json": (f"[\n{row()},\n{row()}\n{row()}]", [":4: not JSON: Expecting ',' or ']' at column 1"]),
     "b.json": (f"[\n{row()}\n] x", [":3: not JSON: Extra data at column 3"]),
-    "c.json": (f"[{row()},\n3]", [":2: expected an object {...}, found int"]),
+    "c.json": (f"[{row()},\n3]", ["[1]: expected an object {...}, found int"]),
     "d.json": (
         '{"info": 1,\n"rows": []}',
         [
@@ -224,5 +229,6 @@ def test_parquet_with_the_images_in_it(folder):
     samples = load_train(files(write_records(folder / "d.parquet", records)))
     assert [s.answers for s in samples] == [("0",), ("1",)]
     assert [s.image.load().getpixel((0, 0)) for s in samples] == [(0, 0, 9), (1, 0, 9)]
+    assert [s.id for s in samples] == ["d.parquet[0]", "d.parquet[1]"]
     write_records(folder / "raw.parquet", [{"image": encoded[0], "question": "q?", "answer": "a"}])
     assert load_train(files(folder / "raw.parquet"))[0].image == samples[0].image

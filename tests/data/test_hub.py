@@ -66,7 +66,7 @@ def test_parquet_folder(parquet):
     found = load(hub(parquet, eval="validation"), "vqa", ["train", "eval"])
     assert {split: len(samples) for split, samples in found.items()} == {"train": 12, "eval": 4}
     sample = found["train"][3]
-    assert (sample.id, sample.source) == ("vqa:train:4", f"{parquet}:train:4")
+    assert (sample.id, sample.source) == ("vqa:train[3]", f"{parquet}:train[3]")
     assert (sample.question, sample.answers) == ("train 3?", ("a", "b"))
     assert sample.image.load().getpixel((0, 0)) == (1, 0, 9)
     assert sample.image.key == BytesPicture(png(1)).key == found["train"][2].image.key != found["train"][4].image.key
@@ -88,7 +88,7 @@ def test_what_is_not_labelled_is_told(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     for streaming in (False, True):
         config = hub(tmp_path, streaming=streaming, train_size=2, eval_size=1)
-        assert f"{tmp_path}:train:2: empty label (column 'label')" in problems_of(config, "classification")
+        assert f"{tmp_path}:train[1]: empty label (column 'label')" in problems_of(config, "classification")
 
 
 def test_conversations(tmp_path):
@@ -132,7 +132,7 @@ def test_paths_in_a_jsonl_folder_are_below_the_folder_or_the_root(tmp_path):
     assert len(load_train(hub(tmp_path / "set"), "captioning")) == 2
     (tmp_path / "other").mkdir()
     assert problems_of(hub(tmp_path / "set", root=str(tmp_path / "other")), "captioning")[0] == (
-        f"{tmp_path}/set:train:1: no such image: {tmp_path}/other/images/0.png"
+        f"{tmp_path}/set:train[0]: no such image: {tmp_path}/other/images/0.png"
     )
 
 
@@ -180,10 +180,10 @@ def test_bad_rows_and_images_are_named(parquet, tmp_path):
     datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     found = problems_of(hub(tmp_path / "set"))
     assert found[:2] == [
-        f"{tmp_path}/set:train:1: no answer (column 'answer')",
-        f"{tmp_path}/set:train:3: column 'image': empty image",
+        f"{tmp_path}/set:train[0]: no answer (column 'answer')",
+        f"{tmp_path}/set:train[2]: column 'image': empty image",
     ]
-    assert found[2:] == [f"{tmp_path}/set:train:2: not an image (no format that can be read)"]
+    assert found[2:] == [f"{tmp_path}/set:train[1]: not an image (no format that can be read)"]
 
 
 def test_absent_columns_and_splits_and_folders(parquet):

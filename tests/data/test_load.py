@@ -144,6 +144,15 @@ def test_nothing_to_split_off(tmp_path):
     ]
 
 
+def test_nothing_is_said_of_the_split_where_rows_are_wrong(tmp_path):
+    write_images(tmp_path, 2)
+    rows = [{"image": f"{index}.png", "question": "q", "answer": "" if index else "a"} for index in range(2)]
+    path = write_records(tmp_path / "a.jsonl", rows)
+    assert problems_of(files(path, eval_fraction=0.5), "vqa", ["train", "eval"]) == [
+        f"{path}:2: no answer (column 'answer')"
+    ]
+
+
 def test_no_image_where_the_root_says(train, tmp_path):
     (tmp_path / "empty").mkdir()
     found = problems_of(files(train, root=str(tmp_path / "empty")))

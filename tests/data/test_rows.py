@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.data.writing import files, load_train, problems_of, write_images, write_records
+from tests.data.writing import FORMATS, files, load_train, problems_of, write_images, write_records
 from vlatrain.data import load_inputs
 
 
@@ -156,7 +156,7 @@ ROWS = [
     ),
     (vqa(id=["x"]), "column 'id': expected text, found a list"),
     (vqa(id=""), "empty id (column 'id')"),
-    (vqa(id="one"), "id 'one' is taken by {train}:1; data.columns.id= takes file and line instead"),
+    (vqa(id="one"), "id 'one' is taken by {train}:1; data.columns.id= takes the place in the file instead"),
 ]
 
 
@@ -165,6 +165,44 @@ def test_bad_rows_are_named(record, message, folder):
     good = vqa(weights=1)  # has every column, so that only the cell is wrong
     train = write(folder, good | {"id": "one"}, {"id": "two"} | record)
     assert problems_of(files(train)) == [f"{train}:2: " + message.format(train=train)]
+
+
+LISTED = [  # what a string holds, and what it is in CSV
+    ("[12, 20, 30, 40]", ("12", "20", "30", "40")),
+    ('["cat", "dog"]', ("cat", "dog")),
+    ("['cat', 'dog']", ("cat", "dog")),
+]
+
+
+@pytest.mark.parametrize(("cell", "items"), LISTED)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_string_is_a_text_where_the_format_has_lists(kind, cell, items, folder):
+    expected = items if kind in ("csv", "tsv") else (cell,)
+    answered = write_records(folder / f"a.{kind}", [vqa(answer=cell)])
+    captioned = write_records(folder / f"c.{kind}", [{"image": "0.png", "caption": cell}])
+    assert load_train(files(answered))[0].answers == expected
+    assert load_train(files(captioned), "captioning")[0].captions == expected
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_weights_in_a_string_are_weights_in_every_format(kind, folder):
+    train = write_records(folder / f"d.{kind}", [vqa(answer=["a", "b"], weights="[1, 2]")])
+    assert load_train(files(train))[0].weights == (1.0, 2.0)
+
+
+def test_a_list_of_bare_numbers_in_csv_is_told_once(folder, caplog):
+    rows = [vqa(answer=cell) for cell in ("red", "[12, 20, 30, 40]", '["5", "6"]', "[1]", "[unclear]", "[2.5, 3]")]
+    train = write_records(folder / "d.csv", rows)
+    with caplog.at_level("WARNING", "vlatrain"):
+        load_train(files(train))
+    (message,) = caplog.messages
+    assert message.startswith(f"{train}:3: column 'answer': [12, 20, 30, 40] is read as a list")
+    assert "2 more cells" in message
+    assert "JSONL" in message
+    caplog.clear()
+    load_inputs(str(train), files("unused"), "vqa")  # answers are not looked at
+    load_train(files(write_records(folder / "d.jsonl", rows)))
+    assert not caplog.messages
 
 
 def test_empty_captions_are_named(folder):

@@ -11,7 +11,7 @@ class ColumnsConfig:
     """Which column of the user's data holds what. Null means: the column of that name, where there is one.
 
     Attributes:
-        id: column of the sample's id; absent: file and line.
+        id: column of the sample's id; absent: the row's place, as `t.jsonl:12` or `t.json[3]`.
         image: image path relative to `data.root` (or an image, for the hub).
         question: question.
         answers: one answer, a list of answers, or a list of objects with `answer` (and optionally `weight`); null looks for

@@ -35,7 +35,7 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
         Split -> samples, in the order of the data.
 
     Raises:
-        UserError: with everything that is wrong with the data, by file and line.
+        UserError: with everything that is wrong with the data, by file and row.
     """
     check_task(task)
     problems = Problems()
@@ -98,7 +98,7 @@ def _load_stored(
         if config.streaming:
             count = config.eval_size or 0
         found["train"], found["eval"] = hold_out(found["train"], count, config.seed)
-        if not found["eval"] and found["train"]:
+        if not found["eval"] and "train" in sound and found["train"]:
             problems.add(
                 "splits",
                 "data.train: all samples share one image, so none can be split off for evaluation: set data.eval",
@@ -139,7 +139,7 @@ def _read_file(
     if columns is None:
         return None
     root = Path(config.root).expanduser() if config.root else Path(path).expanduser().parent
-    return build(table.rows, columns, task, path, root, problems, labelled)
+    return build(table.rows, columns, task, path, root, problems, labelled, table.delimited)
 
 
 def _check_pictures(builder: Builder, samples: Sequence[Sample], problems: Problems) -> None:

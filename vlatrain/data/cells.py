@@ -1,8 +1,9 @@
 """What a cell of a table may hold: a text, several texts, answers with weights.
 
 - A text is a string, stripped; a number becomes its digits (3.0 becomes "3"), a boolean "yes" or "no".
-- Several texts are a list, or for answers a list of objects with `answer` and optionally `weight`. A string that looks
-  like a list is read as one (JSON, or as Python prints it), as CSV and TSV have no lists.
+- Several texts are a list, or for answers a list of objects with `answer` and optionally `weight`. A string is one text; only
+  CSV and TSV, which have no lists, write a list as a string (`parse_list`: JSON, or as Python prints it).
+- A string in place of weights, or of a conversation, is read as a list in every format: it cannot be meant as a text.
 """
 
 from __future__ import annotations
@@ -47,15 +48,12 @@ def texts(value: Any, key: str = "") -> list[tuple[str, float | None]]:
     """A cell as (text, weight) pairs.
 
     Args:
-        value: a text, a list of texts, or (with `key`) objects with that key and optionally `weight`; a string that
-            looks like a list of strings or numbers is read as one, as CSV has no lists.
+        value: a text, a list of texts, or (with `key`) objects with that key and optionally `weight`.
         key: name of the text in an object.
 
     Raises:
         CellError: if it is none of these.
     """
-    if isinstance(value, str):
-        value = parse_list(value)
     if isinstance(value, Mapping):
         value = _object_of_lists(value, key)
     if not isinstance(value, list | tuple):
@@ -99,6 +97,11 @@ def parse_list(value: str) -> Any:
                 f"looks like a list and is not one that can be read (write JSON): {stripped[:60]}"
             ) from None
         return value  # "[unclear]" is a text
+
+
+def bare_numbers(value: Any) -> bool:
+    """Whether this is a list of nothing but numbers."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
 
 
 def with_weights(pairs: list[tuple[str, float | None]], value: Any) -> list[tuple[str, float | None]]:

@@ -1,6 +1,8 @@
 """Read a table of samples: JSONL, JSON, CSV, TSV or Parquet, by the file's ending. A new format is one function here.
 
-A bad line is reported with file and line, and the rest is read on, so that a user sees every bad line at once.
+A bad row is reported with its place, and the rest is read on, so that a user sees every bad row at once. A row's place is its
+line, `t.jsonl:12`, counted from 1. Where rows have no line of their own (a JSON list, Parquet), it is their number as Python and
+jq count, from 0: `t.json[3]`, or `t.json:annotations[3]` of a list in an object.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 from vlatrain.data.checks import Problems
 
-Row = tuple[int, dict[str, Any]]  # line of the file (Parquet: row), from 1; column -> value
+Row = tuple[str, dict[str, Any]]  # place in the file, as `:12` or `[3]`; column -> value
 
 # Keys under which a JSON object may hold its list of samples, in order of preference.
 LISTS = ("annotations", "data", "samples", "questions", "images")
@@ -38,12 +40,14 @@ class Table:
     Attributes:
         name: what to call it in messages: the path as the user wrote it.
         columns: every column that occurs, in order of first appearance.
-        rows: line number and record of each row.
+        rows: place and record of each row.
+        delimited: whether it is CSV or TSV, which have no lists: a list is written in a cell as a text.
     """
 
     name: str
     columns: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    delimited: bool = False
 
 
 def read_table(path: str, problems: Problems, option: str = "") -> Table | None:
@@ -73,7 +77,7 @@ def read_table(path: str, problems: Problems, option: str = "") -> Table | None:
     if reader is None:
         problems.add("data files", f"{where}: unknown ending {file.suffix!r}; it must be one of {', '.join(READERS)}")
         return None
-    table = Table(path)
+    table = Table(path, delimited=reader is _read_delimited)
     before = len(problems)
     try:
         table.rows = list(reader(file, table, problems))
@@ -100,7 +104,7 @@ def _read_jsonl(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
         except RecursionError:
             problems.add("bad lines", f"{table.name}:{line}: not JSON that can be read: nested too deep")
             continue
-        yield from _record(value, line, table, problems)
+        yield from _record(value, f":{line}", table, problems)
 
 
 def _read_json(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
@@ -114,15 +118,15 @@ def _read_json(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
     images: dict[Any, Any] = {}
     try:
         if text[start] == "[":
-            found = _items(text, start)
+            key, found = "", _items(text, start)
         elif text[start] == "{":
-            found, images = _lists_of_object(text, start)
+            key, found, images = _lists_of_object(text, start)
         else:
             raise json.JSONDecodeError("Expecting a list or an object", text, start)
-        for value, line in found:
+        for number, value in enumerate(found):
             if isinstance(value, dict) and "image" not in value and value.get("image_id") in images:
                 value["image"] = images[value["image_id"]]
-            yield from _record(value, line, table, problems)
+            yield from _record(value, f"{key and ':'}{key}[{number}]", table, problems)
     except _NoListError as error:
         problems.add(
             "bad files",
@@ -141,19 +145,16 @@ class _NoListError(Exception):
         self.keys = keys
 
 
-def _items(text: str, start: int) -> Iterator[tuple[Any, int]]:
-    """The items of the JSON list at `start`, each with its line, so that messages can name it."""
+def _items(text: str, start: int) -> Iterator[Any]:
+    """The items of the JSON list at `start`."""
     decoder = json.JSONDecoder()
-    line, counted = 1, 0
     index = _skip(text, start + 1)
     if text[index : index + 1] == "]":
         _end(text, index + 1) if start == _skip(text, 0) else None
         return
     while True:
-        line += text.count("\n", counted, index)
-        counted = index
         value, index = decoder.raw_decode(text, index)
-        yield value, line
+        yield value
         index = _skip(text, index)
         mark = text[index : index + 1]
         if mark == "]":
@@ -165,8 +166,8 @@ def _items(text: str, start: int) -> Iterator[tuple[Any, int]]:
         _end(text, index + 1)
 
 
-def _lists_of_object(text: str, start: int) -> tuple[Iterator[tuple[Any, int]], dict[Any, Any]]:
-    """The items of an object's list of samples, and COCO's image names by id where it has those."""
+def _lists_of_object(text: str, start: int) -> tuple[str, Iterator[Any], dict[Any, Any]]:
+    """The key and the items of an object's list of samples, and COCO's image names by id where it has those."""
     decoder = json.JSONDecoder()
     index = _skip(text, start + 1)
     values: dict[str, Any] = {}
@@ -191,7 +192,7 @@ def _lists_of_object(text: str, start: int) -> tuple[Iterator[tuple[Any, int]], 
     images = {}
     if chosen != "images" and isinstance(values.get("images"), list):
         images = {image.get("id"): image.get("file_name") for image in values["images"] if isinstance(image, dict)}
-    return _items(text, starts[chosen]), images
+    return chosen, _items(text, starts[chosen]), images
 
 
 def _is_lines(text: str) -> bool:
@@ -215,13 +216,13 @@ def _end(text: str, index: int) -> None:
         raise json.JSONDecodeError("Extra data", text, index)
 
 
-def _record(value: Any, line: int, table: Table, problems: Problems) -> Iterator[Row]:
+def _record(value: Any, place: str, table: Table, problems: Problems) -> Iterator[Row]:
     if not isinstance(value, dict):
-        problems.add("bad lines", f"{table.name}:{line}: expected an object {{...}}, found {type(value).__name__}")
+        problems.add("bad lines", f"{table.name}{place}: expected an object {{...}}, found {type(value).__name__}")
         return
     if not table.columns or value.keys() - set(table.columns):
         table.columns += [key for key in value if key not in table.columns]
-    yield line, value
+    yield place, value
 
 
 def _read_delimited(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
@@ -263,7 +264,7 @@ def _read_delimited(file: Path, table: Table, problems: Problems) -> Iterator[Ro
         if len(cells) != len(header):
             problems.add("bad lines", f"{table.name}:{line}: {len(cells)} cells, where the header has {len(header)}")
             continue
-        yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name}
+        yield f":{line}", {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
 def _read_parquet(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
@@ -276,11 +277,9 @@ def _read_parquet(file: Path, table: Table, problems: Problems) -> Iterator[Row]
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             table.columns = list(parquet.schema_arrow.names)
-            line = 0
-            for batch in parquet.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    line += 1
-                    yield line, record
+            batches = parquet.iter_batches(batch_size=1024)
+            records = (record for batch in batches for record in batch.to_pylist())
+            yield from ((f"[{number}]", record) for number, record in enumerate(records))
     except (pyarrow.ArrowException, OSError) as error:
         problems.add("bad files", f"{table.name}: not Parquet that can be read: {str(error).splitlines()[0]}")
 

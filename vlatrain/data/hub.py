@@ -131,22 +131,21 @@ def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name
         data = value.get("bytes") if isinstance(value, Mapping) else value
         picture = None
         if isinstance(data, bytes) and data:
-            picture = RowPicture(images, index, column, data, f"{name}:{index + 1}")
-        builder.add((index + 1, _with_names(record, used.features)), picture)
+            picture = RowPicture(images, index, column, data, f"{name}[{index}]")
+        builder.add((f"[{index}]", _with_names(record, used.features)), picture)
 
 
 def _add_some(first: dict, rows: Iterator[dict], features: Any, builder: Builder, limit: int | None) -> None:
     """Take samples off a stream until `limit` are there and the next row would begin another."""
     record: dict | None = first
-    line = 0
+    index = 0
     while record is not None:
-        line += 1
-        picture = builder.picture(record, f"{builder.name}:{line}")
+        picture = builder.picture(record, f"{builder.name}[{index}]")
         if limit is not None and len(builder.samples) >= limit and (picture is None or builder.starts_sample(picture)):
             return
         if picture is not None:
-            builder.add((line, _with_names(record, features)), picture)
-        record = next(rows, None)
+            builder.add((f"[{index}]", _with_names(record, features)), picture)
+        record, index = next(rows, None), index + 1
 
 
 def _stream_rows(dataset: Any) -> Iterator[dict]:

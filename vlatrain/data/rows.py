@@ -5,12 +5,13 @@
 - An image is a path relative to the image root, or (Parquet, hub) an encoded image.
 - Captioning and retrieval: rows with the same image become one sample with several captions, in the order of the file.
   Any other task: every row is a sample.
-- A sample's id is the `id` column where there is one (the first row's, of several), else file and line.
+- A sample's id is the `id` column where there is one (the first row's, of several), else its place: `t.jsonl:12`, `t.json[3]`.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
-from vlatrain.data.cells import CellError, check_weights, kind, text, texts, with_weights
+from vlatrain.data.cells import CellError, bare_numbers, check_weights, kind, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
 from vlatrain.data.features import picture_of
 from vlatrain.data.files import Row
 from vlatrain.data.images import BytesPicture, FilePicture, identity
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.data.turns import turns
+
+log = logging.getLogger("vlatrain")
 
 # What a task asks of a sample beside the image; `weights` and `id` are always optional.
 FIELDS = {
@@ -134,16 +137,24 @@ class Builder:
         root: the folder that image paths are relative to.
         problems: where to report.
         labelled: whether the references must be there; without, every row is a sample.
+        delimited: whether a cell's text may be a list, as in CSV and TSV.
     """
 
     def __init__(
-        self, columns: Mapping[str, Column], task: str, name: str, root: str, problems: Problems, labelled: bool = True
+        self,
+        columns: Mapping[str, Column],
+        task: str,
+        name: str,
+        root: str,
+        problems: Problems,
+        labelled: bool = True,
+        delimited: bool = False,
     ) -> None:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
         self._columns = columns
         self._grouped = labelled and task in GROUPED
-        self._labelled = labelled
+        self._labelled, self._delimited = labelled, delimited
         self._required = FIELDS[task] if labelled else INPUTS[task]
         self.name = name
         self._short = os.path.basename(name.rstrip("/")) or name
@@ -152,6 +163,10 @@ class Builder:
         self._pictures: dict[str, FilePicture] = {}
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
+        self._numbers, self._first_numbers = (
+            0,
+            "",
+        )  # texts that were read as lists of bare numbers, and the first of them
 
     def starts_sample(self, picture: Picture) -> bool:
         """Whether a row with this picture would be a new sample, not one more caption of a known one."""
@@ -168,15 +183,15 @@ class Builder:
 
     def add(self, row: Row, picture: Picture | None = None) -> None:
         """Add one row; its picture is read from the record unless given."""
-        line, record = row
-        source = f"{self.name}:{line}"
+        place, record = row
+        source = f"{self.name}{place}"
         before = len(self._problems)
         picture = picture or self.picture(record, source)
         question, label = self._text("question", record, source), self._text("label", record, source)
         answers, weights = self._answers(record, source)
         captions = self._texts("captions", record, source)
         said = self._turns(record, source)
-        identifier = self._id(record, line, source)
+        identifier = self._id(record, place, source)
         if picture is None:
             return
         if len(self._problems) > before:
@@ -197,7 +212,14 @@ class Builder:
             )
 
     def finish(self) -> list[Sample]:
-        """The samples, with all their captions."""
+        """The samples, with all their captions. Says which texts were read as lists of numbers."""
+        if self._numbers:
+            log.warning(
+                "%s is read as a list, each number a text of its own%s; where one text is meant, write the data as JSONL, whose "
+                "strings are texts",
+                self._first_numbers,
+                f" (so are {self._numbers - 1:,} more cells)" if self._numbers > 1 else "",
+            )
         for index, captions in self._captions.values():
             if len(captions) > len(self.samples[index].captions):
                 self.samples[index] = replace(self.samples[index], captions=tuple(captions))
@@ -205,10 +227,10 @@ class Builder:
 
     def _duplicate(self, identifier: str, source: str) -> None:
         column = self._columns.get("id")
-        hint = "" if column is None or column.mapped else "; data.columns.id= takes file and line instead"
+        hint = "" if column is None or column.mapped else "; data.columns.id= takes the place in the file instead"
         self._problems.add("duplicate ids", f"{source}: id '{identifier}' is taken by {self._ids[identifier]}{hint}")
 
-    def _id(self, record: Mapping[str, Any], line: int, source: str) -> str:
+    def _id(self, record: Mapping[str, Any], place: str, source: str) -> str:
         if column := self._columns.get("id"):
             try:
                 if identifier := text(record.get(column.name)):
@@ -216,7 +238,7 @@ class Builder:
                 self._problems.add("empty ids", f"{source}: empty id (column '{column.name}')")
             except CellError as error:
                 self._problems.add("bad cells", f"{source}: column '{column.name}': {error}")
-        return f"{self._short}:{line}"
+        return f"{self._short}{place}"
 
     def _text(self, field: str, record: Mapping[str, Any], source: str) -> str:
         if field not in self._columns:
@@ -236,7 +258,7 @@ class Builder:
             return ()
         column = self._columns[field].name
         try:
-            found = tuple(value for value, _ in texts(record.get(column)) if value)
+            found = tuple(value for value, _ in texts(self._listed(record, column, source)) if value)
         except CellError as error:
             self._problems.add("bad cells", f"{source}: column '{column}': {error}")
             return ()
@@ -244,12 +266,23 @@ class Builder:
             self._problems.add(f"empty {field}", f"{source}: no {field[:-1]} (column '{column}')")
         return found
 
+    def _listed(self, record: Mapping[str, Any], column: str, source: str) -> Any:
+        """A cell with texts; where the format has no lists, the list that its text may hold."""
+        value = record.get(column)
+        if not (self._delimited and isinstance(value, str)):
+            return value
+        found = parse_list(value)
+        if self._labelled and bare_numbers(found):
+            self._numbers += 1
+            self._first_numbers = self._first_numbers or f"{source}: column '{column}': {value.strip()}"
+        return found
+
     def _answers(self, record: Mapping[str, Any], source: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
         if "answers" not in self._columns:
             return (), ()
         column = self._columns["answers"].name
         try:
-            pairs = texts(record.get(column), key="answer")
+            pairs = texts(self._listed(record, column, source), key="answer")
             if "weights" in self._columns:
                 column = self._columns["weights"].name
                 pairs = with_weights(pairs, record.get(column))
@@ -297,9 +330,10 @@ def build(
     root: str | Path,
     problems: Problems,
     labelled: bool = True,
+    delimited: bool = False,
 ) -> Builder:
     """All rows of a table as samples; see `Builder` for the arguments."""
-    builder = Builder(columns, task, name, os.fspath(root), problems, labelled)
+    builder = Builder(columns, task, name, os.fspath(root), problems, labelled, delimited)
     for row in rows:
         builder.add(row)
     builder.finish()

@@ -26,7 +26,7 @@ def turns(value: Any, finished: bool = True) -> tuple[Turn, ...]:
     """A cell as the turns of a conversation.
 
     Args:
-        value: a list of messages; a string that looks like a list is read as one, as CSV has no lists.
+        value: a list of messages, or a string with one in it (CSV has no lists, and other formats often hold it so).
         finished: whether the last turn must have its reply.
 
     Raises:
