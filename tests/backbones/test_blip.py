@@ -33,7 +33,8 @@ def test_captioning_logits_and_generation_are_transformers_own() -> None:
     torch.testing.assert_close(backbone.logits(context, target), expected)
     assert given == 1
     for beams in (1, 3):
-        ids = backbone.model.generate(pixel_values=pixels, num_beams=beams, max_new_tokens=6, do_sample=False)
+        settings = backbone.search(DecodeConfig(num_beams=beams, max_new_tokens=6), 1)
+        ids = backbone.model.generate(pixel_values=pixels, **settings)
         expected_texts = [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         assert backbone.generate(context, DecodeConfig(num_beams=beams, max_new_tokens=6)) == expected_texts
 

@@ -72,18 +72,20 @@ def test_what_is_written_is_what_scores_say(name: str, monkeypatch: pytest.Monke
     context = backbone.context(backbone.inputs(images(), QUESTIONS, 40))
     seen: list[Tensor] = []
     monkeypatch.setattr(type(backbone), "_read", lambda self, ids: seen.append(ids) or [""] * len(ids))
-    backbone.generate(context, DecodeConfig(max_new_tokens=6))
+    decode = DecodeConfig(max_new_tokens=6)
+    backbone.generate(context, decode)
     (ids,) = seen
     start, given = backbone.target([""], 1)
     start_ids = start.ids[:, :given].expand(len(ids), -1)
     whole = torch.cat([start_ids, ids], dim=1)
     logits = backbone.logits(context, Text(whole, torch.ones_like(whole)))
-    best = logits[:, given - 1 : -1].argmax(dim=-1)
+    (begin,) = backbone.search(decode, 1)["logits_processor"]
     ends = backbone.writer.generation_config.eos_token_id
     running = torch.ones(len(ids), dtype=torch.bool)
     assert ids.shape[1] > 1
     for place in range(ids.shape[1]):  # behind its end a text is padding
-        assert torch.equal(ids[running, place], best[running, place])
+        best = begin(whole[:, : given + place], logits[:, given - 1 + place]).argmax(dim=-1)
+        assert torch.equal(ids[running, place], best[running])
         running &= ~torch.isin(ids[:, place], torch.tensor(ends))
 
 

@@ -83,10 +83,11 @@ def test_an_encoder_has_image_and_question(vision: str, language: str) -> None:
 
 def greedy(backbone: Any, inputs: Any, steps: int) -> list[int]:
     """Greedy decoding by a whole forward pass for each token."""
-    told = backbone._start()
+    told, (start,) = backbone._start(), backbone.search(SHORT, 1)["logits_processor"]
     for _ in range(steps):
         ids = torch.tensor([told])
-        told.append(int(backbone.logits(backbone.context(inputs), replace_text(ids))[0, -1].argmax()))
+        logits = backbone.logits(backbone.context(inputs), replace_text(ids))[:, -1]
+        told.append(int(start(ids, logits).argmax()))
         if told[-1] == backbone.end:
             break
     return told[len(backbone._start()) :]

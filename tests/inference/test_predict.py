@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.runs import asked, command, tiny_run
+from vlatrain.config import DataConfig
+from vlatrain.data import load
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +20,36 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_one_image_with_scored_answers(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     question = "what colour is the shape, please?"
-    words = [f"run={runs['vqa']}", f"image={images / 'red.png'}", f"question='{question}'", "top_k=3"]
-    (record,) = asked(tmp_path / "out.jsonl", *words)
+    words = [f"run={runs['vqa']}", f"image={images / 'red.png'}", f"question='{question}'", "task.decode.num_beams=3"]
+    (record,) = asked(tmp_path / "out.jsonl", *words, "top_k=3")
     assert record["question"] == question
     scores = [hit["score"] for hit in record["hits"]]
     assert len(scores) == 3
     assert all(0 <= score <= 1 for score in scores)
+    assert scores == sorted(scores, reverse=True)
     assert record["prediction"] == record["hits"][0]["text"]
+    (alone,) = asked(tmp_path / "out.jsonl", *words, "top_k=1")
+    assert alone["hits"] == record["hits"][:1], "how many are shown changes nothing"
+
+
+def test_a_run_that_decodes_with_one_beam_gives_the_answer_of_its_evaluation(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    scenes = load(DataConfig(eval_size=10), "vqa", ["eval"])["eval"]
+    rows = []
+    for number, sample in enumerate(scenes):
+        sample.image.load().save(tmp_path / "a" / f"{number}.png")
+        rows.append({"image": f"a/{number}.png", "question": sample.question})
+    file = tmp_path / "ask.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = asked(tmp_path / "out.jsonl", f"run={runs['vqa']}", f"input={file}", "top_k=5")
+    evaluated = [json.loads(line) for line in (runs["vqa"] / "predictions.jsonl").read_text().splitlines()]
+    assert [record["prediction"] for record in records] == [record["prediction"] for record in evaluated]
+    assert all(len(record["hits"]) == 1 for record in records)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "One answer each, as task.decode.num_beams=1" in said
+    assert "task.decode.num_beams=5 searches for more" in said
 
 
 def test_a_folder_and_a_ranked_list(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import Batch, Task, build
 from vlatrain.tasks.retrieval import contrastive_loss, sigmoid_loss
+from vlatrain.tasks.vqa import Vqa
 
 SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("blip", "classification")]
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -95,6 +96,36 @@ def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None
     exactly(work, samples)
 
 
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0])
+def test_how_many_answers_are_asked_for_changes_none_of_them(length_penalty: float) -> None:
+    decode = DecodeConfig(num_beams=4, max_new_tokens=4, length_penalty=length_penalty)
+    backbone = backbone_for("blip", "vqa")
+    for parameter in backbone.model.parameters():  # loud enough that beams differ
+        if parameter.ndim > 1:
+            parameter.data.mul_(6)
+    work = build(TaskConfig(name="vqa", decode=decode), backbone)
+    assert isinstance(work, Vqa)
+    batch = work.questions(make_samples())
+    with torch.no_grad():
+        found = {count: work.answer(batch, count) for count in (1, 2, 4, 9)}
+        evaluated = work.evaluate(make_samples(), two_at_a_time).predictions
+    for row, best in enumerate(found[9]):
+        scores = [score for _, score in best]
+        assert scores == sorted(scores, reverse=True)
+        assert len({text for text, _ in best}) == len(best) <= 4
+        assert all(found[count][row] == best[:count] for count in (1, 2, 4))
+        assert evaluated[row]["prediction"] == best[0][0]
+    assert any(len(best) > 1 for best in found[9])
+
+
+def test_one_beam_gives_one_answer() -> None:
+    work = build(TaskConfig(name="vqa"), backbone_for("blip", "vqa"))
+    assert isinstance(work, Vqa)
+    with torch.no_grad():
+        one, three = (work.answer(work.questions(make_samples()), count) for count in (1, 3))
+    assert one == three
+
+
 def test_vqa_loss_weighs_answers() -> None:
     work = build(TaskConfig(name="vqa"), backbone_for("blip", "vqa"))
     base = make_samples()[0]
@@ -141,7 +172,7 @@ def test_generated_answers_carry_their_probability_whatever_the_beams() -> None:
         work = build(config, backbone_for("blip", "vqa"))
         with torch.no_grad():
             answers = work.answer(work.questions(samples), alternatives=beams)  # type: ignore[attr-defined]
-        assert all(len(row) == beams for row in answers)
+        assert all(1 <= len(row) <= beams for row in answers)
         probabilities += [score for row in answers for _, score in row]
     assert all(0 < probability < 1 for probability in probabilities)
 

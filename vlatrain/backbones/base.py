@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
 from vlatrain.backbones.prefix import Keeping
+from vlatrain.backbones.search import generate_settings, word_start
 from vlatrain.config import DecodeConfig, ModelConfig, UserError
 from vlatrain.config.keys import did_you_mean
 
@@ -185,6 +187,14 @@ class Backbone:
         found: Inputs = {"pixels": torch.zeros(batch_size, 3, size, size, device=device)}
         return {**found, "question": blank_text(batch_size, question, device)} if question else found
 
+    @cached_property
+    def _word_start(self) -> tuple[Tensor, Tensor] | None:
+        return word_start(self.tokenizer)
+
+    def search(self, decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
+        """Settings of transformers' `generate` for so many texts a row, at most `decode.num_beams`."""
+        return generate_settings(decode, alternatives, self._word_start)
+
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
@@ -261,19 +271,6 @@ def options_as(kind: type[Kind], config: ModelConfig) -> Kind:
     return kind(**config.options)
 
 
-def searched(decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
-    """Settings of transformers' `generate`, as a task has them."""
-    beams = max(decode.num_beams, alternatives)
-    return {
-        "do_sample": False,
-        "num_beams": beams,
-        "num_return_sequences": alternatives,
-        "max_new_tokens": decode.max_new_tokens,
-        "min_new_tokens": decode.min_new_tokens,
-        **({"length_penalty": decode.length_penalty, "early_stopping": False} if beams > 1 else {}),
-    }
-
-
 @runtime_checkable
 class Generator(Protocol):
     """A backbone that writes text about an image: answers to questions, or captions.
@@ -295,7 +292,7 @@ class Generator(Protocol):
         ...
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
-        """Generated texts without prompt and special tokens: `alternatives` for each of the B rows, best first, row by row."""
+        """Generated texts without prompt and special tokens, best first, row by row: for each `alternatives`, at most the beams."""
         ...
 
 

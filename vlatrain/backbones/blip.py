@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Inputs, Text, searched
+from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.backbones.blip_attention import FAST, generating
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, hand, left, reads_other
@@ -93,7 +93,7 @@ class Blip(Backbone):
         """Greedy or beam search, key-value cached."""
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
-        search = searched(decode, alternatives)
+        search = self.search(decode, alternatives)
         with bring(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
             ids = self.model.text_decoder.generate(
                 input_ids=start,

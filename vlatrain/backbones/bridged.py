@@ -16,7 +16,7 @@ from torch.nn.functional import dropout
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
-from vlatrain.backbones.base import Inputs, Text, searched
+from vlatrain.backbones.base import Inputs, Text
 from vlatrain.backbones.chat import Chat
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import bring, left
@@ -59,7 +59,7 @@ class Prefix(Chat):
             ids = self.writer.generate(
                 inputs_embeds=self._embedded(context, given["input_ids"]),
                 attention_mask=given["attention_mask"],
-                **searched(decode, alternatives),
+                **self.search(decode, alternatives),
             )  # (B * alternatives, new)
         return self._read(ids)
 
@@ -146,6 +146,6 @@ class Seq2Seq(Prefix):
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)
         with bring(self.model, context):
             ids = self.writer.generate(
-                **self._decoded(context), decoder_input_ids=start, **searched(decode, alternatives)
+                **self._decoded(context), decoder_input_ids=start, **self.search(decode, alternatives)
             )  # (B * alternatives, P + new)
         return self._read(ids[:, start.shape[1] :])

@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlatrain.backbones import processors
-from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, searched
+from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as
 from vlatrain.backbones.script import Script, Turns
 from vlatrain.config import DecodeConfig, ModelConfig
 from vlatrain.injection.context import hand, reads_other
@@ -268,7 +268,7 @@ class Chat(Backbone):
         given = self._begun(context, prompt)
         with self._shown(context):
             found = self.writer.generate(
-                **given, mm_encoder_outputs={"image": self._features(context)}, **searched(decode, alternatives)
+                **given, mm_encoder_outputs={"image": self._features(context)}, **self.search(decode, alternatives)
             )  # (B * alternatives, prompt + new)
         return self._read(found[:, given["input_ids"].shape[1] :])
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Generati
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, read_model, searched, square_processor
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, read_model, square_processor
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.joined import Joined, JoinedConfig
 from vlatrain.config import DecodeConfig, ModelConfig, UserError
@@ -238,7 +238,7 @@ class Composite(Backbone):
 
     def _written(self, inputs: dict[str, Any], decode: DecodeConfig, alternatives: int, skip: int) -> list[str]:
         """Texts that the language model generates from inputs, without their first `skip` tokens."""
-        ids = self.language.generate(**inputs, **searched(decode, alternatives))  # (B * alternatives, skip + new)
+        ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
         return [text.strip() for text in self.tokenizer.batch_decode(ids[:, skip:], skip_special_tokens=True)]
 
 

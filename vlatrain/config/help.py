@@ -75,7 +75,7 @@ _VERB_TEXTS = {
         "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"
         "  input=FILE              many at once: a file of samples as for data=files\n"
         "  output=FILE             results as JSONL\n"
-        "  top_k=5                 answers, classes or hits shown",
+        "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
         "  vlatrain predict run=outputs/captioning/blip/NAME image=photos/ output=captions.jsonl\n"
         '  vlatrain predict run=outputs/retrieval/clip/NAME image=photos/ text="a dog on a beach"\n'

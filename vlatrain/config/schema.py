@@ -89,7 +89,7 @@ class PredictConfig(TrainConfig):
         texts: retrieval: a list of texts, or a text file with one a line, for `image=FILE`.
         input: a file of samples (the formats of `data=files`).
         output: JSONL file of the results; null: only the terminal.
-        top_k: number of answers, classes or hits shown for each query.
+        top_k: number of answers, classes or hits shown for each query; of generated answers at most `task.decode.num_beams`.
     """
 
     source: str = ""

@@ -19,6 +19,7 @@ from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.inference.predictor import Hit, Predictor
+from vlatrain.tasks.vqa import Vqa
 
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
 CHOOSING = ("vqa", "classification")  # tasks with more than one answer, each with its probability
@@ -53,6 +54,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
             records.append(record)
             progress.advance(bar)
     console.print(_table(records[:SHOWN]))
+    if fewer := _fewer(config, predictor):
+        console.print(fewer, style="dim")
     if config.output:
         output = Path(config.output)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +119,19 @@ def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> 
         question = sample.turns[-1].user if sample.turns else sample.question
         asked = {"question": question} if question else {}
         yield {"id": sample.id, **asked, "prediction": found[0].text, "hits": _plain(found)}
+
+
+def _fewer(config: PredictConfig, predictor: Predictor) -> str:
+    """Why there may be fewer answers than asked for, if so: they come from the search of the run's evaluation, as it is."""
+    beams, part = config.task.decode.num_beams, predictor.part
+    generates = isinstance(predictor.task, Vqa) and predictor.task.decoding["answers"] == "generate"
+    if not generates or config.top_k <= beams:
+        return ""
+    key = f"task.parts.{part}.decode.num_beams" if part else "task.decode.num_beams"
+    return (
+        f"{'One answer' if beams == 1 else f'At most {beams} answers'} each, as {key}={beams}, the run's own unless set here; "
+        f"{key}={config.top_k} searches for more, and may find another best one"
+    )
 
 
 def _search(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:

@@ -36,8 +36,8 @@ class Hit:
 
     Attributes:
         text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
-        score: probability (answers, classes), cosine similarity in [-1, 1] or matching log-odds (search); None for captions and
-            replies.
+        score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
+            (search); None for captions and replies.
     """
 
     text: str

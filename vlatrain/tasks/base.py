@@ -129,12 +129,6 @@ def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tens
     return losses * learned, learned
 
 
-def sequence_log_probs(logits: Tensor, target: Text, given: int) -> Tensor:
-    """Log-probability (N,) of each whole text."""
-    losses, _ = token_losses(logits, target, given)
-    return -losses.sum(dim=1)
-
-
 def sequence_losses(logits: Tensor, target: Text, given: int) -> Tensor:
     """Loss (N,) of each text: the mean over its learned tokens, so that long texts do not outweigh short ones."""
     losses, learned = token_losses(logits, target, given)

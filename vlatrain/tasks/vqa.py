@@ -25,8 +25,8 @@ from vlatrain.tasks.base import (
     Task,
     mean_per_owner,
     owned,
-    sequence_log_probs,
     sequence_losses,
+    token_losses,
 )
 
 log = logging.getLogger("vlatrain")
@@ -88,16 +88,23 @@ class Vqa(Task):
     def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the best answers with their probabilities, best first.
 
-        Generated answers carry the probability of their tokens; ranked ones are normalised over the list.
+        The first is the same however many are asked for. Ranked answers have probabilities that add up to 1 over the list. A
+        generated answer has that of its tokens; of several, as many at most as the search has beams, the probability to the power
+        1 / length^length_penalty, which is what a search with beams orders by.
         """
-        count = len(batch["ids"])
         if self.config.answers == "rank":
             return self._likeliest(self.rank(batch).softmax(dim=1), alternatives)
+        count, beams = len(batch["ids"]), self.config.decode.num_beams
         context = self.generator.context(batch["inputs"])
-        texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
-        scores = self._log_probs(self._rows(context, owned([alternatives] * count)), texts).exp()
-        pairs = list(zip(texts, scores.tolist(), strict=True))
-        return [pairs[i * alternatives : (i + 1) * alternatives] for i in range(count)]
+        texts = self.generator.generate(context, self.config.decode, alternatives=beams)
+        scores = self._beam_scores(self._rows(context, owned([beams] * count)), texts).tolist()
+        found = []
+        for start in range(0, len(texts), beams):
+            best: dict[str, float] = {}  # two ways to write a text are one answer
+            for place in sorted(range(start, start + beams), key=lambda place: -scores[place]):
+                best.setdefault(texts[place], scores[place])
+            found.append([*best.items()][:alternatives])
+        return found
 
     def rank(self, batch: Batch) -> Tensor:
         """Log-probabilities (B, answers) of every answer of the list."""
@@ -105,7 +112,7 @@ class Vqa(Task):
         per_question = []
         for row in range(len(batch["ids"])):  # one question at a time: its states times the answers is the batch
             repeated = self._rows(context, torch.full((len(answers),), row))
-            per_question.append(self._log_probs(repeated, answers))
+            per_question.append(self._log_probs(repeated, answers)[0])
         return torch.stack(per_question)
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
@@ -151,10 +158,18 @@ class Vqa(Task):
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def _log_probs(self, context: Inputs, texts: Sequence[str]) -> Tensor:
+    def _beam_scores(self, context: Inputs, texts: Sequence[str]) -> Tensor:
+        """What generated texts (N,) are ordered by, 0 to 1."""
+        log_probs, lengths = self._log_probs(context, texts)
+        decode = self.config.decode
+        return (log_probs / lengths ** (decode.length_penalty if decode.num_beams > 1 else 0)).exp()
+
+    def _log_probs(self, context: Inputs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N,) of whole texts, and their lengths (N,) in tokens, the end token included."""
         target, given = self.generator.target(texts, self.config.max_length)
         target = target.to(self.backbone.device)
-        return sequence_log_probs(self.generator.logits(context, target), target, given)
+        losses, learned = token_losses(self.generator.logits(context, target), target, given)
+        return -losses.sum(dim=1), learned.sum(dim=1)
 
 
 def _weighted(sample: Sample) -> dict[str, float]:
