@@ -11,7 +11,9 @@ from PIL import Image
 
 from vlatrain.config import UserError
 from vlatrain.data import BytesPicture, FilePicture, open_rgb, picture_files
-from vlatrain.data.images import identity, to_rgb
+from vlatrain.data.checks import Problems, check_pictures
+from vlatrain.data.features import FeaturePicture
+from vlatrain.data.images import identity, size_of, to_rgb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -214,3 +216,17 @@ def test_picture_files(tmp_path):
     for folder, message in (("empty", "no image in this folder"), ("nowhere", "no such folder")):
         with pytest.raises(UserError, match=message):
             picture_files(tmp_path / folder)
+
+
+def test_the_size_is_known_from_the_header_which_is_read_once(tmp_path):
+    file = tmp_path / "a.png"
+    corner().save(file)
+    data = file.read_bytes()
+    checked = FilePicture(file)
+    check_pictures([(checked, "")], Problems())
+    assert size_of(FilePicture(file)) == size_of(BytesPicture(data)) == (3, 2)
+    file.unlink()
+    assert size_of(checked) == (3, 2)
+    assert size_of(FilePicture(file)) is None
+    np.save(tmp_path / "a.npy", np.zeros((3, 2)))
+    assert size_of(FeaturePicture(tmp_path / "a.npy")) is None

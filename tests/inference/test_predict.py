@@ -52,6 +52,31 @@ def test_a_run_that_decodes_with_one_beam_gives_the_answer_of_its_evaluation(
     assert "task.decode.num_beams=5 searches for more" in said
 
 
+@pytest.mark.parametrize("verb", ["train", "eval", "predict"])
+def test_what_the_model_cannot_read_is_refused_by_file_and_line(
+    verb: str, runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ask.jsonl"
+    rows = [{"image": f"images/{n}.png", "question": f"is it {n}?", "answer": "a"} for n in ("red", "[SEP]", "blue")]
+    rows[1]["image"] = "images/green.png"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {
+        "train": [
+            "train",
+            "task=vqa",
+            "data=files",
+            f"data.train={file}",
+            f"run.dir={tmp_path / 'r'}",
+            "trainer.batch_size=1",
+        ],
+        "eval": ["eval", f"run={runs['vqa']}", "data=files", f"data.eval={file}", "trainer.batch_size=1"],
+        "predict": ["predict", f"run={runs['vqa']}", f"input={file}"],
+    }
+    assert command(*words[verb]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "[SEP]" in line]
+    assert f"{file}:2: the question holds '[SEP]', which model=tiny_blip reads as a token of its own" in line
+
+
 def test_a_folder_and_a_ranked_list(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     words = [f"run={runs['vqa']}", f"image={images}", "question=what?", "task.answers=rank"]
     records = asked(tmp_path / "out.jsonl", *words, "task.answer_list=[red,green]", "top_k=2")

@@ -82,10 +82,12 @@ class Backbone:
         model: the transformers model.
         processor: what turns texts and images into its inputs: has a `tokenizer` and an `image_processor`.
         source: where the weights came from, for messages and the model card.
+        image_options: arguments that the image processor is called with.
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
     """
 
     fast: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    image_options: Mapping[str, Any] = {}
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
@@ -211,6 +213,10 @@ class Backbone:
             return_tensors="pt",
         )
         return Text(encoded["input_ids"], encoded["attention_mask"])
+
+    def clean(self, text: str) -> str:
+        """What is read of what a user says."""
+        return text
 
     def padded_to(self, tokens: int) -> int:
         """The length that texts of so many tokens get where they are not padded for others' sake."""

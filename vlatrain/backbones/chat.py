@@ -88,6 +88,7 @@ class Chat(Backbone):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = options_as(Options, self.config)
+        self.image_options = self.options.images
         self.takes = tuple(inspect.signature(self.model.forward).parameters)
         if self.processor is None:  # only shapes are asked for
             return
@@ -162,12 +163,16 @@ class Chat(Backbone):
         }
 
     def _said(self, text: str, max_length: int) -> str:
-        return self.script.cut(self.script.clean(text), max_length)
+        return self.script.cut(self.clean(text), max_length)
+
+    def clean(self, text: str) -> str:
+        """A text without the token that stands for an image."""
+        return self.script.clean(text)
 
     def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
         """Images and conversations up to the last reply as the processor has them, padded in front."""
         texts = [self.script.asked(turns) for turns in conversations]
-        options: dict[str, Any] = {"images_kwargs": self.options.images} if self.options.images else {}
+        options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
         if (start := self.tokenizer.bos_token) and texts[0].startswith(start):  # as in apply_chat_template
             options["add_special_tokens"] = False
         found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **options)

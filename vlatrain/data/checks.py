@@ -187,6 +187,7 @@ def fault_of(picture: Picture) -> str:
     try:
         with opener() as file:
             with Image.open(file) as image:
+                picture.size = image.size  # type: ignore[attr-defined]  # see `size_of`: headers are read once
                 if image.format not in WHOLE:
                     to_rgb(image)
                     return ""

@@ -34,7 +34,7 @@ class RowPicture:
         name: what to call it in messages.
     """
 
-    __slots__ = ("column", "dataset", "index", "key", "name")
+    __slots__ = ("column", "dataset", "index", "key", "name", "size")
 
     def __init__(self, dataset: Any, index: int, column: str, data: bytes, name: str) -> None:
         self.dataset = dataset
@@ -42,6 +42,7 @@ class RowPicture:
         self.column = column
         self.key = hashlib.blake2b(RULES + data, digest_size=16).hexdigest()
         self.name = name
+        self.size: tuple[int, int] | None = None
 
     @property
     def identity(self) -> str:

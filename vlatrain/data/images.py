@@ -44,10 +44,11 @@ class FilePicture:
         path: the file.
     """
 
-    __slots__ = ("_key", "path")
+    __slots__ = ("_key", "path", "size")
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
+        self.size: tuple[int, int] | None = None
         self._key = ""
 
     @property
@@ -97,11 +98,12 @@ class BytesPicture:
         name: what to call it in messages.
     """
 
-    __slots__ = ("_key", "data", "name")
+    __slots__ = ("_key", "data", "name", "size")
 
     def __init__(self, data: bytes, name: str = "image") -> None:
         self.data = data
         self.name = name
+        self.size: tuple[int, int] | None = None
         self._key = ""
 
     @classmethod
@@ -144,6 +146,18 @@ class BytesPicture:
 def identity(picture: Picture) -> str:
     """What tells pictures apart at little cost: the path of a file, else the content's key."""
     return getattr(picture, "identity", None) or picture.key
+
+
+def size_of(picture: Picture) -> tuple[int, int] | None:
+    """Width and height in pixels as an image file's header says, before it is turned upright; None for what has no such header."""
+    opener = getattr(picture, "open", None)
+    if getattr(picture, "size", None) is None and opener is not None:
+        try:
+            with opener() as file, Image.open(file) as image:
+                picture.size = image.size  # type: ignore[attr-defined]
+        except BAD_IMAGE:
+            return None
+    return getattr(picture, "size", None)
 
 
 def picture_files(folder: str | Path) -> list[Path]:

@@ -19,6 +19,7 @@ from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.inference.predictor import Hit, Predictor
+from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.tasks.vqa import Vqa
 
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
@@ -43,6 +44,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     config = parts(config)[part]  # of a joint run, what concerns the part that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait for them
     predictor = Predictor(whole, Path(config.source), part)
+    check_samples(predictor.task.backbone, samples)
     if config.task.name != "retrieval":
         predictor.recall(samples)
     answer = _search if config.task.name == "retrieval" else _ask

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from vlatrain.backbones.base import Backbone, Embedder, Inputs, Text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
+from vlatrain.tasks.sample_checks import images_named
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Sample]], Batch]
@@ -88,7 +89,9 @@ class Task(ABC):
             found = self.backbone.given(len(samples), questions, length)
             if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):
                 return {**found, "prefix": prefix}
-        return self.backbone.inputs([sample.image.load() for sample in samples], questions, self.config.max_length)
+        images = [sample.image.load() for sample in samples]
+        with images_named(self.backbone, samples, images):
+            return self.backbone.inputs(images, questions, length)
 
 
 def move(value: Any, device: torch.device | str) -> Any:

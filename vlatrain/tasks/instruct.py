@@ -21,6 +21,7 @@ from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, sequence_losses, token_losses
+from vlatrain.tasks.sample_checks import images_named
 
 
 class Instruct(Task):
@@ -41,13 +42,15 @@ class Instruct(Task):
     def asked(self, samples: Sequence[Sample]) -> Batch:
         """Images, and the conversations up to the last reply."""
         seen, images, conversations = self._about(samples)
-        inputs = self.converser.prompts(images, conversations, self.config.max_length)
+        with images_named(self.backbone, samples, images):
+            inputs = self.converser.prompts(images, conversations, self.config.max_length)
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and whole conversations."""
         seen, images, conversations = self._about(samples)
-        inputs, target = self.converser.conversations(images, conversations, self.config.max_length)
+        with images_named(self.backbone, samples, images):
+            inputs, target = self.converser.conversations(images, conversations, self.config.max_length)
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
 
     def loss(self, batch: Batch) -> Tensor:

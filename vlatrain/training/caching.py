@@ -33,6 +33,7 @@ from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
+from vlatrain.tasks.sample_checks import images_named
 from vlatrain.training.display import Display, Track
 from vlatrain.training.precision import autocast
 from vlatrain.training.store import Disk, Memory, Store, root, sizes
@@ -302,7 +303,9 @@ class _Work:
         backbone = self.backbone
         questions = [sample.question for sample in samples] if asked else None
         length = self.config.task.max_length
-        inputs = backbone.inputs([sample.image.load() for sample in samples], questions, length)
+        images = [sample.image.load() for sample in samples]
+        with images_named(backbone, samples, images):
+            inputs = backbone.inputs(images, questions, length)
         backbone.keeping = self.keeping
         towers = self.result.towers(asked)
         with (

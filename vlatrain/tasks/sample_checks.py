@@ -1,0 +1,117 @@
+"""What a backbone cannot take of the samples, told before the first step; where a batch fails all the same, by which image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.limits import refusal, special_tokens, widest_ratio
+from vlatrain.config import UserError
+from vlatrain.data.checks import Problems
+from vlatrain.data.images import identity, size_of
+from vlatrain.data.sample import Sample
+
+NARROW = 8  # longer side to shorter one: up to it every known image processor takes an image
+
+
+def check_samples(backbone: Backbone, samples: Iterable[Sample]) -> None:
+    """Make sure that a backbone's processor can take samples.
+
+    Raises:
+        UserError: texts hold special tokens of the backbone, or its image processor refuses images for their shape; row by row.
+    """
+    samples = list(samples)
+    problems = Problems()
+    _check_texts(backbone, samples, problems)
+    _check_shapes(backbone, samples, problems)
+    problems.raise_if_any()
+
+
+@contextmanager
+def images_named(backbone: Backbone, samples: Sequence[Sample], images: Sequence[Any] | None) -> Iterator[None]:
+    """While inside, an error that the image processor raises for one of the samples' images says which it is.
+
+    Raises:
+        UserError: with all that the image processor refuses, by file and row.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        pairs = zip(samples, images or (), strict=False)
+        refused = [(sample, why) for sample, image in pairs if (why := refusal(backbone, image))]
+        if not refused:
+            raise
+        raise UserError(
+            f"{_where(sample)}: the image processor refuses this image: {why}" for sample, why in refused
+        ) from error
+
+
+def _check_texts(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:
+    """Report texts in which the tokenizer would see special tokens: an image without image, or an end where there is none."""
+    special = special_tokens(backbone)
+    if special is None:
+        return
+    found = (
+        (sample.source or sample.id, what, held[0])
+        for sample in samples
+        for what, text in _texts(backbone, sample)
+        if (held := special.search(text))
+    )
+    for where, what, token in dict.fromkeys(found):  # a row may be in several splits, and several times in one
+        problems.add(
+            "texts with special tokens",
+            f"{where}: the {what} holds '{token}', which model={backbone.config.name} reads as a token of its own, not as text: "
+            "write it otherwise",
+        )
+
+
+def _texts(backbone: Backbone, sample: Sample) -> Iterator[tuple[str, str]]:
+    """Every text of a sample as the model gets it, and what it is."""
+    yield "question", backbone.clean(sample.question)
+    yield from (("answer", answer) for answer in dict.fromkeys(sample.answers))
+    yield from (("caption", caption) for caption in sample.captions)
+    yield "label", sample.label
+    for turn in sample.turns:
+        yield "user's message", backbone.clean(turn.user)
+        yield "reply", turn.reply
+
+
+def _check_shapes(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:
+    """Report images that the image processor refuses for their shape: blank ones of the narrowest shapes are tried on it."""
+    narrow: dict[str, tuple[tuple[int, int], Sample]] = {}  # by image: its size, and the first sample that has it
+    for sample in samples:
+        size = size_of(sample.image)
+        if size is not None and _ratio(size) > NARROW:
+            narrow.setdefault(identity(sample.image), (size, sample))
+    refused: dict[tuple[int, int], str] = {}
+    for size in sorted({size for size, _ in narrow.values()}, key=_ratio, reverse=True):
+        if not (why := refusal(backbone, Image.new("RGB", size))):
+            break
+        refused[size] = why
+    ratio = widest_ratio(backbone) if refused else None
+    for size, sample in narrow.values():
+        if size in refused:
+            limit = (
+                f"takes sides of at most about {ratio:.3g} : 1" if ratio else f"refuses such a shape: {refused[size]}"
+            )
+            problems.add(
+                "images of such a shape",
+                f"{_where(sample)}: {size[0]} x {size[1]} pixels, and the image processor of model={backbone.config.name} {limit}; "
+                "crop or pad the image, or leave it out",
+            )
+
+
+def _ratio(size: tuple[int, int]) -> float:
+    return max(size) / max(1, min(size))
+
+
+def _where(sample: Sample) -> str:
+    """Row and image."""
+    name = getattr(sample.image, "name", "image")
+    return ": ".join(dict.fromkeys(part for part in (sample.source, name) if part))
