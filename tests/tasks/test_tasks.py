@@ -126,6 +126,21 @@ def test_one_beam_gives_one_answer() -> None:
     assert one == three
 
 
+WRITTEN = [("3.5", "3. 5"), ("10:30", "10 : 30"), ("50%", "50 %"), ("café", "cafe"), ("red/white", "red / white")]
+
+
+@pytest.mark.parametrize(("answer", "written"), WRITTEN)
+def test_a_reference_written_token_for_token_is_right(
+    answer: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BERT's tokenizer cannot write it as it stands."""
+    work = build(TaskConfig(name="vqa"), load(small_config("blip"), "vqa", texts=[answer]))
+    texts = [written, answer, "4", ""]
+    samples = [replace(make_samples()[0], answers=(answer,))] * 3 + [replace(make_samples()[0], answers=("猫",))]
+    monkeypatch.setattr(work, "answer", lambda batch: [[(texts.pop(0), 0.5)] for _ in batch["ids"]])
+    assert [record["score"] for record in work.evaluate(samples, two_at_a_time).predictions] == [100, 100, 0, 0]
+
+
 def test_vqa_loss_weighs_answers() -> None:
     work = build(TaskConfig(name="vqa"), backbone_for("blip", "vqa"))
     base = make_samples()[0]

@@ -105,6 +105,22 @@ def move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+def as_referred(tokenizer: Any, text: str, references: Sequence[str]) -> str:
+    """The reference that a generated text is token for token, else the text. Some tokenizers write otherwise than they read: BERT's
+    "3.5" as "3. 5", "café" as "cafe". A reference with unknown tokens cannot be written at all."""
+    if text in references:
+        return text
+    for reference in dict.fromkeys(references):
+        ids = tokenizer(reference, add_special_tokens=False)["input_ids"]
+        if (
+            ids
+            and tokenizer.unk_token_id not in ids
+            and tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+        ):
+            return reference
+    return text
+
+
 def similarity_scale(config: TaskConfig, backbone: Backbone) -> Tensor:
     """Factor on cosine similarities in a softmax, a scalar: the configured temperature's, else the `Embedder`'s own."""
     if config.temperature is None:

@@ -20,7 +20,7 @@ from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, sequence_losses, token_losses
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, as_referred, sequence_losses, token_losses
 from vlatrain.tasks.sample_checks import images_named
 
 
@@ -71,8 +71,10 @@ class Instruct(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Exact match and ROUGE-L of the last replies, perplexity of all of them; see `vlatrain.metrics.instruct`."""
-        texts = [best[0] for batch in batches(samples, self.asked) for best in self.reply(batch)]
+        replies = (best[0] for batch in batches(samples, self.asked) for best in self.reply(batch))
         references = [sample.turns[-1].reply for sample in samples]
+        tokenizer = self.backbone.tokenizer
+        texts = [as_referred(tokenizer, text, [own]) for text, own in zip(replies, references, strict=True)]
         found = metric.score(texts, references)
         scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
         settings: dict[str, Any] = {"score": "ROUGE-L", "decode": vars(self.config.decode)}

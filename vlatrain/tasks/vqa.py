@@ -23,6 +23,7 @@ from vlatrain.tasks.base import (
     Batches,
     Evaluation,
     Task,
+    as_referred,
     mean_per_owner,
     owned,
     sequence_losses,
@@ -117,7 +118,11 @@ class Vqa(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
-        found = [best[0] for batch in batches(samples, self.questions) for best in self.answer(batch)]
+        answers = (best[0] for batch in batches(samples, self.questions) for best in self.answer(batch))
+        found = [
+            (as_referred(self.backbone.tokenizer, text, sample.answers), probability)
+            for sample, (text, probability) in zip(samples, answers, strict=True)
+        ]
         scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
         if scores.ceiling < 90:
             log.warning(
