@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -83,8 +85,63 @@ def test_a_folder_that_is_no_run_names_those_that_are(tmp_path: Path) -> None:
         paths.read_config(tmp_path / "vqa")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", "\x80"])
-def test_a_broken_file_is_told(tmp_path: Path, text: str) -> None:
+def begun(folder: Path, *seeds: int) -> Path:
+    """A run folder with a checkpoint for each seed, whose configuration has that seed."""
+    for step, seed in enumerate(seeds, start=1):
+        checkpoint = folder / "checkpoints" / f"step_{step}"
+        checkpoint.mkdir(parents=True)
+        state = json.dumps({"config": paths.config_text(TrainConfig(seed=seed))})
+        (checkpoint / "state.json").write_text(state)
+        about = {"files": {"state.json": {"sha256": hashlib.sha256(state.encode()).hexdigest()}}}
+        (checkpoint / "manifest.json").write_text(json.dumps(about))
+    paths.save_config(TrainConfig(seed=seeds[-1] if seeds else 0), folder)
+    return folder
+
+
+TEXT = paths.config_text(TrainConfig())
+BROKEN = {
+    "cut in a line": TEXT[: len(TEXT) // 2].rstrip() + "\n  x",
+    "cut between lines": "".join(TEXT.splitlines(keepends=True)[:-1]),
+    "empty": "",
+    "zeros": "\0" * 4096,
+    "a list": "- 1\n",
+    "bytes": "\x80",
+}
+
+
+@pytest.mark.parametrize("text", [*BROKEN.values(), None], ids=[*BROKEN, "missing"])
+def test_a_configuration_that_cannot_be_read_is_restored_from_the_newest_checkpoint(
+    tmp_path: Path, text: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = begun(tmp_path / "run", 1, 2)
+    before = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").unlink()
+    if text is not None:
+        (folder / "config.yaml").write_bytes(text.encode("latin-1"))
+    assert paths.read_config(folder)["seed"] == 2
+    (told,) = caplog.messages
+    assert told.startswith(f"{folder / 'config.yaml'}: ")
+    assert told.endswith(f"it is restored from {folder / 'checkpoints' / 'step_2'}")
+    assert "\n" not in told
+    assert (folder / "config.yaml").read_bytes() == before
+    assert paths.read_config(folder)["seed"] == 2
+    assert len(caplog.messages) == 1, "once restored, there is nothing to say"
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = begun(tmp_path / "run", 1, 2, 3)
+    state = folder / "checkpoints" / "step_3" / "state.json"
+    state.write_text(state.read_text().replace("seed: 3", "seed: 4"))
+    (folder / "checkpoints" / "step_2" / "state.json").write_text("{")
+    (folder / "config.yaml").write_text("")
+    assert paths.read_config(folder)["seed"] == 1
+    assert "step_1" in caplog.text
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_without_a_checkpoint_a_broken_file_is_told_with_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"config\.yaml: not"):
+    with pytest.raises(UserError, match=r"config\.yaml: .*no checkpoint holds the configuration; put a copy") as caught:
         paths.read_config(tmp_path)
+    assert len(caught.value.problems) == 1
+    assert "\n" not in str(caught.value)

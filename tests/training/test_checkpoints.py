@@ -1,31 +1,19 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.disk import room
 from vlatrain.config import UserError
-from vlatrain.training.checkpoints import Checkpoints, replace_folder
+from vlatrain.training.checkpoints import Checkpoints
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None, size: int = 4) -> None:
     checkpoints.save(step, {"trainable": {"w": torch.full((size,), float(step))}}, {"note": step}, best)
-
-
-@contextmanager
-def room(largest: int) -> Iterator[None]:
-    """Files may grow to `largest` bytes: the operating system refuses more, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -122,13 +110,3 @@ def test_a_full_disk_is_told_with_what_to_do_and_harms_nothing(tmp_path: Path) -
     saved, _ = checkpoints.latest()
     assert saved is not None
     assert saved.step == 1
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = tmp_path / "adapter"
-    replace_folder(folder, lambda where: (where / "a").write_text("1"))
-    replace_folder(folder, lambda where: (where / "b").write_text("2"))
-    assert [path.name for path in folder.iterdir()] == ["b"]
-    with room(1000), pytest.raises(UserError, match="adapter could not be written"):
-        replace_folder(folder, lambda where: (where / "c").write_bytes(bytes(5000)))
-    assert [path.name for path in folder.iterdir()] == ["b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from tests.conftest import model_config
 from tests.runs import command, tiny_run
+from tests.training.conftest import make_config, make_loop
 from vlatrain.backbones.describe import ASSETS
 from vlatrain.backbones.loading import load
+from vlatrain.config import TaskConfig, TrainConfig, UserError
+from vlatrain.config.paths import save_config, saved_config
+from vlatrain.training.run import _refuse_other_run
 
 TASKS = {
     "vqa": ("accuracy", BlipForQuestionAnswering),
@@ -91,6 +96,48 @@ def test_a_finished_folder_is_not_overwritten(run: tuple[str, Path], capsys: pyt
     said = capsys.readouterr().err
     assert "adapter.dim: 16 there, 4 now" in said
     assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_each_checkpoint_holds_the_configuration(tmp_path: Path) -> None:
+    config = make_config(max_steps=1)
+    make_loop(tmp_path, config).run()
+    assert saved_config(tmp_path) == dataclasses.asdict(config)
+
+
+@pytest.mark.slow
+def test_a_run_whose_configuration_is_cut_goes_on_and_is_evaluated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_run(tmp_path / "run", "vqa", "resume=auto")
+    whole, metrics = ((folder / name).read_bytes() for name in ("config.yaml", "metrics.json"))
+    for again in (lambda: command("eval", f"run={folder}") == 0, lambda: tiny_run(folder, "vqa", "resume=auto")):
+        (folder / "config.yaml").write_bytes(whole[:3000])
+        caplog.clear()
+        assert again()
+        assert f"it is restored from {folder / 'checkpoints' / 'step_3'}" in caplog.messages[0]
+        assert (folder / "config.yaml").read_bytes() == whole
+    assert json.loads((folder / "metrics.json").read_text())["metrics"] == json.loads(metrics)["metrics"]
+
+
+def test_a_configuration_that_is_nowhere_to_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(resume="auto")
+    save_config(config, tmp_path)
+    (tmp_path / "config.yaml").write_text("task:")
+    with pytest.raises(UserError, match="resume=auto"):
+        _refuse_other_run(TrainConfig(), tmp_path)
+    _refuse_other_run(config, tmp_path)  # killed before its first checkpoint: there is nothing to lose
+    assert caplog.messages[-1].endswith("no checkpoint holds the configuration: it is written anew, from this command")
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(UserError, match="adapter is not to be overwritten: choose another"):
+        _refuse_other_run(config, tmp_path)
+    (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)  # of an earlier version; it tells itself what it is of
+    _refuse_other_run(config, tmp_path)
+
+
+def test_a_text_that_looks_like_an_interpolation_is_no_other_configuration(tmp_path: Path) -> None:
+    config = TrainConfig(task=TaskConfig(prompt="${oc.env:HOME} costs"), resume="auto")
+    save_config(config, tmp_path)
+    _refuse_other_run(config, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "none"])

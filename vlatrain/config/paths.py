@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import logging
 import os
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,17 @@ from typing import Any
 import yaml
 
 from vlatrain.config.errors import UserError
+from vlatrain.config.files import write_file
 from vlatrain.config.keys import nearest
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 
+log = logging.getLogger("vlatrain")
+
 CONFIG = "config.yaml"
+LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends it
 ADAPTER = "adapter"  # folder in a run that holds what was trained
+CHECKPOINTS = "checkpoints"  # folder in a run that holds `step_N`, each with these files:
+MANIFEST, STATE = "manifest.json", "state.json"
 ROOT = Path("outputs")
 
 
@@ -93,37 +102,106 @@ def job_name(number: int, overrides: Iterable[str]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))[:80].rstrip("-._")
 
 
+def config_text(config: TrainConfig) -> str:
+    """The resolved configuration as plain values: the content of `config.yaml`, kept in each checkpoint too."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
 def save_config(config: TrainConfig, folder: Path) -> Path:
-    """Write the resolved configuration to `<folder>/config.yaml`, as plain values.
+    """Write the resolved configuration to `<folder>/config.yaml`.
 
     Returns:
         The file.
+
+    Raises:
+        UserError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CONFIG
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
-    return path
+    write_file(folder / CONFIG, config_text(config))
+    return folder / CONFIG
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a finished run, as plain values. Nothing in it can execute or be interpolated.
+    """`saved_config` with what OmegaConf would interpolate escaped: nothing in it can execute."""
+    return _escaped(saved_config(folder))
+
+
+def saved_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a run, as plain values; that it was restored is said.
 
     Raises:
-        UserError: the folder is not a run; the runs nearby are named.
+        UserError: the folder is not a run (the runs nearby are named), or its configuration is nowhere to be read.
     """
     folder = Path(folder)
-    path = folder / CONFIG
-    if not path.is_file():
+    if not is_run(folder):
         what = f"has no {CONFIG}, so it is no run" if folder.is_dir() else "there is no such folder"
         raise UserError(f"run={folder}: {what}; {_nearby(folder)}")
+    values, told = find_config(folder)
+    if values is None:
+        raise UserError(f"{told}; put a copy in its place, or run the training's own command again with resume=auto")
+    if told:
+        log.warning(told)
+    return values
+
+
+def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The configuration of a run. A `config.yaml` that is missing or cannot be read is restored from the newest checkpoint.
+
+    Returns:
+        Its plain values, None if there are none; and what there is to say of a `config.yaml` that could not be read.
+    """
+    path = folder / CONFIG
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_bytes()), ""
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        fault = str(error)
+    text, source = _in_checkpoints(folder / CHECKPOINTS)
+    if source is None:
+        return None, f"{path}: {fault}, and no checkpoint holds the configuration"
+    with suppress(UserError):  # a folder that cannot be written can be read all the same
+        write_file(path, text)
+    return _parsed(text.encode()), f"{path}: {fault}; it is restored from {source}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder: it has a configuration, or checkpoints, which hold it too."""
+    return (folder / CONFIG).is_file() or bool(steps_in(folder / CHECKPOINTS))
+
+
+def steps_in(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints in a folder."""
+    found = (re.fullmatch(r"step_(\d+)", path.name) for path in checkpoints.glob("step_*") if path.is_dir())
+    return [int(match[1]) for match in found if match]
+
+
+def _in_checkpoints(folder: Path) -> tuple[str, Path | None]:
+    """The configuration's text in the newest checkpoint that holds it unharmed, and that checkpoint; None: there is none."""
+    for step in sorted(steps_in(folder), reverse=True):
+        checkpoint = folder / f"step_{step}"
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one, or one of an earlier version
+            files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
+            state = (checkpoint / STATE).read_bytes()
+            if hashlib.sha256(state).hexdigest() == files[STATE]["sha256"]:
+                return json.loads(state)["config"], checkpoint
+    return "", None
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """The values in a `config.yaml`.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        values = yaml.safe_load(data.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {_one_line(error)}") from error
+        raise ValueError(f"not readable as YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not a run's configuration")
-    return _escaped(values)
+        raise ValueError("not a run's configuration")
+    if LAST not in values:  # cut between two lines, it is sound YAML
+        raise ValueError(f"cut short: its last key, {LAST}, is missing")
+    return values
 
 
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from vlatrain.config import EvalConfig
+from vlatrain.config.files import write_json
 from vlatrain.config.paths import name_output
 from vlatrain.data.parts import load_run
 from vlatrain.reporting.console import Console, logged
@@ -19,7 +19,7 @@ from vlatrain.reporting.summary import scores
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.precision import choose_device, choose_precision
-from vlatrain.training.run import Finished, write_evaluation
+from vlatrain.training.run import METRICS, Finished, write_evaluation
 from vlatrain.training.setup import finished, scored
 from vlatrain.training.stopwatch import Stopwatch
 
@@ -61,9 +61,8 @@ def evaluate_run(config: EvalConfig) -> Finished:
         "settings": evaluation.settings,
         "speed": speed,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     write_evaluation(folder, evaluation)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / METRICS, metrics)
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
     for row in scores(metrics):
         table.add_row(*row)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vlatrain.backbones.loading import PROCESSOR, load, write
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
+from vlatrain.config.files import replace_folder, write_json
 from vlatrain.config.paths import ADAPTER, save_config
 from vlatrain.injection.attach import merged, restore
 from vlatrain.injection.combine import Saved, added, pruned, side_by_side, summed
@@ -55,12 +57,11 @@ def merge(config: MergeConfig, console: Console | None = None) -> Merged:
         told = f"vlatrain task={config.task.name} model={config.model.name} model.checkpoint={output} adapter=none"
     else:
         saved, method, note = _combined(config, sources)
-        _write_run(config, method, saved, sources[0], output)
-        if trunks := [source.trunk for source in sources if source.trunk]:  # all of them or none, as has been checked
-            mean = added(trunks, note["weights"])
-            save_file(mean, output / ADAPTER / TRUNK, metadata={"format": "pt"})
+        trunks = [source.trunk for source in sources if source.trunk]  # all of them or none, as has been checked
+        tensors = {"adapter_model.safetensors": saved[1]} | ({TRUNK: added(trunks, note["weights"])} if trunks else {})
+        _write_run(config, method, saved[0], tensors, sources[0], output)
         told = f"vlatrain eval run={output}"
-    (output / NOTE).write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / NOTE, note)
     console.print(f"In [bold]{output}[/]: {_described(note)}\nNext:\n  {told}", soft_wrap=True)
     return Merged(output, note)
 
@@ -83,20 +84,27 @@ def _combined(config: MergeConfig, sources: list[Source]) -> tuple[Saved, Adapte
     return saved, method, note
 
 
-def _write_run(config: MergeConfig, method: AdapterConfig, saved: Saved, first: Source, output: Path) -> None:
-    """A run folder: what eval and predict need of one."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    save_config(TrainConfig(**{**values, "adapter": method}), output)
-    adapter = output / ADAPTER
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps(saved[0], indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {key: tensor.contiguous() for key, tensor in saved[1].items()},
-        adapter / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+def _write_run(
+    config: MergeConfig,
+    method: AdapterConfig,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    first: Source,
+    output: Path,
+) -> None:
+    """A run folder: what eval and predict need of one. The configuration comes last: with it, it is a run."""
+
+    def write_adapter(folder: Path) -> None:
+        write_json(folder / "adapter_config.json", about)
+        for name, group in tensors.items():
+            plain = {key: tensor.contiguous() for key, tensor in group.items()}
+            save_file(plain, folder / name, metadata={"format": "pt"})
+
+    replace_folder(output / ADAPTER, write_adapter)
     if (first.folder / PROCESSOR).is_dir():
         shutil.copytree(first.folder / PROCESSOR, output / PROCESSOR)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    save_config(TrainConfig(**{**values, "adapter": method}), output)
 
 
 def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.methods import BARE
-from vlatrain.config.paths import ADAPTER, CONFIG, read_config
+from vlatrain.config.paths import ADAPTER, CONFIG, is_run, read_config
 from vlatrain.injection.points import Place, Point
 
 OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
@@ -88,7 +88,7 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
         if times > 1:
             problems.append(f"{key}: {path} is named {times} times")
     for path in paths:
-        if not (path / CONFIG).is_file():
+        if not is_run(path):
             problems.append(f"{key}: {path}: no finished run there (it has no {CONFIG})")
             continue
         name = path.resolve().name

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig
+from vlatrain.config.files import write_file
 from vlatrain.config.methods import parts
 from vlatrain.injection.sources import TRUNK
 
@@ -107,7 +108,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         trunk=IN_TRUNK if (folder / TRUNK).is_file() else "",
         **metrics["parameters"],
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_file(folder / "README.md", text)
     for name, part in named.items():
         card = PART.format(
             part=name,
@@ -116,4 +117,4 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
             task=config.task.name,
             model=config.model.name,
         )
-        (folder / name / "README.md").write_text(card, encoding="utf-8")
+        write_file(folder / name / "README.md", card)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vlatrain.config import LoggerConfig, UserError
+from vlatrain.config.files import write_file
 
 log = logging.getLogger("vlatrain")
 
@@ -118,12 +119,9 @@ class JsonLines:
 
     def begin(self, step: int) -> None:
         """Keep what was recorded up to `step`; a line torn by a kill goes too."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(line + "\n" for line in kept) if step else "")
-        fresh.replace(self.path)
+        write_file(self.path, "".join(line + "\n" for line in kept) if step else "")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line."""
@@ -171,7 +169,7 @@ class Wandb:
 
         known = self.folder / "wandb.json"
         identity = json.loads(known.read_text())["id"] if step and known.exists() else uuid.uuid4().hex[:8]
-        known.write_text(json.dumps({"id": identity}) + "\n")
+        write_file(known, json.dumps({"id": identity}) + "\n")
         self.run = wandb.init(
             project=self.config.project,
             name=self.folder.name,

@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlatrain.config import UserError
-
-MANIFEST, STATE = "manifest.json", "state.json"
+from vlatrain.config.files import flush, remove_folder, replace_file
+from vlatrain.config.paths import MANIFEST, STATE, steps_in
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,12 @@ class Checkpoints:
         unfinished = self.folder / f"step_{step}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove(unfinished)
+            remove_folder(unfinished)
             unfinished.mkdir()
             self._write(unfinished, tensors, {**state, "best_step": best})
-            self._remove(self.path(step))  # a damaged one, or one that a resume went back behind
+            remove_folder(self.path(step))  # a damaged one, or one that a resume went back behind
             os.rename(unfinished, self.path(step))
-            _flush(self.folder)
+            flush(self.folder)
             self._point("last", step)
             self._point("best", best)
         except (OSError, SafetensorError) as error:
@@ -96,7 +95,7 @@ class Checkpoints:
     def latest(self) -> tuple[Saved | None, list[str]]:
         """The last whole checkpoint, and what there is to say of damaged ones after it. Removes unfinished ones."""
         for unfinished in self.folder.glob("step_*.tmp"):
-            self._remove(unfinished)
+            remove_folder(unfinished)
         problems: list[str] = []
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -128,8 +127,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there."""
-        found = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*") if path.is_dir())
-        return [int(match[1]) for match in found if match]
+        return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         """Folder of a step's checkpoint."""
@@ -144,17 +142,12 @@ class Checkpoints:
         entries = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
         (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
         for path in (*files, folder / MANIFEST, folder):
-            _flush(path)
+            flush(path)
 
     def _point(self, name: str, step: int | None) -> None:
         if step is None:
             return
-        pointer = self.folder / f"{name}.json"
-        fresh = pointer.with_suffix(".json.tmp")
-        fresh.write_text(json.dumps({"step": step, "folder": self.path(step).name}) + "\n")
-        _flush(fresh)
-        os.replace(fresh, pointer)
-        _flush(self.folder)
+        replace_file(self.folder / f"{name}.json", json.dumps({"step": step, "folder": self.path(step).name}) + "\n")
 
     def _prune(self, last: int) -> None:
         # those after the last are damaged ones that a resume went back behind; their turn to be replaced comes
@@ -164,7 +157,7 @@ class Checkpoints:
         bests = {self._best_of(step) for step in recent}
         for step in steps:
             if step not in recent and step not in bests:
-                self._remove(self.path(step))
+                remove_folder(self.path(step))
 
     def _best_of(self, step: int) -> int | None:
         if step not in self._bests:
@@ -174,51 +167,7 @@ class Checkpoints:
                 self._bests[step] = None
         return self._bests[step]
 
-    @staticmethod
-    def _remove(folder: Path) -> None:
-        # renamed first: half of a removed folder must not look like a checkpoint
-        if folder.exists():
-            doomed = folder if folder.suffix == ".tmp" else folder.with_name(folder.name + ".old.tmp")
-            if doomed != folder:
-                shutil.rmtree(doomed, ignore_errors=True)
-                os.rename(folder, doomed)
-            shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Write a folder as a whole: `fill(temporary folder)`, then put it in the place of `folder`.
-
-    Args:
-        folder: the folder; what is in it goes.
-        fill: called with a fresh folder beside it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    fresh = folder.with_name(folder.name + ".tmp")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        fill(fresh)
-        for path in (*(path for path in fresh.rglob("*") if path.is_file()), fresh):
-            _flush(path)
-        Checkpoints._remove(folder)
-        os.rename(fresh, folder)
-        _flush(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} could not be written ({error}); make room there, then resume=auto writes it"
-        ) from error

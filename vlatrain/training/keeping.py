@@ -63,6 +63,7 @@ class Keeper:
         parameters: its trained parameters by name.
         optimizer: their optimizer; None if there are none.
         identity: see `identity`.
+        config: the content of `config.yaml`, which can be restored from a checkpoint.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Keeper:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer | None,
         identity: Mapping[str, Any],
+        config: str,
     ) -> None:
         self.checkpoints, self.accelerator, self.model = checkpoints, accelerator, model
         self.parameters, self.optimizer, self.identity = parameters, optimizer, dict(identity)
+        self.config = config
 
     def save(self, progress: Progress, seconds: float) -> None:
         """Write a checkpoint.
@@ -91,6 +94,7 @@ class Keeper:
         scaler = self.accelerator.scaler
         state = {
             "identity": self.identity,
+            "config": self.config,
             "progress": asdict(progress) | {"seconds": seconds},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": states,

@@ -21,11 +21,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.files import replace_folder
+from vlatrain.config.paths import ADAPTER, CHECKPOINTS, config_text
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Evaluation, Task
 from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
-from vlatrain.training.checkpoints import Checkpoints, replace_folder
+from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.keeping import Keeper, from_main, identity, raise_together
 from vlatrain.training.modes import (
@@ -121,8 +123,9 @@ class Loop:
         self.total = 0 if not self.parameters else epochs if self.trainer.max_steps is None else self.trainer.max_steps
         rate(0, max(1, self.total), config.optim)  # an unknown schedule is an error before the first step
         self.keeper = Keeper(
-            Checkpoints(folder / "checkpoints", self.trainer.keep), self.accelerator, model, self.parameters,
+            Checkpoints(folder / CHECKPOINTS, self.trainer.keep), self.accelerator, model, self.parameters,
             self.raw_optimizer, identity(train, self.order, self.total, self.parameters, combined(self.frozen)),
+            config_text(config),
         )  # fmt: skip
 
     def _prepare_model(self, layers: list[nn.Module], group_of: Callable[[str], str]) -> None:
@@ -386,7 +389,7 @@ class Loop:
         problems: list[str] | None = None
         if self.accelerator.is_main_process and self.save_adapter is not None:
             try:
-                replace_folder(self.folder / "adapter", self.save_adapter)
+                replace_folder(self.folder / ADAPTER, self.save_adapter)
             except UserError as error:
                 problems = error.problems
         raise_together(problems)

@@ -19,8 +19,9 @@ import transformers
 
 from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.files import write_file, write_json
 from vlatrain.config.joint import parts
-from vlatrain.config.paths import ADAPTER, CONFIG, read_config, run_folder, save_config
+from vlatrain.config.paths import ADAPTER, CHECKPOINTS, find_config, is_run, run_folder, save_config, steps_in
 from vlatrain.data.augment import augmented
 from vlatrain.data.parts import load_run
 from vlatrain.data.sample import Sample
@@ -42,6 +43,7 @@ from vlatrain.training.setup import Bench, fresh, keep_processor, scored
 
 log = logging.getLogger("vlatrain")
 
+METRICS = "metrics.json"
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
     "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
@@ -173,17 +175,14 @@ def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[st
 def write_evaluation(folder: Path, evaluation: Evaluation, suffix: str = "") -> None:
     """Write `predictions<suffix>.jsonl`: every evaluated sample with prediction, references and score."""
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
-    (folder / f"predictions{suffix}.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_file(folder / f"predictions{suffix}.jsonl", "".join(lines))
 
 
 def _write(folder: Path, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
     for suffix, evaluation in evaluations.items():
         if evaluation is not None:
             write_evaluation(folder, evaluation, suffix)
-    # last, and in one step: a folder with metrics.json is a finished run
-    fresh_file = folder / "metrics.json.tmp"
-    fresh_file.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh_file.replace(folder / "metrics.json")
+    write_json(folder / METRICS, metrics)  # last: a folder with metrics.json is a finished run
 
 
 def _announce(config: TrainConfig, bench: Bench) -> None:
@@ -201,13 +200,20 @@ def _refuse_other_run(config: TrainConfig, folder: Path) -> None:
     Raises:
         UserError: with the differences.
     """
-    if not (folder / CONFIG).is_file():
+    if not is_run(folder):
         return
     if config.resume != "auto":
         raise UserError(
             f"{folder} holds a run already: continue it with resume=auto, or choose another run.name or run.dir"
         )
-    then, now = flat(read_config(folder)), flat(dataclasses.asdict(config))
+    saved, told = find_config(folder)
+    if saved is None and (folder / ADAPTER).exists() and not steps_in(folder / CHECKPOINTS):
+        raise UserError(f"{told}; {folder / ADAPTER} is not to be overwritten: choose another run.name or run.dir")
+    if told:
+        log.warning(told if saved else f"{told}: it is written anew, from this command")
+    if saved is None:
+        return
+    then, now = flat(saved), flat(dataclasses.asdict(config))
     differing = [
         f"{key}: {then.get(key)} there, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())

@@ -15,6 +15,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
 from vlatrain.backbones.quantise import layers_of, size_of
 from vlatrain.config import TrainConfig, TrainerConfig
+from vlatrain.config.files import replace_folder
 from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
@@ -128,7 +129,7 @@ def scored(
 def keep_processor(bench: Bench, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if bench.backbone.config.random_init:
-        bench.backbone.processor.save_pretrained(str(run / PROCESSOR))
+        replace_folder(run / PROCESSOR, lambda folder: bench.backbone.processor.save_pretrained(str(folder)))
 
 
 def texts_of(samples: Sequence[Sample]) -> list[str]:

@@ -1,0 +1,109 @@
+"""Files and folders that are written whole or not at all: after a kill at any moment, or on a full disk, there is what was there
+before or what is new, never half of it. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vlatrain.config.errors import UserError
+
+PARTIAL = ".tmp"  # ends the name of what is being written
+
+
+def replace_file(path: Path, data: str | bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it. Its folder is made if it is missing.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def write_file(path: Path, data: str | bytes) -> None:
+    """`replace_file` for the files of a run folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise UserError(_told(path, error)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_file` with a value as indented JSON."""
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Write a folder as a whole: `fill(temporary folder)`, then put it in the place of `folder`.
+
+    Args:
+        folder: the folder; what is in it goes.
+        fill: called with a fresh folder beside it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    fresh, before = _beside(folder, ""), _beside(folder, ".old")
+    try:
+        for leftover in (fresh, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        fill(fresh)
+        for path in (*(path for path in fresh.rglob("*") if path.is_file()), fresh):
+            flush(path)
+        if folder.exists():
+            os.rename(folder, before)
+        os.rename(fresh, folder)
+        flush(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise UserError(_told(folder, error)) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there: renamed first, so that half of it does not look like the whole."""
+    if folder.exists():
+        doomed = folder if folder.suffix == PARTIAL else _beside(folder, ".old")
+        if doomed != folder:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _told(path: Path, error: Exception) -> str:
+    return f"{path} could not be written ({error}); make room there, then run the same again (a training: with resume=auto)"
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f"{folder.name}{what}{PARTIAL}")
