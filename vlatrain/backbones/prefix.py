@@ -57,7 +57,7 @@ class Keeping:
 
     Attributes:
         boundaries: of the towers that are kept.
-        in_tuple: by tower, whether its layers return tuples; known as soon as one call has been recorded.
+        in_tuple: by tower, whether its layers return tuples, for the states that are put back.
     """
 
     boundaries: dict[str, Boundary]
@@ -90,9 +90,9 @@ class Keeping:
             seen[number] = output
             if number != boundary.taps[-1]:
                 return
-            self.in_tuple[name] = isinstance(output, tuple)
-            found = [seen[tap][0] if self.in_tuple[name] else seen[tap] for tap in boundary.taps]
-            self.recorded[name] = Kept(torch.stack(found, dim=1).detach(), self.in_tuple[name])  # (B, taps, L, width)
+            in_tuple = isinstance(output, tuple)
+            found = [seen[tap][0] if in_tuple else seen[tap] for tap in boundary.taps]
+            self.recorded[name] = Kept(torch.stack(found, dim=1).detach(), in_tuple)  # (B, taps, L, width)
             if all(other in self.recorded for other in self.wanted):
                 raise Enough
 

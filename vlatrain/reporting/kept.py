@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from vlatrain.config import UserError
 from vlatrain.config.keys import did_you_mean
-from vlatrain.training.store import NOTE, clear, root, sizes
+from vlatrain.training import store
 
 DAY = 86_400
 KEYS = ("prune", "older_than")
@@ -26,8 +27,8 @@ class Folder:
 
     Attributes:
         path: the folder; its name is the hash of the prefix.
-        note: what it is of: model, source, task, prefix, precision.
-        bytes: of its shards.
+        note: what it is of: model, source, task, prefix, precision; empty if nothing whole is in it.
+        bytes: of what is in it.
         days: since it was last used.
     """
 
@@ -38,13 +39,14 @@ class Folder:
 
 
 def folders() -> list[Folder]:
-    """All that is kept, the last used first."""
+    """All that is kept, the last used first; what a killed run has left is among it."""
+    if os.path.isfile(store.root()):
+        raise UserError(f"VLATRAIN_CACHE={store.root()} is a file; set it to a folder")
     found = []
-    for path in sorted(root().iterdir()) if root().is_dir() else ():
-        file = path / NOTE
-        if file.is_file():
-            note = json.loads(file.read_text(encoding="utf-8"))
-            found.append(Folder(path, note, sizes(path), (time.time() - file.stat().st_mtime) / DAY))
+    for path in store.folders():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            days = (time.time() - path.stat().st_mtime) / DAY
+            found.append(Folder(path, store.note_of(path), store.sizes(path), days))
     return sorted(found, key=lambda folder: folder.days)
 
 
@@ -67,10 +69,10 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         if not chosen:
             raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
     if asked:
-        freed = clear(folder.path for folder in chosen)
+        freed = store.clear(folder.path for folder in chosen)
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
         return
-    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {root()}")
+    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.root()}")
     for folder in found:
         told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
         table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -35,14 +36,14 @@ from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
 from vlatrain.tasks.sample_checks import images_named
 from vlatrain.training.display import Display, Track
+from vlatrain.training.keeping import from_main
 from vlatrain.training.precision import autocast
-from vlatrain.training.store import Disk, Memory, Store, root, sizes
+from vlatrain.training.store import Disk, Memory, Store, Unwritable, folders, root, sizes, unwritable
 
 log = logging.getLogger("vlatrain")
 
-RULES = (
-    "vlatrain-prefix-1"  # raise it when what a prefix computes changes: nothing kept under other rules is used again
-)
+# raise it when what a prefix computes or a shard says changes: nothing kept under other rules is used again
+RULES = "vlatrain-prefix-2"
 TRIED = 2  # batches that `trainer.cache=auto` measures
 SHARE = 0.5  # of the free memory, or of the free disk, that may be used
 
@@ -115,6 +116,10 @@ def keep_prefix(
     way = config.trainer.cache
     if way == "off":
         return None
+    places = ["disk", "memory"] if way == "auto" else [way]
+    if rank == 0 and "disk" in places and not os.path.isdir(root()) and (fault := unwritable()):
+        _warn(fault)  # even if there is nothing to keep: what VLATRAIN_CACHE says has no effect
+        places.remove("disk")
     train, seen = samples.get("train", ()), uses.get("train", 1)
     if isinstance(train, Augmented):
         views = train.every()
@@ -131,12 +136,21 @@ def keep_prefix(
             )
         return None
     work = _Work(backbone, config, kept, precision, display)
-    cache = work.cache(way, samples, uses)
-    if cache is None:
+    where = work.place(places, samples, uses) if rank == 0 else None
+    if processes > 1:  # what one measures and may write is not what another does
+        where = from_main(where)
+    if where is None:
         return None
-    work.fill([s for split in samples.values() for s in split], rank, processes)
-    backbone.keeping, backbone.cache = work.keeping, cache
-    return cache
+    work.fill(where, [s for split in samples.values() for s in split], rank, processes)
+    backbone.keeping, backbone.cache = work.keeping, work.result
+    return work.result
+
+
+def _warn(fault: str, then: str = "nothing is kept on disk") -> None:
+    log.warning(
+        "Cache: %s; %s. Make room, or set VLATRAIN_CACHE to a folder that can be written; "
+        "trainer.cache=memory or off does without", fault, then,
+    )  # fmt: skip
 
 
 class _Work:
@@ -157,28 +171,43 @@ class _Work:
         self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
 
-    def cache(self, way: str, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> PrefixCache | None:
-        """The cache with its stores, or None where it would not pay or has no room."""
+    def place(
+        self, places: Sequence[str], samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]
+    ) -> str | None:
+        """Where to keep the states, the first of the places (disk, memory) that has room; None: in none, or it would not pay."""
+        auto = self.config.trainer.cache == "auto"
         every = [sample for split in samples.values() for sample in split]
-        on_disk = {name: self._disk(name) for name in self.needed}
-        self.result.stores = dict(on_disk)
-        missing = self._missing(every)
-        if way == "auto" and missing and not self._again(samples, uses):
+        need = 0
+        for where in places:
+            self.result.stores = self._stores(where)
+            missing = self._missing(every)
+            if not missing:
+                return where
+            if auto and not self._again(samples, uses):
+                return None
+            need = self._bytes(missing)
+            if not self._room(where, need):
+                continue
+            try:
+                if not auto or self._pays(missing[: TRIED * self._batch], samples, uses):
+                    return where
+            except Unwritable as error:
+                _warn(str(error))
+                self._withdraw()
+                continue
+            self._withdraw()
             return None
-        need, where = self._bytes(missing), way
-        if way == "auto":
-            where = "disk" if not missing or self._room("disk", need) else "memory"
-        if missing and not self._room(where, need):
+        if need:
             limit = self.config.trainer.cache_gb
             log.info("Cache: off; %.1f GB have no room (trainer.cache_gb=%g is the most on disk)", need / 1e9, limit)
-            return None
-        if way == "auto" and missing and not self._pays(missing[: TRIED * self._batch], where, samples, uses):
-            return None
-        if where == "memory":
-            self.result.stores = {name: Memory() for name in on_disk}
-        boundaries = [frontier.boundary for name, frontier in self.result.frontiers.items() if name in on_disk]
-        self.result.facts = {"where": where, "towers": [boundary.name for boundary in boundaries if boundary]}
-        return self.result
+        return None
+
+    def _stores(self, where: str) -> dict[str, Store]:
+        return {name: self._disk(name) if where == "disk" else Memory() for name in self.needed}
+
+    def _withdraw(self) -> None:
+        for store in self.result.stores.values():
+            store.withdraw()
 
     @property
     def _batch(self) -> int:
@@ -214,11 +243,10 @@ class _Work:
     def _pays(
         self,
         tried: Sequence[Sample],
-        where: str,
         samples: Mapping[str, Sequence[Sample]],
         uses: Mapping[str, float],
     ) -> bool:
-        """Whether keeping states takes less time than computing them again, measured on a few samples."""
+        """Whether keeping states takes less time than computing them again, measured on a few samples, which are then kept."""
         once = sum(len(split) for split in samples.values())
         again = once + self._again(samples, uses)
         started = time.perf_counter()
@@ -226,8 +254,8 @@ class _Work:
         computing = (time.perf_counter() - started) / len(tried)
         started = time.perf_counter()
         for name, store in memory.items():
-            own: Store = self.result.stores[name] if where == "disk" else Memory()
-            own.add(store.states)
+            own = self.result.stores[name]
+            own.add(store.states, store.in_tuple)
             own.flush()
             for key in store.states:
                 own.get(key).clone()
@@ -258,35 +286,53 @@ class _Work:
     def _room(self, where: str, need: int) -> bool:
         if where == "memory":
             return need <= SHARE * psutil.virtual_memory().available
-        root().mkdir(parents=True, exist_ok=True)
-        used = sum(sizes(folder) for folder in root().iterdir() if folder.is_dir())
+        if fault := unwritable():
+            _warn(fault)
+            return False
+        used = sum(sizes(folder) for folder in folders())
         return need <= min(self.config.trainer.cache_gb * 1e9 - used, SHARE * shutil.disk_usage(root()).free)
 
-    def fill(self, samples: Sequence[Sample], rank: int, processes: int) -> None:
+    def fill(self, where: str, samples: Sequence[Sample], rank: int, processes: int) -> None:
         """Compute what is not there; on disk, each process its share."""
-        on_disk = self.result.facts["where"] == "disk"
+        if rank:
+            self.result.stores = self._stores(where)
         missing = self._missing(samples)
-        own = missing[rank::processes] if on_disk else missing
-        started = time.perf_counter()
-        with self.display.track("keeping the frozen prefix", len(own)) as track:
-            self._compute_all(own, track)
-        for store in self.result.stores.values():
-            store.flush()
+        own = [s for s in missing if self._number(s) % processes == rank] if where == "disk" else missing
+        started, fault, left = time.perf_counter(), "", 0
+        try:
+            with self.display.track("keeping the frozen prefix", len(own)) as track:
+                self._compute_all(own, track)
+            for store in self.result.stores.values():
+                store.flush()
+        except Unwritable as error:
+            fault = str(error)
         if processes > 1 and torch.distributed.is_initialized():
             torch.distributed.barrier()
-        known = self.keeping.in_tuple
         for name, store in self.result.stores.items():
             if isinstance(store, Disk):
                 store.refresh()
-                store.tell(**({"in_tuple": known[name]} if name in known else {}))
-                known[name] = store.note["in_tuple"]
-        taken = sum(store.bytes for store in self.result.stores.values())
-        self.result.facts |= {"bytes": taken, "computed": len(missing), "seconds": time.perf_counter() - started}
+                store.touch()
+            self.keeping.in_tuple[name] = store.in_tuple
+        if fault:
+            left = len(self._missing(samples))
+            _warn(fault, f"{left:,} of {len(missing):,} prefixes are not kept, and computed each time")
+        boundaries = [self.result.frontiers[name].boundary for name in self.result.stores]
+        self.result.facts = {
+            "where": where,
+            "towers": [boundary.name for boundary in boundaries if boundary],
+            "bytes": sum(store.bytes for store in self.result.stores.values()),
+            "computed": len(missing) - left,
+            "seconds": time.perf_counter() - started,
+        }
         log.info(
             "Cache: %s of %s samples, %.2f GB %s; %s computed in %.1f s",
-            ", ".join(self.result.facts["towers"]), f"{len(samples):,}", taken / 1e9,
-            f"in {root()}" if on_disk else "in memory", f"{len(missing):,}", self.result.facts["seconds"],
+            ", ".join(self.result.facts["towers"]), f"{len(samples):,}", self.result.facts["bytes"] / 1e9,
+            f"in {root()}" if where == "disk" else "in memory", f"{len(missing) - left:,}", self.result.facts["seconds"],
         )  # fmt: skip
+
+    def _number(self, sample: Sample) -> int:
+        """A number by which processes share the samples, whatever each of them has found on disk."""
+        return int(self.result.key(self.result.towers(self._asked(sample))[0], sample), 16)
 
     def _compute_all(self, samples: Sequence[Sample], track: Track) -> None:
         """Compute the states of samples, and keep them."""
@@ -322,9 +368,8 @@ class _Work:
             lengths = [states.shape[2]] * len(samples)
             if "question" in self.result.frontiers[tower].of:
                 lengths = inputs["question"].mask.sum(dim=1).tolist()
-            self.result.stores[tower].add(
-                {self.result.key(tower, s): states[row, :, : lengths[row]] for row, s in enumerate(samples)}
-            )
+            keyed = {self.result.key(tower, s): states[row, :, : lengths[row]] for row, s in enumerate(samples)}
+            self.result.stores[tower].add(keyed, kept.in_tuple)
 
 
 def content(backbone: Backbone, found: Mapping[str, Frontier], tower: str, precision: str) -> str:

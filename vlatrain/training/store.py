@@ -1,9 +1,10 @@
 """Where kept states lie: in memory, or on disk in shards that several runs and processes share.
 
-A folder of the disk store belongs to one prefix, whose content its name is the hash of. A shard is a safetensors file, written
-under another name and renamed when it is whole, read by memory mapping, never changed. Each state has its checksum in the
-shard's header; a shard that is cut off, damaged, or of another prefix is told by name and removed, and what it held is made
-anew.
+A folder of the disk store belongs to one prefix, whose content its name is the hash of, and holds shards and nothing else. A shard
+is a safetensors file, written whole or not at all, read by memory mapping, never changed. Its header says all there is to know of
+it: the prefix, what that is of, whether the layers return tuples, and the checksum of each state. So whatever was killed while it
+filled a folder, what is there is sound. A shard that is cut off, damaged, or of another prefix is named and removed, and what it
+held is made anew. A folder that cannot be written can still be read, and what a run has opened stays even if it is removed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import tempfile
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping
@@ -20,22 +24,58 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from vlatrain.config import UserError
+from vlatrain.config.files import PARTIAL, replace_file
 
 log = logging.getLogger("vlatrain")
 
-NOTE = "prefix.json"
+SHARD = ".safetensors"
 SHARD_BYTES = 64_000_000
+LEFT = 3600  # seconds after which what is half written was left by a kill
+EARLIER = "prefix.json"  # what earlier versions wrote beside the shards
+
+
+class Unwritable(Exception):  # noqa: N818, what it says
+    """A shard cannot be written, and why."""
 
 
 def root() -> Path:
     """The folder of all that is kept on disk: `VLATRAIN_CACHE`, or one in the user's own folder for such things."""
-    return Path(os.environ.get("VLATRAIN_CACHE") or Path.home() / ".cache" / "vlatrain" / "prefixes")
+    return Path(os.path.expanduser(os.environ.get("VLATRAIN_CACHE") or "~/.cache/vlatrain/prefixes"))
+
+
+def unwritable() -> str:
+    """Why nothing can be written to `root()`, which is made if it is missing; empty: it can be."""
+    if str(root()).startswith("~"):
+        return "there is no home folder"
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root()):
+            return ""
+    except OSError as error:
+        return f"{root()} cannot be written ({error.strerror})"
+
+
+def folders() -> list[Path]:
+    """The folders of prefixes in `root()`, whatever is in them."""
+    try:
+        paths = sorted(root().iterdir())
+    except OSError:
+        return []
+    return [path for path in paths if re.fullmatch("[0-9a-f]{32}", path.name) and path.is_dir()]
 
 
 class Store(Protocol):
-    """States by key."""
+    """States by key.
+
+    Attributes:
+        in_tuple: whether the layers that they left return tuples; known as soon as there is a state.
+    """
+
+    in_tuple: bool
 
     def __contains__(self, key: str) -> bool: ...
 
@@ -43,12 +83,16 @@ class Store(Protocol):
         """The state of a key, on the CPU."""
         ...
 
-    def add(self, states: Mapping[str, Tensor]) -> None:
-        """Keep states, on the CPU."""
+    def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
+        """Keep states, on the CPU. Raises `Unwritable`: they are there for this process alone."""
         ...
 
     def flush(self) -> None:
-        """Write what has been added."""
+        """Write what has been added. Raises `Unwritable`, as `add`."""
+        ...
+
+    def withdraw(self) -> None:
+        """Remove what has been added."""
         ...
 
     @property
@@ -62,6 +106,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.states: dict[str, Tensor] = {}
+        self.in_tuple = False
 
     def __contains__(self, key: str) -> bool:
         return key in self.states
@@ -70,12 +115,17 @@ class Memory:
         """The state of a key."""
         return self.states[key]
 
-    def add(self, states: Mapping[str, Tensor]) -> None:
+    def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
         """Keep states."""
         self.states.update({key: state.clone() for key, state in states.items()})
+        self.in_tuple = in_tuple
 
     def flush(self) -> None:
         """Nothing to do."""
+
+    def withdraw(self) -> None:
+        """Forget all states."""
+        self.states = {}
 
     @property
     def bytes(self) -> int:
@@ -93,46 +143,47 @@ class Disk:
     """
 
     def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any]) -> None:
-        self.folder, self.prefix = folder, prefix
+        self.folder, self.prefix, self.note = folder, prefix, dict(note)
+        self.in_tuple = False
         self.places: dict[str, Path] = {}
-        self.open: dict[tuple[int, Path], Any] = {}
+        self.open: dict[Path, Any] = {}  # in a worker process too, which a fork has given them
         self.waiting: dict[str, Tensor] = {}
-        self.note = dict(note)
-        with suppress(OSError, ValueError):  # what others have told stays
-            self.note = {**json.loads((folder / NOTE).read_text(encoding="utf-8")), **note}
+        self.own: list[Path] = []
+        for path in _files(folder):
+            if path.suffix != SHARD and _age(path) > LEFT:
+                _remove(path)
         self.refresh()
-
-    def tell(self, **facts: Any) -> None:
-        """Write the folder's note, with more facts; that it was used now can be told from its date."""
-        self.note |= facts
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / NOTE, json.dumps(self.note, indent=2).encode())
 
     def refresh(self) -> None:
         """Take in the shards that are there, those of other processes too; remove bad ones."""
         known = set(self.places.values())
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in _files(self.folder, SHARD):
             if path not in known and (fault := self._take_in(path)):
-                log.warning("Cache: %s %s; it is removed, and what it held is made anew", path, fault)
-                path.unlink(missing_ok=True)
+                log.warning("Cache: %s %s; what it held is made anew", path, fault)
+                _remove(path)
+
+    def touch(self) -> None:
+        """Let the folder's date say that it was used now."""
+        with suppress(OSError):
+            os.utime(self.folder)
 
     def _take_in(self, path: Path) -> str:
         """Know a shard's states; what is wrong with it, if anything."""
         try:
-            with safe_open(path, "pt") as shard:
-                about = json.loads((shard.metadata() or {}).get("vlatrain", "{}"))
-                if about.get("prefix") != self.prefix:
-                    return "belongs to another prefix"
-                if set(about["sums"]) != set(shard.keys()):
-                    return "is damaged"
-                for key, checksum in about["sums"].items():
-                    if _sum(shard.get_tensor(key)) != checksum:
-                        return "is damaged"
-                self.places.update(dict.fromkeys(about["sums"], path))
-        except FileNotFoundError:  # another process has just removed it
+            shard = safe_open(path, "pt")
+            about = json.loads((shard.metadata() or {})["vlatrain"])
+            if about["prefix"] != self.prefix:
+                return "belongs to another prefix"
+            sums = about["sums"]
+            if sums.keys() != set(shard.keys()) or any(_sum(shard.get_tensor(key)) != sums[key] for key in sums):
+                return "is damaged"
+            self.in_tuple = about["in_tuple"]
+        except OSError:  # another process has just removed it, or it is not for us to read
             return ""
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"cannot be read ({str(error).splitlines()[0]})"
+        self.places.update(dict.fromkeys(sums, path))
+        self.open[path] = shard
         return ""
 
     def __contains__(self, key: str) -> bool:
@@ -140,16 +191,12 @@ class Disk:
 
     def get(self, key: str) -> Tensor:
         """The state of a key."""
-        if key in self.waiting:
-            return self.waiting[key]
-        at = (os.getpid(), self.places[key])  # a worker process opens its own
-        if at not in self.open:
-            self.open[at] = safe_open(at[1], "pt")
-        return self.open[at].get_tensor(key)
+        return self.waiting[key] if key in self.waiting else self.open[self.places[key]].get_tensor(key)
 
-    def add(self, states: Mapping[str, Tensor]) -> None:
+    def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
         """Keep states; a shard is written when there is enough for one."""
         self.waiting.update({key: state.contiguous().clone() for key, state in states.items()})
+        self.in_tuple = in_tuple
         if sum(state.nbytes for state in self.waiting.values()) >= SHARD_BYTES:
             self.flush()
 
@@ -157,19 +204,30 @@ class Disk:
         """Write what has been added as a shard."""
         if not self.waiting:
             return
-        self.tell()
-        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        about = {"prefix": self.prefix, "sums": {key: _sum(state) for key, state in self.waiting.items()}}
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        sums = {key: _sum(state) for key, state in self.waiting.items()}
+        about = {"prefix": self.prefix, "note": self.note, "in_tuple": self.in_tuple, "sums": sums}
+        path = self.folder / f"{uuid.uuid4().hex}{SHARD}"
         try:
-            save_file(dict(self.waiting), partial, metadata={"vlatrain": json.dumps(about)})
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            replace_file(path, save(dict(self.waiting), {"vlatrain": json.dumps(about)}))
+            self.open[path] = safe_open(path, "pt")
+        except OSError as error:
+            with suppress(OSError):
+                self.folder.rmdir()  # if it is empty
+            raise Unwritable(f"{self.folder} cannot be written ({error.strerror or error})") from error
         self.places.update(dict.fromkeys(self.waiting, path))
+        self.own.append(path)
         self.waiting = {}
+
+    def withdraw(self) -> None:
+        """Remove the shards that this object has written, and the folder if nothing else is in it."""
+        self.places = {key: path for key, path in self.places.items() if path not in self.own}
+        self.waiting = {}
+        for path in self.own:
+            del self.open[path]
+            _remove(path)
+        self.own = []
+        with suppress(OSError):
+            self.folder.rmdir()
 
     @property
     def bytes(self) -> int:
@@ -181,35 +239,69 @@ def _sum(state: Tensor) -> int:
     return zlib.crc32(state.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
+def note_of(folder: Path) -> dict[str, Any]:
+    """What a folder is of, as its shards say; empty if none does."""
+    for path in _files(folder, SHARD):
+        with suppress(OSError, SafetensorError, ValueError, KeyError):
+            return json.loads((safe_open(path, "pt").metadata() or {})["vlatrain"])["note"]
+    return {}
 
 
 def sizes(folder: Path) -> int:
-    """Bytes of the shards in a folder."""
-    return sum(_size(path) for path in folder.glob("*.safetensors"))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    """Bytes of what is in a folder."""
+    return sum(_size(path) for path in _files(folder))
 
 
 def clear(folders: Iterable[Path]) -> int:
-    """Remove the shards and notes of folders.
+    """Remove folders, with what was left in them by runs that were killed.
 
     Returns:
         bytes that were freed.
+
+    Raises:
+        UserError: folders that cannot be removed; the others are.
     """
-    freed = 0
+    freed, problems = 0, []
     for folder in folders:
-        for path in [*folder.glob("*.safetensors"), *folder.glob("*.tmp"), folder / NOTE]:
-            freed += _size(path)
-            path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
+        before = sizes(folder)
+        faults = [fault for path in _files(folder) if (fault := _remove(path))]
+        freed += before - sizes(folder)
+        with suppress(OSError):
             folder.rmdir()
+        if faults:
+            problems.append(f"{folder} cannot be removed ({faults[0]})")
+    if problems:
+        raise UserError(problems)
     return freed
+
+
+def _files(folder: Path, ending: str = "") -> list[Path]:
+    """What is ours in a folder, or of that only what ends so: shards, what was half written, and what earlier versions wrote."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:  # there is none, or another process has just removed it
+        return []
+    own = [p for p in paths if p.suffix in (SHARD, PARTIAL) or p.name.startswith(PARTIAL) or p.name == EARLIER]
+    return [path for path in own if path.name.endswith(ending)]
+
+
+def _remove(path: Path) -> str:
+    """Remove a file; why that cannot be, if so."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written last."""
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
