@@ -60,9 +60,11 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
     words = [
         f"task={spec.task}", f"model={spec.model}", "model.random_init=true", f"adapter={adapter}", "data=files",
         f"data.train={spec.data}/train.jsonl", f"data.eval={spec.data}/eval.jsonl", f"trainer.batch_size={spec.batch}",
-        "trainer.accumulate=1", "trainer.log_every=1", "trainer.eval_every=100000", "task.decode.max_new_tokens=2",
-        "task.decode.num_beams=1", f"trainer.max_steps={spec.steps}" if spec.steps else f"trainer.epochs={spec.epochs}",
+        "trainer.accumulate=1", "trainer.log_every=1", "trainer.eval_every=100000",
+        f"trainer.max_steps={spec.steps}" if spec.steps else f"trainer.epochs={spec.epochs}",
     ]  # fmt: skip
+    if spec.task != "retrieval":
+        words += ["task.decode.max_new_tokens=2", "task.decode.num_beams=1"]
     if torch.cuda.is_available():
         words += ["trainer.workers=8"]
     if adapter != "full":

@@ -322,7 +322,7 @@ def test_what_a_large_sweep_first_tries_may_not_fit(calls: Calls, capsys: pytest
 
 @pytest.fixture
 def run(calls: Calls) -> str:
-    assert cli.main(["run.name=x", "adapter.dim=48", "seed=7", r"task.prompt='\${oc.env:HOME}'"]) == 0
+    assert cli.main(["run.name=x", "adapter.dim=48", "seed=7", r"model.config.note='\${oc.env:HOME}'"]) == 0
     calls.configs.clear()
     return "run=outputs/vqa/tiny_blip/x"
 
@@ -334,7 +334,7 @@ def test_eval_takes_the_runs_own_groups(calls: Calls, run: str, tmp_path: Path) 
     assert type(config) is EvalConfig
     assert (config.source, config.adapter.dim, config.seed) == ("outputs/vqa/tiny_blip/x", 48, 7)
     assert (config.data.name, config.data.train_size, config.task.decode.num_beams) == ("files", None, 4)
-    assert config.task.prompt == "${oc.env:HOME}"  # text, not an interpolation
+    assert config.model.config["note"] == "${oc.env:HOME}"  # text, not an interpolation
 
 
 def test_eval_checks_overrides_as_train_does(calls: Calls, run: str, capsys: pytest.CaptureFixture[str]) -> None:

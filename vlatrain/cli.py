@@ -143,7 +143,7 @@ def _hydra(verb: str, rest: list[str]) -> int:
     else:
         prepared = prepare(request, _check_fit)
     overrides = prepared.overrides
-    job = _Jobs(verb, prepared.swept)
+    job = _Jobs(request, prepared.swept)
     if arguments.multirun and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
         overrides.append(f"hydra.sweep.dir=outputs/sweeps/{job.stamp}")
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
@@ -211,10 +211,10 @@ def _check_fit(config: TrainConfig) -> list[str]:
 class _Jobs:
     """The function Hydra calls once a job, and what came of each."""
 
-    def __init__(self, verb: str, swept: Sequence[str] = ()) -> None:
+    def __init__(self, request: Request, swept: Sequence[str] = ()) -> None:
         from vlatrain.config.paths import new_name
 
-        self.verb = verb
+        self.request, self.verb = request, request.verb
         self.swept = swept
         self.stamp = new_name()
         self.error: Exception | None = None
@@ -241,11 +241,14 @@ class _Jobs:
         self._sweep_job(composed, settings)
 
     def _config(self, composed: DictConfig) -> TrainConfig:
+        from hydra.core.hydra_config import HydraConfig
+
         from vlatrain.config.compose import problems_of, typed
         from vlatrain.config.registry import SCHEMAS
 
         config = typed(composed, SCHEMAS[self.verb])
-        if found := problems_of(config, _check_fit):  # a sweep's job, or values such as ${hydra:job.num}
+        job = [str(text) for text in HydraConfig.get().overrides.task]
+        if found := problems_of(config, self.request, job, _check_fit):  # a sweep's job, or values as ${hydra:job.num}
             raise UserError(found)
         return config
 

@@ -65,7 +65,7 @@ def test_the_tiny_one_is_made_of_the_shipped_parts() -> None:
         (["model/vision=clip"], "model/vision: the chosen model is not put together from parts; model=composite is"),
         (["model=composite", "model/vision=clp"], "there is no such model/vision; there are clip, .*; did you mean clip?"),
         (["model=composite", "model/visio=clip"], "there is no group model/visio; did you mean model/vision?"),
-        (["model=composite", "model.options.visul=both"], "model.options.visul: there is no such option; did you mean visual?"),
+        (["model=composite", "model.options.visul=both"], "only visual, norm, boxes, order, added_tokens; did you mean visual?"),
         (["model=composite", "model.options.visual=word"], "must be one of tokens, adapters, both"),
         (["model=composite", "model.options.boxes=3"], "model.options.boxes=3: expected true or false"),
         (["model=composite", "model.options.added_tokens=-1"], "model.options.added_tokens=-1: must be 0 or more"),

@@ -1,8 +1,8 @@
 """Models that see an image among the tokens of a text and continue it: LLaVA (Liu et al., NeurIPS 2023, arXiv:2304.08485),
 LLaVA-OneVision (Li et al., 2024, arXiv:2408.03326), Qwen2.5-VL (Bai et al., 2025, arXiv:2502.13923), Qwen3-VL (2025,
 arXiv:2511.21631), SmolVLM (Marafioti et al., 2025, arXiv:2504.05299), PaliGemma (Beyer et al., 2024, arXiv:2407.07726), and others
-that transformers gives the same interface. What differs between them is in their processors, in their descriptions (`Options`), and
-in transformers' own forward passes, which are used as they are.
+that transformers gives the same interface. What differs between them is in their processors, in their descriptions
+(`ChatOptions`), and in transformers' own forward passes, which are used as they are.
 
 The image goes through its tower once a row (`context`); prompts and texts are scored and written from there. Prompts are padded in
 front, so that the tokens before their texts are in one column.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +28,7 @@ from vlatrain.backbones import processors
 from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as
 from vlatrain.backbones.script import Script, Turns
 from vlatrain.config import DecodeConfig, ModelConfig
+from vlatrain.config.families import ChatOptions
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
@@ -44,31 +44,6 @@ READ = (
     "mm_token_type_ids",
 )  # models read their values where others know shapes
 DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one such model has otherwise than another.
-
-    Attributes:
-        lead: where there is no chat template: what stands between prompt and reply.
-        end: where there is no chat template: the text that ends a reply; empty: the tokenizer's end token.
-        images: arguments for the image processor, as `size: {longest_edge: 1003520}` for at most so many pixels.
-        stacked: whether the model takes the image states of a batch as one tensor, and not as a list.
-        tokens: random weights: by key of the settings, the special tokens whose ids stand there; the first is an image's.
-        more_tokens: random weights: further special tokens of its processor and template.
-        frame: random weights: what the tokenizer makes of a text, as `[DEC] $A`.
-        template: random weights: the chat template.
-    """
-
-    lead: str = ""
-    end: str = ""
-    images: dict[str, Any] = field(default_factory=dict)
-    stacked: bool = False
-    tokens: dict[str, str] = field(default_factory=dict)
-    more_tokens: Sequence[str] = ()
-    frame: str = ""
-    template: str = ""
 
 
 class Chat(Backbone):
@@ -87,7 +62,7 @@ class Chat(Backbone):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = options_as(Options, self.config)
+        self.options = options_as(ChatOptions, self.config)
         self.image_options = self.options.images
         self.takes = tuple(inspect.signature(self.model.forward).parameters)
         if self.processor is None:  # only shapes are asked for
@@ -120,7 +95,7 @@ class Chat(Backbone):
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
         """A processor for random weights of such settings, its tokenizer made from texts and prompts."""
-        options = options_as(Options, config)
+        options = options_as(ChatOptions, config)
         words = [*texts, *config.prompts.values()]
         return processors.make(settings, words, options.tokens, options.more_tokens, options.frame, options.template)
 
@@ -129,7 +104,7 @@ class Chat(Backbone):
         """The settings with the token ids of a processor that was made."""
         ids = {
             key: processor.tokenizer.convert_tokens_to_ids(token)
-            for key, token in options_as(Options, config).tokens.items()
+            for key, token in options_as(ChatOptions, config).tokens.items()
         }
         return {**super().with_tokens(config, settings, processor), **ids}
 

@@ -3,10 +3,10 @@
 CLIP (Radford et al., ICML 2021, arXiv:2103.00020), SigLIP (Zhai et al., ICCV 2023, arXiv:2303.15343), SigLIP 2 (Tschannen et al.,
 2025, arXiv:2502.14786), MetaCLIP 2 (Chuang et al., 2025, arXiv:2507.22062), ALIGN (Jia et al., ICML 2021, arXiv:2102.05918) and
 others of the kind: their classes have `get_image_features` and `get_text_features`. What a description says of one is in
-`Options`, as `model.options`.
+`DualOptions`, as `model.options`.
 
 Deviations from transformers 5.23, each on purpose:
-- SigLIP with random weights starts from the paper's scale and bias (`Options.start`); with its 1 and 0 there, no sigmoid of a
+- SigLIP with random weights starts from the paper's scale and bias (`DualOptions.start`); with its 1 and 0 there, no sigmoid of a
   cosine similarity can come near 0 or 1;
 - a causal text tower is causal whatever the batch: AIMv2's is so there only where some text of the batch is padded, and hence
   gives a text other features on its own.
@@ -15,7 +15,6 @@ Deviations from transformers 5.23, each on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,36 +27,12 @@ from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as
 from vlatrain.config import ModelConfig
+from vlatrain.config.families import DualOptions
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one dual encoder has otherwise than another. The defaults are CLIP's.
-
-    Attributes:
-        logit_scale: the parameter whose exponential similarities are multiplied by.
-        max_logit_scale: the most that it counts for; null: without limit.
-        temperature: the parameter that similarities are divided by instead (ALIGN).
-        logit_bias: the parameter that is added to them (SigLIP); empty: none.
-        start: by name, the value that a parameter has where weights are random and transformers' start is not the paper's.
-        pad_to_end: texts are padded to the longest the model can take, and padding is attended to, as SigLIP was trained.
-        states_norm: the norm that the image's last states must still go through before they are handed to the text tower.
-        pool: how the image's features come from these states: `first` (a state) or `mean`, and paths of modules.
-    """
-
-    logit_scale: str = "logit_scale"
-    max_logit_scale: float | None = 100.0
-    temperature: str = ""
-    logit_bias: str = ""
-    start: dict[str, float] = field(default_factory=dict)
-    pad_to_end: bool = False
-    states_norm: str = "vision_model.post_layernorm"
-    pool: Sequence[str] = ("first", "visual_projection")
 
 
 class Dual(Backbone):
@@ -67,7 +42,7 @@ class Dual(Backbone):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.options = options_as(Options, self.config)
+        self.options = options_as(DualOptions, self.config)
         towers = [self.config.towers[name] for name in self.config.tasks[self.task].towers]
         for layers in (self.model.get_submodule(tower.layers) for tower in towers if tower.causal):
             for module in layers.modules():
@@ -79,7 +54,7 @@ class Dual(Backbone):
         """The architecture with random weights, on torch's default device."""
         model = super().build(config, task, settings)
         with torch.no_grad():
-            for name, value in options_as(Options, config).start.items():
+            for name, value in options_as(DualOptions, config).start.items():
                 model.get_parameter(name).fill_(value)
         return model
 

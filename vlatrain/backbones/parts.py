@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from vlatrain.config import TrainConfig
 from vlatrain.config.errors import Unfit
+from vlatrain.config.families import COMPOSITE
 from vlatrain.config.keys import did_you_mean, type_name
 from vlatrain.config.methods import BARE, parts
-
-#: By option what it may be: its choices, or its type.
-OPTIONS: Mapping[str, Any] = {
-    "visual": ("tokens", "adapters", "both"),
-    "norm": ("layer", "rms"),
-    "boxes": bool,
-    "order": bool,
-    "added_tokens": int,
-}
 
 
 def ill_composed(config: TrainConfig) -> Iterator[str]:
@@ -27,10 +18,8 @@ def ill_composed(config: TrainConfig) -> Iterator[str]:
         if part not in model.parts:
             yield f"model={model.name}: has no {part} part: model/{part}=NAME chooses one"
     for name, value in model.options.items():
-        key, known = f"model.options.{name}", OPTIONS.get(name)
-        if known is None:
-            yield f"{key}: there is no such option{did_you_mean(name, [*OPTIONS])}; there are {', '.join(OPTIONS)}"
-        elif isinstance(known, tuple) and value not in known:
+        key, known = f"model.options.{name}", COMPOSITE.get(name)
+        if isinstance(known, tuple) and value not in known:
             yield f"{key}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
         elif isinstance(known, type) and type(value) is not known:
             yield f"{key}={value}: expected {type_name(known)}"

@@ -7,6 +7,7 @@ validated. All problems are raised together. Nothing here imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -29,10 +30,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from vlatrain.config.errors import Unfit, UserError, all_unfit
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.keys import all_keys, did_you_mean, problems_in, unknown_keys
+from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
-from vlatrain.config.overrides import Request, aliased, joined, swept
+from vlatrain.config.overrides import Checked, Request, aliased, joined, keys_in, swept
 from vlatrain.config.overrides import check as check_overrides
+from vlatrain.config.owners import unread
 from vlatrain.config.registry import register
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.validate import problems as value_problems
@@ -71,8 +73,9 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
     with _hydra(search):
         checked = check_overrides(request, texts, GlobalHydra.instance().config_loader())
         choices, found = checked.choices, checked.problems
-        found += _own_files(request, choices)
-        found += _of_jobs(request, choices, check, bool(found))
+        used = _files(request, itertools.chain(*choices))
+        found += [problem for file, group in used for problem in _file_problems(file, group, request.schema)]
+        found += _of_jobs(request, checked, check, bool(found))
     found = list(dict.fromkeys(found))
     if found:
         raise UserError(found)
@@ -102,10 +105,28 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         raise UserError(_explained(error, schema)) from error
 
 
-def problems_of(config: TrainConfig, check: Check | None = None) -> list[str]:
-    """What is wrong with a typed configuration; the further check is asked only about an otherwise sound one."""
-    found = value_problems(config)
+def problems_of(config: TrainConfig, request: Request, job: list[str], check: Check | None = None) -> list[str]:
+    """What is wrong with a typed configuration.
+
+    Args:
+        config: the configuration.
+        request: what was asked for.
+        job: the overrides of this job of it.
+        check: a further check, asked only about an otherwise sound configuration.
+    """
+    found = [*unread(config, request.verb, _written(request, job)), *value_problems(config)]
     return list(check(config)) if check is not None and not found else found
+
+
+def _written(request: Request, job: list[str]) -> Iterator[tuple[str, str]]:
+    """The keys that the user wrote, each with its file; empty: the command line. A whole configuration as a run saves it is a
+    file, too, so that of a file what is as by default says nothing."""
+    yield from ((key, "") for key in keys_in(job))
+    defaults = leaves(dataclasses.asdict(TrainConfig()))
+    for file, group in _files(request, job):
+        yield from (
+            (key, str(file)) for key, value in leaves(*_read(file, group)).items() if defaults.get(key) != value
+        )
 
 
 def _search_path(request: Request) -> ConfigSearchPath:
@@ -130,43 +151,54 @@ def _hydra(path: ConfigSearchPath) -> Iterator[None]:
         GlobalHydra.instance().clear()
 
 
-def _own_files(request: Request, choices: list[list[str]]) -> list[str]:
-    """Problems in those YAML files of the user's folder that the request uses: all, where Hydra would stop at one."""
+def _files(request: Request, overrides: Iterable[str]) -> list[tuple[Path, str]]:
+    """The YAML files of the user's folder that overrides use, each with its group."""
     if request.config_dir is None:
         return []
     folder = Path(request.config_dir)
     files = [(folder / f"{request.primary}.yaml", "")]
-    for single in itertools.chain(*choices):
+    for single in overrides:
         key, _, value = single.lstrip("+").partition("=")
         names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
         files += [(folder / key / f"{name}.yaml", key) for name in names]
-    used = [(file, group) for file, group in files if file.is_file()]
-    return [problem for file, group in used for problem in _file_problems(file, group, request.schema)]
+    return [(file, group) for file, group in files if file.is_file()]
 
 
 def _file_problems(file: Path, group: str, schema: type[TrainConfig]) -> list[str]:
+    """What is wrong in a YAML file of the user's: all of it, where Hydra would stop at one."""
+    try:
+        values, key = _read(file, group)
+    except UserError as error:
+        return error.problems
+    return problems_in(schema, values, key, source=str(file))
+
+
+def _read(file: Path, group: str) -> tuple[dict[str, Any], str]:
+    """The values in a YAML file, and the dotted key that they lie below.
+
+    Raises:
+        UserError: it does not hold any.
+    """
     text = file.read_text(encoding="utf-8")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        return [f"{file}: not readable as YAML: {' '.join(str(error).split())}"]
-    if values is None:
-        return []
-    if not isinstance(values, dict):
-        return [f"{file}: expected keys and values"]
+        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values or {}, dict):
+        raise UserError(f"{file}: expected keys and values")
     header = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
     package = header[1] if header else group.replace("/", ".")
-    kept = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
-    key = "" if package in ("", "_global_", "experiment") else package
-    return problems_in(schema, kept, key, source=str(file))
+    kept = {key: value for key, value in (values or {}).items() if key not in ("defaults", "hydra")}
+    return kept, "" if package in ("", "_global_", "experiment") else package
 
 
-def _of_jobs(request: Request, choices: list[list[str]], check: Check | None, bad: bool) -> list[str]:
+def _of_jobs(request: Request, checked: Checked, check: Check | None, bad: bool) -> list[str]:
     """What is wrong with the composed jobs. A sweep leaves out those that do not fit, unless none is left."""
+    choices = checked.choices
 
     def problems(job: list[str]) -> list[str]:
         try:
-            return _composed_problems(request, job, check)
+            return _composed_problems(request, job, checked.passed, check)
         except (HydraException, OmegaConfBaseException) as error:
             return [] if bad else [_explained(error, request.schema)]  # most likely repeats what was found
 
@@ -197,7 +229,7 @@ def _variations(base: list[str], choices: list[list[str]]) -> Iterator[list[str]
                 yield [*base[:place], other, *base[place + 1 :]]
 
 
-def _composed_problems(request: Request, job: list[str], check: Check | None) -> list[str]:
+def _composed_problems(request: Request, job: list[str], passed: list[str], check: Check | None) -> list[str]:
     composed = compose(request.primary, overrides=job, return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
     with read_write(composed), open_dict(composed):
@@ -208,7 +240,7 @@ def _composed_problems(request: Request, job: list[str], check: Check | None) ->
         if isinstance(error.__cause__, InterpolationResolutionError):
             return []  # such as ${hydra:job.num}, known only in the job; checked again there
         return error.problems
-    return problems_of(config, check)
+    return problems_of(config, request, [*job, *passed], check)
 
 
 def _extra_keys(config: DictConfig, schema: type[TrainConfig]) -> Iterator[str]:

@@ -26,7 +26,7 @@ _KEYS = """\
   adapter.points=[...]    where adapters go: vision.*.attn, decoder.6-11.{cross,ffn}, text.last4.*
   model.checkpoint=...    other weights: a hub name or a local folder
   model/vision=dinov2     a part of model=composite, as is model/language=t5
-  data.train= data.eval= data.test= data.root=    your files, and the folder of their images
+  data.train= data.eval= data.test= data.root=    with data=files: your files, and the folder of their images
   trainer.epochs=3        or trainer.max_steps=1000; trainer.batch_size=16; trainer.precision=bf16
   optim.lr=5e-4           learning rate
   run.name=NAME           name of the run; again with resume=auto, it continues where it stopped
@@ -57,11 +57,12 @@ _VERB_TEXTS = {
     ),
     "eval": (
         "vlatrain eval run=FOLDER [KEY=VALUE ...]",
-        "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise.\n"
+        "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise: data=files for files of\n"
+        "yours where the run was on other data. What only training reads (optim, trainer.epochs) is refused.\n"
         "  split=eval|test         which data (default: eval)\n"
         "  output=FOLDER           where the results go (default: <run>/eval-<split>)",
         "  vlatrain eval run=outputs/vqa/blip/NAME\n"
-        "  vlatrain eval run=outputs/vqa/blip/NAME split=test data.test=test.jsonl\n"
+        "  vlatrain eval run=outputs/vqa/blip/NAME split=test data=files data.test=test.jsonl\n"
         "  vlatrain eval run=outputs/vqa/blip/NAME data=files data.eval=other.jsonl data.root=images\n"
         "  vlatrain eval run=outputs/captioning/blip/NAME task.decode.num_beams=5\n"
         "  vlatrain eval run=outputs/vqa/blip/NAME trainer.eval_batch_size=8 trainer.device=cpu",

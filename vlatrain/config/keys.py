@@ -69,6 +69,17 @@ def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from all_keys(cast(type, inner), f"{prefix}{name}.")
 
 
+def leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """By dotted key what nested values hold that is not null."""
+    if not (isinstance(value, Mapping) and value):
+        return {} if value is None else {key: value}
+    return {
+        name: leaf
+        for below, inner in value.items()
+        for name, leaf in leaves(inner, f"{key}.{below}" if key else str(below)).items()
+    }
+
+
 def nearest(word: str, candidates: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
     """The candidate that was probably meant, or None. The last part counts most: `dim` means `adapter.dim`."""
     prefix, _, last = word.rpartition(".")

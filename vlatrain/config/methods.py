@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlatrain.config.adapter import COMMON, AdapterConfig
-from vlatrain.config.errors import UserError
+from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
@@ -123,7 +123,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if getattr(config, name) is not None and name not in has:
             known = ", ".join([*has, *schema.get("options", {})]) or "none"
             known += f"; its parts may: {key}.parts.NAME.{name}" if config.parts else ""
-            yield f"{key}.{name}: {title} has no such option; it has {known}"
+            yield Unfit(f"{key}.{name}: {title} has no such option; it has {known}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
     yield from _shared(config, schema, f"{key}.share", title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir, options_of, subgroups_of
-from vlatrain.config.keys import all_keys, did_you_mean, is_open, open_below, problems_in
+from vlatrain.config.keys import all_keys, did_you_mean, is_open, leaves, open_below, problems_in
 from vlatrain.config.paths import read_config
 from vlatrain.config.registry import FROM_RUN, OF_RUN, SCHEMAS, register_run
 from vlatrain.config.schema import TrainConfig
@@ -104,6 +104,14 @@ def check(request: Request, texts: list[str], loader: ConfigLoader) -> Checked:
         if alternatives:
             checked.choices.append(alternatives)
     return checked
+
+
+def keys_in(texts: Iterable[str]) -> Iterator[str]:
+    """The dotted keys that overrides set, each in a mapping by itself; a null sets none, and a choice of an option its group."""
+    for override in OverridesParser.create().parse_overrides(list(texts)):
+        key, ours = override.key_or_group.partition("/")[0], not override.key_or_group.startswith("hydra")
+        if ours and override.package is None and not override.is_delete():
+            yield from leaves(override.value(), key)
 
 
 def joined(alternatives: list[str]) -> str:

@@ -122,3 +122,22 @@ class MergeConfig(TrainConfig):
     keep: int | None = None
     into: str = "adapter"
     output: str = ""
+
+
+_TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", "predict")
+
+#: By key, with all below it, the verbs that read it; of several entries the longest counts. What is not here (`model`, `seed`, a
+#: verb's own keys) all read. `inspect` takes what train takes.
+READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("adapter", "optim", "logger", "run", "resume"), _TRAINING),
+    **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers"), _ASKING),
+    **dict.fromkeys(("data.train", "data.eval", "data.test", "data.path", "data.subset", "data.streaming"), _SCORING),
+    **dict.fromkeys(
+        ("data.train_size", "data.eval_size", "data.eval_fraction", "data.seed", "trainer.workers"), _SCORING
+    ),
+    **dict.fromkeys(("data.crop", "data.flip", "data.views", "task.sampling", "task.sampling_temperature"), _TRAINING),
+    **dict.fromkeys(("task.points", "task.matching", "task.negatives"), _TRAINING),
+    **dict.fromkeys(("trainer.epochs", "trainer.max_steps", "trainer.accumulate", "trainer.patience"), _TRAINING),
+    **dict.fromkeys(("trainer.gradient_checkpointing", "trainer.compile", "trainer.keep"), _TRAINING),
+    **dict.fromkeys(("trainer.eval_every", "trainer.save_every", "trainer.log_every"), _TRAINING),
+}

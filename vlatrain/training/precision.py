@@ -55,6 +55,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def use_threads(config: TrainerConfig) -> None:
+    """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
 def make_accelerator(config: TrainerConfig) -> Accelerator:
     """The `Accelerator` of a run: device, autocast, loss scaling, and the other processes if the launcher started
     several.
@@ -66,8 +72,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     """
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config)
     # accelerate keeps the settings of the first object for all later ones; the process group, if any, stays
     alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
     AcceleratorState._reset_state()

@@ -24,7 +24,7 @@ from vlatrain.tasks import Evaluation, Task, build, prepare
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
-from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own
+from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own, use_threads
 from vlatrain.training.stopwatch import Stopwatch
 
 
@@ -100,6 +100,7 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
         UserError: the weights or the adapter cannot be had.
     """
     dtype = DTYPES[precision]
+    use_threads(config.trainer)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     prepare(config.task, backbone)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":

@@ -1,0 +1,251 @@
+"""Who reads a key. What the user writes and the chosen verb, option or backbone does not read is refused with who does read it.
+
+Data says it: `READ_BY` (which verbs read a key), the YAML file of each task, data source and logger (it sets every key that it
+reads, as the file of a method does), `OPTIONS` of `vlatrain.config.families` (those of the backbones), and `CONDITIONS` (which
+other values a key depends on). Only keys that the user wrote are asked about, not those of a finished run or of our own YAML files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from vlatrain.config import joint, methods
+from vlatrain.config.adapter import COMMON
+from vlatrain.config.errors import Unfit
+from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
+from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.keys import did_you_mean
+from vlatrain.config.schema import READ_BY, EvalConfig, TrainConfig
+
+BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
+_PART = re.compile(r"(task|data)\.parts\.([^.]+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When keys are read.
+
+    Attributes:
+        keys: dotted keys, each with all below it.
+        holds: whether they are read under a configuration.
+        told: who does not read a key and who does, with `{key}` and, as `{c.task.name}`, values of the configuration.
+    """
+
+    keys: tuple[str, ...]
+    holds: Callable[[TrainConfig], bool]
+    told: str
+
+
+def _scores(config: TrainConfig, split: str) -> bool:
+    """Whether a split is read: by an evaluation only the one that it scores, and train to split it off."""
+    if not isinstance(config, EvalConfig) or split == config.split:
+        return True
+    return split == "train" and config.split == "eval" and config.data.eval is None
+
+
+def _is(config: TrainConfig, task: str, family: str) -> bool:
+    return config.task.name == task and config.model.family == family
+
+
+def compares_features(config: TrainConfig) -> bool:
+    """Whether a classification compares features of images and texts, and asks no question."""
+    served = config.model.tasks.get(config.task.name)
+    return bool(served and served.features) or config.model.family in DUALS
+
+
+def _matches(config: TrainConfig) -> bool:
+    """Whether a retrieval can match pairs: by a head, or by adapters that read the other modality."""
+    reads = any("other" in method.needs for method in methods.parts(config.adapter).values())
+    return config.model.family not in DUALS or reads
+
+
+CONDITIONS = (
+    Condition(
+        ("data.test",),
+        lambda c: _scores(c, "test"),
+        "split=eval takes no {key}, it scores data.eval; split=test does",
+    ),
+    Condition(
+        ("data.eval",),
+        lambda c: _scores(c, "eval"),
+        "split=test takes no {key}, it scores data.test; split=eval does",
+    ),
+    Condition(
+        ("data.train",),
+        lambda c: _scores(c, "train"),
+        "vlatrain eval takes no {key} but to split data.eval off it; vlatrain train does",
+    ),
+    Condition(
+        ("data.train_size",),
+        lambda c: not isinstance(c, EvalConfig) or c.data.streaming,
+        "vlatrain eval takes no {key}; vlatrain train does",
+    ),
+    Condition(
+        ("data.eval_fraction",),
+        lambda c: c.data.eval is None,
+        "data.eval={c.data.eval} takes no {key}, nothing is split off; data.eval=null does",
+    ),
+    Condition(
+        ("data.views",),
+        lambda c: c.data.crop < 1 or c.data.flip > 0,
+        "images as they are take no {key}; data.crop=0.5 and data.flip=0.5 do",
+    ),
+    Condition(
+        ("task.answer_list",),
+        lambda c: c.task.answers == "rank" or c.model.family == "vilt",
+        "task.answers={c.task.answers} takes no {key}; task.answers=rank does",
+    ),
+    Condition(
+        ("task.answers", "task.decode"),
+        lambda c: not _is(c, "vqa", "vilt"),
+        "model={c.model.name} takes no {key}, it chooses from task.answer_list; backbones that write do",
+    ),
+    Condition(
+        ("task.decode",),
+        lambda c: c.task.name != "vqa" or c.task.answers != "rank",
+        "task.answers=rank takes no {key}; task.answers=generate does",
+    ),
+    Condition(
+        ("task.negatives",),
+        lambda c: _is(c, "retrieval", "vilt"),
+        "model={c.model.name} takes no {key}; backbones that only match do (vilt)",
+    ),
+    Condition(
+        ("task.temperature", "task.matching", "task.rerank"),
+        lambda c: not _is(c, "retrieval", "vilt"),
+        "model={c.model.name} takes no {key}, it scores every pair; backbones with features do",
+    ),
+    Condition(
+        ("task.rerank",),
+        lambda c: c.task.name != "retrieval" or _matches(c),
+        "model={c.model.name} with adapter={c.adapter.name} takes no {key}, it matches no pairs; adapters that "
+        "read the other modality do, and model=blip does",
+    ),
+    Condition(
+        ("task.templates", "task.temperature"),
+        lambda c: c.task.name != "classification" or compares_features(c),
+        "model={c.model.name} takes no {key}, it answers task.question; backbones that compare features do (clip)",
+    ),
+    Condition(
+        ("task.question",),
+        lambda c: not compares_features(c),
+        "model={c.model.name} takes no {key}, it compares task.templates; backbones that write do (tiny_composite)",
+    ),
+    Condition(
+        ("model.prompts",),
+        lambda c: c.model.family in TOLD,
+        "model={c.model.name} takes no {key}; models that continue a prompt do (tiny_composite, llava)",
+    ),
+    Condition(
+        ("model.parts",),
+        lambda c: c.model.family in COMPOSITES,
+        "model={c.model.name} takes no {key}; model=composite does",
+    ),
+    Condition(
+        ("task.sampling_temperature",),
+        lambda c: c.task.sampling == "temperature",
+        "task.sampling={c.task.sampling} takes no {key}; task.sampling=temperature does",
+    ),
+    Condition(
+        tuple(f"adapter.{key}" for key in (*COMMON, "options", "overrides", "share")),
+        lambda c: c.adapter.name not in methods.BARE,
+        "adapter={c.adapter.name} takes no {key}; methods with modules of their own do",
+    ),
+)
+
+
+def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -> Iterator[Unfit]:
+    """The written keys that nothing reads, each with who does. A sweep leaves such a job out.
+
+    Args:
+        config: the typed configuration.
+        verb: the verb.
+        written: dotted keys, each with the file it was written in; empty: on the command line.
+    """
+    verb = "train" if verb == "inspect" else verb  # it shows what a training would do, and takes what train takes
+    parts = joint.parts(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
+    for key, file in written:
+        found = _PART.fullmatch(key)
+        if found and found[2] in parts:
+            told = _refused(f"{found[1]}.{found[3]}", parts[found[2]], verb, file)
+            told = told and f"part {found[2]}: {told}"
+        elif parts and key.startswith("data."):  # what is said of all data is read if one of the parts reads it
+            each = [_refused(key, part, verb, file) for part in parts.values()]
+            told = "" if "" in each else each[0]
+        else:
+            told = _refused(key, config, verb, file)
+        if told:
+            yield Unfit(f"{file}: {told}" if file else told)
+
+
+def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
+    """Who does not read a key, and who does; empty if it is read. A file may serve several verbs and values."""
+    if file:
+        return _of_option(key, config, verb)
+    if verb not in (verbs := _verbs(key)):
+        return _told(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
+    unmet = (c.told for c in CONDITIONS if any(_within(key, known) for known in c.keys) and not c.holds(config))
+    return _of_option(key, config, verb) or next(unmet, "").format(key=key, c=config)
+
+
+def _of_option(key: str, config: TrainConfig, verb: str) -> str:
+    """The same, as far as the chosen task, data source, logger and family of backbones tell."""
+    group, _, rest = key.partition(".")
+    if rest and group in BY_FILE and not (group == "data" and verb == "predict"):  # predict reads samples of its own
+        option = getattr(config, group).name
+        able = [name for name in _options(group) if _sets(group, name, rest)]
+        if able and option not in able:
+            return _told(f"{group}={option}", key, [f"{group}={name}" for name in able])
+    if key.startswith("model.options."):
+        name, own = rest.split(".")[1], OPTIONS.get(config.model.family)
+        if own is not None and name not in own:
+            able = [f"family={family}" for family, names in OPTIONS.items() if name in names and family not in FORMER]
+            known = f", only {', '.join(own)}" if own and not able else ""
+            title = f"model={config.model.name} (family={config.model.family})"
+            return _told(title, key + known, able) + did_you_mean(name, own)
+    return ""
+
+
+def _told(who: str, key: str, others: list[str]) -> str:
+    *most, last = others or [""]
+    does = f"{', '.join(most)} and {last} do" if most else f"{last} does"
+    return f"{who} takes no {key}" + (f"; {does}" if others else "")
+
+
+def _within(key: str, known: str) -> bool:
+    return key == known or key.startswith(f"{known}.")
+
+
+def _verbs(key: str) -> tuple[str, ...]:
+    """The verbs that read a key: of several entries that it lies in, the longest counts."""
+    entry = max((known for known in READ_BY if _within(key, known)), key=len, default="")
+    return READ_BY.get(entry, ("train", "eval", "predict", "merge"))
+
+
+@cache
+def _options(group: str) -> list[str]:
+    return options_of(conf_dir())[group]
+
+
+@cache
+def _file(group: str, option: str) -> Mapping[str, Any]:
+    values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in values.items() if key != "defaults"}
+
+
+def _sets(group: str, option: str, key: str) -> bool:
+    """Whether the YAML file of an option sets a key. Parts are of a joint task alone, which is told elsewhere."""
+    values: Any = {**_file(group, option), "parts": None}
+    for name in key.split("."):
+        if not isinstance(values, Mapping):
+            return True
+        if name not in values:
+            return False
+        values = values[name]
+    return True
