@@ -4,6 +4,8 @@ Hydra keeps its own arguments; ours are the verb in front, `run=FOLDER`, the hel
 once before torch is imported. What fails later: a `UserError` is printed a line a problem, with status 2; an exception
 with an `exit_status` is a training that a signal ended after saving, and gives its message and that status; anything
 else is a bug or the machine's doing, keeps its traceback (in the run's log too) and gives status 1.
+
+The jobs of a sweep may run in processes of a launcher's: what came of them is read from the files that they leave.
 """
 
 from __future__ import annotations
@@ -128,10 +130,11 @@ def _help(argv: Sequence[str], verb: str) -> str:
 
 def _hydra(verb: str, rest: list[str]) -> int:
     from hydra import main as hydra_main
+    from hydra.errors import HydraException
 
-    from vlatrain.config.compose import Prepared, prepare
+    from vlatrain.config.compose import Prepared, explained, prepare
     from vlatrain.config.folder import conf_dir
-    from vlatrain.config.overrides import Request
+    from vlatrain.config.overrides import Request, literal
     from vlatrain.config.registry import register
 
     arguments, flags = _parsed(rest)
@@ -144,18 +147,24 @@ def _hydra(verb: str, rest: list[str]) -> int:
         prepared = prepare(request, _check_fit)
     overrides = prepared.overrides
     job = _Jobs(request, prepared.swept)
-    if arguments.multirun and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
-        overrides.append(f"hydra.sweep.dir=outputs/sweeps/{job.stamp}")
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
     if arguments.shell_completion:
         _complete(decorated, [*flags, *overrides])
         return 0
-    with _argv([*flags, *overrides]):
+    if request.sweeps and not (arguments.cfg or arguments.info or arguments.hydra_help):
+        job.begin(Path(prepared.folder or f"outputs/sweeps/{job.stamp}"), prepared.notes)
+        overrides.append(f"hydra.sweep.dir={literal(str(job.folder))}")
+    with _argv([*flags, *overrides]), _raising():
         try:
             decorated()
+            job.ended = True
         except KeyboardInterrupt:
             if job.stopped is None:
                 raise
+        except HydraException as error:
+            job.error = UserError(explained(error, request.schema))
+        except Exception as error:  # of a sweeper or a launcher; jobs keep theirs
+            job.error = error
         finally:
             status = job.finish()
     return status
@@ -209,7 +218,7 @@ def _check_fit(config: TrainConfig) -> list[str]:
 
 
 class _Jobs:
-    """The function Hydra calls once a job, and what came of each."""
+    """The function Hydra calls once a job, and the end of them all. A launcher may call a copy in another process."""
 
     def __init__(self, request: Request, swept: Sequence[str] = ()) -> None:
         from vlatrain.config.paths import new_name
@@ -219,12 +228,31 @@ class _Jobs:
         self.stamp = new_name()
         self.error: Exception | None = None
         self.stopped: Exception | None = None  # a training that a signal ended, after saving
-        self.outcomes: list[Outcome] = []
-        self.folder: Path | None = None
+        self.folder: Path | None = None  # of the sweep
         self.log: Path | None = None
+        self.ended = self.failed = False
 
-    def run(self, composed: DictConfig) -> None:
-        """One job. Errors are kept, not raised: the other jobs of a sweep go on, and Hydra adds nothing to them."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from vlatrain.config.registry import register_resolvers
+
+        register_resolvers()  # this process may have composed nothing yet
+        self.__dict__.update(state)
+
+    def begin(self, folder: Path, notes: Sequence[str]) -> None:
+        """Make ready for a sweep: its folder, and what is to be said first."""
+        from vlatrain.reporting.sweep import clear
+
+        self.folder = folder
+        if _is_first():
+            clear(folder)
+            print(*(f"{note}\n" for note in notes), sep="", end="")
+
+    def run(self, composed: DictConfig) -> float | None:
+        """One job. Errors are kept, not raised: the other jobs of a sweep go on, and Hydra adds nothing to them.
+
+        Returns:
+            The score of a job of a sweep, for a sweeper that goes by it; None if there is none.
+        """
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -237,8 +265,8 @@ class _Jobs:
                     self.stopped = error
                 else:
                     self.error = error
-            return
-        self._sweep_job(composed, settings)
+            return None
+        return self._sweep_job(composed, settings)
 
     def _config(self, composed: DictConfig) -> TrainConfig:
         from hydra.core.hydra_config import HydraConfig
@@ -271,14 +299,14 @@ class _Jobs:
         module, function = CALLS[self.verb]
         return getattr(importlib.import_module(module), function)(config)
 
-    def _sweep_job(self, composed: DictConfig, settings: Any) -> None:
+    def _sweep_job(self, composed: DictConfig, settings: Any) -> float | None:
         from vlatrain.config.paths import job_name
-        from vlatrain.reporting.sweep import Outcome, announce
+        from vlatrain.reporting.sweep import BEGUN, JOBS, Outcome, announce
 
         number = int(settings.job.num)
         overrides = [str(text) for text in settings.overrides.task]
-        self.folder = Path(str(settings.sweep.dir))
-        outcome = Outcome(number, overrides)
+        outcome = Outcome(number, overrides, failure=BEGUN)
+        self._leave(outcome)
         varied = [text for text in overrides if text.lstrip("+").partition("=")[0] in self.swept]
         self.log = None
         start = time.monotonic()
@@ -288,9 +316,10 @@ class _Jobs:
             result = self._call(config, job_name(number, varied))
             outcome.folder = getattr(result, "folder", None)
             outcome.metrics = getattr(result, "metrics", None) or {}
+            outcome.failure = ""
         except UserError as error:
             if all_unfit(error.problems):
-                outcome.left_out = "; ".join(error.problems)
+                outcome.failure, outcome.left_out = "", "; ".join(error.problems)
                 print(f"left out: {' '.join(varied or overrides)}: {outcome.left_out}")
             else:
                 outcome.failure = "; ".join(error.problems) or "refused"
@@ -299,43 +328,82 @@ class _Jobs:
             if hasattr(error, "exit_status"):
                 self.stopped, outcome.failure = error, "stopped"
             else:
-                outcome.failure = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._traceback(error)
+                outcome.failure = _in_one_line(error)
+                self._traceback(error, self.folder and self.folder / JOBS / f"{number:04d}.log")
         if outcome.folder is None and self.log is not None and self.log.parent.is_dir():
             outcome.folder = self.log.parent
         outcome.seconds = time.monotonic() - start
-        self.outcomes.append(outcome)
+        self.failed = self.failed or bool(outcome.failure)
+        self._leave(outcome)
         gc.collect()  # a job's model is part of cycles; left to itself, Python keeps it while the next is loaded beside it
         if self.stopped is not None:
             raise KeyboardInterrupt  # ends the sweep; Hydra lets nothing else through
+        return outcome.score
+
+    def _leave(self, outcome: Outcome) -> None:
+        """Write what came of a job to where the process that makes the table finds it."""
+        if _is_first():
+            assert self.folder is not None
+            outcome.save(self.folder)
 
     def finish(self) -> int:
         """Report what came of the jobs; the exit status."""
-        if self.folder is not None and os.environ.get("RANK", "0") == "0":
-            from vlatrain.reporting.sweep import finish
+        outcomes: list[Outcome] = []
+        if self.folder is not None and _is_first():
+            from vlatrain.reporting.sweep import JOBS, finish, outcomes_in
 
-            finish(self.outcomes, self.folder)
+            outcomes = outcomes_in(self.folder)
+            finish(outcomes, self.folder)
+            if self.ended and not outcomes:
+                raise UserError(
+                    f"no job has left its outcome in {self.folder / JOBS}: all need the disk that this process has"
+                )
         if self.stopped is not None:
             print(self.stopped, file=sys.stderr)
             return int(self.stopped.exit_status)  # type: ignore[attr-defined]
-        if any(outcome.failure for outcome in self.outcomes):
-            return 1
-        if self.outcomes and all(outcome.left_out for outcome in self.outcomes):
-            raise UserError("none of the sweep's jobs fits: all were left out")
         if isinstance(self.error, UserError):
             raise self.error
+        if self.error is not None and any(outcome.failure or outcome.left_out for outcome in outcomes):
+            report(UserError(f"the sweeper or launcher failed: {_in_one_line(self.error)}"))
+            return 1
         if self.error is not None:
             self._traceback(self.error)
             return 1
-        return 0
+        if outcomes and all(outcome.left_out for outcome in outcomes):
+            raise UserError("none of the sweep's jobs fits: all were left out")
+        return int(self.failed or any(outcome.failure for outcome in outcomes))
 
-    def _traceback(self, error: Exception) -> None:
+    def _traceback(self, error: Exception, instead: Path | None = None) -> None:
+        """Print it and write it into the run's log; where there is no run folder yet, into another."""
         text = "".join(traceback.format_exception(error))
         print(text, end="", file=sys.stderr)
-        if self.log is not None and self.log.parent.is_dir():
-            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
+        log = self.log if self.log is not None and self.log.parent.is_dir() else instead
+        if log is not None:
+            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                 file.write(text)
-            print(f"the log: {self.log}", file=sys.stderr)
+            print(f"the log: {log}", file=sys.stderr)
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _is_first() -> bool:
+    """Whether it is the only process of a training, or the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _raising() -> Iterator[None]:
+    """Let Hydra raise its errors, instead of printing them and ending the process."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({} if before is None else {name: before})
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vlatrain.reporting.sweep import BAR, Outcome, chart, finish, table, varied_keys
+from vlatrain.reporting.sweep import BAR, Outcome, chart, clear, finish, outcomes_in, table, varied_keys
 
 
 def outcome(number: int, metric: str = "accuracy", failure: str = "", **values: str) -> Outcome:
@@ -65,6 +65,17 @@ def test_the_file_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (first["score"], first["failure"], first["varied"]) == (80.0, None, {"seed": "1"})
     assert (second["score"], second["failure"]) == (None, "why")
     assert "1 of 2 runs failed" in capsys.readouterr().out
+
+
+def test_a_job_leaves_its_outcome_for_another_process(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "0007.json").write_text("{}")
+    clear(tmp_path)  # what an earlier sweep has left
+    left = [outcome(10, seed="1"), outcome(2, seed="2", failure="why"), Outcome(3, ["task=vqa"], left_out="cannot")]
+    for one in left:
+        Outcome(one.number, failure="not yet done").save(tmp_path)
+        one.save(tmp_path)
+    assert outcomes_in(tmp_path) == [left[1], left[2], left[0]]
 
 
 def test_nothing_to_tell_is_nothing_told(tmp_path: Path) -> None:

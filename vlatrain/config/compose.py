@@ -41,6 +41,8 @@ from vlatrain.config.validate import problems as value_problems
 
 MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
 
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
 Check = Callable[[TrainConfig], Iterable[str]]
 
 
@@ -51,10 +53,14 @@ class Prepared:
     Attributes:
         overrides: overrides as Hydra takes them.
         swept: the keys with several values.
+        folder: the sweep's folder, if it was chosen.
+        notes: what is to be said before a sweep begins.
     """
 
     overrides: list[str]
     swept: tuple[str, ...] = ()
+    folder: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def prepare(request: Request, check: Check | None = None) -> Prepared:
@@ -76,12 +82,39 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
         used = _files(request, itertools.chain(*choices))
         found += [problem for file, group in used for problem in _file_problems(file, group, request.schema)]
         found += _of_jobs(request, checked, check, bool(found))
-    found = list(dict.fromkeys(found))
-    if found:
-        raise UserError(found)
-    several = [swept(alternatives) for alternatives in choices if len(alternatives) > 1]
-    several += [swept([text]) for text in checked.passed]
-    return Prepared([*map(joined, choices), *checked.passed], tuple(several))
+        if found:
+            raise UserError(dict.fromkeys(found))
+        overrides = [*map(joined, choices), *checked.passed]
+        several = [swept(alternatives) for alternatives in choices if len(alternatives) > 1]
+        several += [swept([text]) for text in checked.passed]
+        prepared = Prepared(overrides, tuple(several))
+        return _sweep(request, checked, prepared) if request.sweeps else prepared
+
+
+def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
+    """What Hydra's sweeper needs beside: its folder, the same in all jobs, and which scores are the better ones.
+
+    Raises:
+        UserError: a range, and a sweeper that draws nothing from it.
+    """
+    first = [alternatives[0] for alternatives in checked.choices]
+    chosen = {text.partition("=")[0].lstrip("+") for text in first}
+    try:
+        settings = compose(request.primary, overrides=first, return_hydra_config=True).hydra
+        folder = str(settings.sweep.dir) if "hydra.sweep.dir" in chosen else ""
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explained(error, request.schema)) from error
+    if checked.passed and settings.sweeper._target_ == BASIC:
+        raise UserError(
+            f"{text}: a range, and the sweeper only tries values one by one, as in {swept([text])}=A,B; one that draws from "
+            "ranges is hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
+            for text in checked.passed
+        )
+    if "direction" not in settings.sweeper or "hydra.sweeper.direction" in chosen:
+        return dataclasses.replace(prepared, folder=folder)
+    best = "hydra.sweeper.direction=maximize"
+    note = f"{best}: the sweeper gets each run's score, and more is better"
+    return Prepared([*prepared.overrides, best], prepared.swept, folder, (note,))
 
 
 def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
@@ -102,7 +135,7 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         made.adapter = completed(made.adapter)
         return made
     except (OmegaConfBaseException, HydraException) as error:
-        raise UserError(_explained(error, schema)) from error
+        raise UserError(explained(error, schema)) from error
 
 
 def problems_of(config: TrainConfig, request: Request, job: list[str], check: Check | None = None) -> list[str]:
@@ -200,7 +233,7 @@ def _of_jobs(request: Request, checked: Checked, check: Check | None, bad: bool)
         try:
             return _composed_problems(request, job, checked.passed, check)
         except (HydraException, OmegaConfBaseException) as error:
-            return [] if bad else [_explained(error, request.schema)]  # most likely repeats what was found
+            return [] if bad else [explained(error, request.schema)]  # most likely repeats what was found
 
     first = [alternatives[0] for alternatives in choices]
     if bad:
@@ -249,7 +282,7 @@ def _extra_keys(config: DictConfig, schema: type[TrainConfig]) -> Iterator[str]:
         yield f"there is no key {key}{did_you_mean(key, all_keys(schema))}"
 
 
-def _explained(error: Exception, schema: type) -> str:
+def explained(error: Exception, schema: type) -> str:
     """Hydra's or OmegaConf's message in one line, and what was probably meant."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)
@@ -261,6 +294,9 @@ def _explained(error: Exception, schema: type) -> str:
     if part := re.match(r"Could not override '(\w+)/(\w+)'", message):
         group, name = part.groups()
         return f"{group}/{name}: the chosen {group} is not put together from parts; {group}=composite is"
+    if part := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
+        group, name = part.groups()
+        return f"hydra/{group}={name}: there is no such {group}; plugins bring others: pip install hydra-{name}-{group}"
     if key and "not in" in message:
         return f"there is no key {key}{did_you_mean(str(key), all_keys(schema))} ({message})"
     if key and "Missing mandatory value" in message:

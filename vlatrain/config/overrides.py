@@ -133,7 +133,8 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _literal(value: str) -> str:
+def literal(value: str) -> str:
+    """A text as a value of Hydra's that is taken as it is: quoted, and without interpolation."""
     return quoted(value.replace("${", "\\${"))
 
 
@@ -161,14 +162,14 @@ def aliased(request: Request) -> list[str]:
         if request.verb == "merge" and key in ("run", "sources") and equals:
             folders = _folders(value)
             source = folders[0] if folders else None
-            texts.append(f"sources=[{','.join(map(_literal, folders))}]")
+            texts.append(f"sources=[{','.join(map(literal, folders))}]")
         elif key in ("run", "source") and equals:
             source = value.strip("'\"")
-            texts.append(f"source={_literal(source)}")
+            texts.append(f"source={literal(source)}")
         elif _is_free_text(request, key, value):
-            texts.append(f"{key}={_literal(value)}")
+            texts.append(f"{key}={literal(value)}")
         elif key == "texts" and value[:1] not in ("[", "$"):
-            texts.append(f"texts=[{_literal(value)}]")
+            texts.append(f"texts=[{literal(value)}]")
         else:
             texts.append(text)
     if source is None:
@@ -176,7 +177,7 @@ def aliased(request: Request) -> list[str]:
         needed = several if request.verb == "merge" else "run=FOLDER, the folder of a finished run"
         raise UserError(f"{request.verb} needs {needed}")
     if request.verb == "merge":
-        texts.append(f"source={_literal(source)}")
+        texts.append(f"source={literal(source)}")
     register_run(read_config(source), f"{source}/config.yaml")
     return texts
 

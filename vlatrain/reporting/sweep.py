@@ -1,5 +1,8 @@
 """The end of a sweep: one table over its runs, score against speed as bars, and the same as `sweep.json` and, for plots,
-`sweep.csv`. A failed run is a row that says why."""
+`sweep.csv`. A failed run is a row that says why.
+
+Every job leaves its outcome in the sweep's folder, as `jobs/NUMBER.json`, and the table is made of these files: jobs may run in
+processes of their own, wherever a launcher puts them."""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FILE, PLAIN = "sweep.json", "sweep.csv"
+FILE, PLAIN, JOBS = "sweep.json", "sweep.csv", "jobs"
+BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
 BAR = 40  # characters of the longest bar
 
 
@@ -57,6 +61,14 @@ class Outcome:
         """The headline metric, in percent."""
         return _number(self.metrics, "metrics", self.metric)
 
+    def save(self, folder: Path) -> None:
+        """Write it into the folder of the sweep, whole or not at all."""
+        file = folder / JOBS / f"{self.number:04d}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".tmp")
+        fresh.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        fresh.replace(file)
+
     def summary(self, keys: Sequence[str]) -> dict[str, Any]:
         """The row of the table as plain values."""
         return {
@@ -73,6 +85,19 @@ class Outcome:
             "left_out": self.left_out or None,
             "overrides": self.overrides,
         }
+
+
+def outcomes_in(folder: Path) -> list[Outcome]:
+    """What the jobs of a sweep have left in its folder, in their order."""
+    read = (json.loads(file.read_text(encoding="utf-8")) for file in (folder / JOBS).glob("*.json"))
+    found = [Outcome(**{**values, "folder": values["folder"] and Path(values["folder"])}) for values in read]
+    return sorted(found, key=lambda outcome: outcome.number)
+
+
+def clear(folder: Path) -> None:
+    """Remove what the jobs of an earlier sweep have left in a folder."""
+    for file in (folder / JOBS).glob("*.json"):
+        file.unlink()
 
 
 def varied_keys(outcomes: Sequence[Outcome]) -> list[str]:
