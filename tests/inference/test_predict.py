@@ -77,6 +77,24 @@ def test_what_the_model_cannot_read_is_refused_by_file_and_line(
     assert f"{file}:2: the question holds '[SEP]', which model=tiny_blip reads as a token of its own" in line
 
 
+def test_lengths_are_checked_before_anything_is_written(
+    runs: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    long, image = "'is it red, " + "or is it blue " * 20 + "?'", f"image={images / 'red.png'}"
+    assert asked(tmp_path / "out.jsonl", f"run={runs['vqa']}", image, f"question={long}", "task.max_length=200")
+    assert "input: questions of 1 of 1 samples are cut to 64 tokens" in caplog.text
+    assert asked(tmp_path / "out.jsonl", f"run={runs['retrieval']}", image, f"texts=[{long},red]")
+    assert "input: captions of 1 of 2 samples are cut to 40 tokens" in caplog.text
+    assert command("predict", f"run={runs['captioning']}", image, "task.decode.max_new_tokens=100") == 2
+    assert "task.decode.max_new_tokens=100: model=tiny_blip has 64 positions" in capsys.readouterr().err
+    assert command("eval", f"run={runs['vqa']}", "task.max_length=4", f"output={tmp_path / 'eval'}") == 0
+    assert "data.eval: questions of 10 of 10 samples are cut to 4 tokens" in (runs["vqa"] / "run.log").read_text()
+
+
 def test_a_folder_and_a_ranked_list(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     words = [f"run={runs['vqa']}", f"image={images}", "question=what?", "task.answers=rank"]
     records = asked(tmp_path / "out.jsonl", *words, "task.answer_list=[red,green]", "top_k=2")

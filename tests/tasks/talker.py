@@ -71,6 +71,16 @@ class Talker(Backbone):
         learned = self._padded([[own for _, own in row][:max_length] for row in rows])
         return {"pixels": pixels(images), "ids": ids.ids, "mask": ids.mask}, Text(ids.ids, learned.ids * ids.mask)
 
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """See `Converser`."""
+        ids, learned = zip(*self._row(turns), strict=True)
+        return list(ids), list(learned)
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """A reply and its end, behind the token that stands for the prompt's last one."""
+        end = self.tokenizer.sep_token_id
+        return self._padded([[end, *self._ids(text)[: max_length - 1], end] for text in texts]), 1
+
     def conversation_logits(self, inputs: Inputs) -> Tensor:
         """See `Converser`."""
         return self.model(inputs_embeds=self._embedded(inputs), attention_mask=inputs["mask"]).logits

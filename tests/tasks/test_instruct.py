@@ -129,7 +129,7 @@ def test_what_is_cut_off_is_not_learned() -> None:
     assert work.loss(work.collate(samples)) == 0
     found = work.evaluate(samples, three_at_a_time)
     assert "perplexity" not in found.metrics
-    assert found.settings["skipped"] == {"perplexity": "no reply begins within task.max_length=3"}
+    assert found.settings["skipped"] == {"perplexity": "no reply begins within 3 tokens (task.max_length)"}
 
 
 def test_a_backbone_that_does_not_converse_is_refused() -> None:

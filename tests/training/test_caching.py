@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import make_samples, model_config
 from tests.runs import command
+from vlatrain.backbones.frontier import frontiers
+from vlatrain.backbones.loading import load
 from vlatrain.data.scenes import Scene
+from vlatrain.training.caching import PrefixCache, content
 from vlatrain.training.store import Disk, root
 
 SIZE = [
@@ -85,6 +89,29 @@ def test_the_course_of_a_training_is_the_same_to_the_last_bit(cell: str, tmp_pat
         assert (found[2]["where"], found[2]["computed"] > 0) == (way, computed)
     predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("off", "diskTrue")]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+def test_a_question_that_is_cut_is_another_one(tmp_path: Path) -> None:
+    words = ["task=vqa", "adapter.points=[decoder]", "trainer.epochs=1"]
+    short = trained(tmp_path / "short", *words, "task.max_length=5", "trainer.cache=disk")
+    whole = trained(tmp_path / "whole", *words, "trainer.cache=disk")
+    assert whole[0] == trained(tmp_path / "off", *words, "trainer.cache=off")[0] != short[0]
+    parts = ["task=joint", "adapter.points=[decoder]", "trainer.epochs=1", "task.parts.vqa.max_length=5"]
+    one, two = (trained(tmp_path / way, *parts, f"trainer.cache={way}") for way in ("off", "memory"))
+    assert one[0] == two[0]
+
+
+def test_keys_depend_on_what_questions_are_cut_to_and_not_on_the_last_call() -> None:
+    backbone = load(model_config("tiny_blip"), "vqa")
+    found = frontiers(backbone.model, backbone.config, "vqa")
+    sample = make_samples()[0]
+    cut, whole = (PrefixCache(found, {}, {"": length}) for length in (5, 40))
+    assert cut.key("fusion", sample) != whole.key("fusion", sample)
+    assert cut.key("vision", sample) == whole.key("vision", sample)
+    before = content(backbone, found, "fusion", "fp32")
+    backbone.text([sample.question], 7)
+    assert content(backbone, found, "fusion", "fp32") == before
 
 
 def test_no_image_is_read_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

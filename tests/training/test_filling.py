@@ -38,7 +38,7 @@ def tip(**options: float) -> TrainConfig:
 
 def test_the_cache_holds_the_frozen_models_features_of_the_samples_drawn() -> None:
     config, samples = tip(), make_samples()
-    bench = fresh(config, samples)
+    bench = fresh(config, {"train": samples})
     fill(bench, samples, config, SILENT)
     (unit,) = (module for module in bench.model.modules() if isinstance(module, TipAdapter))
     frozen = load(config.model, "retrieval")

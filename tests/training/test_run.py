@@ -35,6 +35,19 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return request.param, tiny_run(tmp_path_factory.mktemp("runs") / "run", request.param)
 
 
+def test_any_length_works_and_what_cannot_be_written_is_refused_before_a_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """300 is no multiple of 8, to which questions are padded, and more than the model has positions for."""
+    words = [f"run.dir={tmp_path / 'long'}", "task.max_length=300", "trainer.max_steps=1", "trainer.threads=1"]
+    assert command(*words, "data.train_size=16", "data.eval_size=2") == 0
+    said = (tmp_path / "long" / "run.log").read_text()
+    assert "task.max_length=300: less room in model=tiny_blip: for questions 64 of 64 positions, answers 63 of" in said
+    assert command(f"run.dir={tmp_path / 'no'}", "task=captioning", "task.decode.max_new_tokens=100") == 2
+    assert "task.decode.max_new_tokens=100: model=tiny_blip has 64 positions" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "metrics.jsonl").exists()
+
+
 def test_the_folder_holds_everything(run: tuple[str, Path]) -> None:
     task, folder = run
     metrics = json.loads((folder / "metrics.json").read_text())

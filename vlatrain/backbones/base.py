@@ -14,16 +14,18 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
+from vlatrain.backbones.describe import positions_in
+from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
 from vlatrain.backbones.prefix import Keeping
 from vlatrain.backbones.search import generate_settings, word_start
-from vlatrain.config import DecodeConfig, ModelConfig, UserError
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from vlatrain.data.sample import Turn
+    from vlatrain.data.sample import Picture, Turn
 
 Kind = TypeVar("Kind", bound=Any)
 Inputs = dict[str, Any]
@@ -84,13 +86,19 @@ class Backbone:
         source: where the weights came from, for messages and the model card.
         image_options: arguments that the image processor is called with.
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
+        reader: the tower that questions and texts enter.
+        more_room: what leaves more room for texts, for messages.
     """
 
     fast: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
     image_options: Mapping[str, Any] = {}
+    reader: ClassVar[str] = "text"
+    more_room = "a model of more positions"
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
+        settings = model.config.to_dict()
+        self._max_positions = {name: positions_in(settings, tower) for name, tower in config.towers.items()}
         self.keeping: Keeping | None = None
         self.cache: Any = None  # what gives tasks kept states instead of images (`vlatrain.training.caching`)
         for module in model.modules():
@@ -201,18 +209,42 @@ class Backbone:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""
         return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
 
+    def positions(self, tower: str) -> int | None:
+        """The number of positions that a tower has for tokens; None: there is no limit."""
+        return self._max_positions.get(tower)
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """The room for each kind of text, see `vlatrain.backbones.lengths`.
+
+        Args:
+            config: the task, or the part of a joint one.
+        """
+        return rooms(config, self.positions(self.reader))
+
+    def longest(self, config: TaskConfig, kind: str) -> int:
+        """The most tokens that a kind of text is cut to: `task.max_length`, or what there is room for."""
+        return max(1, min(config.max_length, self.rooms(config)[kind].tokens))
+
+    def measure(self, pictures: Sequence[Picture]) -> None:
+        """Look at pictures for the number of tokens that one comes to, where that depends on the picture. `rooms` goes by it."""
+
+    @property
+    def around(self) -> int:
+        """Special tokens around a question, or a text that is read, which `max_length` counts too."""
+        return self.tokenizer.num_special_tokens_to_add()
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of questions, or of texts that are read, without special ones; not cut."""
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
     def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
-        """Tokenised texts with their special tokens, cut to `max_length`, padded to the longest or a multiple of some length."""
-        encoded = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            pad_to_multiple_of=multiple if multiple > 1 else None,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        return Text(encoded["input_ids"], encoded["attention_mask"])
+        """Tokenised texts with their special tokens, cut to `max_length` and to the model's positions, padded to the longest or a
+        multiple of some length."""
+        limit = self.positions(self.reader) or UNLIMITED
+        cut = max(min(max_length, limit), self.around)  # tokenizers cut nothing where special tokens alone are too many
+        rows = self.tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
+        longest = -(-max(map(len, rows)) // multiple) * multiple
+        return padded_text(rows, self.tokenizer.pad_token_id, min(longest, limit))
 
     def clean(self, text: str) -> str:
         """What is read of what a user says."""
@@ -254,6 +286,24 @@ def square_processor(settings: dict[str, Any]) -> Any:
     side = settings["vision_config"]["image_size"]
     size = {"height": side, "width": side}
     return image_processor_class(settings["model_type"])(size=size, crop_size=size, do_center_crop=False)
+
+
+def padded_text(rows: Sequence[Sequence[int]], padding: int, length: int = 0, left: bool = False) -> Text:
+    """Rows of token ids as one tensor.
+
+    Args:
+        rows: the tokens of each text.
+        padding: id of the padding token.
+        length: tokens of each row of the result; 0: those of the longest.
+        left: pad in front.
+    """
+    length = length or max(map(len, rows))
+    ids = torch.full((len(rows), length), padding, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(rows):
+        place = slice(length - len(own), length) if left else slice(0, len(own))
+        ids[row, place], mask[row, place] = torch.tensor(own, dtype=torch.long), 1
+    return Text(ids, mask)
 
 
 def blank_text(batch_size: int, length: int, device: torch.device | str) -> Text:
@@ -321,6 +371,10 @@ class Converser(Protocol):
             the model's inputs, and as (B, L) their tokens, as many as `conversation_logits` has logits: the mask is 1 for those
             that are learned, the tokens of all replies and the end token of each, and 0 for all others.
         """
+        ...
+
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """The tokens of a whole conversation, not cut, without those of the image; and for each 1 if it is learned, else 0."""
         ...
 
     def conversation_logits(self, inputs: Inputs) -> Tensor:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Inputs, Text
+from vlatrain.backbones.base import Backbone, Inputs, Text, padded_text
 from vlatrain.backbones.blip_attention import FAST, generating
-from vlatrain.config import DecodeConfig
+from vlatrain.backbones.lengths import Room, rooms
+from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import bring, hand, left, reads_other
 
 
@@ -30,6 +31,7 @@ class Blip(Backbone):
 
     model: Any
     fast = FAST
+    reader = "fusion"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,15 +70,16 @@ class Blip(Backbone):
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """`[DEC] prompt text [SEP]`."""
         start = self._prompt_ids(prompt)
-        ids = [
+        rows = [
             start + self.tokenizer(text, add_special_tokens=False)["input_ids"][: max_length - 1] + [self._end]
             for text in texts
         ]
-        length = max(map(len, ids))
-        padding = self.model.config.text_config.pad_token_id
-        padded = torch.tensor([row + [padding] * (length - len(row)) for row in ids])  # (N, L)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
-        return Text(padded, mask), len(start)
+        return padded_text(rows, self.model.config.text_config.pad_token_id), len(start)
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Question and text have a tower each."""
+        lead = len(self._prompt_ids(config.prompt))
+        return rooms(config, self.positions(self.reader), self.positions("decoder"), lead=lead)
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""

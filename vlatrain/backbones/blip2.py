@@ -25,6 +25,7 @@ class Blip2(Backbone):
     """BLIP-2 without language model. See `Embedder` for the operations."""
 
     model: Any
+    reader = "qformer"
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:

@@ -18,7 +18,9 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from vlatrain.backbones.base import Inputs, Text
 from vlatrain.backbones.chat import Chat
-from vlatrain.config import DecodeConfig
+from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.script import cut
+from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import bring, left
 
 
@@ -35,6 +37,16 @@ class Prefix(Chat):
     def writer(self) -> Any:
         """The language model."""
         return self.model.language_model
+
+    def _said(self, text: str, max_length: int) -> str:
+        """A question of at most so many tokens, and of as many for InstructBLIP's Q-Former, which has a tokenizer of its own."""
+        said = super()._said(text, max_length)
+        own = getattr(self.processor, "qformer_tokenizer", None)
+        if own is None:
+            return said
+        prompt = self.config.prompts["vqa"].replace("{question}", "")
+        room = (self.positions("qformer") or UNLIMITED) - len(own(prompt)["input_ids"]) - SLACK
+        return cut(own, said, room)
 
     def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
         with self._shown(context):
@@ -101,6 +113,11 @@ class Seq2Seq(Prefix):
 
     in_front = False
     reader = "text"
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Image and prompt are in the encoder, the text in the decoder."""
+        read, write = self.positions(self.reader), self.positions("decoder")
+        return rooms(config, read, write, image=self._taken(config), lead=len(self._start(config.prompt)))
 
     @property
     def writer(self) -> Any:

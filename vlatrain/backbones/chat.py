@@ -25,14 +25,15 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlatrain.backbones import processors
-from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as
-from vlatrain.backbones.script import Script, Turns
-from vlatrain.config import DecodeConfig, ModelConfig
+from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
+from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.script import Script, Turns, cut
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig
 from vlatrain.config.families import ChatOptions
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
-    from vlatrain.data.sample import Turn
+    from vlatrain.data.sample import Picture, Turn
 
 ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
 """A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
@@ -43,6 +44,7 @@ READ = (
     "batch_num_images",
     "mm_token_type_ids",
 )  # models read their values where others know shapes
+EXAMPLES = 3  # images that are processed to see how many tokens they come to
 DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
 
 
@@ -53,7 +55,7 @@ class Chat(Backbone):
 
     Attributes:
         in_front: whether prompts are padded in front.
-        reader: the tower that the image enters.
+        reader: the tower that image and prompt enter.
     """
 
     model: Any
@@ -65,6 +67,8 @@ class Chat(Backbone):
         self.options = options_as(ChatOptions, self.config)
         self.image_options = self.options.images
         self.takes = tuple(inspect.signature(self.model.forward).parameters)
+        self._examples = [Image.new("RGB", (56, 56))]
+        self._beside: dict[str, int] = {}
         if self.processor is None:  # only shapes are asked for
             return
         self.script = Script(self.processor, self.options.lead, self.options.end)
@@ -137,8 +141,37 @@ class Chat(Backbone):
             for name, value in one.items()
         }
 
+    @property
+    def around(self) -> int:
+        """None: what is around a question is its prompt."""
+        return 0
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of questions; not cut."""
+        return super().tokens([self.script.clean(text) for text in texts])
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Image, prompt and text are one sequence."""
+        lead = len(self.script.reply("", 1, config.prompt)[0])
+        return rooms(config, self.positions(self.reader), image=self._taken(config), lead=lead, one=True)
+
+    def measure(self, pictures: Sequence[Picture]) -> None:
+        """Some of the pictures: where their size decides, positions are rotary, and a few tokens more do no harm."""
+        step = max(1, len(pictures) // EXAMPLES)
+        self._examples = [picture.load() for picture in pictures[::step][:EXAMPLES]] or self._examples
+        self._beside.clear()
+
+    def _taken(self, config: TaskConfig) -> int:
+        """Tokens that the image, and a prompt with an empty question, come to."""
+        told = {"instruct": "", "captioning": self.config.prompts.get("captioning", "")}
+        text = told.get(config.name, self.config.prompts.get("vqa", "")).replace("{question}", "")
+        if text not in self._beside:
+            prompts = (self._processed([image], [[(text, "")]]) for image in self._examples)
+            self._beside[text] = SLACK + max(prompt["input_ids"].shape[1] for prompt in prompts)
+        return self._beside[text]
+
     def _said(self, text: str, max_length: int) -> str:
-        return self.script.cut(self.clean(text), max_length)
+        return cut(self.tokenizer, self.clean(text), max_length)
 
     def clean(self, text: str) -> str:
         """A text without the token that stands for an image."""
@@ -234,9 +267,7 @@ class Chat(Backbone):
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Text:
         """Tokens (N, L) and their mask, padded behind."""
-        ids = pad_sequence([torch.tensor(row) for row in rows], True, self.tokenizer.pad_token_id)
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True)
-        return Text(ids, mask)
+        return padded_text(rows, self.tokenizer.pad_token_id)
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
@@ -273,10 +304,15 @@ class Chat(Backbone):
             ids, learned, before = self.script.tokens(turns)
             left = max(max_length - before, 0)
             rows.append([self.script.end_ids[-1], *ids[:left]])
-            masks.append(torch.tensor([0, *learned[:left]]))
+            masks.append([0, *learned[:left]])
         rest = self._padded(rows)
         given = self._processed(images, [turns[:1] for turns in said])
-        return {**given, "rest": rest}, Text(rest.ids, pad_sequence(masks, batch_first=True))
+        return {**given, "rest": rest}, Text(rest.ids, padded_text(masks, 0).ids)
+
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """See `Converser`. What stands before the first reply is only counted."""
+        ids, learned, before = self.script.tokens([(self._said(turn.user, UNLIMITED), turn.reply) for turn in turns])
+        return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
 
     def conversation_logits(self, inputs: Inputs) -> Tensor:
         """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""

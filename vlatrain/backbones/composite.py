@@ -10,21 +10,37 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, read_model, square_processor
+from vlatrain.backbones.base import (
+    Backbone,
+    Inputs,
+    Pair,
+    Text,
+    blank_text,
+    padded_text,
+    read_model,
+    square_processor,
+)
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.joined import Joined, JoinedConfig
-from vlatrain.config import DecodeConfig, ModelConfig, UserError
+from vlatrain.backbones.lengths import SLACK, Room, rooms
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
+from vlatrain.data.features import FeaturePicture
 from vlatrain.injection.context import bring, hand, reads_other
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Picture
 
 ANCHOR = "a"  # a text that another is tokenised behind
 
@@ -40,6 +56,8 @@ class Composite(Backbone):
         self.language: Any = self.model.language
         visual = self.config.options.get("visual", "both")
         self.shows, self.hands = visual != "adapters", visual != "tokens"
+        if self.shows:
+            self.more_room = f"{self.more_room}, or model.options.visual=adapters"
         settings = self.language.config
         end = settings.eos_token_id
         self.end: int = end[0] if isinstance(end, list) else end
@@ -177,13 +195,37 @@ class Composite(Backbone):
         return text if len(ids) <= max_length else self.tokenizer.decode(ids[:max_length])
 
     def _padded(self, rows: Sequence[list[int]], left: bool = False) -> Text:
-        length = max(map(len, rows))
-        ids = torch.full((len(rows), length), self.padding)
-        mask = torch.zeros_like(ids)
-        for row, own in enumerate(rows):
-            place = slice(length - len(own), length) if left else slice(0, len(own))
-            ids[row, place], mask[row, place] = torch.tensor(own, dtype=torch.long), 1
-        return Text(ids, mask)
+        return padded_text(rows, self.padding, left=left)
+
+    @property
+    def around(self) -> int:
+        """None: what is around a question is its prompt."""
+        return 0
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Image and prompt are in one tower; of a causal language model the text that is written, too."""
+        read, write = self.positions(self.reader), self.positions("decoder")
+        template = self.config.prompts[config.name if config.name in ("captioning", "instruct") else "vqa"]
+        image, prompt = self.visual_tokens if self.shows else 0, self._prompt([template.replace("{question}", "")])
+        lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
+        length = SLACK + prompt.ids.shape[1]
+        return rooms(config, read, write, image=image, prompt=length, lead=lead, one=self.causal)
+
+    @cached_property
+    def visual_tokens(self) -> int:
+        """Tokens that an image comes to: the most of those that `measure` has seen, where they are features."""
+        vision = self.model.vision
+        if vision is None:
+            return self.model.config.vision_config.tokens
+        pixels = self.pixels([Image.new("RGB", (64, 64))]).to("meta")
+        with torch.device("meta"):  # only the shape is asked for
+            return type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
+
+    def measure(self, pictures: Sequence[Picture]) -> None:
+        """The most features that an image has."""
+        if self.model.vision is None:
+            counts = [picture.shape()[0] for picture in pictures if isinstance(picture, FeaturePicture)]
+            self.visual_tokens = max(counts, default=self.visual_tokens)
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """Start tokens, the prompt, the text, the end token."""

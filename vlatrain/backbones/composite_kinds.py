@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from vlatrain.backbones.base import Inputs, Text
+from vlatrain.backbones.base import Inputs, Text, padded_text
 from vlatrain.backbones.composite import Composite
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import left
@@ -29,6 +29,8 @@ class CausalComposite(Composite):
     The first token of a target stands for the prompt's last one: that is where the first token of the answer is predicted. Prompts
     are padded in front, so that their last tokens are in one column; positions do not count padding.
     """
+
+    reader = "decoder"
 
     def _prompt(self, texts: Sequence[str]) -> Text:
         return self._padded([self._start() + self._ids(text) for text in texts], left=True)
@@ -72,20 +74,19 @@ class CausalComposite(Composite):
         self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> tuple[Inputs, Text]:
         """Turn by turn: `user: ... assistant: reply`, the end token."""
-        rows, learned = [], []
-        for turns in conversations:
-            row, own = self._start(), [0]
-            for turn in turns:
-                asked, reply = self._asked(turn), [*self._ids(turn.reply, behind=True), self.end]
-                row, own = row + asked + reply, own + [0] * len(asked) + [1] * len(reply)
-            rows.append(row[:max_length])
-            learned.append(own[:max_length])
-        text = self._padded(rows)
-        mask = torch.zeros_like(text.mask)
-        for place, own in enumerate(learned):
-            mask[place, : len(own)] = torch.tensor(own)
+        rows, learned = zip(*map(self.transcript, conversations), strict=True)
+        text = self._padded([row[:max_length] for row in rows])
+        mask = padded_text([own[:max_length] for own in learned], 0).ids
         seen = self._unseen(len(rows)) if images is None else self._seen(images)
         return {**seen, "prompt": text}, Text(text.ids, mask)
+
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """See `Converser`."""
+        row, learned = self._start(), [0]
+        for turn in turns:
+            asked, reply = self._asked(turn), [*self._ids(turn.reply, behind=True), self.end]
+            row, learned = row + asked + reply, learned + [0] * len(asked) + [1] * len(reply)
+        return row, learned
 
     def conversation_logits(self, inputs: Inputs) -> Tensor:
         """Next-token logits of the conversations' tokens, (B, L, vocabulary)."""
@@ -96,10 +97,8 @@ class CausalComposite(Composite):
         """Conversations up to the last reply; of those that are too long the end."""
         rows = []
         for turns in conversations:
-            row = self._start()
-            for turn in turns[:-1]:
-                row = [*row, *self._asked(turn), *self._ids(turn.reply, behind=True), self.end]
-            rows.append([*row, *self._asked(turns[-1])][-max_length:])
+            before, _ = self.transcript(turns[:-1])
+            rows.append([*before, *self._asked(turns[-1])][-max_length:])
         seen = self._unseen(len(rows)) if images is None else self._seen(images)
         return {**seen, "prompt": self._padded(rows, left=True)}
 

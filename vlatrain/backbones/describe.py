@@ -160,19 +160,31 @@ def number_in(settings: dict[str, Any], config: ModelConfig, tower: str, what: s
     return _number(settings, config, getattr(config.towers[tower], what), f"{what} of the {tower} tower")
 
 
+def positions_in(settings: dict[str, Any], tower: TowerConfig) -> int | None:
+    """The number of positions that a tower has for tokens, from a loaded model's settings; None: there is no limit."""
+    return None if tower.positions == "relative" else _value(settings, tower.max_positions)
+
+
 def _number(settings: dict[str, Any], config: ModelConfig, key: str, meaning: str) -> int:
     for values in (settings, config.config):
-        for alternative in key.split("|"):
-            name, _, less = alternative.partition(" - ")
-            value: Any = values
-            for part in name.split("."):
-                if isinstance(value, list | tuple) and part.isdigit():
-                    value = value[int(part)] if int(part) < len(value) else None
-                else:
-                    value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, int):
-                return value - int(less or 0)
+        if (found := _value(values, key)) is not None:
+            return found
     raise UserError(f"model={config.name}: its settings lack {key or meaning.partition(' ')[0]}, the {meaning}")
+
+
+def _value(settings: dict[str, Any], key: str) -> int | None:
+    """The number under a key as `TowerConfig.depth` describes them; None: there is none."""
+    for alternative in key.split("|"):
+        name, _, less = alternative.partition(" - ")
+        value: Any = settings
+        for part in name.split("."):
+            if isinstance(value, list | tuple) and part.isdigit():
+                value = value[int(part)] if int(part) < len(value) else None
+            else:
+                value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, int):
+            return value - int(less or 0)
+    return None
 
 
 def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

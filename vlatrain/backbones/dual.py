@@ -102,12 +102,8 @@ class Dual(Backbone):
 
     def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
         """Tokenised texts with their special tokens, cut to `max_length` and to what the model can take."""
-        limit = self.model.config.text_config.max_position_embeddings
-        if not self.options.pad_to_end:
-            return super().text(texts, min(max_length, limit), multiple)
-        rows = self.tokenizer(list(texts), truncation=True, max_length=min(max_length, limit))["input_ids"]
-        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (limit - len(row)) for row in rows])  # (N, limit)
-        return Text(ids, torch.ones_like(ids))
+        text = super().text(texts, max_length, self.padded_to(1) if self.options.pad_to_end else multiple)
+        return Text(text.ids, torch.ones_like(text.mask)) if self.options.pad_to_end else text
 
     def padded_to(self, tokens: int) -> int:
         """The length that texts of so many tokens get."""

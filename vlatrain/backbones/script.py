@@ -116,16 +116,11 @@ class Script:
         given, whole = self.ids(before), self.ids(before + text)
         return whole[len(given) :] if whole[: len(given)] == given else self.ids(text)
 
-    def cut(self, text: str, max_length: int) -> str:
-        """At most so many tokens of a text."""
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text if len(offsets) <= max_length else text[: offsets[max_length - 1][1]]
-
     def reply(self, text: str, max_length: int, prompt: str = "") -> tuple[list[int], list[int]]:
         """Tokens of the prompt that a reply starts with, and those of the reply itself with its end, at most so many."""
         start = f"{self.lead}{prompt}" if prompt else ""
         own = self.behind(self.before + start, f"{' ' if prompt else self.lead}{text.strip()}")
-        return self.behind(self.before, start), own[: max_length - len(self.end_ids)] + self.end_ids
+        return self.behind(self.before, start), own[: max(0, max_length - len(self.end_ids))] + self.end_ids
 
     def tokens(self, turns: Turns) -> tuple[list[int], list[int], int]:
         """A whole conversation without its image.
@@ -140,6 +135,12 @@ class Script:
             ids, learned = ids + new, learned + [number % 2] * len(new)
             first = first or len(ids)
         return ids[first:], learned[first:], first
+
+
+def cut(tokenizer: Any, text: str, max_length: int) -> str:
+    """At most so many tokens of a text, at least one."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return text if len(offsets) <= max_length else text[: offsets[max(1, max_length) - 1][1]]
 
 
 def _messages(said: str | None = None, reply: str = "", shown: bool = False) -> list[dict[str, Any]]:

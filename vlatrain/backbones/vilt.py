@@ -33,6 +33,7 @@ class Vilt(Backbone):
 
     model: Any
     fast = FAST
+    reader = "fusion"
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
@@ -64,10 +65,6 @@ class Vilt(Backbone):
             "pixel_mask": torch.ones(batch_size, size, size, dtype=torch.long, device=device),
         }
         return {**found, "question": blank_text(batch_size, question, device)} if question else found
-
-    def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
-        """Tokenised texts with their special tokens, cut to `max_length` and to what the model can take."""
-        return super().text(texts, min(max_length, self.model.config.max_position_embeddings), multiple)
 
     @property
     def answers(self) -> list[str]:

@@ -40,6 +40,8 @@ class TowerConfig:
         causal: whether a token sees only those before it (decoders, CLIP's text tower).
         positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table), `rotary`,
             `queries` (a Q-Former's, which come first) or `grid` (windows and convolutions).
+        max_positions: key of the number of positions that it has for tokens, as `depth` has it. Where `positions` are relative,
+            or the settings have no such number, texts may have any length.
         sites: the sites of each layer, by name (attn, cross, ffn).
     """
 
@@ -52,6 +54,9 @@ class TowerConfig:
     outside: dict[str, str] = field(default_factory=dict)
     causal: bool = False
     positions: str = "absolute"
+    max_positions: str = (
+        "text_config.max_position_embeddings|text_config.n_positions|max_position_embeddings|n_positions"
+    )
     sites: dict[str, SiteConfig] = field(default_factory=dict)
 
 

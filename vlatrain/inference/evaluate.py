@@ -43,7 +43,7 @@ def evaluate_run(config: EvalConfig) -> Finished:
     with logged(console, run / "run.log"):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
-        bench = finished(config, run, device, precision)
+        bench = finished(config, run, device, precision, {config.split: samples})
         check_samples(bench.backbone, samples)
         keep_prefix(bench.backbone, config, {config.split: samples}, {}, precision, console)
         watch, started = Stopwatch(device), time.perf_counter()

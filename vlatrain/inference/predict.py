@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.inference.predictor import Hit, Predictor
+from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.tasks.vqa import Vqa
 
@@ -45,6 +46,9 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     samples = _samples(config)  # before the weights: a missing file must not wait for them
     predictor = Predictor(whole, Path(config.source), part)
     check_samples(predictor.task.backbone, samples)
+    texts = [config.text] if config.text else _texts(config)
+    asked_about = [replace(samples[0], id=text, captions=(text,)) for text in texts] or samples
+    check_lengths({"": predictor.task}, {"asked": asked_about})
     if config.task.name != "retrieval":
         predictor.recall(samples)
     answer = _search if config.task.name == "retrieval" else _ask

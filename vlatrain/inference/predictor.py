@@ -147,7 +147,7 @@ class Predictor:
         return self.task
 
     def _text(self, texts: Sequence[str]) -> Any:
-        return self.task.backbone.text(texts, self.task.config.max_length).to(self.device)
+        return self.task.backbone.text(texts, self.task.longest("text")).to(self.device)
 
     def _batches(self, samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
         for start in range(0, len(samples), self.batch_size):

@@ -71,4 +71,9 @@ def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) 
     return TASKS[config.name](config, backbone, train)
 
 
-__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "prepare"]
+def parts_of(task: Task) -> dict[str, Task]:
+    """The tasks of a joint one by the names of its parts; any other itself under an empty name."""
+    return task.parts if isinstance(task, Joint) else {"": task}
+
+
+__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "parts_of", "prepare"]

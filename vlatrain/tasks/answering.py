@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.vqa import normalise
 from vlatrain.tasks.base import TYPICAL, Batch
+from vlatrain.tasks.lengths import Seen, Use, question_use
 from vlatrain.tasks.vqa import Vqa
 
 log = logging.getLogger("vlatrain")
@@ -46,6 +47,28 @@ class Answering(Vqa):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images, questions, and how right each answer is: (B, answers)."""
         return {**self.questions(samples), "targets": self.targets(samples)}
+
+    @property
+    def generates(self) -> bool:
+        """Never."""
+        return False
+
+    def uses(self) -> list[Use]:
+        """Questions, and answers, of which only those in the list count."""
+
+        def look(answers: Sequence[str]) -> Iterator[Seen]:
+            return (Seen(1, 1 if normalise(answer) in self.place else None, False) for answer in answers)
+
+        nothing = "none of their answers is in the list that the model chooses from (task.answer_list)"
+        lost = "no answer of {} can be chosen"
+        return [
+            question_use(self.backbone),
+            Use("answers", "target", lambda one: one.answers, look, lost=lost, nothing=nothing),
+        ]
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Answers have a place each, and are not read."""
+        return [], False
 
     def targets(self, samples: Sequence[Sample]) -> Tensor:
         """How right each answer is, (B, answers), 0 to 1: the weights where they are given, else by the number of annotators."""

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from vlatrain.backbones.base import Backbone, Embedder, Inputs, Text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
+from vlatrain.tasks.lengths import Use
 from vlatrain.tasks.sample_checks import images_named
 
 Batch = dict[str, Any]
@@ -81,10 +82,31 @@ class Task(ABC):
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A loss from inputs that have only shapes, of typical lengths (`TYPICAL`): for estimating memory on the meta device."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes freely, up to `task.decode.max_new_tokens`."""
+        return False
+
+    def uses(self) -> list[Use]:
+        """The kinds of text that it reads and learns, for `vlatrain.tasks.lengths`."""
+        return []
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """What there is to say of choices that the model cannot tell apart, and whether it can tell none from another.
+
+        Args:
+            key: what the keys of the task begin with.
+        """
+        return [], False
+
+    def longest(self, kind: str) -> int:
+        """The most tokens that a kind of text is cut to, see `Backbone.longest`."""
+        return self.backbone.longest(self.config, kind)
+
     def inputs(self, samples: Sequence[Sample], asked: bool = False) -> Inputs:
         """The samples' images, which it loads, and their questions if asked for, as the model wants them."""
         questions = [sample.question for sample in samples] if asked else None
-        cache, length = self.backbone.cache, self.config.max_length
+        cache, length = self.backbone.cache, self.longest("question")
         if cache:
             found = self.backbone.given(len(samples), questions, length)
             if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):

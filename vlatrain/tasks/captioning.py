@@ -22,6 +22,7 @@ from vlatrain.tasks.base import (
     owned,
     sequence_losses,
 )
+from vlatrain.tasks.lengths import Use, reference_use, writing
 
 
 class Captioning(Task):
@@ -31,6 +32,17 @@ class Captioning(Task):
         super().__init__(config, backbone)
         self.generator = cast(Generator, backbone)
 
+    @property
+    def generates(self) -> bool:
+        """Always."""
+        return True
+
+    def uses(self) -> list[Use]:
+        """Captions: learned, and to be written."""
+        look = writing(self.backbone, self.config.prompt)
+        learned = Use("captions", "target", lambda one: one.captions, look, "train")
+        return [learned, reference_use("captions", lambda one: one.captions, self.backbone)]
+
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
@@ -38,7 +50,7 @@ class Captioning(Task):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images, and every caption, each sample's one after the other: all captions of an image share its states."""
         texts = [caption for sample in samples for caption in sample.captions]
-        target, given = self.generator.target(texts, self.config.max_length, self.config.prompt)
+        target, given = self.generator.target(texts, self.longest("target"), self.config.prompt)
         owner = owned([len(sample.captions) for sample in samples])
         return {**self.images(samples), "caption": target, "given": given, "owner": owner}
 

@@ -27,6 +27,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, similarity_scale
+from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa
 
 TEXTS = 256  # texts that are encoded at a time
@@ -109,6 +110,24 @@ class ByFeatures(Classification):
         self.embedder = cast(Embedder, backbone)
         self._kept: Tensor | None = None
 
+    def uses(self) -> list[Use]:
+        """The longest text of each sample's class."""
+        template = max(self.config.templates, key=len)
+        return [
+            Use(
+                "prompts",
+                "text",
+                lambda one: [prompt(template, one.label)] if one.label else [],
+                reading(self.backbone),
+            )
+        ]
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Classes whose shortest texts are the same tokens."""
+        template, classes = min(self.config.templates, key=len), self.config.classes
+        tokens = tokens_of(self.backbone, [prompt(template, name) for name in classes], self.longest("text"))
+        return alike(classes, tokens, f"{key}classes", self.backbone)
+
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
@@ -125,14 +144,10 @@ class ByFeatures(Classification):
         """Unit features (C, D) of the classes. Computed once, unless something that trains can change them."""
         if self._kept is not None:
             return self._kept
-        texts = [
-            template.replace("{}", name.replace("_", " "))
-            for name in self.config.classes
-            for template in self.config.templates
-        ]
+        texts = [prompt(template, name) for name in self.config.classes for template in self.config.templates]
         parts = []
         for start in range(0, len(texts), TEXTS):
-            text = self.backbone.text(texts[start : start + TEXTS], self.config.max_length)
+            text = self.backbone.text(texts[start : start + TEXTS], self.longest("text"))
             parts.append(self.embedder.text_features(text.to(self.backbone.device)))
         features = self._averaged(torch.cat(parts))
         if self._settled(features):
@@ -186,6 +201,19 @@ class ByWords(Classification):
         super().__init__(config, backbone, train)
         self.vqa = Vqa(replace(config, answers="rank", answer_list=config.classes), backbone)
 
+    def uses(self) -> list[Use]:
+        """The question, and classes as answers to it."""
+
+        def answered(use: Use) -> Use:
+            return replace(use, of=lambda one: use.of(self._asked([one])[0]) if one.label else [])
+
+        return [answered(use) for use in self.vqa.uses()]
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Classes that are the same tokens as answers."""
+        tokens = written_tokens(self.backbone, self.config.classes, self.longest("target"))
+        return alike(self.config.classes, tokens, f"{key}classes", self.backbone)
+
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images and the question."""
         return self.vqa.questions(self._asked(samples))
@@ -214,6 +242,11 @@ class ByWords(Classification):
 
     def _asked(self, samples: Sequence[Sample]) -> list[Sample]:
         return [replace(sample, question=self.config.question, answers=(sample.label,)) for sample in samples]
+
+
+def prompt(template: str, name: str) -> str:
+    """A text that a class is compared by."""
+    return template.replace("{}", name.replace("_", " "))
 
 
 def classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:

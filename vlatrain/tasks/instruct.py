@@ -21,6 +21,7 @@ from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, as_referred, sequence_losses, token_losses
+from vlatrain.tasks.lengths import Use, conversing, reference_use
 from vlatrain.tasks.sample_checks import images_named
 
 
@@ -39,18 +40,33 @@ class Instruct(Task):
             )
         self.converser, self.generator = cast(Converser, backbone), cast(Generator, backbone)
 
+    @property
+    def generates(self) -> bool:
+        """Always."""
+        return True
+
+    def uses(self) -> list[Use]:
+        """Conversations that are learned, what is before their last replies, and these, to be written."""
+        backbone = self.backbone
+        replies = reference_use("replies", lambda one: [turn.reply for turn in one.turns[-1:] if turn.reply], backbone)
+        return [
+            Use("conversations", "conversation", lambda one: [one.turns], conversing(backbone), "train"),
+            Use("prompts", "prompt", lambda one: [one.turns], conversing(backbone, given=True), "asked"),
+            replies,
+        ]
+
     def asked(self, samples: Sequence[Sample]) -> Batch:
         """Images, and the conversations up to the last reply."""
         seen, images, conversations = self._about(samples)
         with images_named(self.backbone, samples, images):
-            inputs = self.converser.prompts(images, conversations, self.config.max_length)
+            inputs = self.converser.prompts(images, conversations, self.longest("prompt"))
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and whole conversations."""
         seen, images, conversations = self._about(samples)
         with images_named(self.backbone, samples, images):
-            inputs, target = self.converser.conversations(images, conversations, self.config.max_length)
+            inputs, target = self.converser.conversations(images, conversations, self.longest("conversation"))
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -82,7 +98,9 @@ class Instruct(Task):
         if tokens:
             scores["perplexity"] = metric.perplexity(loss, tokens)
         else:
-            settings["skipped"] = {"perplexity": f"no reply begins within task.max_length={self.config.max_length}"}
+            settings["skipped"] = {
+                "perplexity": f"no reply begins within {self.longest('conversation')} tokens (task.max_length)"
+            }
         predictions: list[dict[str, Any]] = [
             {
                 "id": sample.id,

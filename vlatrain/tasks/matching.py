@@ -75,7 +75,7 @@ class Matching(Retrieval):
 
     def in_parts(self, texts: Sequence[str]) -> list[Text]:
         """Texts as `scores` takes them."""
-        length, device = self.config.max_length, self.backbone.device
+        length, device = self.longest("text"), self.backbone.device
         return [self.backbone.text(texts[i : i + PAIRS], length).to(device) for i in range(0, len(texts), PAIRS)]
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:

@@ -22,6 +22,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, owned, similarity_scale
+from vlatrain.tasks.lengths import Use, reading, tokens_of
 
 PAIRS = 64  # image-text pairs that are matched at a time
 
@@ -33,6 +34,15 @@ class Retrieval(Task):
         super().__init__(config, backbone)
         self.embedder = cast(Embedder, backbone)
 
+    def uses(self) -> list[Use]:
+        """Captions, which must tell images apart."""
+
+        def left(texts: Sequence[str]) -> list[tuple[int, ...]]:
+            return tokens_of(self.backbone, texts, self.longest("text"))
+
+        lost = "no word is left of the captions of {}"
+        return [Use("captions", "text", lambda one: one.captions, reading(self.backbone), lost=lost, left=left)]
+
     def images(self, samples: Sequence[Sample]) -> Batch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
@@ -40,7 +50,7 @@ class Retrieval(Task):
     def texts(self, samples: Sequence[Sample]) -> Batch:
         """Every caption of the samples."""
         captions = [caption for sample in samples for caption in sample.captions]
-        return {"ids": [sample.id for sample in samples], "text": self.backbone.text(captions, self.config.max_length)}
+        return {"ids": [sample.id for sample in samples], "text": self.backbone.text(captions, self.longest("text"))}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and all their captions, each image's one after the other."""
@@ -157,7 +167,7 @@ class Retrieval(Task):
             for state in self.embedder.image_features(batch["inputs"])[1]:
                 asked, place = (by_text == row).nonzero(as_tuple=True)  # the texts whose best k include this image
                 wanted = [captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]]
-                text = self.backbone.text(wanted, self.config.max_length).to(state.device)
+                text = self.backbone.text(wanted, self.longest("text")).to(state.device)
                 scores = self.match_scores(state.expand(len(wanted), *state.shape), text)
                 image_scores[row] = scores[:k]
                 text_scores[asked, place] = scores[k:]

@@ -29,6 +29,7 @@ from vlatrain.tasks.base import (
     sequence_losses,
     token_losses,
 )
+from vlatrain.tasks.lengths import Use, alike, question_use, reference_use, writing, written_tokens
 
 log = logging.getLogger("vlatrain")
 
@@ -49,6 +50,25 @@ class Vqa(Task):
             seen = Counter(answer for sample in train for answer in sample.answers)
             config.answer_list = [answer for answer, _ in seen.most_common()]
 
+    @property
+    def generates(self) -> bool:
+        """Whether answers are written freely."""
+        return self.config.answers == "generate"
+
+    def uses(self) -> list[Use]:
+        """Questions, and answers: learned, and to be written."""
+        learned = Use("answers", "target", lambda one: one.answers, writing(self.backbone), "train")
+        written = reference_use("answers", lambda one: one.answers, self.backbone, whole=True)
+        return [question_use(self.backbone), learned, *([written] if self.generates else [])]
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Of ranked answers, those that are the same tokens."""
+        if self.generates:
+            return [], False
+        answers = self.config.answer_list
+        tokens = written_tokens(self.backbone, answers, self.longest("target"))
+        return alike(answers, tokens, f"{key}answer_list", self.backbone)
+
     def questions(self, samples: Sequence[Sample]) -> Batch:
         """Images and questions."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples, asked=True)}
@@ -57,7 +77,7 @@ class Vqa(Task):
         """Images, questions, and every distinct answer with its weight, each sample's answers one after the other."""
         answers = [_weighted(sample) for sample in samples]
         texts = [text for weighted in answers for text in weighted]
-        target, given = self.generator.target(texts, self.config.max_length)
+        target, given = self.generator.target(texts, self.longest("target"))
         return {
             **self.questions(samples),
             "answer": target,
@@ -171,7 +191,7 @@ class Vqa(Task):
 
     def _log_probs(self, context: Inputs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N,) of whole texts, and their lengths (N,) in tokens, the end token included."""
-        target, given = self.generator.target(texts, self.config.max_length)
+        target, given = self.generator.target(texts, self.longest("target"))
         target = target.to(self.backbone.device)
         losses, learned = token_losses(self.generator.logits(context, target), target, given)
         return -losses.sum(dim=1), learned.sum(dim=1)

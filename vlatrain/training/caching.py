@@ -30,6 +30,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.frontier import Frontier, frontiers, needed
 from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
 from vlatrain.config import TrainConfig
+from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
@@ -55,11 +56,13 @@ class PrefixCache:
     Attributes:
         frontiers: of the towers that are kept.
         stores: where, by tower.
+        lengths: by part of a joint task, the tokens that questions are cut to; of another, under an empty name.
         facts: what there is to tell of it, as `metrics.json` holds it.
     """
 
     frontiers: dict[str, Frontier]
     stores: dict[str, Store]
+    lengths: Mapping[str, int]
     facts: dict[str, Any] = field(default_factory=dict)
 
     def read(self, samples: Sequence[Sample], asked: bool, length: int | None = None) -> dict[str, Tensor]:
@@ -85,9 +88,10 @@ class PrefixCache:
         return needed(self.frontiers, asked)
 
     def key(self, tower: str, sample: Sample) -> str:
-        """What of a sample a tower's states are a function of."""
+        """What of a sample a tower's states are a function of; a question as it is cut."""
         of = self.frontiers[tower].of
-        parts = [sample.image.key if what == "image" else sample.question for what in of]
+        question = f"{self.lengths[sample.part]} {sample.question}"
+        parts = [sample.image.key if what == "image" else question for what in of]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -165,7 +169,8 @@ class _Work:
         display: Display,
     ) -> None:
         self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
-        self.result = PrefixCache(kept, {})
+        parts = tasks(config.task) if config.task.name == JOINT else {"": config.task}
+        self.result = PrefixCache(kept, {}, {name: backbone.longest(task, "question") for name, task in parts.items()})
         self.keeping = Keeping({name: f.boundary for name, f in kept.items() if f.boundary}, {})
         ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
         self.asks = True in ways
@@ -277,7 +282,7 @@ class _Work:
     def _in_memory(self, samples: Sequence[Sample]) -> dict[str, Memory]:
         """By tower, the states of samples, computed and not kept."""
         memory = {name: Memory() for name in self.needed}
-        kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory))
+        kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory), self.result.lengths)
         with self.display.track("trying the frozen prefix", len(samples)) as track:
             self._compute_all(samples, track)
         self.result = kept
@@ -339,16 +344,18 @@ class _Work:
         began = time.perf_counter()
         for start in range(0, len(samples), self._batch):
             batch = samples[start : start + self._batch]
-            for asked in (False, True):
-                if part := [sample for sample in batch if self._asked(sample) == asked]:
-                    self._compute_alike(part, asked)
+            alike: dict[int, list[Sample]] = {}  # by what their questions are cut to; 0: none are asked
+            for sample in batch:
+                length = self.result.lengths[sample.part] if self._asked(sample) else 0
+                alike.setdefault(length, []).append(sample)
+            for length, part in sorted(alike.items()):
+                self._compute_alike(part, length)
             speed = (start + len(batch)) / (time.perf_counter() - began)
             track.advance(len(batch), speed=f"{speed:,.1f} samples/s")
 
-    def _compute_alike(self, samples: Sequence[Sample], asked: bool) -> None:
-        backbone = self.backbone
+    def _compute_alike(self, samples: Sequence[Sample], length: int) -> None:
+        backbone, asked = self.backbone, length > 0
         questions = [sample.question for sample in samples] if asked else None
-        length = self.config.task.max_length
         images = [sample.image.load() for sample in samples]
         with images_named(backbone, samples, images):
             inputs = backbone.inputs(images, questions, length)
@@ -386,7 +393,8 @@ def content(backbone: Backbone, found: Mapping[str, Frontier], tower: str, preci
         "images": processor,
     }
     if "question" in frontier.of:
-        about["words"] = backbone.tokenizer.backend_tokenizer.to_str()
+        words = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
+        about["words"] = {**words, "truncation": None, "padding": None}  # both are as the last call left them
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(_weights(backbone, found, tower)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

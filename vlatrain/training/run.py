@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> Finished:
         splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
         samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
-        bench = fresh(config, samples["train"], folder if config.resume == "auto" else None)
+        bench = fresh(config, samples, folder if config.resume == "auto" else None)
         check_samples(bench.backbone, (sample for split in samples.values() for sample in split))
         fill(bench, samples["train"], config, console)
         _announce(config, bench)

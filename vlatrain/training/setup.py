@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from peft import PeftModel
@@ -20,7 +21,8 @@ from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
-from vlatrain.tasks import Evaluation, Task, build, prepare
+from vlatrain.tasks import Evaluation, Task, build, parts_of, prepare
+from vlatrain.tasks.lengths import check_lengths
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
@@ -57,17 +59,18 @@ class Bench:
         return sum(size_of(p) for p in self.model.parameters() if p.requires_grad or not trainable)
 
 
-def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None) -> Bench:
+def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Path | None = None) -> Bench:
     """A backbone with new adapters, for training.
 
     Args:
         config: the configuration.
-        train: training samples: what a random backbone's tokenizer and an answer list are made from.
+        samples: by split; a random backbone's tokenizer and an answer list are made from `train`.
         run: a run folder whose processor is used where there is one (resuming).
 
     Raises:
-        UserError: the weights cannot be had, or the points select nothing.
+        UserError: the weights cannot be had, the points select nothing, or the texts leave nothing to learn.
     """
+    train = samples["train"]
     where = sites(config.model, config.task.name, config.points)
     device = choose_device(config.trainer.device)
     dtype = DTYPES[choose_precision(config.trainer.precision, device)]
@@ -81,13 +84,21 @@ def fresh(config: TrainConfig, train: Sequence[Sample], run: Path | None = None)
         dtype=dtype,
     )
     prepare(config.task, backbone, train)
+    task = build(config.task, backbone, train)
+    check_lengths(parts_of(task), samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.parts])
-    return Bench(backbone, model, build(config.task, backbone, train))
+    return Bench(backbone, model, task)
 
 
-def finished(config: TrainConfig, run: Path, device: torch.device, precision: str) -> Bench:
+def finished(
+    config: TrainConfig,
+    run: Path,
+    device: torch.device,
+    precision: str,
+    samples: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
+) -> Bench:
     """A backbone with a finished run's adapters, for inference.
 
     Args:
@@ -95,20 +106,23 @@ def finished(config: TrainConfig, run: Path, device: torch.device, precision: st
         run: the run folder.
         device: where it goes.
         precision: what `choose_precision` returned; on a GPU the frozen trunk is cast to it, as in training.
+        samples: by split, what it is to be scored on.
 
     Raises:
-        UserError: the weights or the adapter cannot be had.
+        UserError: the weights or the adapter cannot be had, or nothing is left of the samples' texts.
     """
     dtype = DTYPES[precision]
     use_threads(config.trainer)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     prepare(config.task, backbone)
+    task = build(config.task, backbone)
+    check_lengths(parts_of(task), samples)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     trained = config.model.tasks[config.task.name].trained
     model = restore(backbone.model, config.adapter, run / ADAPTER, trained).to(device)
     model.requires_grad_(False).eval()
-    return Bench(backbone, model, build(config.task, backbone))
+    return Bench(backbone, model, task)
 
 
 def scored(

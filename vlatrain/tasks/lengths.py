@@ -1,0 +1,350 @@
+"""What is cut off the texts of a run, and from which samples nothing would be learned: counted and said before anything trains.
+
+A text is cut to `task.max_length`, or to what the model has positions for. Where that, or a tokenizer that does not know the
+characters, leaves nothing to learn or to score of any sample, the run is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vlatrain.backbones.architecture import quiet
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.lengths import UNLIMITED
+from vlatrain.config import UserError
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Sample, Turn
+    from vlatrain.tasks.base import Task
+
+log = logging.getLogger("vlatrain")
+
+LOOKED_AT = 5_000  # samples of a split that are looked at, evenly spread; to tokenise a million would take minutes
+AT_ONCE = 256  # texts that are tokenised at a time
+SHOWN = 3  # choices that are the same, and groups of them, that are named
+LIMIT, NEW = "max_length", "decode.max_new_tokens"  # what lengths are set by
+
+
+class Seen(NamedTuple):
+    """What tokenising a text shows.
+
+    Attributes:
+        tokens: all of them, as its limit counts them.
+        first: so many must be kept that one of them can be learned or read; None: there is none, all are unknown.
+        unknown: whether one is unknown.
+    """
+
+    tokens: int
+    first: int | None
+    unknown: bool
+
+
+@dataclass(frozen=True)
+class Use:
+    """A kind of text, and what a task does with it.
+
+    Attributes:
+        name: in the plural, for messages.
+        room: which of `Backbone.rooms` it has.
+        of: its texts in a sample.
+        look: what tokenising such texts shows, text by text.
+        splits: `train`, `asked` (evaluation and prediction) or `all`.
+        setting: what its length is limited by, a key of the task.
+        whole: whether a text counts only if it is whole and has no unknown token, as an answer that is to be written.
+        lost: what to say of samples of whose texts none counts, `{}` in place of how many.
+        nothing: why, where no length is the reason.
+        left: of texts that must not all be the same, the tokens that are left.
+    """
+
+    name: str
+    room: str
+    of: Callable[[Sample], Sequence[Any]]
+    look: Callable[[Sequence[Any]], Iterable[Seen]]
+    splits: str = "all"
+    setting: str = LIMIT
+    whole: bool = False
+    lost: str = "nothing would be learned from {}"
+    nothing: str = "the tokenizer knows none of their characters"
+    left: Callable[[Sequence[Any]], Iterable[Hashable]] | None = None
+
+
+def reading(backbone: Backbone) -> Callable[[Sequence[str]], Iterator[Seen]]:
+    """How questions, and texts that are read, are looked at."""
+
+    def look(texts: Sequence[str]) -> Iterator[Seen]:
+        special, unknown, around = _special(backbone), _unknown(backbone), backbone.around
+        for start in range(0, len(texts), AT_ONCE):
+            for ids in backbone.tokens(texts[start : start + AT_ONCE]):
+                yield _seen(ids, around, special, unknown)
+
+    return look
+
+
+def writing(backbone: Any, prompt: str = "", end: bool = True) -> Callable[[Sequence[str]], Iterator[Seen]]:
+    """How texts that are written are looked at.
+
+    Args:
+        backbone: a `Generator`.
+        prompt: what they begin with; it is not counted.
+        end: whether the token that ends them is counted.
+    """
+
+    def look(texts: Sequence[str]) -> Iterator[Seen]:
+        special, unknown = _special(backbone), _unknown(backbone)
+        ends = len(written_tokens(backbone, [""], UNLIMITED, prompt)[0])
+        for ids in written_tokens(backbone, texts, UNLIMITED, prompt):
+            yield _seen(ids[: len(ids) - ends], ends if end else 0, special, unknown)
+
+    return look
+
+
+def conversing(backbone: Any, given: bool = False) -> Callable[[Sequence[Sequence[Turn]]], Iterator[Seen]]:
+    """How conversations are looked at.
+
+    Args:
+        backbone: a `Converser`.
+        given: whether only what stands before the last reply counts.
+    """
+
+    def look(conversations: Sequence[Sequence[Turn]]) -> Iterator[Seen]:
+        special, unknown = _special(backbone), _unknown(backbone)
+        for turns in conversations:
+            ids, learned = backbone.transcript(turns)
+            if given:  # the last reply is behind the last token that is not learned
+                yield Seen(len(ids) - learned[::-1].index(0), 1, False)
+                continue
+            replied = [(place, token) for place, (token, own) in enumerate(zip(ids, learned, strict=True)) if own]
+            first = next((place + 1 for place, token in replied if token not in special), None)
+            yield Seen(len(ids), first, any(token == unknown for _, token in replied))
+
+    return look
+
+
+def written_tokens(backbone: Any, texts: Sequence[str], length: int, prompt: str = "") -> list[tuple[int, ...]]:
+    """The tokens that a `Generator` learns or scores of texts, behind a prompt; the one that ends them is among them."""
+    found = []
+    for start in range(0, len(texts), AT_ONCE):
+        target, given = backbone.target(texts[start : start + AT_ONCE], length, prompt)
+        found += [tuple(ids[mask == 1].tolist()[given:]) for ids, mask in zip(target.ids, target.mask, strict=True)]
+    return found
+
+
+def question_use(backbone: Backbone) -> Use:
+    """Questions, which are read."""
+    look = reading(backbone)
+    return Use(
+        "questions",
+        "question",
+        lambda one: [one.question][: bool(one.question)],
+        look,
+        lost="no word is left of the questions of {}",
+    )
+
+
+def reference_use(name: str, of: Callable[[Sample], Sequence[str]], backbone: Any, whole: bool = False) -> Use:
+    """References of texts that are generated; `whole`: those of which a part is worth nothing."""
+    nothing = "they have characters that the tokenizer does not know" if whole else Use.nothing
+    lost = f"no {name} of {{}} can be written"
+    return Use(name, "new", of, writing(backbone, end=False), "asked", NEW, whole, lost, nothing)
+
+
+def alike(
+    names: Sequence[str], tokens: Iterable[tuple[int, ...]], key: str, backbone: Backbone
+) -> tuple[list[str], bool]:
+    """What there is to say of choices that are the same to a backbone.
+
+    Args:
+        names: the choices.
+        tokens: ids of what it sees of each.
+        key: where they are set.
+        backbone: the backbone.
+
+    Returns:
+        A message for each group of such choices, of the first few, and whether there is nothing to choose at all.
+    """
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, seen in zip(names, tokens, strict=True):
+        groups.setdefault(seen, []).append(name)
+    same = {seen: group for seen, group in groups.items() if len(group) > 1}
+    said = []
+    for seen, group in [*same.items()][:SHOWN]:
+        shown = " and ".join(f"'{name}'" for name in group[:SHOWN])
+        more = f" and {len(group) - SHOWN:,} more" if len(group) > SHOWN else ""
+        written = " ".join(
+            backbone.tokenizer.convert_ids_to_tokens([one for one in seen if one != backbone.tokenizer.pad_token_id])
+        )
+        said.append(
+            f"{key}: {shown}{more} are the same tokens ({written}) to model={backbone.config.name}, which cannot tell them apart: "
+            "give them other names, or take a backbone whose tokenizer can"
+        )
+    if len(same) > SHOWN:
+        said.append(f"{key}: ... and {len(same) - SHOWN:,} more groups that are the same tokens")
+    return said, len(groups) < 2 <= len(names)
+
+
+def tokens_of(backbone: Backbone, texts: Sequence[str], length: int) -> list[tuple[int, ...]]:
+    """The tokens that are left of texts that are read, special ones among them."""
+    found = []
+    for start in range(0, len(texts), AT_ONCE):
+        text = backbone.text(texts[start : start + AT_ONCE], length)
+        found += [tuple(ids[mask == 1].tolist()) for ids, mask in zip(text.ids, text.mask, strict=True)]
+    return found
+
+
+def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Say what is cut, and what nothing can be learned from; see this module.
+
+    Args:
+        tasks: by name of a part of a joint task; of another, itself under an empty name.
+        samples: by split; `asked`: those of a prediction, which have no references.
+
+    Raises:
+        UserError: nothing would be left of some kind of text, or what is to be generated does not fit. All such problems.
+    """
+    problems: list[str] = []
+    with quiet():  # tokenizers tell of texts that are too long
+        if tasks:
+            backbone = next(iter(tasks.values())).backbone
+            backbone.measure([one.image for found in samples.values() for one in _some(found)])
+        for name, task in tasks.items():
+            own = {split: [one for one in found if one.part == name or not name] for split, found in samples.items()}
+            report = _Report(task, f"task.parts.{name}." if name else "task.", f"part {name}: " if name else "")
+            report.look(own)
+            problems += report.problems
+            for note in report.notes:
+                log.warning("%s", note)
+    if problems:
+        raise UserError(problems)
+
+
+class _Report:
+    """What there is to say of one task."""
+
+    def __init__(self, task: Task, prefix: str, part: str) -> None:
+        self.task, self.prefix, self.part = task, prefix, part
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def look(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """Look at the settings, and at the samples of each split."""
+        rooms, name = self.task.backbone.rooms(self.task.config), self.task.backbone.config.name
+        new, most = self.task.config.decode.max_new_tokens, rooms["new"]
+        if self.task.generates and new > most.tokens:
+            fits = (
+                f"set it to {most.tokens} or less"
+                if most.tokens > 0
+                else f"no text fits: take {self.task.backbone.more_room}"
+            )
+            self.problems.append(f"{self.prefix}{NEW}={new}: model={name} has {most}; {fits}")
+            return
+        choices, none = self.task.alike(self.prefix)
+        (self.problems if none else self.notes).extend(choices)
+        uses = self.task.uses()
+        capped = {use.name: rooms[use.room] for use in uses if use.setting == LIMIT}
+        if capped := {name: room for name, room in capped.items() if room.tokens < self.task.config.max_length}:
+            kept = ", ".join(f"{kind} {room.tokens} of {room}" for kind, room in capped.items())
+            log.info(
+                "%smax_length=%s: less room in model=%s: for %s",
+                self.prefix,
+                self.task.config.max_length,
+                name,
+                kept,
+            )
+        for split, found in samples.items():
+            for use in uses:
+                if use.splits in ("all", "train" if split == "train" else "asked"):
+                    self._split(split, found, use)
+
+    def _split(self, split: str, samples: Sequence[Sample], use: Use) -> None:
+        """What there is to say of one kind of text in one split."""
+        some = [sample for sample in _some(samples) if use.of(sample)]
+        texts = list(dict.fromkeys(text for sample in some for text in use.of(sample)))
+        if not texts:
+            return
+        seen = dict(zip(texts, use.look(texts), strict=True))
+        most = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.max_new_tokens
+        cut = [sample for sample in some if any(seen[text].tokens > most for text in use.of(sample))]
+        lost = [sample for sample in some if not any(_counts(seen[text], most, use) for text in use.of(sample))]
+        of = f"{len(some):,}" + (f" looked at (of {len(samples):,})" if len(some) < len(samples) else "")
+        where = f"{self.part}{'input' if split == 'asked' else f'data.{split}'}"
+        longest = max(seen[text].tokens for text in texts)
+        if lost:
+            count = f"{'any of the' if len(lost) == len(some) else f'{len(lost):,} of'} {of} samples"
+            message = f"{where}: {use.lost.format(count)}{_first(lost)}: {self._reason(lost, use, seen, most)}"
+            (self.problems if len(lost) == len(some) else self.notes).append(message)
+        elif use.left and split != "asked" and len(some) > 1 and len(set(use.left(texts))) < 2:
+            self.problems.append(f"{where}: the {use.name} are all the same tokens, so no image can be told by them")
+        if len(lost) == len(some):
+            return
+        if cut:
+            word = "are cut to" if use.setting == LIMIT else "cannot be written whole, with"
+            self.notes.append(
+                f"{where}: {use.name} of {len(cut):,} of {of} samples {word} {most} tokens{_first(cut)}; the longest has "
+                f"{longest:,}: {self._remedy(use, longest)}"
+            )
+        gone = {sample.id for sample in lost}
+        partly = [one for one in some if one.id not in gone and any(seen[text].unknown for text in use.of(one))]
+        if partly:
+            self.notes.append(
+                f"{where}: {use.name} of {len(partly):,} of {of} samples have characters that the tokenizer does not know"
+                f"{_first(partly)}"
+            )
+
+    def _reason(self, lost: Sequence[Sample], use: Use, seen: Mapping[Any, Seen], most: int) -> str:
+        found = [seen[text] for sample in lost for text in use.of(sample)]
+        needed = [one.first for one in found if one.first is not None and one.first > most]
+        if use.whole and (long := [one.tokens for one in found if one.first is not None and one.tokens > most]):
+            return f"the longest has {max(long):,} tokens, and {most} can be written: {self._remedy(use, max(long))}"
+        if not needed:
+            return use.nothing
+        kept = f"{most} tokens are kept, which leaves no word"
+        if use.room == "conversation":
+            kept = f"{most} tokens are kept, and the longest prompt before a reply has {max(needed) - 1:,}"
+        return f"{kept}: {self._remedy(use, max(needed))}"
+
+    def _remedy(self, use: Use, wanted: int) -> str:
+        """What to set for texts of so many tokens."""
+        room = self.task.backbone.rooms(self.task.config)["new" if use.setting == NEW else use.room]
+        now = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.max_new_tokens
+        if wanted <= room.tokens:
+            return f"set {self.prefix}{use.setting}={wanted}"
+        more = f"{self.prefix}{use.setting}={room.tokens} is the most: " if now < room.tokens else ""
+        less = f"a smaller {self.prefix}{NEW}, or " if room.reply else ""
+        backbone = self.task.backbone
+        return f"{more}model={backbone.config.name} has {room}; more is kept with {less}{backbone.more_room}"
+
+
+def _counts(seen: Seen, most: int, use: Use) -> bool:
+    """Whether something is left of a text."""
+    if use.whole and (seen.unknown or seen.tokens > most):
+        return False
+    return seen.first is not None and seen.first <= most
+
+
+def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """So many samples at most, evenly spread, each once."""
+    once = list({sample.id: sample for sample in samples}.values())
+    return once[:: -(-len(once) // LOOKED_AT)] if once else once
+
+
+def _first(samples: Sequence[Sample]) -> str:
+    return f" (the first: {samples[0].source or samples[0].id})" if samples[0].source or samples[0].id else ""
+
+
+def _seen(ids: Sequence[int], around: int, special: set[int], unknown: int | None) -> Seen:
+    first = next((place + 1 + around for place, token in enumerate(ids) if token not in special), None)
+    return Seen(len(ids) + around, first, unknown in ids)
+
+
+def _special(backbone: Backbone) -> set[int]:
+    return set(backbone.tokenizer.all_special_ids)
+
+
+def _unknown(backbone: Backbone) -> int | None:
+    """The unknown token; none where it is a token with another meaning, too (CLIP's end)."""
+    known, token = backbone.tokenizer, backbone.tokenizer.unk_token_id
+    others = (known.bos_token_id, known.eos_token_id, known.pad_token_id, known.cls_token_id, known.sep_token_id)
+    return None if token in others else token
