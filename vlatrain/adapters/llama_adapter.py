@@ -25,16 +25,19 @@ FUSED = ("query", "key", "value")  # the thirds of a fused `qkv`
 class LlamaAdapter(Adapter):
     """`out(tanh(gate) * softmax(query(x) key(prompt)^T / sqrt(d)) value(prompt))`, added to the attention's output.
 
+    The size d of a head is the query's outputs over the heads, which need not be the width over the heads (Gemma, Qwen3). In
+    grouped-query attention (Ainslie et al., EMNLP 2023) key and value have fewer heads, each for a group of the query's.
+
     Parameters: `dim * width + heads`: 7,692 for width 768, dim 10 and 12 heads.
 
     Args:
         width: width of the states.
         dim: tokens of the prompt.
         init_std: standard deviation of the prompt at the start.
-        heads: attention heads.
+        heads: attention heads, the query's.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: no attention heads.
     """
 
     wants = ("heads",)
@@ -42,8 +45,8 @@ class LlamaAdapter(Adapter):
 
     def __init__(self, width: int, dim: int = 10, init_std: float = 1.0, heads: int = 1) -> None:
         super().__init__()
-        if not heads or width % heads:
-            raise ValueError(f"{heads} attention heads do not divide the width {width}")
+        if heads < 1:
+            raise ValueError(f"heads={heads}: the tower has no attention heads")
         self.heads = heads
         self.prompt = nn.Parameter(torch.randn(dim, width) * init_std)
         self.gate = nn.Parameter(torch.zeros(heads))
@@ -56,33 +59,42 @@ class LlamaAdapter(Adapter):
         """
         if not {"out"} <= set(call.frozen) or not ({"qkv", *FUSED} & set(call.frozen)):
             raise ValueError("needs an attention's query, key, value (or qkv) and out: choose points at attn sites")
-        query = self._split(project(call.frozen, "query", states))  # (B, heads, L, d)
+        query = projected(call.frozen, "query", states)  # (B, L, heads * d)
+        size = query.shape[-1] // self.heads
+        query = query.unflatten(-1, (self.heads, size)).transpose(-2, -3)  # (B, heads, L, d)
         prompt = self.prompt.to(states.dtype)
-        key, value = (self._split(project(call.frozen, role, prompt)) for role in ("key", "value"))  # (heads, dim, d)
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (B, heads, L, dim)
+        key, value = (self._by_head(projected(call.frozen, role, prompt), size) for role in ("key", "value"))
+        scores = query @ key.transpose(-1, -2) / size**0.5  # (B, heads, L, dim)
         found = scores.float().softmax(dim=-1).to(value.dtype) @ value  # (B, heads, L, d)
         found = found * torch.tanh(self.gate)[:, None, None].to(found.dtype)
         # (B, heads, L, d) -> (B, L, heads * d); without the bias: the frozen attention has added it
         joined = found.transpose(-2, -3).flatten(-2)
-        return linear(joined, weight_of(call.frozen["out"]).to(joined.dtype)).to(states.dtype)
+        return without_bias(call.frozen["out"], joined).to(states.dtype)
 
-    def _split(self, states: Tensor) -> Tensor:
-        """(..., L, width) -> (..., heads, L, d)."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+    def _by_head(self, states: Tensor, size: int) -> Tensor:
+        """(dim, key-value heads * d) -> (heads, dim, d): each is repeated for the heads of its group."""
+        split = states.unflatten(-1, (-1, size)).transpose(0, 1)  # (key-value heads, dim, d)
+        return split.repeat_interleave(self.heads // len(split), dim=0)
 
 
-def project(frozen: Mapping[str, nn.Module], role: str, states: Tensor) -> Tensor:
+def projected(frozen: Mapping[str, nn.Module], role: str, states: Tensor) -> Tensor:
     """The query, key or value of states, by a module of its own or by its third of a fused one."""
-    module = frozen[role] if role in frozen else frozen["qkv"]
-    weight, bias = weight_of(module), module.bias
-    if role not in frozen:
-        third = FUSED.index(role)
-        weight = weight.chunk(3)[third]
-        bias = None if bias is None else bias.chunk(3)[third]  # type: ignore[operator]
-    return linear(states, weight, bias)  # type: ignore[arg-type]
+    if role in frozen:
+        return plain(frozen[role]).forward(states)
+    whole, third = plain(frozen["qkv"]), FUSED.index(role)
+    if type(whole) is nn.Linear:  # the other two need not be computed
+        return linear(states, whole.weight.chunk(3)[third], None if whole.bias is None else whole.bias.chunk(3)[third])
+    return whole.forward(states).chunk(3, dim=-1)[third]
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """A linear layer's weight, (out, in)."""
-    assert isinstance(module.weight, Tensor)
-    return module.weight
+def without_bias(module: nn.Module, states: Tensor) -> Tensor:
+    """What a linear layer makes of states, but for its bias."""
+    made = plain(module).forward(states)
+    bias = module.bias
+    return made if bias is None else made - bias.to(made.dtype)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The frozen layer itself, without what a method of PEFT has put around it. Of whatever kind it is (quantised, GPT-2's Conv1D),
+    its `forward` knows its weights; called as a module, it would run the hooks of other adapters on a prompt that is not theirs."""
+    return getattr(module, "base_layer", module)
