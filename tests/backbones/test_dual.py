@@ -151,7 +151,7 @@ def test_a_package_that_its_tokenizer_needs_is_named(tmp_path: Path, monkeypatch
             "\nSiglipTokenizer requires the SentencePiece library but it was not found in your environment."
         )
 
-    monkeypatch.setattr("vlatrain.backbones.base.AutoTokenizer.from_pretrained", needy)
+    monkeypatch.setattr("vlatrain.backbones.pretrained.AutoTokenizer.from_pretrained", needy)
     with pytest.raises(UserError, match=r"^model=siglip: .*; pip install sentencepiece$"):
         load(model_config("siglip", checkpoint=str(tmp_path)), "retrieval")
 

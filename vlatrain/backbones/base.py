@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
 from vlatrain.backbones.describe import positions_in
 from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
 from vlatrain.backbones.prefix import Keeping
+from vlatrain.backbones.pretrained import (
+    read_image_processor,
+    read_model,
+    read_tokenizer,
+    refuse_code,
+    refuse_images,
+    refuse_tokens,
+)
 from vlatrain.backbones.search import generate_settings, word_start
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
@@ -121,18 +128,28 @@ class Backbone:
 
         Raises:
             OSError: they cannot be had.
-            UserError: weights are missing in it.
+            UserError: something is missing in it, or it is the checkpoint's own code.
         """
-        processor = cls.read_processor(checkpoint)  # the small thing first: it may need a package that is not there
         kind, new = cls.architecture(config, task), config.tasks[task].trained
-        return read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new), processor
+        refuse_code(kind, checkpoint)
+        processor = cls.read_processor(checkpoint)  # the small thing first: it may need a package that is not there
+        model = read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new)
+        refuse_tokens(
+            processor.tokenizer, cls.vocabulary(model.config), checkpoint, padding=processor.tokenizer.pad_token_id
+        )
+        if processor.image_processor is not None and "vision" in config.towers:
+            refuse_images(model, processor.image_processor, config.towers["vision"], checkpoint)
+        return model, processor
+
+    @classmethod
+    def vocabulary(cls, settings: Any) -> int:
+        """How many words a model with such settings has embeddings for."""
+        return getattr(settings, "text_config", settings).vocab_size
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:
         """The processor of a checkpoint: image processing on PIL, equal on every machine."""
-        return Pair(
-            AutoTokenizer.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-        )
+        return Pair(read_tokenizer(checkpoint), read_image_processor(checkpoint))
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
@@ -257,28 +274,6 @@ class Backbone:
     def rows(self, context: Inputs, owner: Tensor) -> Inputs:
         """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
         return {name: value.index_select(0, owner) for name, value in context.items()}
-
-
-def read_model(kind: type[PreTrainedModel], checkpoint: str, named: str, new: Iterable[str] = ()) -> PreTrainedModel:
-    """The weights of a checkpoint, in fp32.
-
-    Args:
-        kind: the class of the model.
-        checkpoint: hub name or folder.
-        named: what the configuration calls it, for the message.
-        new: prefixes of weights that it need not have.
-
-    Raises:
-        OSError: they cannot be had.
-        UserError: others are missing in it.
-    """
-    loaded: Any = kind.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
-    model, report = loaded
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new))):
-        raise UserError(
-            f"{named} lacks {len(missing)} of the weights of {kind.__name__} ({missing[0]}, ...): it is no checkpoint for it"
-        )
-    return model
 
 
 def square_processor(settings: dict[str, Any]) -> Any:

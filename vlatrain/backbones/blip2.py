@@ -35,6 +35,11 @@ class Blip2(Backbone):
         )
 
     @classmethod
+    def vocabulary(cls, settings: Any) -> int:
+        """How many words the Q-Former has embeddings for."""
+        return settings.qformer_config.vocab_size
+
+    @classmethod
     def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
         """The settings with the only token id that the Q-Former knows of."""
         padding = {"pad_token_id": processor.tokenizer.pad_token_id}

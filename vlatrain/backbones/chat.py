@@ -27,12 +27,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vlatrain.backbones import processors
 from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.backbones.script import Script, Turns, cut
-from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
 from vlatrain.injection.context import hand, reads_other
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlatrain.data.sample import Picture, Turn
 
 ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
@@ -90,6 +93,22 @@ class Chat(Backbone):
         return self.model
 
     # -- loading --
+
+    @classmethod
+    def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
+        """Weights and processor of a checkpoint."""
+        model, processor = super().read(config, task, checkpoint)
+        settings: Any = model.config
+        here, there = getattr(processor, "image_token_id", None), getattr(settings, "image_token_id", None)
+        if None not in (here, there) and here != there:
+            raise UserError(
+                f"{checkpoint}: an image is token {here} for its tokenizer and token {there} for the model: they do not belong "
+                "together; copy the tokenizer's files from where the weights come from"
+            )
+        if hasattr(processor, "qformer_tokenizer"):
+            rows, where = settings.qformer_config.vocab_size, f"{checkpoint}/qformer_tokenizer"
+            refuse_tokens(processor.qformer_tokenizer, rows, where)
+        return model, processor
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:

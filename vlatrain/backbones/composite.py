@@ -18,23 +18,24 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class
-from vlatrain.backbones.base import (
-    Backbone,
-    Inputs,
-    Pair,
-    Text,
-    blank_text,
-    padded_text,
-    read_model,
-    square_processor,
-)
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, padded_text, square_processor
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.joined import Joined, JoinedConfig
 from vlatrain.backbones.lengths import SLACK, Room, rooms
+from vlatrain.backbones.pretrained import (
+    has_image_processor,
+    model_type,
+    read_image_processor,
+    read_model,
+    read_tokenizer,
+    refuse_code,
+    refuse_images,
+    refuse_tokens,
+)
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.data.features import FeaturePicture
 from vlatrain.injection.context import bring, hand, reads_other
@@ -85,32 +86,42 @@ class Composite(Backbone):
     def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
         """Both parts from their checkpoints, joined by a new projection; or all of it from one folder."""
         if config.checkpoint:
-            return super().read(config, task, checkpoint)
+            model, processor = super().read(config, task, checkpoint)
+            if processor.image_processor is None and model.vision is not None:
+                processor.image_processor = read_image_processor(checkpoint)  # says what is missing
+            return model, processor
         found = checkpoints_of(config, task)
-        models: dict[str, Any] = {}
+        kinds: dict[str, Any] = {}
         for part, name in found.items():
             key = f"model.parts.{part}"
-            kind: Any = model_class(config.parts[part].architecture, f"{key}.architecture")
-            wanted, there = kind.config_class.model_type, AutoConfig.from_pretrained(name).model_type
+            kinds[part] = model_class(config.parts[part].architecture, f"{key}.architecture")
+            refuse_code(kinds[part], name)
+            wanted, there = kinds[part].config_class.model_type, model_type(name)
             if _whole(wanted) != _whole(there):
                 raise UserError(
-                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kind.__name__} none"
+                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[part].__name__} none"
                 )
-            models[part] = read_model(kind, name, f"{key}.checkpoint={name}")
+        tokenizer, images = read_tokenizer(found["language"]), None
+        if "vision" in found:
+            images = _read_image_processor(found["vision"], kinds["vision"].config_class.model_type)
+        models: dict[str, Any] = {
+            part: read_model(kinds[part], name, f"model.parts.{part}.checkpoint={name}") for part, name in found.items()
+        }
         language, vision = models["language"], models.get("vision")
+        refuse_tokens(tokenizer, language.config.vocab_size, found["language"])
         if added := config.options.get("added_tokens", 0):
             language.resize_token_embeddings(language.get_input_embeddings().weight.shape[0] + added)
         seen = vision.config if vision is not None else AutoConfig.for_model(**config.config["vision_config"])
-        model = Joined(_joined(config, seen, language.config), vision, language)
-        images = _read_image_processor(found["vision"], seen.model_type) if vision is not None else None
-        return model, Pair(AutoTokenizer.from_pretrained(found["language"]), images)
+        joined = Joined(_joined(config, seen, language.config), vision, language)
+        if images is not None:
+            refuse_images(joined, images, config.towers["vision"], found["vision"])
+        return joined, Pair(tokenizer, images)
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:
         """The processor of a folder; without image processor for features."""
-        names = ("preprocessor_config.json", "processor_config.json")
-        if Path(checkpoint).is_dir() and not any((Path(checkpoint) / name).is_file() for name in names):
-            return Pair(AutoTokenizer.from_pretrained(checkpoint), None)
+        if Path(checkpoint).is_dir() and not has_image_processor(checkpoint):
+            return Pair(read_tokenizer(checkpoint), None)
         return super().read_processor(checkpoint)
 
     @classmethod
@@ -305,6 +316,4 @@ def _whole(model_type: str) -> str:
 def _read_image_processor(checkpoint: str, model_type: str) -> Any:
     """The image processor of a checkpoint, on PIL; ViT's where its own needs torchvision."""
     kind = image_processor_class(_whole(model_type))
-    if kind.__name__ == "ViTImageProcessorPil":
-        return kind.from_pretrained(checkpoint)
-    return AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    return read_image_processor(checkpoint, kind if kind.__name__ == "ViTImageProcessorPil" else None)

@@ -26,6 +26,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as
+from vlatrain.backbones.pretrained import read_tokenizer
 from vlatrain.config import ModelConfig
 from vlatrain.config.families import DualOptions
 from vlatrain.injection.context import hand, reads_other
@@ -77,7 +78,7 @@ class Dual(Backbone):
         made = get_tokenizer_config(checkpoint).get("tokenizer_class")
         if made in (PreTrainedTokenizerFast.__name__, "PreTrainedTokenizerFast"):
             # one that was made for random weights: transformers would put SigLIP 2's own class in its place
-            processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+            processor.tokenizer = read_tokenizer(checkpoint, kind=PreTrainedTokenizerFast)
         return processor
 
     def inputs(

@@ -14,11 +14,12 @@ from typing import Any
 
 import transformers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, transformers_config
+from vlatrain.backbones.pretrained import model_type, read_image_processor, read_tokenizer
 from vlatrain.config import UserError
 
 FACTS = (
@@ -62,15 +63,15 @@ def read(checkpoint: str) -> Any:
 
     Raises:
         OSError: it cannot be had.
-        UserError: it is of a kind that transformers does not have.
+        UserError: it is of a kind that transformers does not have, or has no vocabulary or image processor.
     """
     settings, _ = ProcessorMixin.get_processor_dict(checkpoint)
-    name = settings.get("processor_class") or _of_model(AutoConfig.from_pretrained(checkpoint).model_type)
+    name = settings.get("processor_class") or _of_model(model_type(checkpoint))
     found: Any = processor_class(name)
     parts = [
-        AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        read_image_processor(checkpoint)
         if attribute == "image_processor"
-        else found._load_tokenizer_from_pretrained(attribute, checkpoint)
+        else read_tokenizer(checkpoint, "" if attribute == "tokenizer" else attribute)
         for attribute in found.get_attributes()
     ]
     return found.from_args_and_dict(parts, settings)

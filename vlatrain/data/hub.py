@@ -116,7 +116,9 @@ def _load(config: DataConfig, split: str) -> Any:
 
     assert config.path is not None
     path = os.path.expanduser(config.path)
-    dataset = datasets.load_dataset(path, config.subset, split=split, streaming=config.streaming)
+    dataset = datasets.load_dataset(
+        path, config.subset, split=split, streaming=config.streaming, trust_remote_code=False
+    )
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
