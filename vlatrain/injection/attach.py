@@ -240,7 +240,8 @@ def mixed_rows(model: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
     peft_model: Any = model
     if not hasattr(type(getattr(model, "base_model", None)), "_enable_peft_forward_hooks"):
         raise ValueError("only vlatrain's own designs and PEFT's LoRA and RoAd mix adapters in a batch")
-    with rows(model, adapters), peft_model._enable_peft_forward_hooks(adapter_names=list(adapters)):
+    # within PEFT's, which knows nothing of the calls to come: they may have any multiple of these rows
+    with peft_model._enable_peft_forward_hooks(adapter_names=list(adapters)), rows(model, adapters):
         yield
 
 

@@ -29,6 +29,7 @@ class Context:
         heard: the same of the layer at work, where it is called with them.
         task: name of the task; empty if there is only one.
         rows: adapter of each row of the batch; None: the active ones for all.
+        repeats: how many rows of a tower's batch there may be for one of these; None: any number.
         dropped: adapters in so many of the lowest layers of each tower are left out.
         readers: the sites with adapters that read states of the other modality.
         carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
@@ -40,6 +41,7 @@ class Context:
     heard: tuple[Tensor | None, Tensor | None] = (None, None)
     task: str = ""
     rows: list[str] | None = None
+    repeats: frozenset[int] | None = None
     dropped: int = 0
     readers: list[Any] = field(default_factory=list)
     carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -104,17 +106,18 @@ def for_task(model: nn.Module, name: str) -> AbstractContextManager[None]:
     return setting(model, task=name)
 
 
-@contextmanager
-def rows(model: nn.Module, adapters: Sequence[str] | None) -> Iterator[None]:
+def rows(
+    model: nn.Module, adapters: Sequence[str], repeats: frozenset[int] | None = None
+) -> AbstractContextManager[None]:
     """Mix adapters in a batch.
 
     Args:
         model: the model.
-        adapters: for each row the name of its adapter, `__base__` for none; None changes nothing. A batch of k times as many
-            rows (beams) has k rows, one after the other, for each.
+        adapters: for each row the name of its adapter, `__base__` for none. A batch of k times as many rows (beams) has k rows,
+            one after the other, for each.
+        repeats: the k that there may be; None: any.
     """
-    with setting(model, **({} if adapters is None else {"rows": list(adapters)})):
-        yield
+    return setting(model, rows=list(adapters), repeats=repeats)
 
 
 def left(model: nn.Module) -> dict[str, Tensor]:

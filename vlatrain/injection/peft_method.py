@@ -6,7 +6,8 @@ output. (Wrapping whole layers corrupts the capture of hidden states in transfor
 
 With the method registered, `get_peft_model`, `PeftModel.from_pretrained`, `save_pretrained`, `set_adapter`,
 `disable_adapter`, `delete_adapter`, `unload` and transformers' `model.load_adapter` work as with any PEFT method. All that depends
-on PEFT's internals is in this file; `tests/injection/test_peft_method.py` is the contract with the pinned release.
+on PEFT's internals is in this file and in `rows`; `tests/injection/test_peft_method.py` is the contract with the
+pinned release.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import nn
 
 from vlatrain.adapters import DESIGNS, Adapter, borrow
-from vlatrain.injection.context import context_of, rows
+from vlatrain.injection.context import context_of
 from vlatrain.injection.points import Point
-from vlatrain.injection.site import METHOD, UNITS, Alias, ByTask, Site
+from vlatrain.injection.rows import named_rows
+from vlatrain.injection.site import CHILD, METHOD, UNITS, Alias, ByTask, Site
 
-CHILD = "adapter"  # the child of an adapted module; must not contain PEFT's prefix, or `delete_adapter` skips it
 PARTS = {"down": "down", "up": "up", "columns": "up.projection.common"}  # what a sharing rule names, in an adapter
 
 
@@ -239,8 +240,17 @@ class VlatrainModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's `model(..., adapter_names=[...])`: a batch whose rows have adapters of their own."""
-        with rows(self.model, kwargs.get("adapter_names")):
+        """PEFT's `model(..., adapter_names=[...])`: a batch whose rows have adapters of their own.
+
+        Raises:
+            ValueError: a name that no adapter has, or not a name for each row.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        known = {name for site in self.sites for name in site.units}
+        with named_rows(self.model, names, known, args, kwargs):
             yield
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:

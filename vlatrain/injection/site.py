@@ -15,6 +15,7 @@ from vlatrain.injection.context import Context
 
 METHOD = "vlatrain"  # PEFT's name of the method; transformers derives the key prefix from it
 UNITS = f"{METHOD}_unit"  # the ModuleDict of adapters in a site, by adapter name; starts with PEFT's prefix
+CHILD = "adapter"  # the child of an adapted module; must not contain PEFT's prefix, or `delete_adapter` skips it
 OTHER = ("encoder_hidden_states", "encoder_attention_mask")  # a layer's arguments for the other modality's states
 
 
@@ -191,8 +192,9 @@ class Site(nn.Module, BaseTunerLayer):
         return adapted
 
     def _repeated(self, names: list[str], rows: int) -> list[str]:
-        if not names or rows % len(names):
-            raise ValueError(f"adapters are named for {len(names)} rows, but the batch has {rows}")
+        allowed = self.context.repeats
+        if not names or rows % len(names) or (allowed is not None and rows // len(names) not in allowed):
+            raise ValueError(f"{self.tower}: adapters are named for {len(names)} rows, but the batch has {rows}")
         return [name for name in names for _ in range(rows // len(names))]
 
     def _other(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
