@@ -14,6 +14,8 @@ from hydra.core.plugins import Plugins
 
 from vlatrain import cli
 from vlatrain.config import UserError
+from vlatrain.config.compose import prepare
+from vlatrain.config.overrides import Request
 from vlatrain.config.paths import run_folder
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -73,6 +75,14 @@ def test_a_sweeper_gets_the_score_of_each_job(tmp_path: Path, capsys: pytest.Cap
     assert told.startswith("hydra.sweeper.direction=maximize: the sweeper gets each run's score, and more is better\n")
     assert "1 of 2 runs failed" in told
     assert len(json.loads(Path("sweep/sweep.json").read_text())) == 2
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_only_a_sweeper_understands_is_passed_on() -> None:
+    words = ["hydra/sweeper=scored", "hydra.sweeper.direction=minimize", "optim.lr=interval(0.1,1)", "seed=1"]
+    prepared = prepare(Request("train", words, multirun=True))
+    assert sorted(prepared.overrides) == sorted(words)
+    assert prepared.swept == ("optim.lr",)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,3 @@ def test_a_large_sweep_has_every_choice_checked() -> None:
     with pytest.raises(UserError) as error:
         prepare(Request("train", [*wide, "optim.lr=1e-3,1e-4,0"], multirun=True))
     assert error.value.problems == ["optim.lr=0.0: must be more than 0"]
-
-
-def test_what_only_a_sweeper_understands_is_passed_on() -> None:
-    prepared = prepare(Request("train", ["optim.lr=interval(0.1,1)", "seed=1"], multirun=True))
-    assert prepared.overrides == ["seed=1", "optim.lr=interval(0.1,1)"]
-    assert prepared.swept == ("optim.lr",)
