@@ -125,8 +125,35 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = load_file(sources[1].weights)
     del tensors[min(tensors)]
     save_file(tensors, sources[1].weights)
-    with pytest.raises(UserError, match="in another shape"):
+    with pytest.raises(UserError, match=r"run1\S+ has not the tensors that \S+ has: 1 of 64 tensors missing \(base"):
         summed(sources, [0.5, 0.5])
+
+
+def test_factors_of_lora_that_not_all_have_are_refused(tmp_path: Path) -> None:
+    sources = runs(tmp_path, method("lora", dim=2), method("lora", dim=2))
+    without(sources[0].weights, "lora_A")
+    with pytest.raises(
+        UserError, match=r"has not the tensors that \S+ has: \d+ tensors without a place \(\S+lora_A.weight"
+    ):
+        side_by_side(sources, [0.5, 0.5])
+
+
+def test_a_fusion_without_its_attentions_is_not_pruned(tmp_path: Path) -> None:
+    folders = [str(written(tmp_path / name, "blip", "vqa", method("bottleneck", dim=2))) for name in "ab"]
+    fused = written(tmp_path / "fused", "blip", "vqa", method("fusion", dim=2, sources=folders))
+    (source,) = read_sources([str(fused)], "sources")
+    without(source.weights, "vision_model.encoder.layers.0", "usage")
+    with pytest.raises(UserError, match=r"2 of 16 attentions missing \(\S+vision_model.encoder.layers.0\S+usage"):
+        pruned(source, 1)
+    source.weights.unlink()
+    with pytest.raises(UserError, match=r"no adapter/adapter_model.safetensors there"):
+        read_sources([str(fused)], "sources")
+
+
+def without(file: Path, *words: str) -> None:
+    """Take the tensors whose names have all these words out of a file."""
+    tensors = load_file(file)
+    save_file({key: value for key, value in tensors.items() if not all(word in key for word in words)}, file)
 
 
 def test_heads_are_averaged_but_not_added(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import small_config
 from tests.injection.rows_fusion import written
@@ -118,8 +119,20 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     saved["options"]["dim"] = 8
     file.write_text(json.dumps(saved))
     backbone = load(BLIP, "vqa", texts=["a"])
-    with pytest.raises(UserError, match="has in the shape"):
+    with pytest.raises(
+        UserError, match=r"does not fit: \d+ of \d+ tensors of another shape \(down.projection.weight of "
+    ):
         attach(backbone.model, method("fusion", sources=[*map(str, folders)]), sites(BLIP, "vqa", ["*"]))
+    saved["options"]["dim"] = 4
+    file.write_text(json.dumps(saved))
+    weights = folders[1] / ADAPTER / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(weights).items() if "up" not in key}, weights)
+    with pytest.raises(UserError, match=r"b/\S+ does not fit: 32 of 64 tensors missing \(up.projection"):
+        attach(
+            load(BLIP, "vqa", texts=["a"]).model,
+            method("fusion", sources=[*map(str, folders)]),
+            sites(BLIP, "vqa", ["*"]),
+        )
 
 
 def test_sources_keep_their_precision_in_a_trunk_that_is_cast(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from peft import PeftType
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.base import Backbone
@@ -123,7 +124,9 @@ def test_a_copy_is_independent() -> None:
 
 
 def test_the_enum_member_is_a_real_one() -> None:
+    loading = PreTrainedModel.load_adapter
     register()  # again does nothing
+    assert PreTrainedModel.load_adapter is loading
     member = PeftType("VLATRAIN")
     assert member is PeftType.VLATRAIN
     assert member in PeftType

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.disk import room
 from vlatrain.config import UserError
 from vlatrain.training.checkpoints import Checkpoints
+from vlatrain.training.keeping import Keeper
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None, size: int = 4) -> None:
@@ -27,6 +29,28 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(saved.tensors["trainable"]["a.b"], tensors["trainable"]["a.b"])
     assert saved.tensors["optimizer"]["a.b/step"].shape == ()
     assert saved.tensors["buffers"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({"weight": torch.ones(1)}, "1 of 2 tensors missing .bias."),
+        (
+            {"weight": torch.ones(1), "bias": torch.ones(1)},
+            "2 of 2 tensors of another shape .weight 1 instead of 2x3, bias",
+        ),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(2), "up": torch.ones(1)}, "1 tensor without a place .up."),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], told: str) -> None:
+    """Torch would copy one number into a whole matrix."""
+    checkpoints, model = Checkpoints(tmp_path), torch.nn.Linear(3, 2)
+    before = model.weight.clone()
+    checkpoints.save(1, {"trainable": tensors, "buffers": {}}, {})
+    keeper = Keeper(checkpoints, Accelerator(cpu=True), model, dict(model.named_parameters()), None, {})
+    with pytest.raises(UserError, match=rf"step_1/trainable.safetensors does not fit the model: .*{told}"):
+        keeper._load_weights(checkpoints.load(1))
+    assert torch.equal(model.weight, before)
 
 
 def test_nothing_in_a_checkpoint_can_execute(tmp_path: Path) -> None:

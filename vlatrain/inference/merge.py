@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load, write
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
 from vlatrain.config.files import replace_folder, write_json
@@ -112,8 +113,8 @@ def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
     whole = dataclasses.replace(config.model, quantize=None)
     backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
     prepare(config.task, backbone)
-    trained = config.model.tasks[config.task.name].trained
-    write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER, trained)), output)
+    where = sites(config.model, config.task.name, config.points)
+    write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER, where)), output)
 
 
 def _described(note: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
@@ -25,8 +25,9 @@ from vlatrain.injection.fuse import fill, fused_places
 from vlatrain.injection.mixed import Mixed, in_order, load, refuse_overlap
 from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse
+from vlatrain.injection.saved import differences, load_peft, shapes_in, shapes_of
 from vlatrain.injection.sources import read_sources
-from vlatrain.injection.trunk import FILE, chosen, load_trunk, save_trunk, train_in_place
+from vlatrain.injection.trunk import chosen, load_trunk, save_trunk, train_in_place
 
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
 
@@ -259,44 +260,36 @@ def save(model: nn.Module, folder: Path) -> None:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in trained.items()}, str(folder / FULL))
 
 
-def restore(model: nn.Module, config: AdapterConfig, folder: Path, trained: Sequence[str] = ()) -> nn.Module:
+def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites | None = None) -> nn.Module:
     """Load what `save` wrote into a fresh backbone, for inference.
 
     Args:
         model: the backbone; changed in place.
         config: the method.
         folder: the adapter's folder.
-        trained: modules of the backbone that are new, and hence must be there.
+        where: where it goes, and the modules of the backbone that are new: by it is known what of the trunk must be there; None: of
+            the trunk, whatever is there is loaded.
 
     Raises:
-        UserError: the folder does not hold it.
+        UserError: the folder does not hold it, or only in part, or holds that of another backbone.
     """
     if config.name == "none":
         return model
-    if config.name != "full" and (config.trunk or trained) and not (folder / FILE).is_file():
-        raise UserError(f"{folder}: there is no {FILE}, the weights of the trunk that trained with the adapter")
-    load_trunk(model, folder)
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
     for file in [folder / name / wanted.name for name in config.parts] or [wanted]:
         if not file.is_file():
             raise UserError(
                 f"{file.parent}: there is no {file.name}; the run has not finished, or is no adapter={config.name} run"
             )
-    if config.parts:
-        context_of(model).dropped = config.drop_layers
-        with _quiet_peft():
-            return load(model, folder)
-    if config.name != "full":
-        context_of(model).dropped = config.drop_layers
-        with _quiet_peft():
-            return PeftModel.from_pretrained(model, str(folder))
-    weights: dict[str, Tensor] = load_file(str(wanted))
-    outcome: Any = model.load_state_dict(weights, strict=False)
-    if outcome.unexpected_keys:
-        raise UserError(
-            f"{wanted}: weights that the backbone does not have: {', '.join(outcome.unexpected_keys[:3])}, ..."
-        )
-    return model
+    if config.name == "full":
+        if told := differences(shapes_in(wanted), shapes_of(dict(model.named_parameters()))):
+            raise UserError(f"{wanted} does not fit the backbone: {told}")
+        model.load_state_dict(load_file(str(wanted)), strict=False)
+        return model
+    load_trunk(model, folder, chosen(model, config.trunk, where) if where else [])
+    context_of(model).dropped = config.drop_layers
+    with _quiet_peft():
+        return load(model, folder) if config.parts else load_peft(model, folder)
 
 
 def merged(model: nn.Module) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vlatrain.config import UserError
 from vlatrain.injection.peft_method import CHILD, UNITS
+from vlatrain.injection.saved import differences, few, shapes_of
 from vlatrain.injection.sources import Source
 
 Saved = tuple[dict[str, Any], dict[str, Tensor]]  # an adapter's configuration and its tensors
@@ -51,10 +52,9 @@ def added(files: Sequence[Path], weights: Sequence[float]) -> dict[str, Tensor]:
         UserError: tensors that not all have, or in different shapes.
     """
     stored = [load_file(file) for file in files]
-    shapes = [{key: tuple(tensor.shape) for key, tensor in tensors.items()} for tensors in stored]
-    for file, other in zip(files, shapes, strict=True):
-        if differing := sorted(key for key in shapes[0].keys() | other.keys() if shapes[0].get(key) != other.get(key)):
-            raise UserError(f"sources: {file} has {differing[0]} in another shape than {files[0]}, or not")
+    for file, other in zip(files, stored, strict=True):
+        if told := differences(shapes_of(other), shapes_of(stored[0])):
+            raise UserError(f"sources: {file} has not the tensors that {files[0]} has: {told}")
     tensors = {}
     for key, first in stored[0].items():
         parts = [weight * tensors[key].float() for weight, tensors in zip(weights, stored, strict=True)]
@@ -68,8 +68,14 @@ def side_by_side(sources: Sequence[Source], weights: Sequence[float]) -> Saved:
     Args:
         sources: runs of plain LoRA with the same targets; their ranks may differ.
         weights: a factor for each.
+
+    Raises:
+        UserError: tensors that not all have.
     """
     stored = [load_file(source.weights) for source in sources]
+    for source, other in zip(sources, stored, strict=True):
+        if told := differences(dict.fromkeys(other, ()), dict.fromkeys(stored[0], ())):
+            raise UserError(f"sources: {source.weights} has not the tensors that {sources[0].weights} has: {told}")
     factors = [
         weight * source.adapter["lora_alpha"] / source.adapter["r"]
         for weight, source in zip(weights, sources, strict=True)
@@ -93,8 +99,16 @@ def pruned(source: Source, keep: int) -> tuple[Saved, list[int]]:
 
     Returns:
         The fusion, and the numbers of the sources that it keeps, in their order.
+
+    Raises:
+        UserError: a point's attention is not in its file.
     """
     tensors, fused = load_file(source.weights), source.adapter["options"]["sources"]
+    wanted = [f"{_unit(place)}attention.usage" for place in source.points.values()]
+    if missing := [name for name in wanted if name not in tensors]:
+        raise UserError(
+            f"sources: {source.weights}: {len(missing)} of {len(wanted)} attentions missing ({few(missing)})"
+        )
     usage = {point: tensors[f"{_unit(place)}attention.usage"].tolist() for point, place in source.points.items()}
     here = {point: [n for n, other in enumerate(fused) if point in other["points"]] for point in source.points}
     used = [sum(usage[point][here[point].index(n)] for point in here if n in here[point]) for n in range(len(fused))]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from vlatrain.adapters import Adapter, Fusion
 from vlatrain.config import UserError
 from vlatrain.injection.peft_method import CHILD, UNITS, VlatrainConfig, kept, ties_of
 from vlatrain.injection.points import Place, Point
+from vlatrain.injection.saved import differences, shapes_of
 from vlatrain.injection.sources import Source
 
 log = logging.getLogger("vlatrain")
@@ -47,20 +48,23 @@ def fill(model: nn.Module, sources: Sequence[Source], adapter: str = "default") 
     if all(parameter.is_meta for unit in units.values() for parameter in unit.parameters()):
         return
     for number, source in enumerate(sources):
-        tensors = load_file(source.weights)
-        for point, unit in units.items():
-            if str(number) in unit.sources:
-                _fill(unit.sources[str(number)], tensors, source, point)  # type: ignore[arg-type]
+        own = {point: unit.sources[str(number)] for point, unit in units.items() if str(number) in unit.sources}
+        _fill(own, source)  # type: ignore[arg-type]
 
 
-def _fill(unit: Adapter, tensors: Mapping[str, Tensor], source: Source, point: str) -> None:
-    for name, own in unit.state_dict(keep_vars=True).items():
-        found = next((tensors[key] for key in _keys(unit, source, point, name) if key in tensors), None)
-        if found is None or found.shape != own.shape:
-            what = "lacks" if found is None else f"has in the shape {tuple(found.shape)}, not {tuple(own.shape)},"
-            raise UserError(f"adapter.sources: {source.weights} {what} {name} of {point}")
-        with torch.no_grad():
-            own.copy_(found)
+def _fill(units: Mapping[str, Adapter], source: Source) -> None:
+    """Load a source's tensors into its units, by point."""
+    tensors, found, wanted = load_file(source.weights), {}, {}
+    for point, unit in units.items():
+        for name, own in unit.state_dict(keep_vars=True).items():
+            wanted[f"{name} of {point}"] = own
+            if stored := next((key for key in _keys(unit, source, point, name) if key in tensors), None):
+                found[f"{name} of {point}"] = tensors[stored]
+    if told := differences(shapes_of(found), shapes_of(wanted)):
+        raise UserError(f"adapter.sources: {source.weights} does not fit: {told}")
+    with torch.no_grad():
+        for name, own in wanted.items():
+            own.copy_(found[name])
 
 
 def _keys(unit: Adapter, source: Source, point: str, name: str) -> Iterator[str]:

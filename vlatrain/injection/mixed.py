@@ -22,6 +22,7 @@ from torch import nn
 from vlatrain.config import AdapterConfig
 from vlatrain.config.methods import is_peft, parts
 from vlatrain.injection.peft_method import VlatrainConfig
+from vlatrain.injection.saved import load_peft
 from vlatrain.injection.site import UNITS
 
 
@@ -56,7 +57,6 @@ class Mixed(nn.Module):
         )  # else PEFT would put this part's in place of the last one's
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it looks for those of other parts
             self.parts[name] = wrap(self.get_base_model())
         for parameter in training:
             parameter.requires_grad_(True)
@@ -111,11 +111,14 @@ def load(model: nn.Module, folder: Path | str) -> Mixed:
     Args:
         model: the model; changed in place.
         folder: the folder with a folder for each part.
+
+    Raises:
+        UserError: a part does not fit the model.
     """
     found = [file.parent for file in sorted(Path(folder).glob("*/adapter_config.json"))]
     mixed = Mixed(model)
     for into in sorted(found, key=lambda part: isinstance(PeftConfig.from_pretrained(str(part)), VlatrainConfig)):
-        mixed.add(into.name, partial(PeftModel.from_pretrained, model_id=str(into)))
+        mixed.add(into.name, partial(load_peft, folder=into, own=_belongs))
     return mixed
 
 

@@ -6,7 +6,7 @@ output. (Wrapping whole layers corrupts the capture of hidden states in transfor
 
 With the method registered, `get_peft_model`, `PeftModel.from_pretrained`, `save_pretrained`, `set_adapter`,
 `disable_adapter`, `delete_adapter`, `unload` and transformers' `model.load_adapter` work as with any PEFT method. All that depends
-on PEFT's internals is in this file and in `rows`; `tests/injection/test_peft_method.py` is the contract with the
+on PEFT's internals is in this file, in `rows` and in `saved`; `tests/injection/test_peft_method.py` is the contract with the
 pinned release.
 """
 
@@ -21,12 +21,14 @@ from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
-from torch import nn
+from torch import Tensor, nn
+from transformers.integrations import PeftAdapterMixin
 
 from vlatrain.adapters import DESIGNS, Adapter, borrow
 from vlatrain.injection.context import context_of
 from vlatrain.injection.points import Point
 from vlatrain.injection.rows import named_rows
+from vlatrain.injection.saved import few, made_for, refuse_partial, refusing_partial
 from vlatrain.injection.site import CHILD, METHOD, UNITS, Alias, ByTask, Site
 
 PARTS = {"down": "down", "up": "up", "columns": "up.projection.common"}  # what a sharing rule names, in an adapter
@@ -109,6 +111,19 @@ class VlatrainModel(BaseTuner):
         # PEFT finds the adapter's name in dotted keys by looking for it as text
         if "." in name or name in UNITS or name == CHILD:
             raise ValueError(f"adapter name {name!r}: use one without dots that is no part of '{UNITS}' or '{CHILD}'")
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        there = {name for name, _ in model.named_modules()}
+        lacking = [
+            point
+            for point, place in peft_config.points.items()
+            if not there.issuperset({place["output"], *place.get("modules", {}).values()})
+        ]
+        if lacking:
+            raise ValueError(
+                f"{type(model).__name__} lacks {len(lacking)} of the adapter's {len(peft_config.points)} points "
+                f"({few(lacking)}); {made_for(peft_config)}"
+            )
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
@@ -273,6 +288,14 @@ class VlatrainModel(BaseTuner):
         return self.model
 
     @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        refuse_partial(model, config, adapter_name, found)
+        return found
+
+    @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         if f".{UNITS}.{adapter_name}." not in key:
             return super()._remove_adapter_name_from_key(key, adapter_name)
@@ -361,6 +384,7 @@ def register() -> None:
     _extend_enum(PeftType, METHOD.upper())
     if getattr(PeftType, METHOD.upper()) not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=METHOD, config_cls=VlatrainConfig, model_cls=VlatrainModel)
+    PeftAdapterMixin.load_adapter = refusing_partial(PeftAdapterMixin.load_adapter, VlatrainConfig)  # type: ignore[method-assign]
 
 
 register()

@@ -218,6 +218,10 @@ class Site(nn.Module, BaseTunerLayer):
             self._train(name, name in names and not inference_mode)
         self._active_adapter = names
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """Let adapters take part, or not. What trains and what is frozen stays so, where PEFT would let the active ones train."""
+        self._disable_adapters = not enabled
+
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         """Let adapters train, or not."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:

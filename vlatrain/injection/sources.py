@@ -100,6 +100,8 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
         sources.append(Source(name if names[name] == 1 else str(path.resolve()), path, run, adapter))
         if not adapter and sources[-1].method not in BARE and not run.get("adapter", {}).get("parts"):
             problems.append(f"{key}: {path}: no {ADAPTER}/adapter_config.json there; the run has not finished")
+        elif adapter and not sources[-1].weights.is_file():
+            problems.append(f"{key}: {path}: no {ADAPTER}/{sources[-1].weights.name} there; the run has not finished")
     if problems:
         raise UserError(problems)
     return sources

@@ -15,10 +15,10 @@ from torch import nn
 from vlatrain.config import UserError
 from vlatrain.injection.context import context_of
 from vlatrain.injection.points import Sites
+from vlatrain.injection.saved import INSIDE, differences, shapes_in
 from vlatrain.injection.sources import TRUNK as FILE
 
 WRAPPED = ".base_layer."  # what PEFT puts into the name of a parameter whose module it wraps
-INSIDE = "base_model.model."  # and in front of all
 
 
 def chosen(model: nn.Module, kinds: Iterable[str], sites: Sites) -> list[str]:
@@ -94,7 +94,7 @@ def save_trunk(model: nn.Module, folder: Path) -> None:
         save_file(plain, str(folder / FILE), metadata={"format": "pt"})
 
 
-def load_trunk(model: nn.Module, folder: Path | str) -> None:
+def load_trunk(model: nn.Module, folder: Path | str, trained: Sequence[str] = ()) -> None:
     """Load what `save_trunk` wrote, into a backbone without adapters; without such a file nothing happens.
 
     The weights stay in the precision they were trained in.
@@ -102,19 +102,19 @@ def load_trunk(model: nn.Module, folder: Path | str) -> None:
     Args:
         model: the backbone.
         folder: the adapter's folder.
+        trained: what `chosen` returned: the weights that must be there; empty: whichever are.
 
     Raises:
-        UserError: weights that the backbone does not have, or has in another shape.
+        UserError: the file lacks some, or has some that the backbone does not have, or has in another shape.
     """
-    file = Path(folder) / FILE
+    file, own = Path(folder) / FILE, dict(model.named_parameters())
     if not file.is_file():
+        if trained:
+            raise UserError(f"{folder}: there is no {FILE}, the weights of the trunk that trained with the adapter")
         return
-    own = dict(model.named_parameters())
-    tensors = load_file(str(file))
-    wrong = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
-    if wrong:
-        raise UserError(
-            f"{file}: weights that the backbone does not have, or not in this shape: {', '.join(wrong[:3])}"
-        )
-    for name, tensor in tensors.items():
+    found = shapes_in(file)
+    wanted = {name: tuple(own[name].shape) for name in trained or found if name in own}
+    if told := differences(found, wanted):
+        raise UserError(f"{file} does not fit the backbone: {told}")
+    for name, tensor in load_file(str(file)).items():
         own[name].data = tensor.to(own[name].device)

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlatrain.config import UserError
 from vlatrain.data.sample import Sample
+from vlatrain.injection.saved import differences, shapes_of
 from vlatrain.training import rng
 from vlatrain.training.checkpoints import Checkpoints, Saved
 from vlatrain.training.modes import moving_buffers
@@ -168,8 +169,13 @@ class Keeper:
             )
 
     def _load_weights(self, saved: Saved) -> None:
+        own = {"trainable": self.parameters, "buffers": moving_buffers(self.model)}
+        for file, wanted in own.items():
+            if told := differences(shapes_of(saved.tensors[file]), shapes_of(wanted)):
+                raise UserError(
+                    f"{self.checkpoints.path(saved.step)}/{file}.safetensors does not fit the model: {told}"
+                )
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(saved.tensors["trainable"][name])
-            for name, buffer in moving_buffers(self.model).items():
-                buffer.copy_(saved.tensors["buffers"][name])
+            for file, wanted in own.items():
+                for name, tensor in wanted.items():
+                    tensor.copy_(saved.tensors[file][name])

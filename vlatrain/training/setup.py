@@ -119,8 +119,8 @@ def finished(
     check_lengths(parts_of(task), samples)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
-    trained = config.model.tasks[config.task.name].trained
-    model = restore(backbone.model, config.adapter, run / ADAPTER, trained).to(device)
+    where = sites(config.model, config.task.name, config.points)
+    model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, task)
 
