@@ -62,8 +62,11 @@ def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (caption,) = asked()  # without a question only the captioning part can be meant
     assert caption == asked("part=captioning")[0]
     (answer,) = asked("part=easy", "question=what is it?", "top_k=2")
+    assert len(answer["hits"]) == 1
+    more = "task.parts.easy.decode.num_beams=2"
+    assert f"{more} searches for more" in " ".join(capsys.readouterr().out.split())
+    (answer,) = asked("part=easy", "question=what is it?", "top_k=2", more)
     assert len(answer["hits"]) == 2
-    capsys.readouterr()
     assert command("predict", f"run={run}", f"image={image}", "question=what is it?") == 2
     assert "say which one is asked with part=" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """What the processor of a backbone cannot take: texts that hold its special tokens, and images of some shapes.
 
 Of the families here, Qwen's image processors refuse sides of more than 200 : 1, and ViLT's those of which the shorter one becomes
-less than a patch (20.8 : 1 as published). The others take any shape.
+less than a patch (about 20 : 1 as published). The others take any shape.
 """
 
 from __future__ import annotations

@@ -84,24 +84,24 @@ def _texts(backbone: Backbone, sample: Sample) -> Iterator[tuple[str, str]]:
 
 def _check_shapes(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:
     """Report images that the image processor refuses for their shape: blank ones of the narrowest shapes are tried on it."""
-    narrow: dict[str, tuple[tuple[int, int], Sample]] = {}  # by image: its size, and the first sample that has it
+    first: dict[str, Sample] = {}  # by image: it is the first whose header was read when the data was checked
     for sample in samples:
-        size = size_of(sample.image)
-        if size is not None and _ratio(size) > NARROW:
-            narrow.setdefault(identity(sample.image), (size, sample))
+        first.setdefault(identity(sample.image), sample)
+    sized = ((size_of(sample.image), sample) for sample in first.values())
+    narrow = [(size, sample) for size, sample in sized if size is not None and _ratio(size) > NARROW]
     refused: dict[tuple[int, int], str] = {}
-    for size in sorted({size for size, _ in narrow.values()}, key=_ratio, reverse=True):
+    for size in sorted({size for size, _ in narrow}, key=_ratio, reverse=True):
         if not (why := refusal(backbone, Image.new("RGB", size))):
             break
         refused[size] = why
     ratio = widest_ratio(backbone) if refused else None
-    for size, sample in narrow.values():
+    for size, sample in narrow:
         if size in refused:
             limit = (
                 f"takes sides of at most about {ratio:.3g} : 1" if ratio else f"refuses such a shape: {refused[size]}"
             )
             problems.add(
-                "images of such a shape",
+                "images too narrow",
                 f"{_where(sample)}: {size[0]} x {size[1]} pixels, and the image processor of model={backbone.config.name} {limit}; "
                 "crop or pad the image, or leave it out",
             )
