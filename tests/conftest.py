@@ -19,15 +19,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.backbones.small import SETTINGS
+from tests.backbones.small import BY_TASK, SETTINGS
 from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Sample, Turn
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
-
-SMALL_CONFIG = SETTINGS["blip"]  # CLIP takes it, too
 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
@@ -73,7 +71,8 @@ def _layers(name: str) -> list[Any]:
 
 def small_config(name: str) -> ModelConfig:
     """A family's architecture at a size that builds in milliseconds, with random weights."""
-    return model_config(name, random_init=True, config=SETTINGS.get(name, SMALL_CONFIG))
+    tasks = {task: {"config": settings} for task, settings in BY_TASK.get(name, {}).items()}
+    return model_config(name, random_init=True, config=SETTINGS[name], tasks=tasks)
 
 
 class Plain:

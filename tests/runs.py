@@ -7,6 +7,13 @@ from pathlib import Path
 
 from vlatrain.cli import main
 
+SMALL_BLIP = (  # sizes of a BLIP with random weights
+    "model.config.vision_config={hidden_size: 48, intermediate_size: 80, num_hidden_layers: 3, num_attention_heads: 3}",
+    "model.config.text_config={hidden_size: 32, intermediate_size: 112, num_hidden_layers: 2, num_attention_heads: 4}",
+    "model.config.vision_config.image_size=64",
+    "model.config.text_config.encoder_hidden_size=48",
+)
+
 
 def command(*words: str) -> int:
     """Run a command line in this process.

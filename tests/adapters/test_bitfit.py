@@ -10,6 +10,7 @@ import torch
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import full_size, small, trainable
 from tests.injection.language import where as language_sites
+from tests.numerics import assert_close
 from vlatrain.adapters.bitfit import BitFit
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
@@ -46,18 +47,18 @@ def test_is_the_training_of_the_biases_that_are_there(name: str, task: str) -> N
     roles = {path for place in where.places.values() for role, path in place.modules.items() if role != "key"}
     assert {f"{path}.bias" for path in roles} == set(added), "every bias but that of attention's key"
     losses = [loss_of(one), loss_of(two)]
-    torch.testing.assert_close(*losses)
+    assert_close(*losses, one.model)
     for loss in losses:
         loss.backward()
-    for path, parameter in added.items():
-        torch.testing.assert_close(parameter.grad, own[path].grad, msg=path)
+    expected = {path: own[path].grad for path in added}
+    assert_close({path: parameter.grad for path, parameter in added.items()}, expected, one.model)
 
 
 def test_the_key_has_none_as_its_bias_changes_nothing() -> None:
     assert not BitFit.takes("key", {})
     query, key, bias = torch.randn(3, 8), torch.randn(5, 8), torch.randn(8)
     plain, shifted = query @ key.T, query @ (key + bias).T
-    torch.testing.assert_close(plain.softmax(dim=-1), shifted.softmax(dim=-1))
+    assert_close(plain.softmax(dim=-1), shifted.softmax(dim=-1))
 
 
 def test_low_precision_states_stay_so() -> None:
@@ -77,10 +78,11 @@ def test_keys_and_modules_outside_the_layers_have_one_if_asked(name: str) -> Non
             target = before.get_submodule(key.removesuffix(MARK))
             target.register_forward_hook(lambda module, args, output, bias=parameter: output + bias)
     found, expected = (one.language(input_ids=ids, decoder_input_ids=ids).logits for one in (model, before))
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected, model)
     roles = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert sum("lm_head" in key for key in roles) == 1
-    assert len(roles) == 2 * (6 + 2) + 2 * (10 + 3) + 2 + 1
+    encoder, decoder = where.stacks["text"].layers, where.stacks["decoder"].layers
+    assert len(roles) == encoder * (6 + 2) + decoder * (10 + 3) + 2 + 1
 
 
 def test_published_count_on_t5() -> None:

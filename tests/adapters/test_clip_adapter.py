@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.numerics import assert_close
 from vlatrain.adapters.clip_adapter import ClipAdapter
 
 
@@ -14,7 +15,7 @@ def test_the_direction_is_the_papers(ratio: float) -> None:
     features = torch.randn(5, 12)
     adapted = torch.relu(features @ down.T) @ up.T
     wanted = ratio * adapted + (1 - ratio) * features
-    torch.testing.assert_close(normalize(features + unit(features), dim=-1), normalize(wanted, dim=-1))
+    assert_close(normalize(features + unit(features), dim=-1), normalize(wanted, dim=-1))
 
 
 def test_it_starts_with_nothing_and_counts_as_said() -> None:

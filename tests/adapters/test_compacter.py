@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.numerics import assert_close
 from vlatrain.adapters import borrow
 from vlatrain.adapters.compacter import Compacter
 from vlatrain.adapters.projections import Phm, Rule
@@ -37,7 +38,7 @@ def test_is_the_formula(rank: int) -> None:
     adapter = Compacter(12, 8, activation="relu", scaling=0.5, init="normal", init_std=0.5, rank=rank)
     states, rule = torch.randn(5, 12), adapter.rule.weight
     down, up = (by_kronecker(half.projection, rule) for half in (adapter.down, adapter.up))
-    torch.testing.assert_close(adapter(states), 0.5 * torch.relu(states @ down.T) @ up.T)
+    assert_close(adapter(states), 0.5 * torch.relu(states @ down.T) @ up.T)
     assert adapter(states).abs().sum() > 0
 
 
@@ -49,7 +50,7 @@ def test_both_halves_follow_a_borrowed_rule_and_copies_are_whole() -> None:
     states = torch.randn(5, 8)
     copied = copy.deepcopy(adapter)
     before = copied(states)
-    torch.testing.assert_close(before, adapter(states))
+    assert_close(before, adapter(states))
     assert not any("rule" in name for name, _ in adapter.named_parameters())
     with torch.no_grad():
         other.weight.zero_()

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, CrossModal
 
 
@@ -42,10 +43,10 @@ def test_is_the_formula_and_heeds_the_mask(heads: int) -> None:
     states, other = torch.randn(2, 3, 6), torch.randn(2, 4, 5)
     mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1]])
     expected = written_out(adapter, states, other, mask)
-    torch.testing.assert_close(adapter(states, Call(other=other, mask=mask.bool())), expected)
-    torch.testing.assert_close(adapter(states, Call(other=other, mask=mask)), expected)
+    assert_close(adapter(states, Call(other=other, mask=mask.bool())), expected)
+    assert_close(adapter(states, Call(other=other, mask=mask)), expected)
     everything = torch.ones_like(mask)
-    torch.testing.assert_close(adapter(states, Call(other=other)), written_out(adapter, states, other, everything))
+    assert_close(adapter(states, Call(other=other)), written_out(adapter, states, other, everything))
 
 
 def test_without_the_other_modality_or_with_its_gate_closed_it_is_a_plain_bottleneck() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, Fusion
 
 WIDTH, DIM = 6, 3
@@ -53,7 +54,7 @@ def by_hand(unit: Fusion, states: Tensor, inputs: Tensor) -> Tensor:
 def test_is_an_attention_over_what_the_sources_add(value: str) -> None:
     unit = fusion(source("a"), source("b", placement="parallel"), source("c", dim=4), value=value)
     states, inputs = torch.randn(2, 3, WIDTH), torch.randn(2, 3, WIDTH)
-    torch.testing.assert_close(unit(states, Call(inputs)), by_hand(unit, states, inputs))
+    assert_close(unit(states, Call(inputs)), by_hand(unit, states, inputs))
     assert unit.hears
     assert not fusion(source("a"), source("b")).hears
 
@@ -64,7 +65,7 @@ def test_starts_as_the_mean_of_its_sources() -> None:
         torch.nn.init.normal_(parameter)
     states = torch.randn(2, 3, WIDTH)
     outputs = [own(states) for own in unit.sources.values()]
-    torch.testing.assert_close(unit(states), torch.stack(outputs).mean(0))
+    assert_close(unit(states), torch.stack(outputs).mean(0))
 
 
 def test_a_source_without_an_adapter_at_the_point_takes_no_part() -> None:
@@ -72,7 +73,7 @@ def test_a_source_without_an_adapter_at_the_point_takes_no_part() -> None:
     assert list(unit.sources) == ["0", "2"]
     alone = fusion(source("b", points=("vision.0.ffn",)), source("a"))
     states = torch.randn(2, 3, WIDTH)
-    torch.testing.assert_close(alone(states), alone.sources["1"](states))
+    assert_close(alone(states), alone.sources["1"](states))
     assert not list(alone.attention.parameters())
 
 
@@ -93,7 +94,7 @@ def test_use_is_a_running_mean_in_training_only() -> None:
     unit.train()(states)
     outputs = torch.stack([own(states) for own in unit.sources.values()], dim=-2)
     mean = unit.attention.weights(states, outputs).mean((0, 1))
-    torch.testing.assert_close(unit.attention.usage, 0.95 * torch.tensor([0.5, 0.5]) + 0.05 * mean)
+    assert_close(unit.attention.usage, 0.95 * torch.tensor([0.5, 0.5]) + 0.05 * mean)
 
 
 def test_sources_keep_to_eval_mode() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.numerics import assert_close
 from vlatrain.adapters.hyperformer import Hyperformer
 
 
@@ -38,7 +39,7 @@ def test_is_an_adapter_of_the_generated_weights() -> None:
     down_bias, up_bias = (part.weight @ code + part.bias for part in (made.down_bias, made.up_bias))
     states = torch.randn(5, 6)
     expected = 0.5 * (torch.relu(states @ down.T + down_bias) @ up.T + up_bias)
-    torch.testing.assert_close(adapter(states), expected)
+    assert_close(adapter(states), expected)
 
 
 def test_another_embedding_gives_another_adapter() -> None:
@@ -49,7 +50,7 @@ def test_another_embedding_gives_another_adapter() -> None:
         nn.init.normal_(part.weight)
         assert not torch.allclose(adapter(states), before)
         part.weight.data.copy_(kept)
-    torch.testing.assert_close(adapter(states), before)
+    assert_close(adapter(states), before)
 
 
 def test_the_published_recipe_on_bart() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
-from tests.conftest import SMALL_CONFIG, adapter_config, make_samples, model_config, small_config
+from tests.conftest import adapter_config, make_samples, small_config
+from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.ladder import Ladder, largest
 from vlatrain.backbones.base import Backbone
@@ -28,9 +29,11 @@ PLACES = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("clip
 
 
 def deeper(name: str) -> ModelConfig:
-    """A small backbone of four layers."""
-    parts = {part: {**SMALL_CONFIG[part], "num_hidden_layers": 4} for part in ("vision_config", "text_config")}
-    return model_config(name, random_init=True, config={**SMALL_CONFIG, **parts})
+    """A small backbone whose towers have four layers."""
+    config = small_config(name)
+    for part in ("vision_config", "text_config"):
+        config.config[part]["num_hidden_layers"] = 4
+    return config
 
 
 def adapted(config: ModelConfig, task: str, points: list[str]) -> tuple[Backbone, nn.Module]:
@@ -73,7 +76,7 @@ def test_is_the_formula() -> None:
     expected = 2 * (side @ rungs[1].up.weight.T + rungs[1].up.bias)
     carried: dict[str, Any] = {}
     assert rungs[0](trunk[0], Call(carried=carried)) is None
-    torch.testing.assert_close(rungs[1](trunk[1], Call(carried=carried)), expected)
+    assert_close(rungs[1](trunk[1], Call(carried=carried)), expected)
     assert not carried, "the states are handed on, not kept"
 
 
@@ -177,11 +180,11 @@ def test_hidden_states_can_be_recorded() -> None:
     backbone, _model = adapted(small_config("clip"), "retrieval", ["end"])
     pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
     output = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True)
-    assert len(output.hidden_states) == 3
-    assert output.hidden_states[1].grad_fn is None
-    assert output.hidden_states[2].grad_fn is not None
+    assert len(output.hidden_states) == 4
+    assert all(states.grad_fn is None for states in output.hidden_states[1:3])
+    assert output.hidden_states[3].grad_fn is not None
     norm = backbone.model.vision_model.post_layernorm
-    torch.testing.assert_close(norm(output.hidden_states[-1][:, 0]), output.pooler_output)
+    assert_close(norm(output.hidden_states[-1][:, 0]), output.pooler_output)
 
 
 @pytest.mark.parametrize(

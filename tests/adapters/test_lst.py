@@ -14,6 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import Language, described, full_size, small, trainable, where
+from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.lst import Attention, Lst, buckets_of, kept, remembered
 from vlatrain.backbones.base import Backbone
@@ -86,7 +87,7 @@ def test_is_the_formula(reads: str) -> None:
         torch.randn(2, 5, 8),
         torch.randn(2, 2, 5, 8),
         torch.randn(2, 3, 10),
-        torch.randn(2, 3, 4),
+        torch.randn(2, 3, 5),
     )
     source = side_of_other if reads == "side" else other
     first = rungs[0]
@@ -110,7 +111,7 @@ def test_is_the_formula(reads: str) -> None:
         rung.enter(arguments, call)
         found.append(rung(states, call))
     assert found[0] is None
-    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-4)
+    assert_close(found[1], expected)
     assert not call.carried, "the states are handed on, not kept"
 
 
@@ -126,7 +127,7 @@ def test_positions_are_in_the_buckets_of_t5(buckets: int, causal: bool) -> None:
 def test_published_count_on_t5() -> None:
     """LST's: 24 layers, 26 projections down and one up, positions, final norms and gates."""
     found = trainable(attach(full_size("t5"), adapter_config("lst"), where("t5")))
-    encoder, decoder = Lst.count(768, 12, 12, end=False), Lst.count(768, 12, 12, cross=True)
+    encoder, decoder = Lst.count(768, 12, 12, end=False), Lst.count(768, 12, 12, cross=768 // 4)
     assert found == encoder + decoder == 16_386_072
 
 
@@ -134,7 +135,8 @@ def test_counted_on_bart_with_layer_norms_and_biases() -> None:
     config = adapter_config("lst", bias=True, options={"norm": "layer", "buckets": 0})
     found = trainable(attach(small("bart"), config, where("bart", small=True)))
     down, attention, feed = 32 * 8 + 8, 4 * (64 + 8) + 16, 8 * 64 + 8 * 5 + 16
-    assert found == 4 * (down + 1 + feed) + 6 * attention + 2 * (down + 16) + 8 * 32 + 32
+    layers, attentions = 2 + 3, 2 + 2 * 3  # the decoder's attend to the encoder's, too
+    assert found == layers * (down + 1 + feed) + attentions * attention + 2 * (down + 16) + 8 * 32 + 32
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -183,7 +185,7 @@ def test_writes_what_teacher_forcing_says(name: str, options: dict[str, Any]) ->
 def test_padding_changes_nothing(name: str) -> None:
     model, _ = adapted(name)
     together, alone = logits(model)[1], logits(model, IDS[1:, :4], IDS[1:])[0]
-    torch.testing.assert_close(together, alone)
+    assert_close(together, alone, model)
 
 
 def test_a_token_sees_none_after_it() -> None:
@@ -191,12 +193,12 @@ def test_a_token_sees_none_after_it() -> None:
     changed = IDS.clone()
     changed[:, 4:] = 7
     one, two = logits(model), logits(model, written=changed)
-    torch.testing.assert_close(one[:, :4], two[:, :4])
+    assert_close(one[:, :4], two[:, :4], model)
     assert not torch.allclose(one[:, 4:], two[:, 4:])
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-@pytest.mark.parametrize("points", [[], ["*.1"]], ids=["every layer", "layers dropped"])
+@pytest.mark.parametrize("points", [[], ["*.1-2"]], ids=["every layer", "layers dropped"])
 def test_nothing_goes_back_through_the_trunk_but_all_of_the_side_learns(name: str, points: list[str]) -> None:
     """What trains before the first layer learns through the side."""
     model, adapter = adapted(name, *points)
@@ -229,7 +231,7 @@ def test_what_the_encoder_leaves_is_taken_along_with_its_rows() -> None:
     arguments = {"encoder_outputs": outputs, "attention_mask": MASK[owner], "decoder_input_ids": IDS[owner]}
     with bring(model, picked):
         found = model.language(**arguments).logits
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected, model)
     with pytest.raises(ValueError, match="but the last one, of text, has run for"):
         model.language(**{**arguments, "encoder_outputs": (torch.zeros(3, 5, 32),), "attention_mask": None})
     context_of(model).left.clear()
@@ -277,6 +279,22 @@ def test_a_chain_of_towers_in_blip(task: str) -> None:
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters() if p.requires_grad)
     assert all(not carried for carried in context_of(backbone.model).carried.values())
+
+
+def test_a_side_that_the_heads_do_not_divide_is_refused_with_one_that_they_do() -> None:
+    config = TrainConfig(task=TaskConfig(name="vqa"), model=small_config("blip"))
+    config.adapter = adapter_config("lst", options={"reduction": 7})
+    (problem,) = misfits(config)
+    assert isinstance(problem, Unfit)
+    assert "adapter.options.reduction=7" in problem
+    assert "vision, 48 wide with 3 heads, a side of 6" not in problem
+    assert "fusion, 48 wide with 4 heads, a side of 6" in problem
+    assert problem.endswith("; 6 would do") is False
+    config.adapter.options["reduction"] = int(problem.removesuffix(" would do").rpartition(" ")[2])
+    assert not misfits(config)
+    config.adapter.overrides = {"vision.*.*": {"reduction": 8}}
+    (problem,) = misfits(config)
+    assert "a side is as wide beside all layers" in problem
 
 
 def test_a_cache_that_does_not_grow_is_refused() -> None:
@@ -331,7 +349,7 @@ def test_refused_by_name_before_anything_loads(model: str, task: str, changes: d
             "(projection) could not learn; adapter=lst has",
         ),
         ("ladder", {"points": ["decoder"]}, "(projection) could not learn; adapter=lst has a side in both"),
-        ("lst", {"points": ["*.1"]}, "layer 0 of text must be among its points"),
+        ("lst", {"points": ["*.1-2"]}, "layer 0 of text must be among its points"),
     ],
 )
 def test_what_is_new_before_an_encoder_needs_a_side_there(name: str, changes: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import described, full_size, small, trainable
 from tests.injection.language import where as language_sites
+from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.prompt import Prompt, forget
 from vlatrain.backbones.base import Backbone
@@ -24,7 +25,7 @@ from vlatrain.config.errors import Unfit
 from vlatrain.injection.attach import attach
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
-WIDTH, DIM = 32, 3
+WIDTH, IMAGE, DIM = 32, 48, 3  # of the decoder for captions, and of the image
 both = pytest.mark.parametrize("deep", [False, True], ids=["shallow", "deep"])
 
 
@@ -73,9 +74,9 @@ def test_an_image_tower_is_as_by_hand(name: str, deep: bool) -> None:
     mask = {"attention_mask": None} if name == "clip" else {}
     expected = by_hand(frozen.encoder.layers, states, prompts, **mask)
     found = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True)
-    torch.testing.assert_close(found.hidden_states[-1], expected)
+    assert_close(found.hidden_states[-1], expected, frozen)
     out = expected if name == "clip" else frozen.post_layernorm(expected)
-    torch.testing.assert_close(found.last_hidden_state, out)
+    assert_close(found.last_hidden_state, out, frozen)
     assert {states.shape[1] for states in found.hidden_states[1:]} == {expected.shape[1]}, "nothing outside notices"
 
 
@@ -98,21 +99,21 @@ def test_a_causal_text_tower_is_as_by_hand(deep: bool) -> None:
         frozen.encoder.layers, frozen.embeddings(text.ids), prompts, attention_mask=causal(length, DIM), is_causal=True
     )
     found = backbone.model.text_model(input_ids=text.ids)
-    torch.testing.assert_close(found.last_hidden_state, frozen.final_layer_norm(expected))
+    assert_close(found.last_hidden_state, frozen.final_layer_norm(expected), frozen)
 
 
 @both
 def test_a_decoder_is_as_by_hand(deep: bool) -> None:
     backbone, _ = adapted("blip", "captioning", deep)
     frozen = frozen_of("blip", "captioning").model.text_decoder.bert
-    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, WIDTH)
+    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, IMAGE)
     prompts = tokens_of(backbone, backbone.model.text_decoder.bert.encoder.layer)
     mask = torch.where(causal(4, DIM), 0.0, torch.finfo(torch.float32).min)
     expected = by_hand(
         frozen.encoder.layer, frozen.embeddings(ids), prompts, attention_mask=mask, encoder_hidden_states=image
     )
     found = backbone.model.text_decoder.bert(input_ids=ids, encoder_hidden_states=image, is_decoder=True)
-    torch.testing.assert_close(found.last_hidden_state, expected)
+    assert_close(found.last_hidden_state, expected, frozen)
 
 
 @both
@@ -122,26 +123,26 @@ def test_padding_changes_nothing(name: str, deep: bool) -> None:
     short, long = "a red picture", "picture 1 is red and a green picture number 0"
     alone, together = backbone.text([short], 32), backbone.text([short, long], 32)
     assert together.ids.shape[1] > alone.ids.shape[1]
-    torch.testing.assert_close(backbone.text_features(together)[0], backbone.text_features(alone)[0])
+    assert_close(backbone.text_features(together)[0], backbone.text_features(alone)[0], backbone.model)
 
 
 @both
 def test_a_cache_never_holds_the_prompt(deep: bool) -> None:
     backbone, _ = adapted("blip", "captioning", deep)
     decoder = backbone.model.text_decoder
-    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, WIDTH)
+    ids, image = torch.tensor([[5, 9, 7, 11]] * 2), torch.randn(2, 6, IMAGE)
     whole = decoder(input_ids=ids, encoder_hidden_states=image, use_cache=False).logits
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     for step, part in enumerate((ids[:, :2], ids[:, 2:3], ids[:, 3:])):
         out = decoder(input_ids=part, encoder_hidden_states=image, past_key_values=cache, use_cache=True)
         assert cache.get_seq_length(1) == (2, 3, 4)[step]
-    torch.testing.assert_close(out.logits[:, -1], whole[:, -1])
+    assert_close(out.logits[:, -1], whole[:, -1], decoder)
 
 
 def test_a_cache_that_cannot_shrink_is_refused() -> None:
     backbone, _ = adapted("blip", "captioning")
     cache = StaticCache(config=backbone.model.config.text_config, max_cache_len=8)
-    cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), 0)
+    cache.update(torch.zeros(1, 4, 3, 8), torch.zeros(1, 4, 3, 8), 0)
     with pytest.raises(ValueError, match="a key-value cache that can shrink, not a Static"):
         forget(cache, 0, 1)
 
@@ -176,12 +177,12 @@ def test_two_at_once_are_as_one_of_both() -> None:
     other.model.vision_model.encoder.layers[0].adapter.units["default"].tokens.data = both
     pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
     found, expected = (one.model.vision_model(pixel_values=pixels).last_hidden_state for one in (backbone, other))
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected, model)
 
 
 def test_layers_without_a_point_go_without() -> None:
     backbone, model = adapted("blip", "captioning", points="vision.1")
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == DIM * WIDTH
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == DIM * IMAGE
     pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
     states = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
     frozen = frozen_of("blip", "captioning").model.vision_model
@@ -204,7 +205,7 @@ def test_what_it_cannot_extend_is_refused(arguments: dict[str, Any], message: st
 
 def test_a_call_that_broke_off_leaves_nothing_behind() -> None:
     backbone, _ = adapted("blip", "captioning")
-    decoder, image = backbone.model.text_decoder, torch.randn(2, 6, WIDTH)
+    decoder, image = backbone.model.text_decoder, torch.randn(2, 6, IMAGE)
     arguments = {"input_ids": torch.tensor([[5, 9, 7, 11]] * 2), "encoder_hidden_states": image}
     expected = decoder(**arguments, use_cache=False).logits
     layer = decoder.bert.encoder.layer[1].output
@@ -227,7 +228,7 @@ def test_a_network_makes_the_tokens() -> None:
     first, _, second = prompt.network
     made = torch.tanh(prompt.tokens @ first.weight.T + first.bias) @ second.weight.T + second.bias
     found = prompt.enter({"hidden_states": torch.zeros(2, 4, WIDTH)}, Call(carried={}))["hidden_states"]
-    torch.testing.assert_close(found[:, :DIM], made.expand(2, -1, -1))
+    assert_close(found[:, :DIM], made.expand(2, -1, -1))
     assert not found[:, DIM:].any()
     later = Prompt(WIDTH, DIM, hidden=5, first=False)
     assert not list(later.parameters())
@@ -250,7 +251,7 @@ def test_an_encoder_of_a_language_model_is_as_by_hand(name: str, deep: bool) -> 
     encoder, plain = encoder_of(model, name), encoder_of(frozen, name)
     found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     alone = encoder(input_ids=ids[1:, :3], attention_mask=mask[1:, :3]).last_hidden_state
-    torch.testing.assert_close(found[1, :3], alone[0])
+    assert_close(found[1, :3], alone[0], encoder)
     layers = encoder.block if name == "t5" else encoder.layers
     made = [unit.network(unit.tokens) if unit.tokens is not None else None for unit in units_of(layers)]
     keep = torch.cat([torch.ones(2, DIM), mask], dim=1).bool()[:, None, None].expand(-1, -1, DIM + 5, -1)
@@ -264,7 +265,7 @@ def test_an_encoder_of_a_language_model_is_as_by_hand(name: str, deep: bool) -> 
             out = layer(whole, keep)
         front, states = out[:, :DIM], out[:, DIM:]
     expected = plain.final_layer_norm(states) if name == "t5" else states
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+    assert_close(found[mask.bool()], expected[mask.bool()], encoder)
 
 
 def units_of(layers: nn.Module) -> list[Any]:

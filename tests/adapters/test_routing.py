@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, Routing
 from vlatrain.adapters.routing import FUNCTIONS
 
@@ -40,7 +41,7 @@ def test_is_the_formula_and_heeds_the_mask(function: str, other_width: int) -> N
         added = adapter(states, call)
         for row in range(2):
             hidden = formula(function, adapter.down(states[row]), down(other[row][keep[row]]))
-            torch.testing.assert_close(added[row], adapter.up.projection(torch.tanh(hidden)))
+            assert_close(added[row], adapter.up.projection(torch.tanh(hidden)))
 
 
 def test_without_the_other_modality_it_is_a_plain_bottleneck() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.numerics import assert_close
 from vlatrain.adapters.tip_adapter import TipAdapter
 
 
@@ -23,19 +24,19 @@ def test_it_says_what_the_formula_says() -> None:
         # the paper's affinity of each key, then its share
         affinity = [math.exp(-3.0 * (1 - float(row @ key) / length)) for key in unit.keys]
         mixture = sum(a / sum(affinity) * value for a, value in zip(affinity, unit.values, strict=True))
-        torch.testing.assert_close(said, length * 0.7 * mixture)
+        assert_close(said, length * 0.7 * mixture)
 
 
 def test_what_it_adds_does_not_depend_on_the_length_of_the_features() -> None:
     unit, states = filled(), torch.randn(3, 7)
     one, other = (normalize(x + unit(x), dim=-1) for x in (states, 100 * states))
-    torch.testing.assert_close(one, other)
+    assert_close(one, other)
 
 
 def test_twice_the_same_samples_say_the_same() -> None:
     unit, twice, states = filled(), TipAdapter(7, size=8), torch.randn(3, 7)
     twice.fill(unit.keys.repeat(2, 1), unit.values.repeat(2, 1))
-    torch.testing.assert_close(twice(states), unit(states))
+    assert_close(twice(states), unit(states))
 
 
 def test_an_empty_cache_adds_nothing() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.numerics import assert_close
 from vlatrain.adapters import Call
 from vlatrain.adapters.uniadapter import UniAdapter
 
@@ -28,7 +29,7 @@ def test_is_the_formula(tower: str, call: Call) -> None:
     out = hidden @ adapter.up.weight.T + adapter.up.bias
     if tower in ("fusion", "decoder") and call.other is not None:
         out = adapter.norm(hidden @ adapter.fusion.weight.T + adapter.fusion.bias + out)
-    torch.testing.assert_close(adapter(states, call), 0.1 * out)
+    assert_close(adapter(states, call), 0.1 * out)
 
 
 @pytest.mark.parametrize(("tower", "expected"), [("vision", 2 * 8 + 36 + 40), ("fusion", 2 * 8 + 36 + 2 * 40 + 2 * 8)])

@@ -17,25 +17,25 @@ from vlatrain.config.folder import conf_dir
 from vlatrain.config.registry import register
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions, "question answer vqa caption")]
-_VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+_VISION = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 48, "patch_size": 16}
 VISION: dict[str, dict[str, Any]] = {
-    "clip": {**_VISION, "intermediate_size": 48},
-    "siglip": {**_VISION, "intermediate_size": 48},
+    "clip": {**_VISION, "intermediate_size": 56},
+    "siglip": {**_VISION, "intermediate_size": 56},
     "dinov2": {**_VISION, "mlp_ratio": 2},
-    "dinov3": {**_VISION, "intermediate_size": 48},
-    "features": {"hidden_size": 24, "tokens": 4},
+    "dinov3": {**_VISION, "intermediate_size": 56},
+    "features": {"hidden_size": 24, "tokens": 5},
 }
 LANGUAGE: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 64, "n_positions": 96, "vocab_size": 400},
+    "gpt2": {"n_embd": 72, "n_layer": 2, "n_head": 6, "n_inner": 88, "n_positions": 96, "vocab_size": 400},
     "llama": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 400,
-        "max_position_embeddings": 96,
+        "hidden_size": 72, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+        "intermediate_size": 88, "vocab_size": 400, "max_position_embeddings": 96,
     },
     "bart": {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 400, "max_position_embeddings": 96,
+        "d_model": 72, "encoder_layers": 2, "decoder_layers": 4, "encoder_attention_heads": 2, "decoder_attention_heads": 6,
+        "encoder_ffn_dim": 88, "decoder_ffn_dim": 76, "vocab_size": 400, "max_position_embeddings": 96,
     },
-    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2, "vocab_size": 400},
+    "t5": {"d_model": 72, "d_kv": 10, "d_ff": 88, "num_layers": 4, "num_decoder_layers": 2, "num_heads": 6, "vocab_size": 400},
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def small(vision: str, language: str, **options: Any) -> ModelConfig:
 
 
 def loaded(vision: str, language: str, task: str = "vqa", **options: Any) -> Composite:
-    """A small composite. Its weights are louder than usual, else one of width 32 answers the same to everything; its words most of
+    """A small composite. Its weights are louder than usual, else one so narrow answers the same to everything; its words most of
     all, as a frozen head of small ones can be sure of nothing."""
     backbone = load(small(vision, language, **options), task, texts=TEXTS)
     for parameter in backbone.model.parameters():
@@ -79,7 +79,7 @@ def images(backbone: Composite, count: int = 4) -> list[Any]:
     if backbone.model.vision is not None:
         return [sample.image.load() for sample in make_samples()[:count]]
     generator = torch.Generator().manual_seed(3)
-    return [torch.randn(4 + i % 2, 24, generator=generator).numpy() for i in range(count)]
+    return [torch.randn(5 + i % 2, 24, generator=generator).numpy() for i in range(count)]
 
 
 QUESTIONS = ["is it red?", "what colour is the picture?", "is it red?", "what colour is it is it?"]

@@ -1,46 +1,69 @@
 """Every backbone at a size that builds in milliseconds: what its `model.config` is overridden with.
 
-Widths are 32 and towers have 2 layers; images have 32 pixels a side, in 4 x 4 patches.
+Sizes are unlike each other as in real models, lest two coincide and one pass for the other: the widths of towers, of heads (which
+are no fraction of the width where the family has it so), of feed-forward layers and features; the numbers of heads, of key-value
+heads and of layers of each tower. What a family wants equal is so, and named in test_small.py, which holds all others apart.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-TOWER: dict[str, Any] = {
+TOWER: dict[str, Any] = {  # heads of 16
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+}
+IMAGE: dict[str, Any] = {**TOWER, "image_size": 40, "patch_size": 8}  # 25 patches
+VISION: dict[str, Any] = {**IMAGE, "projection_dim": 20}
+WORDS: dict[str, Any] = {  # heads of 8
     "hidden_size": 32,
-    "intermediate_size": 64,
+    "intermediate_size": 112,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 400,
 }
-VISION: dict[str, Any] = {**TOWER, "image_size": 32, "patch_size": 8, "projection_dim": 16}
-TEXT: dict[str, Any] = {**TOWER, "vocab_size": 400, "max_position_embeddings": 64, "projection_dim": 16}
-DUAL: dict[str, Any] = {"vision_config": VISION, "text_config": TEXT, "projection_dim": 16}
+TEXT: dict[str, Any] = {**WORDS, "max_position_embeddings": 64, "projection_dim": 20}
+DUAL: dict[str, Any] = {"vision_config": VISION, "text_config": TEXT, "projection_dim": 20}
 SIGLIP: dict[str, Any] = {
-    "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
-    "text_config": {**TOWER, "vocab_size": 400, "max_position_embeddings": 24},
+    "vision_config": IMAGE,
+    "text_config": {
+        **WORDS,
+        "max_position_embeddings": 24,
+        "projection_size": 48,
+    },  # its features: as wide as the image's
 }
-LLAMA: dict[str, Any] = {**TOWER, "num_key_value_heads": 2, "vocab_size": 400, "max_position_embeddings": 512}
-QWEN: dict[str, Any] = {
-    "depth": 2,
+DECODER: dict[str, Any] = {  # three heads share a key-value head
+    "hidden_size": 72,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+}
+LLAMA: dict[str, Any] = {**DECODER, "head_dim": 10}
+QWEN: dict[str, Any] = {  # heads of 8
+    "depth": 3,
     "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
+    "intermediate_size": 56,
+    "num_heads": 4,
     "patch_size": 8,
-    "out_hidden_size": 32,
+    "out_hidden_size": 72,
 }
-ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 QFORMER: dict[str, Any] = {
-    "num_query_tokens": 4,
-    "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
-    "qformer_config": {**TOWER, "encoder_hidden_size": 32, "vocab_size": 400},
+    "num_query_tokens": 5,
+    "vision_config": IMAGE,
+    "qformer_config": {**WORDS, "num_hidden_layers": 4, "vocab_size": 390, "encoder_hidden_size": 48},
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "blip": {
         **DUAL,
-        "text_config": {**TEXT, "encoder_hidden_size": 32},
-        "image_text_hidden_size": 16,
+        "text_config": {**TEXT, "hidden_size": 48, "encoder_hidden_size": 48},  # for answers: as wide as the image's
+        "image_text_hidden_size": 20,
     },
     "clip": DUAL,
     "metaclip2": DUAL,
@@ -50,10 +73,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "siglip": SIGLIP,
     "siglip_so400m": SIGLIP,
     "siglip2": SIGLIP,
-    "siglip2_naflex": {**SIGLIP, "vision_config": {**TOWER, "image_size": None, "patch_size": 8, "num_patches": 16}},
+    "siglip2_naflex": {**SIGLIP, "vision_config": {**IMAGE, "image_size": None, "num_patches": 25}},
     "vilt": {
         **TOWER,
-        "image_size": 32,
+        "image_size": 40,
         "patch_size": 8,
         "vocab_size": 400,
         "max_position_embeddings": 40,
@@ -72,50 +95,49 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "projection_dim": 80,
         "temperature_init_value": 0.07,
     },
-    "llava": {"vision_config": VISION, "text_config": LLAMA},
+    "llava": {"vision_config": {**VISION, "num_hidden_layers": 4}, "text_config": LLAMA},  # the last one is not used
     "llava_onevision": {
-        "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
+        "vision_config": IMAGE,
         "text_config": LLAMA,
-        "image_grid_pinpoints": [[32, 32], [32, 64], [64, 32], [64, 64]],
+        "image_grid_pinpoints": [[40, 40], [40, 80], [80, 40], [80, 80]],
     },
     "qwen2_5_vl": {
         "vision_config": {**QWEN, "window_size": 32, "fullatt_block_indexes": [1]},
-        "text_config": {**LLAMA, "rope_parameters": ROPE},
+        "text_config": {
+            **DECODER,
+            "rope_parameters": {**ROPE, "mrope_section": [2, 1, 3]},
+        },  # heads of 12, which fill the width
     },
     "qwen3_vl": {
-        "vision_config": {**QWEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
-        "text_config": {**LLAMA, "head_dim": 16, "rope_parameters": ROPE},
+        "vision_config": {**QWEN, "num_position_embeddings": 25, "deepstack_visual_indexes": [0]},
+        "text_config": {**LLAMA, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 2]}},
     },
-    "smolvlm": {"scale_factor": 2, "vision_config": {**TOWER, "image_size": 32, "patch_size": 8}, "text_config": LLAMA},
+    "smolvlm": {"scale_factor": 2, "vision_config": {**IMAGE, "image_size": 48}, "text_config": LLAMA},
     "paligemma": {
-        "projection_dim": 32,
-        "hidden_size": 32,
-        "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
-        "text_config": {
-            **LLAMA,
-            "head_dim": 16,
-            "vocab_size": 1700,
-        },  # its processor adds 1,152 tokens for places and shapes
+        "projection_dim": 72,
+        "hidden_size": 72,
+        "vision_config": IMAGE,
+        "text_config": {**LLAMA, "vocab_size": 1700},  # its processor adds 1,152 tokens for places and shapes
     },
     "florence2": {
         "vision_config": {
             "image_size": 64,
             "depths": [1, 1, 2, 1],
-            "embed_dim": [8, 16, 32, 32],
-            "num_heads": [2, 2, 2, 2],
-            "num_groups": [2, 2, 2, 2],
+            "embed_dim": [8, 16, 32, 48],
+            "num_heads": [2, 4, 4, 3],
+            "num_groups": [1, 2, 8, 6],
             "window_size": 4,
-            "projection_dim": 32,
+            "projection_dim": 72,
         },
         "text_config": {
             "vocab_size": 400,
-            "d_model": 32,
+            "d_model": 72,
             "encoder_layers": 2,
-            "decoder_layers": 2,
+            "decoder_layers": 3,
             "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
+            "decoder_attention_heads": 6,
+            "encoder_ffn_dim": 88,
+            "decoder_ffn_dim": 76,
             "max_position_embeddings": 128,
         },
     },
@@ -123,27 +145,31 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **QFORMER,
         "text_config": {
             "vocab_size": 400,
-            "hidden_size": 32,
-            "word_embed_proj_dim": 32,
-            "ffn_dim": 64,
+            "hidden_size": 72,
+            "word_embed_proj_dim": 72,
+            "ffn_dim": 88,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "num_attention_heads": 6,
             "max_position_embeddings": 128,
         },
     },
     "blip2_t5": {
         **QFORMER,
         "text_config": {
-            "d_model": 32,
-            "d_kv": 16,
-            "d_ff": 64,
-            "num_layers": 2,
+            "d_model": 72,
+            "d_kv": 10,
+            "d_ff": 88,
+            "num_layers": 5,  # not fewer than in the decoder, for which transformers' cache is made
             "num_decoder_layers": 2,
-            "num_heads": 2,
+            "num_heads": 6,
             "vocab_size": 400,
         },
     },
     "instructblip": {**QFORMER, "text_config": LLAMA},
-    "blip2_itm": {**QFORMER, "image_text_hidden_size": 16},
+    "blip2_itm": {**QFORMER, "image_text_hidden_size": 20},
 }
 SETTINGS |= {"qwen2_5_vl_3b": SETTINGS["qwen2_5_vl"], "smolvlm_2b": SETTINGS["smolvlm"]}
+
+BY_TASK: dict[str, dict[str, dict[str, Any]]] = {  # where a task's model can be of other sizes than the others'
+    "blip": {task: {"text_config": {"hidden_size": 32}} for task in ("captioning", "retrieval", "classification")},
+}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.numerics import assert_close
 from vlatrain.backbones.base import Backbone, Embedder
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, meta_model
@@ -46,18 +47,18 @@ def test_scores_are_transformers_own(head: bool) -> None:
         use_image_text_matching_head=head,
     ).logits_per_image
     features, states = backbone.image_features(inputs)
-    assert features.shape == (4, 4, 16)
+    assert features.shape == (4, 5, 20)
     ours = backbone.match(states, text) if head else similarity(features, backbone.text_features(text))
-    torch.testing.assert_close(ours, expected)
+    assert_close(ours, expected, backbone.model)
     assert expected.std() > 1e-3
 
 
 def test_texts_do_not_depend_on_padding() -> None:
     backbone = make()
     all_of_them, alone = backbone.text(CAPTIONS, 40), backbone.text(CAPTIONS[:1], 40)
-    torch.testing.assert_close(backbone.text_features(all_of_them)[:1], backbone.text_features(alone))
+    assert_close(backbone.text_features(all_of_them)[:1], backbone.text_features(alone), backbone.model)
     states = backbone.image_features(backbone.inputs(images()))[1]
-    torch.testing.assert_close(backbone.match(states, all_of_them)[:1], backbone.match(states[:1], alone))
+    assert_close(backbone.match(states, all_of_them)[:1], backbone.match(states[:1], alone), backbone.model)
 
 
 @pytest.mark.slow
@@ -88,8 +89,8 @@ def test_a_folder_loads_as_it_was_saved(tmp_path: Path) -> None:
     inputs, text = first.inputs(images()), first.text(CAPTIONS, 40)
     assert torch.equal(second.text(CAPTIONS, 40).ids, text.ids)
     assert torch.equal(second.inputs(images())["pixels"], inputs["pixels"])
-    assert torch.equal(second.image_features(inputs)[0], first.image_features(inputs)[0])
-    assert torch.equal(second.text_features(text), first.text_features(text))
+    assert_close(second.image_features(inputs)[0], first.image_features(inputs)[0], first.model)
+    assert_close(second.text_features(text), first.text_features(text), first.model)
 
 
 def test_full_size_on_the_meta_device() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.numerics import assert_close
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.dual import Dual
@@ -48,17 +49,15 @@ def test_features_and_similarities_are_transformers_own(name: str) -> None:
     image, states = backbone.image_features(inputs)
     texts = backbone.text_features(text)
     expected = backbone.model.get_image_features(**own_names(inputs)).pooler_output
-    torch.testing.assert_close(image, normalize(expected, dim=-1))
+    assert_close(image, normalize(expected, dim=-1), backbone.model)
     expected = backbone.model.get_text_features(input_ids=text.ids, attention_mask=text.mask).pooler_output
-    torch.testing.assert_close(texts, normalize(expected, dim=-1))
+    assert_close(texts, normalize(expected, dim=-1), backbone.model)
     assert (image[0] - image[1]).abs().max() > 1e-3  # it looks
     assert (texts[0] - texts[1]).abs().max() > 1e-4
     logits = image @ texts.T * backbone.logit_scale() + backbone.logit_bias()
-    torch.testing.assert_close(logits, own.logits_per_image, atol=1e-4, rtol=1e-4)
+    assert_close(logits, own.logits_per_image, backbone.model)
     assert not backbone.matches  # nothing reads the image, so the pairs' scores say what the features say
-    torch.testing.assert_close(
-        backbone.match(states, text), (image * texts).sum(-1) * backbone.logit_scale(), atol=1e-4, rtol=1e-4
-    )
+    assert_close(backbone.match(states, text), (image * texts).sum(-1) * backbone.logit_scale(), backbone.model)
 
 
 @pytest.mark.parametrize("name", DUALS)
@@ -66,10 +65,10 @@ def test_rows_do_not_depend_on_their_batch(name: str) -> None:
     backbone = loaded(name)
     together = backbone.image_features(backbone.inputs(images()))[0]
     alone = torch.cat([backbone.image_features(backbone.inputs([image]))[0] for image in images()])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert_close(together, alone, backbone.model)
     together = backbone.text_features(backbone.text([*CAPTIONS, "a picture"], 40))
     alone = torch.cat([backbone.text_features(backbone.text([text], 40)) for text in [*CAPTIONS, "a picture"]])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert_close(together, alone, backbone.model)
 
 
 @pytest.mark.parametrize("name", DUALS)
@@ -82,9 +81,8 @@ def test_an_adapter_in_the_text_tower_can_read_the_image(name: str) -> None:
     features, states = backbone.image_features(inputs)
     with torch.no_grad():
         before = backbone.match(states, text)
-        torch.testing.assert_close(  # nothing is changed before it has learned
-            before, (features @ backbone.text_features(text).T)[:, 0] * backbone.logit_scale(), atol=1e-4, rtol=1e-4
-        )
+        expected = (features @ backbone.text_features(text).T)[:, 0] * backbone.logit_scale()
+        assert_close(before, expected, backbone.model)  # nothing is changed before it has learned
         for parameter in backbone.model.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.5)
@@ -94,7 +92,7 @@ def test_an_adapter_in_the_text_tower_can_read_the_image(name: str) -> None:
             backbone.match(backbone.image_features(backbone.inputs([image]))[1], Text(text.ids[:1], text.mask[:1]))
             for image in images()
         ]
-    torch.testing.assert_close(after, torch.cat(alone), atol=1e-4, rtol=1e-4)  # padding of patches is not read
+    assert_close(after, torch.cat(alone), backbone.model)  # padding of patches is not read
 
 
 @pytest.mark.parametrize("name", [name for name in DUALS if model_config(name).tasks["retrieval"].features])
@@ -105,7 +103,7 @@ def test_features_are_adapted_where_they_are_made(name: str) -> None:
     method = adapter_config("clip_adapter", dim=8, options={"features": ["image", "text"]})
     attach(backbone.model, method, sites(backbone.config, "retrieval", ["*"]))
     after = backbone.image_features(inputs)[0], backbone.text_features(text)
-    torch.testing.assert_close(after, before)
+    assert_close(after, before, backbone.model)
     for parameter in backbone.model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_()
@@ -123,7 +121,7 @@ def test_a_kept_prefix_is_put_back(name: str) -> None:
         backbone.foresee(inputs)
     given = {**backbone.given(4), "prefix": {"vision": recorded["vision"].states}}
     for one, other in zip(whole, backbone.image_features(given), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)  # AIMv2's states lie otherwise in memory
+        assert_close(one, other, backbone.model)  # AIMv2's states lie otherwise in memory
 
 
 def test_texts_of_siglip_are_padded_to_the_end_and_padding_counts() -> None:

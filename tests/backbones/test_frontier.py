@@ -17,7 +17,7 @@ VISION, FUSION, DECODER = "vision", "fusion", "decoder"
 
 
 def found(name: str, task: str, method: AdapterConfig, points: list[str]) -> dict[str, tuple[int, bool]]:
-    """By tower, how many of its two layers are kept, and whether it is frozen as a whole."""
+    """By tower, how many of its layers (the image's three, the text's two) are kept, and whether it is frozen as a whole."""
     backbone = load(small_config(name), task, texts=["a red circle"])
     attach(backbone.model, method, sites(backbone.config, task, points))
     return {
@@ -30,14 +30,14 @@ def found(name: str, task: str, method: AdapterConfig, points: list[str]) -> dic
 @pytest.mark.parametrize(
     ("task", "points", "expected"),
     [
-        ("vqa", ["decoder"], {VISION: (2, True), FUSION: (2, True)}),
-        ("vqa", ["fusion.1.*"], {VISION: (2, True), FUSION: (1, False)}),
-        ("vqa", ["fusion"], {VISION: (2, True), FUSION: (0, False)}),
+        ("vqa", ["decoder"], {VISION: (3, True), FUSION: (2, True)}),
+        ("vqa", ["fusion.1.*"], {VISION: (3, True), FUSION: (1, False)}),
+        ("vqa", ["fusion"], {VISION: (3, True), FUSION: (0, False)}),
         ("vqa", ["vision.1.ffn"], {VISION: (1, False), FUSION: (0, False)}),
-        ("captioning", ["decoder"], {VISION: (2, True)}),
+        ("captioning", ["decoder"], {VISION: (3, True)}),
         ("captioning", ["vision.1.*", "decoder"], {VISION: (1, False)}),
-        ("retrieval", ["fusion"], {VISION: (2, True)}),
-        ("retrieval", ["vision.last1.*", "fusion"], {VISION: (1, False)}),
+        ("retrieval", ["fusion"], {VISION: (3, True)}),
+        ("retrieval", ["vision.last1.*", "fusion"], {VISION: (2, False)}),
     ],
 )
 def test_blip(task: str, points: list[str], expected: dict, method: str) -> None:
@@ -52,8 +52,8 @@ def test_blip(task: str, points: list[str], expected: dict, method: str) -> None
 
 
 def test_clip() -> None:
-    assert found("clip", "retrieval", adapter_config("bottleneck", dim=4), ["*.last1.*"])[VISION] == (1, False)
-    assert found("clip", "retrieval", adapter_config("bottleneck", dim=4), ["text"])[VISION] == (2, True)
+    assert found("clip", "retrieval", adapter_config("bottleneck", dim=4), ["*.last1.*"])[VISION] == (2, False)
+    assert found("clip", "retrieval", adapter_config("bottleneck", dim=4), ["text"])[VISION] == (3, True)
 
 
 def test_a_ladder_leaves_every_layer_frozen() -> None:
@@ -63,7 +63,7 @@ def test_a_ladder_leaves_every_layer_frozen() -> None:
     )
     frontier = frontiers(backbone.model, backbone.config, "retrieval")[VISION]
     assert frontier.boundary
-    assert frontier.boundary.taps == (0, 1)
+    assert frontier.boundary.taps == (0, 1, 2)
     assert not frontier.whole
 
 
@@ -110,5 +110,5 @@ def test_nothing_before_it_builds_a_graph(name: str, task: str, points: list[str
     build(TaskConfig(name=task), backbone).rehearse(2, "cpu")
     for tower, frontier in frontiers(backbone.model, backbone.config, task).items():
         kept = frontier.boundary.layers if frontier.boundary else 0
-        for number in range(2):
+        for number in range(3 if tower == VISION else 2):
             assert built[f"{tower}.{number}"] == {number >= kept}, (tower, number)

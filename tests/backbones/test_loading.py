@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from tests.backbones.heads import assert_heads
 from tests.conftest import model_config, small_config
 from vlatrain.backbones.base import Answerer, Backbone, Embedder, Generator, Matcher
 from vlatrain.backbones.describe import sites, stacks
@@ -46,8 +47,10 @@ def test_random_is_seeded_frozen_and_complete(name: str, task: str) -> None:
     assert not any(module.training for module in one.model.modules())
     assert isinstance(one, PROTOCOLS.get((name, task), Embedder if task == "retrieval" else Generator))
     found = sites(config, task, ["*"])  # the description names modules that are there
-    for place in found.places.values():
+    for point, place in found.places.items():
         assert isinstance(one.model.get_submodule(place.output), torch.nn.Linear)
+        if point.site == "attn":
+            assert_heads(one.model, place)
         assert place.output.startswith(place.layer)
         one.model.get_submodule(place.input)
         for role, path in place.modules.items():
@@ -67,7 +70,8 @@ def test_a_folder_loads_as_it_was_saved(name: str, task: str, tmp_path: Path) ->
     for (key, one), (_, two) in zip(first.model.named_parameters(), second.model.named_parameters(), strict=True):
         assert torch.equal(one, two), key
     assert torch.equal(first.text(TEXTS, 20).ids, second.text(TEXTS, 20).ids)
-    assert [stack.layers for stack in stacks(config, task).values()] == [2, 2, 2][: len(config.tasks[task].towers)]
+    layers = {tower: second.model.get_submodule(config.towers[tower].layers) for tower in config.tasks[task].towers}
+    assert [stack.layers for stack in stacks(config, task).values()] == [len(found) for found in layers.values()]
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def own(tmp_path: Path) -> Path:
     """A folder with the YAML; the checkpoint is one in the layout that `save_pretrained` writes."""
     tokenizer = make_wordpiece(["a red circle and a blue square in the corner"], 400)
     text = {**DUAL["text_config"], **token_ids(tokenizer)}
-    model = CLIPModel(CLIPConfig(vision_config=DUAL["vision_config"], text_config=text, projection_dim=16))
-    side = {"height": 32, "width": 32}
+    model = CLIPModel(CLIPConfig(vision_config=DUAL["vision_config"], text_config=text, projection_dim=20))
+    side = {"height": 40, "width": 40}
     for part in (model, tokenizer, image_processor_class("clip")(size=side, crop_size=side)):
         part.save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "conf" / "model").mkdir(parents=True)

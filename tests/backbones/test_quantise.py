@@ -8,11 +8,13 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from vlatrain.adapters import Call
+from vlatrain.adapters.llama_adapter import LlamaAdapter
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
-from vlatrain.backbones.quantise import layers_of, linears, quantise, size_of
+from vlatrain.backbones.quantise import _quantised, layers_of, linears, quantise, size_of
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
 from vlatrain.config.validate import problems
 from vlatrain.injection.attach import attach
@@ -59,7 +61,7 @@ def test_layers_of_towers_are_quantised_and_nothing_else(bits: int) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_computes_what_the_packed_weights_stand_for(bits: int) -> None:
     torch.manual_seed(0)
-    language = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=50, n_positions=20)).eval()
+    language = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=50, n_positions=20)).eval()
     before = {name: module for name, module in language.named_modules() if type(module).__name__ == "Conv1D"}
     quantise(language, language.transformer.h, bits, torch.device("cpu"), torch.float32)
     states = torch.randn(3, 64)
@@ -124,3 +126,22 @@ def test_what_cannot_be_on_a_quantised_trunk_is_told(monkeypatch: pytest.MonkeyP
     assert any("model.quantize=5: must be one of 4, 8" in problem for problem in problems(config))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert any("pip install 'vlatrain[quantize]'" in problem for problem in problems(config))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_attention_to_a_prompt_goes_through_the_packed_layers(bits: int) -> None:
+    """LLaMA-Adapter projects by the frozen layers, whose weights cannot be read as they are: as by what they stand for."""
+    outputs = {"query": 128, "key": 64, "value": 64, "out": 64}  # heads of 32, of which two share a key-value head
+    packed, whole = {}, {}
+    for role, width in outputs.items():
+        layer = nn.Linear(128 if role == "out" else 64, width)
+        packed[role] = _quantised(layer, bits, torch.device("cpu"), torch.float32)
+        whole[role] = nn.Linear(layer.in_features, width)
+        whole[role].weight.data, whole[role].bias.data = dequantised(packed[role]), layer.bias.data
+    adapter, states = LlamaAdapter(64, 5, heads=4), torch.randn(2, 3, 64)
+    assert not adapter(states, Call(frozen=packed)).any()
+    nn.init.constant_(adapter.gate, 0.5)
+    found, expected = (adapter(states, Call(frozen=frozen)) for frozen in (packed, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * expected.abs().max().item())
+    found.sum().backward()
+    assert bool(adapter.prompt.grad.abs().sum() > 0)

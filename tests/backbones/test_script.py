@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.backbones.chatting import CONVERSING, TEXTS, images, shared
+from tests.numerics import assert_close
 from vlatrain.backbones.base import Converser
 from vlatrain.backbones.script import Script
 from vlatrain.backbones.tokenizers import make_wordpiece
@@ -158,9 +159,7 @@ def test_conversations_are_scored_as_they_are_generated(name: str) -> None:
     for number in range(2):
         length = int(last.mask[number].sum())
         stop = int(target.mask[number].nonzero().max()) + 1
-        torch.testing.assert_close(
-            alone[number, : length - 1], logits[number, stop - length : stop - 1], rtol=1e-3, atol=1e-4
-        )
+        assert_close(alone[number, : length - 1], logits[number, stop - length : stop - 1], backbone.model)
     assert len(backbone.generate(backbone.context(prompts), DecodeConfig(max_new_tokens=3))) == 2
 
 

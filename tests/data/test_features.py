@@ -81,7 +81,7 @@ def test_a_model_of_images_wants_none(tmp_path: Path) -> None:
 
 
 def training(folder: Path, *words: str) -> int:
-    text = "{n_embd: 32, n_layer: 2, n_head: 2, n_positions: 96, vocab_size: 300}"
+    text = "{n_embd: 32, n_layer: 2, n_head: 4, n_positions: 96, vocab_size: 300}"
     return command(
         "task=vqa", "model=composite", "model/vision=features", "model.random_init=true", "adapter=cross_modal",
         f"model.config.text_config={text}", "data=files", f"data.train={folder}/train.jsonl", "data.eval_fraction=0.25",

@@ -17,20 +17,11 @@ from vlatrain.backbones.describe import sites
 from vlatrain.config import ModelConfig
 from vlatrain.injection.points import Sites
 
-COMMON = {
-    "d_model": 32,
-    "num_heads": 2,
-    "d_kv": 16,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_decoder_layers": 2,
-    "vocab_size": 60,
-}
 SMALL: dict[str, dict[str, Any]] = {
-    "t5": COMMON,
+    "t5": {"d_model": 32, "num_heads": 4, "d_kv": 12, "d_ff": 72, "num_layers": 3, "num_decoder_layers": 2, "vocab_size": 60},
     "bart": {
-        "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 60, "max_position_embeddings": 32,
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 72, "decoder_ffn_dim": 56, "vocab_size": 60, "max_position_embeddings": 40,
     },
 }  # fmt: skip
 

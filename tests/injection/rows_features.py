@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.injection.table import Row, method
 
-FEATURES = 16  # their width in the small backbones
+FEATURES = 20  # their width in the small backbones
 UNFIT = {("blip", task): "works on the features of image and text" for task in ("vqa", "captioning")}
 
 ROWS: dict[str, Row] = {

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tests.conftest import small_config
-from tests.injection.table import WIDTH, Row, each, method, randomise
+from tests.injection.table import Row, each, method, randomise
 from vlatrain.adapters import Fusion
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -38,36 +38,45 @@ def written(folder: Path, family: str, task: str, config: AdapterConfig, points:
     return folder
 
 
-def folders(family: str) -> list[str]:
-    return [str(Path(KEPT.name) / family / name) for name in SOURCES]
+PLACES = [("blip", "vqa"), ("blip", "captioning"), ("clip", "retrieval")]  # where they were trained
+
+
+def folders(family: str, task: str) -> list[str]:
+    return [str(Path(KEPT.name) / family / task / name) for name in SOURCES]
 
 
 def write_all() -> None:
     """The runs that the rows name."""
-    for family, task in (("blip", "vqa"), ("clip", "retrieval")):
-        for folder, config in zip(folders(family), SOURCES.values(), strict=True):
-            written(Path(folder), family, task, config)
+    for place in PLACES:
+        for folder, config in zip(folders(*place), SOURCES.values(), strict=True):
+            written(Path(folder), *place, config)
 
 
-def row(family: str, value: str, elsewhere: list[tuple[str, str]]) -> Row:
-    config = method("fusion", dim=3, sources=folders(family), options={"value": value})
+def row(family: str, task: str, value: str, unfit: dict[tuple[str, str], str]) -> Row:
+    config = method("fusion", dim=3, sources=folders(family, task), options={"value": value})
 
     def finish(model: nn.Module, name: str) -> Any:
         fill(model, read_sources(config.sources, "sources"), name)
 
     return Row(
         config,
-        each(Fusion.count(WIDTH, 3, value)),
-        unfit=dict.fromkeys(elsewhere, f"trained in model={family}, not in model="),
+        each(lambda at: Fusion.count(at.width, 3, value)),
+        unfit=unfit,
         inexact="starts as the mean of its sources",
         tolerance=math.inf,
         finish=finish,
     )
 
 
-BLIP = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval")]
+CLIP = {("clip", "retrieval"): "trained in model=blip, not in model="}
+BLIP = dict.fromkeys(
+    [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval")], "trained in model=clip, not in model="
+)
+NARROWER = dict.fromkeys([("blip", "captioning"), ("blip", "retrieval")], "with states of width 48; here it is 32")
 ROWS: dict[str, Row] = {
-    "fusion": row("blip", "identity", [("clip", "retrieval")]),
-    "fusion, full value": row("blip", "full", [("clip", "retrieval")]),
-    "fusion, of clip": row("clip", "full", BLIP),
+    "fusion": row("blip", "vqa", "identity", CLIP | NARROWER),
+    "fusion, full value": row(
+        "blip", "captioning", "full", CLIP | {("blip", "vqa"): "with states of width 32; here it is 48"}
+    ),
+    "fusion, of clip": row("clip", "retrieval", "full", BLIP),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.injection.rows_peft import lora_count
-from tests.injection.table import WIDTH, Row, method
+from tests.injection.table import Row, each, method
 from vlatrain.adapters import Bottleneck
 from vlatrain.injection.points import Sites
 
@@ -30,15 +30,16 @@ def tower(where: Sites, name: str, others: bool = False) -> Sites:
 
 def default_count(where: Sites) -> int:
     """LoRA of rank 4 in the image tower, bottlenecks of 16 elsewhere."""
-    return 2 * lora_count(tower(where, "vision")) + len(tower(where, "vision", others=True).places) * Bottleneck.count(
-        WIDTH, 16
-    )
+    others = each(lambda at: Bottleneck.count(at.width, 16))
+    return 2 * lora_count(tower(where, "vision")) + others(tower(where, "vision", others=True))
 
 
 def ours_count(where: Sites) -> int:
     """Bottlenecks of 4 in the image tower, of 2, without biases, elsewhere."""
-    inside, outside = (len(tower(where, "vision", others).places) for others in (False, True))
-    return inside * Bottleneck.count(WIDTH, 4) + outside * Bottleneck.count(WIDTH, 2, bias=False)
+    inside, outside = (tower(where, "vision", others) for others in (False, True))
+    return each(lambda at: Bottleneck.count(at.width, 4))(inside) + each(
+        lambda at: Bottleneck.count(at.width, 2, bias=False)
+    )(outside)
 
 
 def loras_count(where: Sites) -> int:
@@ -48,7 +49,7 @@ def loras_count(where: Sites) -> int:
 
 def stacked_count(where: Sites) -> int:
     """LoRA of rank 2 in the layers, and a bottleneck of 4 behind them."""
-    return lora_count(where) + len(where.places) * Bottleneck.count(WIDTH, 4)
+    return lora_count(where) + each(lambda at: Bottleneck.count(at.width, 4))(where)
 
 
 ROWS: dict[str, Row] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tests.injection.table import WIDTH, Row, each, method
-from vlatrain.injection.points import Sites
+from tests.injection.table import INNER, Row, each, method
+from vlatrain.injection.points import Place, Point, Sites
 
 LAYERS = ("query", "value", "ffn.inner", "ffn.out")  # as in conf/adapter/lora.yaml
 GRAPHS = "PEFT's code for it breaks the graph; without `fullgraph` it is compiled in pieces"
@@ -15,9 +15,22 @@ ALONE = "PEFT has no mixed batches of this method"
 
 def linears(where: Sites, targets: Sequence[str] = LAYERS) -> list[tuple[int, int]]:
     """Inputs and outputs of the linear layers that the targets name."""
-    shapes = {"qkv": (WIDTH, 3 * WIDTH), "inner": (WIDTH, 2 * WIDTH), "out": (2 * WIDTH, WIDTH)}
-    roles = {path: role for place in where.places.values() for role, path in place.modules.items()}
-    return [shapes.get(roles[path], (WIDTH, WIDTH)) for path in where.targeted(targets)]
+    shapes = {
+        path: shape_of(point, place, role)
+        for point, place in where.places.items()
+        for role, path in place.modules.items()
+    }
+    return [shapes[path] for path in where.targeted(targets)]
+
+
+def shape_of(point: Point, place: Place, role: str) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    width, inner = place.width, INNER[point.tower]
+    if point.site == "cross" and role in ("key", "value"):
+        return place.cross_width, width
+    if point.site == "ffn":
+        return (width, inner) if role == "inner" else (inner, width)
+    return width, 3 * width if role == "qkv" else width
 
 
 def per_layer(count: Callable[[int, int], int]) -> Callable[[Sites], int]:
@@ -111,5 +124,5 @@ ROWS: dict[str, Row] = {
         per_layer(lambda ins, outs: outs),
         cannot={"rows": "PEFT's mixed batches want a name for each row, beams included"},
     ),
-    "ln_tuning": Row(method("ln_tuning"), each(2 * WIDTH), cannot={"rows": ALONE}),
+    "ln_tuning": Row(method("ln_tuning"), each(lambda at: 2 * at.width), cannot={"rows": ALONE}),
 }

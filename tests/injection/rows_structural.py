@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.injection.rows_peft import linears, lora_count
-from tests.injection.table import WIDTH, Row, each, method
+from tests.injection.rows_peft import linears, lora_count, shape_of
+from tests.injection.table import Row, each, method, widths
 from vlatrain.adapters.ladder import Ladder
 from vlatrain.adapters.lst import Lst
 from vlatrain.injection.points import Point, Sites
@@ -16,23 +16,25 @@ def rungs(reduction: int) -> object:
     """Of a ladder in each tower."""
 
     def count(where: Sites) -> int:
-        layers = {(point.tower, point.layer) for point in where.places}
-        towers = {tower for tower, _ in layers}
-        return sum(Ladder.count(WIDTH, sum(tower == own for own, _ in layers), reduction) for tower in towers)
+        chosen = layers(where)
+        return sum(
+            Ladder.count(width, sum(tower == point.tower for point in chosen), reduction)
+            for tower, width in widths(where).items()
+        )
 
     return count
 
 
 def lst_count(reads: str) -> object:
-    """Of a side beside each tower; one that attends to the trunk has wider keys and values, and only towers with a head have it."""
+    """Of a side beside each tower, which attends to the other's side or to its trunk."""
 
     def count(where: Sites) -> int:
         total = 0
-        for tower in towers(where):
+        for tower, width in widths(where).items():
             place = next(place for point, place in where.places.items() if point.tower == tower)
-            total += Lst.count(WIDTH, 2, 2, cross=bool(place.cross), end=place.end)
-            if place.cross and reads == "trunk":
-                total += 2 * 2 * (WIDTH // 4) * (WIDTH - WIDTH // 4)
+            depth = where.stacks[tower].layers
+            cross = place.cross_width if reads == "trunk" else place.cross_width // 4
+            total += Lst.count(width, depth, place.heads, cross=cross, end=place.end)
         return total
 
     return count
@@ -40,19 +42,21 @@ def lst_count(reads: str) -> object:
 
 def biases(where: Sites) -> int:
     """The widths of the layers' outputs, but for attention's key."""
-    sizes = {"qkv": 3 * WIDTH, "inner": 2 * WIDTH, "key": 0}
-    return sum(sizes.get(role, WIDTH) for place in where.places.values() for role in place.modules)
+    return sum(
+        place.width if role == "norm" else shape_of(point, place, role)[1]
+        for point, place in where.places.items()
+        for role in place.modules
+        if role != "key"
+    )
 
 
 def all_biases(where: Sites) -> int:
     """Those, attention's keys, and the modules outside the layers."""
-    keys = sum("key" in place.modules for place in where.places.values())
-    outside = sum(len(set(where.inside[tower]) - {"layers", "embeddings"}) for tower in towers(where))
-    return biases(where) + (keys + outside) * WIDTH
-
-
-def towers(where: Sites) -> set[str]:
-    return {point.tower for point in where.places}
+    keys = sum(place.width for place in where.places.values() if "key" in place.modules)
+    outside = sum(
+        len(set(where.inside[tower]) - {"layers", "embeddings"}) * width for tower, width in widths(where).items()
+    )
+    return biases(where) + keys + outside
 
 
 def layers(where: Sites) -> set[Point]:
@@ -75,19 +79,19 @@ ROWS: dict[str, Row] = {
     ),
     "prompt": Row(
         method("prompt", dim=3),
-        lambda where: len(towers(where)) * 3 * WIDTH,
+        lambda where: sum(3 * width for width in widths(where).values()),
         cannot=WHOLE,
         inexact=IN_SOFTMAX,
         tolerance=0.5,
     ),
     "prompt, deep": Row(
         method("prompt", dim=3, options={"deep": True}),
-        lambda where: len(layers(where)) * 3 * WIDTH,
+        lambda where: sum(3 * place.width for place in where.at("layer").values()),
         cannot=WHOLE,
         inexact=IN_SOFTMAX,
         tolerance=0.5,
     ),
-    "llama_adapter": Row(method("llama_adapter", dim=3, points=["*.*.attn"]), each(3 * WIDTH + 2)),
+    "llama_adapter": Row(method("llama_adapter", dim=3, points=["*.*.attn"]), each(lambda at: 3 * at.width + at.heads)),
     "bitfit": Row(method("bitfit"), biases),
     "bitfit, keys and outside": Row(
         method("bitfit", options={"keys": True, "outside": True}),
@@ -95,7 +99,7 @@ ROWS: dict[str, Row] = {
     ),
     "prompt, by a network": Row(
         method("prompt", dim=3, options={"hidden": 5}),
-        lambda where: len(towers(where)) * (3 * WIDTH + 2 * WIDTH * 5 + 5 + WIDTH),
+        lambda where: sum(3 * width + 2 * width * 5 + 5 + width for width in widths(where).values()),
         cannot=WHOLE,
         inexact=IN_SOFTMAX,
         tolerance=0.5,

@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from tests.backbones.small import SETTINGS
 from tests.conftest import adapter_config as method
 from vlatrain.adapters.tip_adapter import TipAdapter
 from vlatrain.config import AdapterConfig
 from vlatrain.injection.peft_method import Site
-from vlatrain.injection.points import Sites
+from vlatrain.injection.points import Place, Sites
 
-__all__ = ["WIDTH", "Row", "each", "method", "randomise"]
+__all__ = ["INNER", "TOWERS_DIFFER", "Row", "each", "method", "randomise", "widths"]
 
-WIDTH = 32  # of every tower of the small backbones, which have two layers, two heads, and feed-forward layers of 64
+INNER = {  # width of the feed-forward layers, by tower: the same in the small backbones of the table
+    tower: SETTINGS["blip"][part]["intermediate_size"]
+    for tower, part in (("vision", "vision_config"), *((name, "text_config") for name in ("text", "fusion", "decoder")))
+}
+TOWERS_DIFFER = dict.fromkeys(
+    [("blip", "captioning"), ("blip", "retrieval"), ("clip", "retrieval")],
+    "cannot be shared over towers of different widths",
+)  # where a projection cannot be shared over towers: only BLIP's for answers has two of one width
 
 
 @dataclass
@@ -60,6 +68,11 @@ def randomise(model: nn.Module, seed: int = 5) -> None:
                 unit.fill(*(torch.randn(unit.values.shape, generator=generator) * 0.3 for _ in range(2)))
 
 
-def each(count: int) -> Callable[[Sites], int]:
-    """So many parameters at each point."""
-    return lambda where: len(where.places) * count
+def each(count: Callable[[Place], int]) -> Callable[[Sites], int]:
+    """So many parameters at each point, by its place."""
+    return lambda where: sum(map(count, where.places.values()))
+
+
+def widths(where: Sites) -> dict[str, int]:
+    """Width of each tower that has a point."""
+    return {point.tower: place.width for point, place in where.places.items()}

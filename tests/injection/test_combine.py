@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.injection.rows_fusion import written
 from tests.injection.table import method
+from tests.numerics import assert_close
 from vlatrain.config import MergeConfig, UserError
 from vlatrain.injection.combine import pruned, side_by_side, summed
 from vlatrain.injection.mergeable import unmergeable
@@ -50,7 +51,7 @@ def test_of_lora_the_changes_of_the_weights_are_summed(tmp_path: Path) -> None:
     for key in (key for key in tensors if ".lora_A." in key):
         other = key.replace(".lora_A.", ".lora_B.")
         expected = 0.5 * 2.0 * one[other] @ one[key] - 1.5 * 4.0 * two[other] @ two[key]  # alpha / r: 2 and 4
-        torch.testing.assert_close(tensors[other] @ tensors[key], expected)
+        assert_close(tensors[other] @ tensors[key], expected)
 
 
 def test_pruning_keeps_the_most_used_sources(tmp_path: Path) -> None:

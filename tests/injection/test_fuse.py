@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import small_config
 from tests.injection.rows_fusion import written
 from tests.injection.table import method
+from tests.numerics import assert_close
 from vlatrain.adapters import Call
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -47,23 +48,25 @@ def test_each_source_does_as_it_did_in_its_own_run(config: AdapterConfig, tmp_pa
     attach(fused.model, method("fusion", sources=[str(folder), str(other)]), where)
     own = load(BLIP, "vqa", texts=["a"])
     points = restore(own.model, config, folder / ADAPTER).peft_config["default"].points
-    states, text = torch.randn(2, 5, 32), torch.randn(2, 4, 32)
     assert points
     for point, place in points.items():
         units = [getattr(each.model.get_submodule(place["output"]), CHILD).units["default"] for each in (fused, own)]
-        call = Call(states, text if place.get("other") else None)
+        states = torch.randn(2, 5, place["width"])
+        call = Call(states, torch.randn(2, 4, place["other_width"]) if place.get("other") else None)
         source = units[0].sources["0"].eval()
-        torch.testing.assert_close(source(states, call), units[1].eval()(states, call), msg=str(point))
+        assert_close(source(states, call), units[1].eval()(states, call), msg=str(point))
 
 
 def test_only_the_points_of_the_sources_are_used(tmp_path: Path) -> None:
-    one = written(tmp_path / "one", "blip", "vqa", method("bottleneck", dim=4), ["vision.*.ffn", "decoder.0.attn"])
+    one = written(
+        tmp_path / "one", "blip", "captioning", method("bottleneck", dim=4), ["vision.*.ffn", "decoder.0.attn"]
+    )
     two = written(tmp_path / "two", "blip", "retrieval", method("bottleneck", dim=2), ["vision.*.*", "fusion.0.attn"])
     backbone = load(BLIP, "captioning", texts=["a"])
     model = attach(backbone.model, method("fusion", sources=[str(one), str(two)]), sites(BLIP, "captioning", ["*"]))
     points = model.peft_config["default"].points
-    assert {*points} == {f"vision.{n}.{site}" for n in (0, 1) for site in ("attn", "ffn")} | {"decoder.0.attn"}
-    assert usage(model) == {"one": pytest.approx((1 + 2 * 0.5) / 5), "two": pytest.approx((2 + 2 * 0.5) / 5)}
+    assert {*points} == {f"vision.{n}.{site}" for n in range(3) for site in ("attn", "ffn")} | {"decoder.0.attn"}
+    assert usage(model) == {"one": pytest.approx((1 + 3 * 0.5) / 7), "two": pytest.approx((3 + 3 * 0.5) / 7)}
     assert json.dumps(model.peft_config["default"].options["sources"])
 
 
@@ -76,9 +79,12 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_what_cannot_be_fused_is_refused_by_name(tmp_path: Path) -> None:
     places = sites(BLIP, "captioning", ["*"]).places
-    good = written(tmp_path / "good", "blip", "vqa", method("bottleneck", dim=4))
+    good = written(tmp_path / "good", "blip", "captioning", method("bottleneck", dim=4))
     wrong = {
-        "lora": (written(tmp_path / "lora", "blip", "vqa", method("lora", dim=2)), "adapter=lora; only vlatrain's own"),
+        "lora": (
+            written(tmp_path / "lora", "blip", "captioning", method("lora", dim=2)),
+            "adapter=lora; only vlatrain's own",
+        ),
         "clip": (
             written(tmp_path / "clip", "clip", "retrieval", method("bottleneck", dim=2)),
             "model=clip, not in model=blip",
@@ -88,6 +94,10 @@ def test_what_cannot_be_fused_is_refused_by_name(tmp_path: Path) -> None:
             "among the points here",
         ),
         "prompt": (written(tmp_path / "prompt", "blip", "vqa", method("prompt")), "output of sub-layers"),
+        "wide": (
+            written(tmp_path / "wide", "blip", "vqa", method("bottleneck", dim=2), ["vision", "decoder"]),
+            "at decoder.0.attn it was trained with states of width 48; here it is 32",
+        ),
     }
     for folder, said in wrong.values():
         (problem,) = unfusable([str(good), str(folder)], "blip", places)
@@ -106,10 +116,10 @@ def test_states_of_another_width_are_refused(tmp_path: Path) -> None:
     assert not [*unfusable(folders, "blip", sites(BLIP, "vqa", ["*"]).places)]
     file = tmp_path / "a" / ADAPTER / "adapter_config.json"
     saved = json.loads(file.read_text())
-    saved["points"]["fusion.0.cross"]["other_width"] = 48
+    saved["points"]["fusion.0.cross"]["other_width"] = 56
     file.write_text(json.dumps(saved))
     (problem,) = unfusable(folders, "blip", sites(BLIP, "vqa", ["*"]).places)
-    assert "at fusion.0.cross it was trained with states of the other modality of width 48; here it is 32" in problem
+    assert "at fusion.0.cross it was trained with states of the other modality of width 56; here it is 48" in problem
 
 
 def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ def test_each_point_has_its_own_and_the_later_pattern_the_last_word(tmp_path: Pa
     }  # fmt: skip
     assert [unit.scaling for unit in found.values()] == [0.5, 0.5, 4.0, 4.0]
     assert [unit.reads for unit in found.values()] == ["output", "input", "input", "output"]
-    low = (32 + 4) + (4 + 32) + 4 + 32  # dim 4, rank 1, with biases
+    low = (48 + 4) + (4 + 48) + 4 + 48  # dim 4, rank 1, with biases
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    by_dim = {2: 3, 6: 2, 4: 4}  # vision has four points, fusion six, of which one is of low rank
-    assert counted == low + sum(number * Bottleneck.count(32, dim) for dim, number in by_dim.items())
+    by_dim = {2: 5, 6: 2, 4: 4}  # vision has six points, fusion six, of which one is of low rank
+    assert counted == low + sum(number * Bottleneck.count(48, dim) for dim, number in by_dim.items())
 
     save(model, tmp_path)
     again = load(small_config("blip"), "vqa", texts=TEXTS)

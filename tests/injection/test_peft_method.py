@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.numerics import assert_close
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -81,7 +82,7 @@ def test_hidden_states_are_the_adapted_ones() -> None:
     pixels = backbone.pixels([sample.image.load() for sample in make_samples()])
     output = backbone.model.vision_model(pixel_values=pixels, output_hidden_states=True)
     norm = backbone.model.vision_model.post_layernorm
-    torch.testing.assert_close(norm(output.hidden_states[-1][:, 0]), output.pooler_output)
+    assert_close(norm(output.hidden_states[-1][:, 0]), output.pooler_output)
 
 
 def test_heads_train_and_are_saved_when_asked(tmp_path: Path) -> None:

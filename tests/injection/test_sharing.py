@@ -30,11 +30,11 @@ SHARED = {"down": ["down"], "up": ["up"], "columns": ["up.projection.common"], "
 
 
 def loaded() -> Backbone:
-    return load(small_config("blip"), "retrieval", texts=TEXTS)
+    return load(small_config("blip"), "vqa", texts=TEXTS)
 
 
 def everywhere() -> Sites:
-    return sites(small_config("blip"), "retrieval", ["*"])
+    return sites(small_config("blip"), "vqa", ["*"])
 
 
 def adapted(method: AdapterConfig) -> tuple[Backbone, nn.Module]:
@@ -123,7 +123,7 @@ def test_what_a_design_ties_is_one_after_loading(name: str, part: str, over: lis
 
 def test_training_moves_every_user_of_a_shared_tensor() -> None:
     backbone, _ = adapted(adapter_config("bottleneck", dim=4, init="normal", share={"what": "down", "over": ["layer"]}))
-    states = torch.randn(2, 3, 32)
+    states = torch.randn(2, 3, 48)
     first, second = (unit_at(backbone, Point("vision", layer, "ffn")) for layer in (0, 1))
     before = second(states)
     with torch.no_grad():
@@ -154,11 +154,11 @@ def test_one_width_only_is_refused_where_shapes_differ() -> None:
     method = adapter_config(
         "bottleneck", dim=4, share={"what": "down", "over": ["layer"]}, overrides={"vision.1.*": {"dim": 8}}
     )
-    with pytest.raises(UserError, match=r"vision\.1\.attn cannot share down: it is projection\.weight 8x32"):
-        attach(load(config, "retrieval", texts=TEXTS).model, method, points)
+    with pytest.raises(UserError, match=r"vision\.1\.attn cannot share down: it is projection\.weight 8x48"):
+        attach(load(config, "vqa", texts=TEXTS).model, method, points)
     method.share.what = "all"
     with pytest.raises(UserError, match=r"vision\.1\.attn cannot share all"):
-        attach(load(config, "retrieval", texts=TEXTS).model, method, points)
+        attach(load(config, "vqa", texts=TEXTS).model, method, points)
 
 
 def test_parts_that_a_design_lacks_are_refused() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.conftest import adapter_config, small_config
 from tests.injection.language import Language, full_size, small, trainable, where
 from tests.injection.table import randomise
+from tests.numerics import assert_close
 from vlatrain.backbones.fit import misfits
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
@@ -114,7 +115,7 @@ def test_is_saved_beside_the_adapter_and_restored(name: str, language: str, tmp_
     assert set(load_file(tmp_path / FILE)) == set(trained)
     fresh = copy.deepcopy(frozen)
     restore(fresh, config, tmp_path, sites)
-    torch.testing.assert_close(outputs(fresh), outputs(model))
+    assert_close(outputs(fresh), outputs(model), model)
     assert torch.equal(fresh.get_parameter("projection.weight"), model.get_parameter("projection.weight"))
     (tmp_path / FILE).unlink()
     with pytest.raises(UserError, match="there is no trunk"):

@@ -40,7 +40,7 @@ towers:
     sites:
       attn: {output: attn.c_proj, input: attn, modules: {out: attn.c_proj, norm: ln_1}}
       ffn: {output: mlp.c_proj, input: mlp, modules: {inner: mlp.c_fc, out: mlp.c_proj, norm: ln_2}}
-config: {model_type: gpt2, vocab_size: 300, n_positions: 96, n_embd: 48, n_layer: 2, n_head: 2}
+config: {model_type: gpt2, vocab_size: 300, n_positions: 96, n_embd: 48, n_layer: 2, n_head: 4}
 """
 
 

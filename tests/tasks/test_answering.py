@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.numerics import assert_close, near
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, TaskConfig
@@ -60,7 +61,7 @@ def test_the_loss_is_transformers_own() -> None:
         pixel_mask=inputs["pixel_mask"],
         labels=batch["targets"],
     )
-    torch.testing.assert_close(task.loss(batch), own.loss)
+    assert_close(task.loss(batch), own.loss, task.backbone.model)
 
 
 def test_the_list_is_the_users_else_the_checkpoints_else_the_datas() -> None:
@@ -89,7 +90,7 @@ def test_every_answer_comes_with_its_own_probability() -> None:
     for row, answers in enumerate(best):
         assert {answer for answer, _ in answers} == set(task.config.answer_list)
         for answer, probability in answers:
-            assert probability == pytest.approx(logits[row, task.place[answer]].sigmoid().item(), rel=1e-5)
+            assert probability == near(logits[row, task.place[answer]].sigmoid().item(), task.backbone.model)
         assert [value for _, value in answers] == sorted((value for _, value in answers), reverse=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_samples, model_config
-from tests.runs import command
+from tests.runs import SMALL_BLIP, command
 from vlatrain.backbones.frontier import frontiers
 from vlatrain.backbones.loading import load
 from vlatrain.data.scenes import Scene
@@ -45,14 +45,15 @@ CELLS = {
     "a composite": ["model=tiny_composite", "adapter=cross_modal"],
     "DINOv3 and T5": [
         "task=captioning", "model=composite", "model/vision=dinov3", "model/language=t5", "model.random_init=true",
-        "model.config.vision_config={hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, image_size: 32}",
-        "model.config.text_config={d_model: 32, d_kv: 16, d_ff: 64, num_layers: 2, num_decoder_layers: 2, num_heads: 2}",
+        "model.config.vision_config={hidden_size: 24, num_hidden_layers: 3, num_attention_heads: 3, image_size: 32}",
+        "model.config.text_config={d_model: 32, d_kv: 10, d_ff: 72, num_layers: 4, num_decoder_layers: 2, num_heads: 4}",
     ],
     "BLIP-2": [
-        "model=blip2_opt", "model.random_init=true", "model.config.num_query_tokens=4", "model.config.vision_config.image_size=28",
-        "model.config.vision_config={hidden_size: 24, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2}",
-        "model.config.qformer_config={hidden_size: 24, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 2}",
-        "model.config.text_config={hidden_size: 32, word_embed_proj_dim: 32, ffn_dim: 64, num_hidden_layers: 2}",
+        "model=blip2_opt", "model.random_init=true", "model.config.num_query_tokens=5", "model.config.vision_config.image_size=28",
+        "model.config.vision_config={hidden_size: 24, intermediate_size: 56, num_hidden_layers: 3, num_attention_heads: 3}",
+        "model.config.qformer_config={hidden_size: 36, intermediate_size: 44, num_hidden_layers: 4, num_attention_heads: 2}",
+        "model.config.text_config={hidden_size: 32, word_embed_proj_dim: 32, ffn_dim: 72, num_hidden_layers: 2}",
+        "model.config.text_config.num_attention_heads=4",
     ],
     "LoRA": ["task=captioning", "adapter=lora"],
     "several passes": ["task=captioning", "trainer.accumulate=2", "trainer.workers=1"],
@@ -168,20 +169,9 @@ def test_images_cropped_anew_are_not_kept_and_fixed_views_are(tmp_path: Path) ->
 @pytest.mark.slow
 def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> None:
     for number, words in enumerate((["seed=0"], ["seed=1"], ["adapter.dim=8"], ["adapter.points=[vision.last1.*]"])):
-        random = ["task=captioning", "model.random_init=true", "model.config.vision_config.num_hidden_layers=2"]
-        small = [f"model.config.{t}_config.{k}={v}" for t in ("vision", "text") for k, v in SMALL.items()]
-        trained(
-            tmp_path / str(number),
-            *random,
-            *small,
-            "model.config.text_config.encoder_hidden_size=32",
-            *words,
-            "trainer.cache=disk",
-        )
+        random = ["task=captioning", "model.random_init=true"]
+        trained(tmp_path / str(number), *random, *SMALL_BLIP, *words, "trainer.cache=disk")
     assert len(list(root().iterdir())) == 3  # another seed draws other weights; another width of adapters does not
-
-
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.mark.slow

@@ -37,9 +37,10 @@ class Lst(Adapter):
     cross-attention where the tower's layers have it, feed-forward, each behind a norm and with a residual.
 
     Parameters, with the side width `d = width // reduction`, `n = d` for an RMS norm and `2 d` for a layer norm, and without
-    `bias`: `width * d + d` down and 1 for the gate; `4 d^2 + n` for attention, the same for cross-attention (with `reads="trunk"`
-    `2 d^2 + 2 d * cross_width + n`), `8 d^2 + n` for feed-forward. The first of a tower has `width * d + d` for the embeddings
-    and `buckets * heads` for positions; the last a norm, and `d * width + width` up where the tower ends in a head. See `count`.
+    `bias`: `width * d + d` down and 1 for the gate; `4 d^2 + n` for attention, `2 d^2 + 2 d s + n` for cross-attention to states of
+    width s (`cross_width // reduction`, with `reads="trunk"` `cross_width`), `8 d^2 + n` for feed-forward. The first of a tower has
+    `width * d + d` for the embeddings and `buckets * heads` for positions; the last a norm, and `d * width + width` up where the
+    tower ends in a head. See `count`.
 
     Args:
         width: width of the trunk.
@@ -112,7 +113,7 @@ class Lst(Adapter):
         self.positions = nn.Parameter(torch.zeros(buckets, heads)) if first and buckets else None
         self.down, self.gate = nn.Linear(width, side), nn.Parameter(torch.zeros(()))
         self.attention_norm, self.attention = kind(side), Attention(side, side, heads, bias)
-        source = side if reads == "side" else cross_width
+        source = cross_width // reduction if reads == "side" else cross_width
         self.cross_norm = kind(side) if cross else None
         self.cross = Attention(side, source, heads, bias) if cross else None
         self.norm = kind(side)
@@ -211,11 +212,13 @@ class Lst(Adapter):
         begin_as(frozen, self.inner, self.out)
 
     @staticmethod
-    def count(width: int, layers: int, heads: int, cross: bool = False, end: bool = True, reduction: int = 4) -> int:
-        """Number of parameters of a tower's side, with RMS norms, 32 buckets, and without biases in its layers."""
+    def count(width: int, layers: int, heads: int, cross: int = 0, end: bool = True, reduction: int = 4) -> int:
+        """Number of parameters of a tower's side, with RMS norms, 32 buckets, and without biases in its layers; `cross`: width of
+        what its cross-attention attends to, 0: it has none."""
         side = width // reduction
         down, attention = width * side + side, 4 * side * side + side
-        layer = attention * (2 if cross else 1) + 2 * EXPANSION * side * side + side + down + 1
+        crossing = 2 * side * side + 2 * side * cross + side if cross else 0
+        layer = attention + crossing + 2 * EXPANSION * side * side + side + down + 1
         return layers * layer + down + 32 * heads + side + (side * width + width if end else 0)
 
 

@@ -13,7 +13,7 @@ from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, is_peft, parts
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
 from vlatrain.injection.mergeable import unmergeable
-from vlatrain.injection.points import Point, Stack, select
+from vlatrain.injection.points import Place, Point, Stack, select
 from vlatrain.injection.sources import unfusable
 
 PLACES = {
@@ -89,6 +89,7 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
     found += _attention(config, method, patterns, towers)
     found += _inserting(config, method, layers, towers)
     found += _ends(config, method, layers, towers)
+    found += _side_widths(method, {point.tower: place for point, place in places.items()})
     found += _dropping(config, method, layers, towers)
     found += _widths(config, method, layers)
     return found
@@ -236,6 +237,34 @@ def _ends(
             yield Unfit(
                 f"{title}: layer 0 of {tower} must be among its points, or what is new before it ({new}) could not learn"
             )
+
+
+def _side_widths(method: AdapterConfig, places: dict[str, Place]) -> Iterator[str]:
+    """A side network is of one width beside a tower; where it has attention, the trunk's heads must divide it."""
+    if not {"end", "chain"} & set(method.needs):
+        return
+    for pattern, values in method.overrides.items():
+        if "reduction" in values:
+            yield f"adapter.overrides.{pattern}.reduction: a side is as wide beside all layers: set adapter.options.reduction"
+    reduction = method.settings.get("reduction")
+    if "chain" not in method.needs or not isinstance(reduction, int) or reduction < 1:
+        return
+
+    def divided(place: Place, reduction: int) -> bool:
+        return place.width >= reduction and place.heads > 0 and place.width // reduction % place.heads == 0
+
+    wrong = [
+        f"{tower}, {place.width} wide with {place.heads} heads, a side of {place.width // reduction}"
+        for tower, place in places.items()
+        if not divided(place, reduction)
+    ]
+    if wrong:
+        fitting = [r for r in range(1, 65) if all(divided(place, r) for place in places.values())]
+        nearest = f"; {min(fitting, key=lambda r: abs(r - reduction))} would do" if fitting else ""
+        yield Unfit(
+            f"adapter.options.reduction={reduction}: the attention heads of the trunk must divide the width of its side, and give "
+            f"{', '.join(wrong)}{nearest}"
+        )
 
 
 def _reads_sides(method: AdapterConfig) -> bool:
