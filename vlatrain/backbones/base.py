@@ -252,7 +252,8 @@ class Backbone:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of questions, or of texts that are read, without special ones; not cut."""
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        said = [self.clean(text) for text in texts]
+        return self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]
 
     def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
         """Tokenised texts with their special tokens, cut to `max_length` and to the model's positions, padded to the longest or a

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -165,20 +166,22 @@ class Chat(Backbone):
         """None: what is around a question is its prompt."""
         return 0
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of questions; not cut."""
-        return super().tokens([self.script.clean(text) for text in texts])
-
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Image, prompt and text are one sequence."""
-        lead = len(self.script.reply("", 1, config.prompt)[0])
-        return rooms(config, self.positions(self.reader), image=self._taken(config), lead=lead, one=True)
+        lead, image = len(self.script.reply("", 1, config.prompt)[0]), self._taken(config)
+        prompt = self._framing if config.name == "instruct" else 0
+        return rooms(config, self.positions(self.reader), image=image - prompt, prompt=prompt, lead=lead, one=True)
 
     def measure(self, pictures: Sequence[Picture]) -> None:
         """Some of the pictures: where their size decides, positions are rotary, and a few tokens more do no harm."""
         step = max(1, len(pictures) // EXAMPLES)
         self._examples = [picture.load() for picture in pictures[::step][:EXAMPLES]] or self._examples
         self._beside.clear()
+
+    @cached_property
+    def _framing(self) -> int:
+        """Tokens that a turn has besides what the user says."""
+        return len(self.script.ids(self.script.asked([("", "")], shown=False)))
 
     def _taken(self, config: TaskConfig) -> int:
         """Tokens that the image, and a prompt with an empty question, come to."""
@@ -317,7 +320,8 @@ class Chat(Backbone):
         self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> tuple[Inputs, Text]:
         """Up to the first reply as a prompt, and the rest as `rest`."""
-        said = [[(self._said(turn.user, max_length), turn.reply) for turn in turns] for turns in conversations]
+        words = max_length - self._framing
+        said = [[(self._said(turn.user, words), turn.reply) for turn in turns] for turns in conversations]
         rows, masks = [], []
         for turns in said:
             ids, learned, before = self.script.tokens(turns)
@@ -350,7 +354,7 @@ class Chat(Backbone):
         """Conversations up to the last reply; of those that are too long the first turns are left out."""
         said = []
         for conversation in conversations:
-            turns = [(self._said(turn.user, max_length), turn.reply) for turn in conversation]
+            turns = [(self._said(turn.user, max_length - self._framing), turn.reply) for turn in conversation]
             while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
                 turns = turns[1:]
             said.append(turns)

@@ -235,8 +235,8 @@ class Composite(Backbone):
     def measure(self, pictures: Sequence[Picture]) -> None:
         """The most features that an image has."""
         if self.model.vision is None:
-            counts = [picture.shape()[0] for picture in pictures if isinstance(picture, FeaturePicture)]
-            self.visual_tokens = max(counts, default=self.visual_tokens)
+            distinct = {picture.path: picture for picture in pictures if isinstance(picture, FeaturePicture)}
+            self.visual_tokens = max((one.shape()[0] for one in distinct.values()), default=self.visual_tokens)
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """Start tokens, the prompt, the text, the end token."""

@@ -40,8 +40,8 @@ class TowerConfig:
         causal: whether a token sees only those before it (decoders, CLIP's text tower).
         positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table), `rotary`,
             `queries` (a Q-Former's, which come first) or `grid` (windows and convolutions).
-        max_positions: key of the number of positions that it has for tokens, as `depth` has it. Where `positions` are relative,
-            or the settings have no such number, texts may have any length.
+        max_positions: key of the number of its positions for tokens there, as `depth`. Texts may have any length where `positions`
+            are relative, or the settings have no such number.
         sites: the sites of each layer, by name (attn, cross, ffn).
     """
 

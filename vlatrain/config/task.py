@@ -46,7 +46,8 @@ class TaskConfig:
         rerank: retrieval: the best k by similarity are ranked again by matching; 0 leaves that out.
         negatives: retrieval by matching alone (ViLT): wrong texts that each image, and wrong images that each text, is compared
             with in a step; as many as the batch has, if that is fewer.
-        max_length: longest question, caption or conversation, in tokens; longer ones are cut.
+        max_length: longest question, answer, caption or conversation, in tokens; longer ones are cut, and so are those for which
+            the model has no positions.
         decode: generation settings.
         parts: joint: tasks by a name of one's own; see `vlatrain.config.joint`.
         sampling: joint: how often each part's samples come in training: proportional (each once an epoch), balanced (as many of

@@ -16,7 +16,6 @@ from vlatrain.config.paths import name_output
 from vlatrain.data.parts import load_run
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
-from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.run import METRICS, Finished, write_evaluation
@@ -44,7 +43,6 @@ def evaluate_run(config: EvalConfig) -> Finished:
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         bench = finished(config, run, device, precision, {config.split: samples})
-        check_samples(bench.backbone, samples)
         keep_prefix(bench.backbone, config, {config.split: samples}, {}, precision, console)
         watch, started = Stopwatch(device), time.perf_counter()
         evaluation = scored(bench, samples, config.trainer, device, precision, console, watch)

@@ -47,7 +47,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     predictor = Predictor(whole, Path(config.source), part)
     check_samples(predictor.task.backbone, samples)
     texts = [config.text] if config.text else _texts(config)
-    asked_about = [replace(samples[0], id=text, captions=(text,)) for text in texts] or samples
+    asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
     check_lengths({"": predictor.task}, {"asked": asked_about})
     if config.task.name != "retrieval":
         predictor.recall(samples)

@@ -206,9 +206,8 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
     """
     problems: list[str] = []
     with quiet():  # tokenizers tell of texts that are too long
-        if tasks:
-            backbone = next(iter(tasks.values())).backbone
-            backbone.measure([one.image for found in samples.values() for one in _some(found)])
+        for task in [*tasks.values()][:1]:  # all have the same backbone
+            task.backbone.measure([one.image for found in samples.values() for one in found])
         for name, task in tasks.items():
             own = {split: [one for one in found if one.part == name or not name] for split, found in samples.items()}
             report = _Report(task, f"task.parts.{name}." if name else "task.", f"part {name}: " if name else "")
@@ -233,26 +232,19 @@ class _Report:
         rooms, name = self.task.backbone.rooms(self.task.config), self.task.backbone.config.name
         new, most = self.task.config.decode.max_new_tokens, rooms["new"]
         if self.task.generates and new > most.tokens:
-            fits = (
-                f"set it to {most.tokens} or less"
-                if most.tokens > 0
-                else f"no text fits: take {self.task.backbone.more_room}"
-            )
-            self.problems.append(f"{self.prefix}{NEW}={new}: model={name} has {most}; {fits}")
+            fits = f"set it to {most.tokens} or less, or take" if most.tokens > 0 else "no text fits: take"
+            more = self.task.backbone.more_room
+            self.problems.append(f"{self.prefix}{NEW}={new}: model={name} has {most}; {fits} {more}")
             return
         choices, none = self.task.alike(self.prefix)
         (self.problems if none else self.notes).extend(choices)
         uses = self.task.uses()
-        capped = {use.name: rooms[use.room] for use in uses if use.setting == LIMIT}
-        if capped := {name: room for name, room in capped.items() if room.tokens < self.task.config.max_length}:
-            kept = ", ".join(f"{kind} {room.tokens} of {room}" for kind, room in capped.items())
-            log.info(
-                "%smax_length=%s: less room in model=%s: for %s",
-                self.prefix,
-                self.task.config.max_length,
-                name,
-                kept,
-            )
+        length, limited = (
+            self.task.config.max_length,
+            {use.name: rooms[use.room] for use in uses if use.setting == LIMIT},
+        )
+        if less := [f"{kind} {room.tokens} of {room}" for kind, room in limited.items() if room.tokens < length]:
+            log.info("%smax_length=%s: less room in model=%s: for %s", self.prefix, length, name, ", ".join(less))
         for split, found in samples.items():
             for use in uses:
                 if use.splits in ("all", "train" if split == "train" else "asked"):
@@ -260,7 +252,8 @@ class _Report:
 
     def _split(self, split: str, samples: Sequence[Sample], use: Use) -> None:
         """What there is to say of one kind of text in one split."""
-        some = [sample for sample in _some(samples) if use.of(sample)]
+        every = [one for one in {sample.id: sample for sample in samples}.values() if use.of(one)]
+        some = every[:: max(1, -(-len(every) // LOOKED_AT))]
         texts = list(dict.fromkeys(text for sample in some for text in use.of(sample)))
         if not texts:
             return
@@ -268,7 +261,7 @@ class _Report:
         most = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.max_new_tokens
         cut = [sample for sample in some if any(seen[text].tokens > most for text in use.of(sample))]
         lost = [sample for sample in some if not any(_counts(seen[text], most, use) for text in use.of(sample))]
-        of = f"{len(some):,}" + (f" looked at (of {len(samples):,})" if len(some) < len(samples) else "")
+        of = f"{len(some):,}" + (f" looked at (of {len(every):,})" if len(some) < len(every) else "")
         where = f"{self.part}{'input' if split == 'asked' else f'data.{split}'}"
         longest = max(seen[text].tokens for text in texts)
         if lost:
@@ -322,12 +315,6 @@ def _counts(seen: Seen, most: int, use: Use) -> bool:
     if use.whole and (seen.unknown or seen.tokens > most):
         return False
     return seen.first is not None and seen.first <= most
-
-
-def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """So many samples at most, evenly spread, each once."""
-    once = list({sample.id: sample for sample in samples}.values())
-    return once[:: -(-len(once) // LOOKED_AT)] if once else once
 
 
 def _first(samples: Sequence[Sample]) -> str:

@@ -33,7 +33,6 @@ from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.tasks import Evaluation
-from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.filling import fill
 from vlatrain.training.loop import Loop
@@ -90,7 +89,6 @@ def train(config: TrainConfig) -> Finished:
         samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         bench = fresh(config, samples, folder if config.resume == "auto" else None)
-        check_samples(bench.backbone, (sample for split in samples.values() for sample in split))
         fill(bench, samples["train"], config, console)
         _announce(config, bench)
         samples["train"] = augmented(samples["train"], config)

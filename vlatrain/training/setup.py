@@ -23,6 +23,7 @@ from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.tasks import Evaluation, Task, build, parts_of, prepare
 from vlatrain.tasks.lengths import check_lengths
+from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.modes import cast_trunk
@@ -85,7 +86,7 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
     )
     prepare(config.task, backbone, train)
     task = build(config.task, backbone, train)
-    check_lengths(parts_of(task), samples)
+    _check(task, samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.parts])
@@ -116,13 +117,19 @@ def finished(
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     prepare(config.task, backbone)
     task = build(config.task, backbone)
-    check_lengths(parts_of(task), samples)
+    _check(task, samples)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, task)
+
+
+def _check(task: Task, samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Everything about samples that a model must be there for to tell."""
+    check_samples(task.backbone, (sample for split in samples.values() for sample in split))
+    check_lengths(parts_of(task), samples)
 
 
 def scored(
