@@ -57,7 +57,7 @@ def tolerance(through: nn.Module | int, dtype: torch.dtype = torch.float32) -> f
 def assert_close(
     found: Any, expected: Any, through: nn.Module | int = 256, *, scale: float = 0.0, msg: str | None = None
 ) -> None:
-    """Make sure that two tensors, or two sequences or mappings of them, differ by rounding only.
+    """Make sure that two tensors, or two sequences or mappings of them (gradients, None among them), differ by rounding only.
 
     Args:
         found: what was computed.
@@ -68,12 +68,14 @@ def assert_close(
     """
     if isinstance(found, Mapping):
         assert found.keys() == expected.keys()
-        largest = max((_largest(tensor) for tensor in expected.values()), default=0.0)
+        largest = max((_largest(tensor) for tensor in expected.values() if tensor is not None), default=0.0)
         for key, tensor in found.items():
             assert_close(tensor, expected[key], through, scale=max(scale, largest / CANCELS), msg=f"{key} {msg or ''}")
     elif isinstance(found, (list, tuple)):
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other, through, scale=scale, msg=msg)
+    elif found is None or expected is None:
+        assert found is expected, msg
     else:
         allowed = tolerance(through, found.dtype) * max(scale, _largest(expected))
         torch.testing.assert_close(found, expected, rtol=0, atol=allowed, msg=msg and (lambda text: f"{msg}: {text}"))
