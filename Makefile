@@ -9,10 +9,10 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check lint format smoke audit bench bench-gpu build clean
+.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install vlatrain in it, editable, with the pinned versions
 
@@ -30,6 +30,9 @@ test: $(STAMP) ## the quick test suite (ARGS="-k name" selects)
 
 test-slow: $(STAMP) ## the slow tests: full-size models, wheels, several processes
 	$(PYTEST) -m slow $(ARGS)
+
+test-versions: $(STAMP) ## the contract tests with the oldest and the newest versions, and other arithmetic (ARGS=torch: other Pythons, GBs)
+	$(BIN)/python scripts/test_versions.py $(ARGS)
 
 check: lint ## lint, and the tests of the folders that have changed (BASE=COMMIT: since when; by default since the main branch)
 	@tests="$$($(BIN)/python scripts/changed_tests.py $(BASE))"; if [ -z "$$tests" ]; then echo "nothing changed that has tests"; else $(PYTEST) $$tests $(ARGS); fi
@@ -59,5 +62,5 @@ build: $(STAMP) ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --installer pip
 
 clean: ## remove .venv, builds and caches (not outputs/)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-versions build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,23 +12,52 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import vlatrain
+from scripts import test_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_every_dependency_is_pinned_within_its_range() -> None:
-    from packaging.requirements import Requirement
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    pins = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
-    for text in [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]:
+
+def pinned(file: str) -> dict[str, str]:
+    """The versions in a file of constraints."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if "==" in line]
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pins = pinned("constraints.txt")
+    for text in [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]:
         requirement = Requirement(text)
         if requirement.name == "vlatrain":
             continue
-        assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_the_low_end_of_every_range_is_tested() -> None:
+    pins = pinned("tests/versions/oldest.txt")
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        pin = pins[canonicalize_name(requirement.name)]
+        if requirement.name == "torch":  # of that, only a newer one has a CPU build everywhere
+            assert requirement.specifier.contains(pin)
+            pin = test_versions.ENVIRONMENTS["torch-2.11"].instead["torch"]
+        (low,) = [Version(bound.version) for bound in requirement.specifier if bound.operator == ">="]
+        assert Version(pin) == low, requirement
+
+
+def test_the_tests_of_versions_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for environment in test_versions.ENVIRONMENTS.values():
+        assert (ROOT / environment.constraints).is_file()
+    for path in {*test_versions.CONTRACT, *test_versions.NUMERIC}:
+        assert (ROOT / path).exists(), path
+    assert test_versions.main(["newst"]) == 2
+    assert "no part newst; there are oldest, newest" in capsys.readouterr().err
 
 
 def test_the_change_log_knows_this_version() -> None:

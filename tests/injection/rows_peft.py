@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from peft import PeftType
+
 from tests.injection.table import INNER, Row, each, method
 from vlatrain.injection.points import Place, Point, Sites
 
@@ -76,7 +78,7 @@ def row(name: str, count: Callable[[int, int], int], **more: object) -> Row:
 
 BEAMS = {"rows": "PEFT's mixed batches want a name for each row, beams included"}
 
-ROWS: dict[str, Row] = {
+ALL: dict[str, Row] = {
     "lora": Row(method("lora", dim=2), lora_count, cannot=BEAMS),
     "dora": Row(
         method("dora", dim=2),
@@ -126,3 +128,5 @@ ROWS: dict[str, Row] = {
     ),
     "ln_tuning": Row(method("ln_tuning"), each(lambda at: 2 * at.width), cannot={"rows": ALONE}),
 }
+ROWS = {name: row for name, row in ALL.items() if row.config.name.upper() in PeftType.__members__}
+"""Without HiRA, which the oldest PEFT lacks."""

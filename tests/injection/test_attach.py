@@ -6,26 +6,39 @@ import dataclasses
 import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import yaml
+from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from tests.conftest import CONF, adapter_config, model_config, small_config
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import RunConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config.errors import all_unfit
 from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, check, peft_config
 from vlatrain.reporting.inspection import count
 from vlatrain.training.run import train
 
 NAMES = sorted(file.stem for file in (CONF / "adapter").glob("*.yaml"))
-PEFT = [name for name in NAMES if is_peft(adapter_config(name))]
+PRESETS = [name for name in NAMES if is_peft(adapter_config(name))]
+PEFT = [name for name in PRESETS if adapter_config(name).name.upper() in PeftType.__members__]  # the oldest lacks HiRA
 
 
 def test_there_are_some() -> None:
     assert {"lora", "dora", "ia3", "vera", "loha", "oft"} <= set(PEFT)
     assert "bottleneck" not in PEFT
+    assert set(PRESETS) - set(PEFT) <= {"hira"}
+
+
+def test_a_method_that_this_peft_lacks_is_refused_and_left_out_of_a_sweep() -> None:
+    config = adapter_config("lora")
+    config.name = "other"
+    with pytest.raises(UserError, match=f"adapter.name=other: PEFT {peft.__version__} has no such method") as refusal:
+        check(config)
+    assert all_unfit(refusal.value.problems)
 
 
 @pytest.mark.parametrize("name", PEFT)
@@ -68,7 +81,7 @@ def test_the_preset_is_small_and_quiet(name: str, tmp_path: Path) -> None:
 
 
 def test_every_method_names_its_paper() -> None:
-    for name in PEFT:
+    for name in PRESETS:
         text = (CONF / "adapter" / f"{name}.yaml").read_text()
         head = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
         assert "by PEFT" in head, name

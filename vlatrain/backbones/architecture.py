@@ -11,7 +11,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from vlatrain.backbones import older
 from vlatrain.config import UserError
+
+older.admit_pil_processors()
 
 
 def model_class(name: str, key: str) -> type[PreTrainedModel]:

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlatrain.backbones import processors
+from vlatrain.backbones import older, processors
 from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
 from vlatrain.backbones.pretrained import refuse_tokens
@@ -224,14 +224,17 @@ class Chat(Backbone):
     def context(self, inputs: Inputs) -> Inputs:
         """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S)."""
         found = self._seen(inputs)
-        rows = list(found.pooler_output)
+        rows = self._rows(found.pooler_output, inputs)
         lengths = [len(row) for row in rows]
         visible = torch.arange(max(lengths), device=rows[0].device) < rows[0].new_tensor(lengths)[:, None]
         context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
         context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible.long()}
         for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
-            context[f"{DEEP}{number}"] = pad_sequence(list(states), batch_first=True)
+            context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
         return context
+
+    def _rows(self, states: Any, inputs: Inputs) -> list[Tensor]:
+        return older.in_rows(states, inputs["input_ids"], self.model.config.image_token_id)
 
     def rows(self, context: Inputs, owner: Tensor) -> Inputs:
         """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
@@ -272,12 +275,14 @@ class Chat(Backbone):
             return nullcontext()
         return hand(self.model, self.reader, context["states"], context["visible"])
 
+    def _encoded(self, context: Inputs, prompt: Inputs) -> AbstractContextManager[dict[str, Any]]:
+        """The arguments by which the model takes the image's states."""
+        return older.encoded(self.model, self._features(context), prompt)
+
     def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
         """Next-token logits of the last so many tokens of prompts."""
-        with self._shown(context):
-            return self.model(
-                **prompt, mm_encoder_outputs={"image": self._features(context)}, use_cache=False, logits_to_keep=last
-            ).logits
+        with self._shown(context), self._encoded(context, prompt) as image:
+            return self.model(**prompt, **image, use_cache=False, logits_to_keep=last).logits
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """A token that stands for the prompt's last one, the text's own prompt, the text, the end."""
@@ -299,10 +304,9 @@ class Chat(Backbone):
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
-        with self._shown(context):
-            found = self.writer.generate(
-                **given, mm_encoder_outputs={"image": self._features(context)}, **self.search(decode, alternatives)
-            )  # (B * alternatives, prompt + new)
+        with self._shown(context), self._encoded(context, given) as image:
+            # (B * alternatives, prompt + new)
+            found = self.writer.generate(**given, **image, **self.search(decode, alternatives))
         return self._read(found[:, given["input_ids"].shape[1] :])
 
     def _begun(self, context: Inputs, prompt: str) -> Inputs:

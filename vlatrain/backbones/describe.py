@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.config.model import TowerConfig
@@ -121,11 +125,11 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
         crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
         cross = attended.get(point.tower, "") if crosses else ""
         places[point] = Place(
-            output=f"{layer}.{site.output}",
-            input=f"{layer}.{site.input}",
+            output=f"{layer}.{_path(tower, site.output)}",
+            input=f"{layer}.{_path(tower, site.input)}",
             layer=layer,
             layers=tower.layers,
-            modules={role: f"{layer}.{path}" for role, path in site.modules.items()},
+            modules={role: f"{layer}.{_path(tower, path)}" for role, path in site.modules.items()},
             width=width[point.tower],
             heads=number_in(settings, config, point.tower, "heads"),
             other=other,
@@ -137,6 +141,17 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
         )
     inside = {name: _inside(config.towers[name]) for name in served.towers}
     return Sites(places, towers, served.heads, served.features, served.trained, inside)
+
+
+def _path(tower: TowerConfig, path: str) -> str:
+    """A module's path in the release of transformers that is installed."""
+    found = (before[path] for new, before in tower.renamed.items() if path in before and _installed() < Version(new))
+    return next(found, path)
+
+
+@cache
+def _installed() -> Version:
+    return Version(version("transformers"))
 
 
 def crossed(config: ModelConfig, task: str) -> dict[str, str]:

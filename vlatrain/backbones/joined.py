@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.configuration_utils import SubConfigSpec
 
 from vlatrain.backbones.architecture import model_class
 
@@ -52,10 +51,10 @@ class JoinedConfig(PretrainedConfig):
     """
 
     model_type = "vlatrain_joined"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(AutoConfig, FeaturesConfig.model_type),
-        "text_config": SubConfigSpec(AutoConfig, "gpt2"),
-    }
+    sub_configs = {
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
+    }  # transformers 5.20 derives it, older ones read it
 
     vision_config: dict | PretrainedConfig | None = None
     text_config: dict | PretrainedConfig | None = None
@@ -65,6 +64,14 @@ class JoinedConfig(PretrainedConfig):
     norm: str = "layer"
     boxes: bool = False
     order: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Make configurations of the parts' plain settings, as they are in `config.json`."""
+        for name, usual in (("vision_config", FeaturesConfig.model_type), ("text_config", "gpt2")):
+            settings = getattr(self, name)
+            if not isinstance(settings, PretrainedConfig):
+                setattr(self, name, AutoConfig.for_model(**{"model_type": usual, **(settings or {})}))
+        super().__post_init__(**kwargs)
 
 
 class VisualProjection(nn.Module):

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from vlatrain.config import UserError

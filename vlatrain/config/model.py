@@ -43,6 +43,7 @@ class TowerConfig:
         max_positions: key of the number of its positions for tokens there, as `depth`. Texts may have any length where `positions`
             are relative, or the settings have no such number.
         sites: the sites of each layer, by name (attn, cross, ffn).
+        renamed: by release of transformers, the modules of the sites that it renamed, and their paths before.
     """
 
     layers: str = ""
@@ -58,6 +59,7 @@ class TowerConfig:
         "text_config.max_position_embeddings|text_config.n_positions|max_position_embeddings|n_positions"
     )
     sites: dict[str, SiteConfig] = field(default_factory=dict)
+    renamed: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass

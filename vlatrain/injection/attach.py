@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -18,6 +19,7 @@ from torch import nn
 
 from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
+from vlatrain.config.errors import Unfit
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, is_peft
 from vlatrain.injection.context import context_of, rows
@@ -198,8 +200,9 @@ def _design(config: AdapterConfig) -> type[Adapter]:
 def _peft_config_class(config: AdapterConfig) -> type[PeftConfig]:
     kind = PeftType.__members__.get(config.name.upper())
     if kind is None:
+        known = ", ".join(PeftType.__members__).lower()
         raise UserError(
-            f"adapter.name={config.name}: PEFT has no such method; it has {', '.join(PeftType.__members__).lower()}"
+            Unfit(f"adapter.name={config.name}: PEFT {peft.__version__} has no such method; it has {known}")
         )
     return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
 

@@ -6,8 +6,8 @@ output. (Wrapping whole layers corrupts the capture of hidden states in transfor
 
 With the method registered, `get_peft_model`, `PeftModel.from_pretrained`, `save_pretrained`, `set_adapter`,
 `disable_adapter`, `delete_adapter`, `unload` and transformers' `model.load_adapter` work as with any PEFT method. All that depends
-on PEFT's internals is in this file, in `rows` and in `saved`; `tests/injection/test_peft_method.py` is the contract with the
-pinned release.
+on PEFT's internals is in this file, in `rows`, in `saved` and in `older_peft`; `tests/injection/test_peft_method.py` is the
+contract with both ends of the range of releases.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import Tensor, nn
 from transformers.integrations import PeftAdapterMixin
 
 from vlatrain.adapters import DESIGNS, Adapter, borrow
 from vlatrain.injection.context import context_of
+from vlatrain.injection.older_peft import Tuner, name_tensors
 from vlatrain.injection.points import Point
 from vlatrain.injection.rows import named_rows
 from vlatrain.injection.saved import few, made_for, refuse_partial, refusing_partial
@@ -84,7 +84,7 @@ class VlatrainConfig(PeftConfig):
         return [point.layer for point in map(Point.parse, self.points) if point.tower == tower]
 
 
-class VlatrainModel(BaseTuner):
+class VlatrainModel(Tuner):
     """The tuner: gives every module named by the configuration's points a `Site` with a new adapter in it."""
 
     prefix = f"{METHOD}_"
@@ -384,6 +384,7 @@ def register() -> None:
     _extend_enum(PeftType, METHOD.upper())
     if getattr(PeftType, METHOD.upper()) not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=METHOD, config_cls=VlatrainConfig, model_cls=VlatrainModel)
+        name_tensors(METHOD.upper(), VlatrainModel, UNITS)
     PeftAdapterMixin.load_adapter = refusing_partial(PeftAdapterMixin.load_adapter, VlatrainConfig)  # type: ignore[method-assign]
 
 

@@ -8,7 +8,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+import peft
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ def load_peft(
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: {' '.join(str(error).split())[:400]}") from error
     tensors: dict[str, Any] = {name: tensor for name, tensor in adapted.state_dict().items() if own(name, adapted)}
-    wanted = shapes_of(get_peft_model_state_dict(adapted, state_dict=tensors, save_embedding_layers=False))
+    wanted = shapes_of(peft.get_peft_model_state_dict(adapted, state_dict=tensors, save_embedding_layers=False))
     bare = [{name.removeprefix(INSIDE): shape for name, shape in shapes.items()} for shapes in (stored, wanted)]
     if told := differences(*bare):
         raise UserError(f"{folder / WEIGHTS} does not fit the backbone: {told}; {made_for(config)}")
