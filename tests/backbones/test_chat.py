@@ -112,7 +112,7 @@ def test_a_caption_goes_on_from_its_prompt(name: str) -> None:
     assert target.ids[0, -1] == backbone.script.end_ids[-1]
     assert backbone.target(["red picture " * 9], 4)[0].ids.shape[1] == first + 4, "cut, with its end"
     context = backbone.context(backbone.inputs(images()))
-    decode = DecodeConfig(max_new_tokens=4)
+    decode = DecodeConfig(max_new_tokens=4, min_new_tokens=3)
     assert backbone.generate(context, decode, "a blue") != backbone.generate(context, decode)
 
 

@@ -126,7 +126,7 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = load_file(sources[1].weights)
     del tensors[min(tensors)]
     save_file(tensors, sources[1].weights)
-    with pytest.raises(UserError, match=r"run1\S+ has not the tensors that \S+ has: 1 of 64 tensors missing \(base"):
+    with pytest.raises(UserError, match=r"run1\S+ has not the tensors that \S+ has: 1 of 72 tensors missing \(base"):
         summed(sources, [0.5, 0.5])
 
 
@@ -144,7 +144,7 @@ def test_a_fusion_without_its_attentions_is_not_pruned(tmp_path: Path) -> None:
     fused = written(tmp_path / "fused", "blip", "vqa", method("fusion", dim=2, sources=folders))
     (source,) = read_sources([str(fused)], "sources")
     without(source.weights, "vision_model.encoder.layers.0", "usage")
-    with pytest.raises(UserError, match=r"2 of 16 attentions missing \(\S+vision_model.encoder.layers.0\S+usage"):
+    with pytest.raises(UserError, match=r"2 of 18 attentions missing \(\S+vision_model.encoder.layers.0\S+usage"):
         pruned(source, 1)
     source.weights.unlink()
     with pytest.raises(UserError, match=r"no adapter/adapter_model.safetensors there"):

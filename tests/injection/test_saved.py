@@ -90,9 +90,9 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
 
 
 CHANGES = {
-    lacking: rf"4 of 64 tensors missing \({FIRST}.adapter.vlatrain_unit",
+    lacking: rf"4 of 72 tensors missing \({FIRST}.adapter.vlatrain_unit",
     overfull: r"1 tensor without a place \(elsewhere.adapter.vlatrain_unit",
-    misshapen: rf"1 of 64 tensors of another shape \({FIRST}\S+ 7x\d+ instead of 4x\d+\)",
+    misshapen: rf"1 of 72 tensors of another shape \({FIRST}\S+ 7x\d+ instead of 4x\d+\)",
 }
 
 
@@ -111,7 +111,7 @@ def test_a_backbone_without_its_points_is_refused(way: str, tmp_path: Path) -> N
     """As PEFT refuses one that has none of a method's modules: a ValueError."""
     saved(tmp_path)
     said = (
-        r"BlipForConditionalGeneration lacks 6 of the adapter's 16 points \(fusion.0.attn, fusion.0.cross, fusion.0.ffn, "
+        r"BlipForConditionalGeneration lacks 6 of the adapter's 18 points \(fusion.0.attn, fusion.0.cross, fusion.0.ffn, "
         r"\.\.\.\); it was made for BlipForQuestionAnswering"
     )
     with pytest.raises(ValueError, match=said):
@@ -133,7 +133,7 @@ def test_tensors_that_do_not_fit_are_refused(way: str, change: Any, tmp_path: Pa
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     edited(saved(tmp_path) / WEIGHTS, dict.clear)
-    with pytest.raises(RuntimeError, match="64 of 64 tensors missing"):
+    with pytest.raises(RuntimeError, match="72 of 72 tensors missing"):
         PeftModel.from_pretrained(fresh(), str(tmp_path))
 
 
@@ -152,7 +152,7 @@ def test_several_residents_are_each_compared_with_their_own_file(tmp_path: Path)
     model.load_adapter(str(other), "other")
     model.load_adapter(str(other), adapter_name="third")
     edited(other / WEIGHTS, lacking)
-    with pytest.raises(RuntimeError, match=r"'fourth'.* 4 of 64 tensors missing"):
+    with pytest.raises(RuntimeError, match=r"'fourth'.* 4 of 72 tensors missing"):
         model.load_adapter(str(other), "fourth")
 
 

@@ -97,5 +97,5 @@ def test_the_forward_pass_runs_the_active_adapter_only() -> None:
         for name, unit in site.units.items():
             unit.register_forward_hook(lambda *_, name=name: ran.append(name))
     with torch.no_grad():
-        model.get_base_model().vision_model(pixel_values=torch.zeros(1, 3, 32, 32))
+        model.get_base_model().vision_model(pixel_values=torch.zeros(1, 3, 40, 40))
     assert set(ran) == {"a3"}

@@ -114,8 +114,8 @@ def test_a_steps_memory_on_shapes_is_that_of_a_real_step() -> None:
     task = build(small.task, backbone)
     with Alive() as alive:
         task.rehearse(3, "cpu").backward()
-    # the fused attention keeps a little more for real than on shapes
-    assert count(small).memory["activations and gradients"] == pytest.approx(alive.peak, rel=0.05)
+    # the fused attention keeps another little for real than on shapes
+    assert count(small).memory["activations and gradients"] == pytest.approx(alive.peak, rel=0.06)
 
 
 def test_what_is_alive() -> None:
