@@ -24,6 +24,33 @@ from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Sample, Turn
 
+#: Of costly tests with many cells those that are in the quick suite; their other cells are slow.
+QUICK_CELLS = {
+    "tests/adapters/test_register.py::test_wrong_options_are_a_users_error": ("matches nothing",),
+    "tests/inference/test_predict.py::test_search_in_both_directions": ("0",),
+    "tests/inference/test_trunk.py::test_a_run_is_evaluated_with_its_trunk": ("a",),
+    "tests/injection/test_attach.py::test_the_preset_is_small_and_quiet": ("lora", "ia3"),
+    "tests/injection/test_sharing.py::test_stored_once_and_one_tensor_after_loading": ("down",),
+    "tests/injection/test_sharing.py::test_what_a_design_ties_is_one_after_loading": ("uniadapter",),
+    "tests/tasks/test_table.py::test_learns_saves_loads_predicts_inspects": (
+        "blip-vqa",
+        "llava",
+        "clip-cl",
+        "composite",
+        "vilt",
+    ),
+    "tests/tasks/test_tasks.py::test_an_adapter_in_a_shipped_backbone_overfits": ("blip-vqa",),
+    "tests/tasks/test_tasks.py::test_full_fine_tuning_of_a_random_model_overfits": (
+        "blip-captioning",
+        "clip-retrieval",
+    ),
+    "tests/training/test_caching.py::test_the_course_of_a_training_is_the_same_to_the_last_bit": ("CLIP",),
+    "tests/training/test_run.py::test_a_finished_folder_is_not_overwritten": ("vqa",),
+    "tests/training/test_run.py::test_evaluating_again_gives_the_same": ("retrieval",),
+    "tests/training/test_run.py::test_the_folder_holds_everything": ("vqa",),
+    "tests/training/test_run.py::test_the_other_methods_take_the_same_path": ("none",),
+}
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
 
@@ -117,3 +144,11 @@ def samples() -> list[Sample]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name, _, cell = item.nodeid.partition("[")
+        if name in QUICK_CELLS and not any(quick in cell for quick in QUICK_CELLS[name]):
+            item.add_marker(pytest.mark.slow)

@@ -109,6 +109,7 @@ def test_inspect_takes_what_train_takes(calls: Calls, tmp_path: Path) -> None:
     assert (calls.configs[0].model.name, calls.configs[0].adapter.name) == ("blip", "lora")
 
 
+@pytest.mark.slow
 def test_flags_may_stand_between_overrides(calls: Calls) -> None:
     assert cli.main(["adapter.dim=1,2", "-m", "seed=3"]) == 0
     assert [(config.adapter.dim, config.seed) for config in calls.configs] == [(1, 3), (2, 3)]
@@ -252,6 +253,7 @@ def test_ctrl_c_and_a_stopped_training_give_their_status(calls: Calls, capsys: p
 # Sweeps
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failure_and_ends_with_a_table(
     calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -299,6 +301,7 @@ def left_out(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, str]
     return dict(line.split(": ", 1) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_out_what_does_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # more jobs than are each composed beforehand
     assert cli.main(["-m", "model=clip,tiny_blip", "task=vqa,retrieval", "seed=1,2,3,4,5"]) == 0
@@ -310,6 +313,7 @@ def test_a_sweep_leaves_out_what_does_not_fit(calls: Calls, capsys: pytest.Captu
     assert "task=vqa: model=clip cannot do it" in found["model=clip task=vqa seed=1"]
 
 
+@pytest.mark.slow
 def test_what_a_large_sweep_first_tries_may_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     told = problems(capsys, "-m", "model=clip,tiny_blip", "task=vqa,retrieval", "adapter.points=[vision.99.attn]",
                     "seed=1,2,3,4,5")  # fmt: skip

@@ -82,6 +82,7 @@ def test_wrong_options_are_a_users_error(folder: Path, words: list[str], said: s
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_without_its_registration_it_is_refused_by_name(folder: Path) -> None:
     ran = run(folder, "-m", "vlatrain", "--config-dir", "my_conf", "adapter=swish", "experiment=smoke")
     assert ran.returncode == 2

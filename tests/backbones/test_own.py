@@ -40,6 +40,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_yaml_of_ones_own_is_a_backbone(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = ("--config-dir", str(own / "conf"), "model=mine")
     assert command("inspect", "task=retrieval", *mine) == 0

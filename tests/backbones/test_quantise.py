@@ -99,6 +99,7 @@ def test_adapters_train_in_fp32_on_frozen_packed_weights(method: str, bits: int)
     assert frozen_hashes(backbone.model) == before
 
 
+@pytest.mark.slow
 def test_inspect_counts_what_is_packed() -> None:
     def weights(bits: int | None) -> int:
         config = model_config("blip", quantize=bits)

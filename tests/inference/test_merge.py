@@ -55,6 +55,7 @@ def predictions(run: Path) -> list[str]:
     return [json.loads(line)["prediction"] for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_only_the_fusion_trains(runs: dict[str, Path], fusion: Path) -> None:
     found = tensors(fusion)
     for number, name in enumerate("ab"):
@@ -67,6 +68,7 @@ def test_only_the_fusion_trains(runs: dict[str, Path], fusion: Path) -> None:
     assert "Sources by use: gone_a" in (fusion / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_fusion_needs_no_source(fusion: Path) -> None:
     assert evaluated(fusion) == predictions(fusion)
 
@@ -109,6 +111,7 @@ def test_lora_of_other_ranks_is_averaged(runs: dict[str, Path], tmp_path: Path) 
     evaluated(output)
 
 
+@pytest.mark.slow
 def test_lora_goes_into_the_weights(runs: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "checkpoint"
     assert command("merge", f"sources={runs['lora']}", "into=weights", f"output={output}") == 0

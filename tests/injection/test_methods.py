@@ -70,18 +70,19 @@ def is_variant(name: str) -> bool:
 
 
 def cells(essential: bool = False, places: Sequence[tuple[str, str]] = PLACES) -> pytest.MarkDecorator:
-    """The cells of a behaviour: every method at each of the places that it can go to.
+    """The cells of a behaviour: every method at each of the places that it can go to. What differs from a quick one by the place,
+    or as a variant, is slow.
 
     Args:
-        essential: whether variants, too, show it in the quick suite, at the first of their places; the rest of them is slow.
+        essential: a behaviour that is quick at every place, and of variants at the first of theirs; any other at a method's first.
         places: those at which the behaviour can be asked for.
     """
     found = []
     for name, row in ROWS.items():
         own = [place for place in places if place not in row.unfit]
         for place in own:
-            slow = is_variant(name) and not (essential and place == own[0])
-            marks = [pytest.mark.slow] if slow else []
+            quick = (not is_variant(name) or place == own[0]) if essential else not is_variant(name) and place == own[0]
+            marks = [] if quick else [pytest.mark.slow]
             found.append(pytest.param(name, place, id=f"{name}-{'-'.join(place)}", marks=marks))
     return pytest.mark.parametrize(("name", "place"), found)
 

@@ -51,6 +51,7 @@ def test_flops_of_full_size_blip(
     assert (found.flops - found.kept_flops) / 1e9 == pytest.approx(kept, rel=0.03)
 
 
+@pytest.mark.slow
 def test_absorbed_cross_attention_saves_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     absorbed = counted(config("captioning", ["decoder"]))
     monkeypatch.setattr(FastTextAttention, "_absorbs", False)

@@ -108,6 +108,7 @@ def test_scores_are_the_parts_own() -> None:
     assert found.predictions[:8] == [{"part": "ask", **record} for record in alone["ask"].predictions]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_of_a_random_model_overfits_both_parts() -> None:
     backbone = load(CONFIG, "joint", texts=TEXTS)
     for parameter in backbone.model.parameters():  # the usual initialisation is too quiet for a model of width 48

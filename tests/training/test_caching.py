@@ -115,6 +115,7 @@ def test_keys_depend_on_what_questions_are_cut_to_and_not_on_the_last_call() -> 
     assert content(backbone, found, "fusion", "fp32") == before
 
 
+@pytest.mark.slow
 def test_no_image_is_read_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     load = Scene.load
@@ -145,6 +146,7 @@ def test_without_room_it_is_off_and_says_so(tmp_path: Path) -> None:
     assert "have no room (trainer.cache_gb=0.0001" in (tmp_path / "run" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) -> None:
     words = ["task=captioning", "trainer.cache=disk"]
     one = trained(tmp_path / "one", *words)
@@ -156,6 +158,7 @@ def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) 
     assert two[2]["computed"] == 32
 
 
+@pytest.mark.slow
 def test_images_cropped_anew_are_not_kept_and_fixed_views_are(tmp_path: Path) -> None:
     words = ["task=captioning", "data.crop=0.5", "trainer.cache=disk"]
     *_, kept = trained(tmp_path / "anew", *words)

@@ -78,6 +78,7 @@ def test_nothing_trains_and_yet_it_is_saved_and_loads_everywhere(run: Path, tmp_
     assert torch.equal(unit.keys, next(tensor for key, tensor in stored.items() if key.endswith("keys")))
 
 
+@pytest.mark.slow
 def test_the_keys_train_from_the_cache(run: Path, tmp_path: Path) -> None:
     trained = tiny_run(
         tmp_path / "f", "retrieval", "model=tiny_clip", "adapter=tip_adapter_f", "adapter.options.alpha=5.0"
@@ -90,6 +91,7 @@ def test_the_keys_train_from_the_cache(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(before[key], after[key], atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
 def test_inspect_counts_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("inspect", "task=retrieval", "model=clip", "adapter=tip_adapter_f") == 0
     assert "262,144" in capsys.readouterr().out

@@ -71,6 +71,7 @@ def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "say which one is asked with part=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_continued_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     settings = (
         "task.sampling=temperature", "data.parts.vqa.train_size=5", "adapter.dropout=0.2", "adapter.by_task=true",

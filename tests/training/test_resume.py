@@ -60,6 +60,7 @@ def test_sigkill_at_random_steps_and_during_a_save(seed: int, more: list[str], t
         assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_first_and_says_how_to_continue(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(

@@ -165,6 +165,7 @@ def test_the_other_methods_take_the_same_path(method: str, tmp_path: Path) -> No
     assert again["metrics"] == metrics["metrics"]
 
 
+@pytest.mark.slow
 def test_a_random_backbone_keeps_its_tokenizer(tmp_path: Path) -> None:
     """Random weights come back from their seed; the tokenizer made from the data only from the run folder."""
     folder = tiny_run(tmp_path / "run", "captioning", "model=blip", "model.random_init=true", *SMALL_BLIP)
@@ -194,6 +195,7 @@ def test_test_data_is_scored_with_the_best_weights(tmp_path: Path) -> None:
 TERMS = 12_000  # of the sums in tiny_blip: nine layers, each of a few hundred inputs three to six times
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_of_twice_the_batch(tmp_path: Path) -> None:
     sizes = ["task=vqa", "data.train_size=16", "data.eval_size=8", "trainer.max_steps=2", "trainer.threads=1"]
     # a large epsilon makes AdamW's step proportional to the gradient; else rounding decides the sign of steps of full size
