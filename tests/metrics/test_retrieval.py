@@ -37,6 +37,19 @@ def test_of_several_vectors_of_an_image_the_best_counts() -> None:
     assert torch.equal(retrieval.top_k(texts, images, 2, chunk=3)[1], scores.T.topk(2).indices)
 
 
+def test_ranks_under_autocast_are_those_without() -> None:
+    """In bf16 these cosines, all near 1, would be ties, which count against the positive."""
+    images = torch.nn.functional.normalize(1 + 0.05 * torch.randn(50, 64), dim=-1)
+    texts = torch.nn.functional.normalize(images + 0.01 * torch.randn(50, 64), dim=-1)
+    owner = torch.arange(50)
+    expected, best = retrieval.ranks(images, texts, owner), retrieval.top_k(images, texts, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, found_best = retrieval.ranks(images, texts, owner), retrieval.top_k(images, texts, 3)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    assert torch.equal(found_best[0], best[0])
+    assert torch.equal(found_best[1], best[1])
+
+
 @st.composite
 def galleries(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Small integer features: exact in float32, full of ties and duplicates; some images without a text."""

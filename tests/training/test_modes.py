@@ -87,6 +87,13 @@ def test_casting_leaves_what_is_trained_scalars_and_statistics_in_full_precision
     assert model.scale.dtype == model.layers[0].norm.weight.dtype == torch.float32
 
 
+def test_casting_leaves_the_heads_that_order_things_in_full_precision() -> None:
+    model = load(small_config("blip"), "retrieval", texts=["a"]).model
+    cast_trunk(model, torch.bfloat16)
+    assert model.itm_head.weight.dtype == model.itm_head.bias.dtype == torch.float32
+    assert model.vision_proj.weight.dtype == torch.bfloat16
+
+
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     train_mode(model)
     torch.manual_seed(5)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
@@ -27,6 +28,7 @@ from vlatrain.backbones.pretrained import (
 from vlatrain.backbones.search import generate_settings, word_start
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.metrics.precision import full_precision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,6 +94,7 @@ class Backbone:
         processor: what turns texts and images into its inputs: has a `tokenizer` and an `image_processor`.
         source: where the weights came from, for messages and the model card.
         image_options: arguments that the image processor is called with.
+        scoring: the heads whose outputs order pairs or answers (see `exact`): their weights stay fp32.
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
         reader: the tower that questions and texts enter.
         more_room: what leaves more room for texts, for messages.
@@ -101,6 +104,7 @@ class Backbone:
     image_options: Mapping[str, Any] = {}
     reader: ClassVar[str] = "text"
     more_room = "a model of more positions"
+    scoring: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
@@ -108,6 +112,8 @@ class Backbone:
         self._max_positions = {name: positions_in(settings, tower) for name, tower in config.towers.items()}
         self.keeping: Keeping | None = None
         self.cache: Any = None  # what gives tasks kept states instead of images (`vlatrain.training.caching`)
+        keep = set(model._keep_in_fp32_modules_strict or ()) | set(self.scoring)  # as transformers says it
+        model._keep_in_fp32_modules_strict = keep
         for module in model.modules():
             if type(module) in self.fast:
                 module.__class__ = self.fast[type(module)]
@@ -275,6 +281,17 @@ class Backbone:
     def rows(self, context: Inputs, owner: Tensor) -> Inputs:
         """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
         return {name: value.index_select(0, owner) for name, value in context.items()}
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features (..., D) of unit length, in fp32 whatever the model computes in."""
+    return normalize(features.float(), dim=-1)
+
+
+def exact(head: nn.Module, states: Tensor) -> Tensor:
+    """What a head makes of states, in fp32: the computation in the type of its weights, without autocast."""
+    with full_precision(states.device):
+        return head(states.to(next(head.parameters()).dtype)).float()
 
 
 def square_processor(settings: dict[str, Any]) -> Any:

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from vlatrain.backbones.base import Backbone, Inputs, Text, padded_text
+from vlatrain.backbones.base import Backbone, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.blip_attention import FAST, generating
 from vlatrain.backbones.lengths import Room, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
@@ -32,6 +31,7 @@ class Blip(Backbone):
     model: Any
     fast = FAST
     reader = "fusion"
+    scoring = ("itm_head",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -113,12 +113,12 @@ class Blip(Backbone):
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected [CLS] state of the image, and all its states."""
         states = self._image_states(inputs)
-        return normalize(self.model.vision_proj(states[:, 0]), dim=-1), states
+        return unit(self.model.vision_proj(states[:, 0])), states
 
     def text_features(self, text: Text) -> Tensor:
         """Projected [CLS] state of the text on its own."""
         states = self.model.text_encoder(input_ids=text.ids, attention_mask=text.mask).last_hidden_state
-        return normalize(self.model.text_proj(states[:, 0]), dim=-1)
+        return unit(self.model.text_proj(states[:, 0]))
 
     def logit_scale(self) -> Tensor:
         """1 / 0.07: BLIP's initial temperature. transformers drops the learned one."""
@@ -135,7 +135,7 @@ class Blip(Backbone):
         fused = self.model.text_encoder(
             input_ids=text.ids, attention_mask=text.mask, encoder_hidden_states=states, encoder_attention_mask=mask
         )
-        return self.model.itm_head(fused.last_hidden_state[:, 0])
+        return exact(self.model.itm_head, fused.last_hidden_state[:, 0])
 
     def _asked(self, question: Text | None) -> AbstractContextManager:
         """Hand the vision tower the question's own states, if anything there reads them."""

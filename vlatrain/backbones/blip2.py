@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vlatrain.backbones import tokenizers
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, square_processor
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, exact, square_processor, unit
 from vlatrain.config import ModelConfig
 
 
@@ -26,6 +25,7 @@ class Blip2(Backbone):
 
     model: Any
     reader = "qformer"
+    scoring = ("itm_head",)
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
@@ -51,12 +51,12 @@ class Blip2(Backbone):
             states = self.model.vision_model(pixel_values=inputs["pixels"]).last_hidden_state
         asked = self._queries(states)
         found = self._encoded(asked, None, asked.shape[1], states)
-        return normalize(self.model.vision_projection(found), dim=-1), states
+        return unit(self.model.vision_projection(found)), states
 
     def text_features(self, text: Text) -> Tensor:
         """Projected [CLS] state of the text on its own."""
         found = self._encoded(self.model.embeddings(input_ids=text.ids), text.mask, 0)
-        return normalize(self.model.text_projection(found[:, 0]), dim=-1)
+        return unit(self.model.text_projection(found[:, 0]))
 
     def logit_scale(self) -> Tensor:
         """1 / 0.07: the initial temperature. transformers drops the learned one."""
@@ -73,7 +73,7 @@ class Blip2(Backbone):
         mask = torch.cat([text.mask.new_ones(asked.shape[:2]), text.mask], dim=1)
         both = self.model.embeddings(input_ids=text.ids, query_embeds=asked)  # (N, queries + L, width)
         found = self._encoded(both, mask, asked.shape[1], states)[:, : asked.shape[1]]
-        return self.model.itm_head(found).mean(dim=1)
+        return exact(self.model.itm_head, found).mean(dim=1)
 
     def _queries(self, states: Tensor) -> Tensor:
         return self.model.query_tokens.expand(len(states), -1, -1)

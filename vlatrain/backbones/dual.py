@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as, unit
 from vlatrain.backbones.pretrained import read_tokenizer
 from vlatrain.config import ModelConfig
 from vlatrain.config.families import DualOptions
@@ -120,12 +119,12 @@ class Dual(Backbone):
             states = states.flatten(2).transpose(1, 2)  # (B, width, H, W) -> (B, H * W, width)
         if self._in_patches:
             states = states * inputs["pixel_attention_mask"][..., None]  # padding is zero: by that `match` knows it
-        return normalize(output.pooler_output, dim=-1), states
+        return unit(output.pooler_output), states
 
     def text_features(self, text: Text) -> Tensor:
         """The text's features."""
         output = self.model.get_text_features(input_ids=text.ids, attention_mask=text.mask)
-        return normalize(output.pooler_output, dim=-1)
+        return unit(output.pooler_output)
 
     def logit_scale(self) -> Tensor:
         """The learned scale."""
@@ -160,7 +159,7 @@ class Dual(Backbone):
                 images = self.model.get_submodule(step)(images, *([] if mask is None else [mask]))
         with hand(self.model, "text", states, mask):
             texts = self.text_features(text)
-        return (normalize(images, dim=-1) * texts).sum(dim=-1) * self.logit_scale()
+        return (unit(images) * texts).sum(dim=-1) * self.logit_scale()
 
     @property
     def _in_patches(self) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.functional import grid_sample, interpolate
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, exact
 from vlatrain.backbones.vilt_attention import FAST
 from vlatrain.config import ModelConfig
 from vlatrain.injection.context import hand, reads_other
@@ -34,6 +34,7 @@ class Vilt(Backbone):
     model: Any
     fast = FAST
     reader = "fusion"
+    scoring = ("classifier", "rank_output")
 
     @classmethod
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
@@ -93,7 +94,7 @@ class Vilt(Backbone):
 
     def answer_logits(self, inputs: Inputs) -> Tensor:
         """Of each answer that it is right: (B, answers)."""
-        return self.model.classifier(self._pooled(self.image_context(inputs), inputs["question"]))
+        return exact(self.model.classifier, self._pooled(self.image_context(inputs), inputs["question"]))
 
     def image_context(self, inputs: Inputs) -> Inputs:
         """The image's patches as the layers get them, after a first token: `states` (B, 1 + P, width), `mask` (B, 1 + P)."""
@@ -112,7 +113,7 @@ class Vilt(Backbone):
 
     def pair_scores(self, context: Inputs, text: Text) -> Tensor:
         """The score (N,) of its head for matching."""
-        return self.model.rank_output(self._pooled(context, text))[:, 0]
+        return exact(self.model.rank_output, self._pooled(context, text))[:, 0]
 
     def _positions(self, mask: Tensor) -> Tensor:
         """The learned square of positions stretched over the patches (B, h, w) that an image has: (B, width, h, w)."""

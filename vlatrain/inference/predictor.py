@@ -115,7 +115,7 @@ class Predictor:
         )
         query = task.embedder.text_features(self._text([text]))
         best = top_k(query, features, k)[1][0].tolist()
-        scores = similarity(query.float(), features[best].float())[0].tolist()
+        scores = similarity(query, features[best])[0].tolist()
         if task.config.rerank and task.embedder.matches:
             batches = self._batches([samples[i] for i in best], task.images)
             states = (task.embedder.image_features(batch["inputs"])[1] for batch in batches)
@@ -137,7 +137,7 @@ class Predictor:
             ]
         )
         best = top_k(feature, features, k)[1][0].tolist()
-        scores = similarity(feature.float(), features[best].float())[0].tolist()
+        scores = similarity(feature, features[best])[0].tolist()
         if task.config.rerank and task.embedder.matches:
             scores = task.match_scores(states.expand(len(best), -1, -1), self._text([texts[i] for i in best])).tolist()
         return _ranked([texts[i] for i in best], scores)

@@ -20,19 +20,26 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from vlatrain.metrics.precision import full_precision
+
 
 def similarity(rows: Tensor, columns: Tensor) -> Tensor:
     """Scores (A, B) by dot product. An image may have several vectors (BLIP-2: one a query), of which the best counts.
 
     Args:
-        rows: (A, D), or (A, V, D).
+        rows: (A, D), or (A, V, D); any floating dtype.
         columns: (B, D), or (B, V, D); at most one of both has several vectors.
+
+    Returns:
+        fp32, computed in fp32 under autocast too.
     """
     if rows.ndim == 3:
         return similarity(columns, rows).T
-    if columns.ndim == 3:
-        return reduce(torch.maximum, (rows @ vectors.T for vectors in columns.unbind(dim=1)))
-    return rows @ columns.T
+    rows, columns = rows.float(), columns.float()
+    with full_precision(rows.device):
+        if columns.ndim == 3:
+            return reduce(torch.maximum, (rows @ vectors.T for vectors in columns.unbind(dim=1)))
+        return rows @ columns.T
 
 
 def ranks(
@@ -133,7 +140,7 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512) -> tuple[T
     kept = min(k, len(gallery))
     found_scores = torch.empty(len(queries), kept, device=queries.device)
     found_indices = torch.empty(len(queries), kept, dtype=torch.long, device=queries.device)
-    for rows, scores in _scores(queries.float(), gallery.float(), chunk):
+    for rows, scores in _scores(queries, gallery, chunk):
         found_scores[rows], found_indices[rows] = scores.topk(kept, dim=1)
     return found_scores, found_indices
 

@@ -83,7 +83,7 @@ class Answering(Vqa):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the samples of the sum over the answers."""
-        logits = self.answerer.answer_logits(batch["inputs"]).float()
+        logits = self.answerer.answer_logits(batch["inputs"])
         return binary_cross_entropy_with_logits(logits, batch["targets"], reduction="none").sum(dim=1).mean()
 
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
@@ -93,7 +93,7 @@ class Answering(Vqa):
 
     def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the likeliest answers of the list, each with its own probability, best first."""
-        return self._likeliest(self.answerer.answer_logits(batch["inputs"]).float().sigmoid(), alternatives)
+        return self._likeliest(self.answerer.answer_logits(batch["inputs"]).sigmoid(), alternatives)
 
     @property
     def decoding(self) -> dict[str, Any]:

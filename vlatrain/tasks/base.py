@@ -144,7 +144,7 @@ def as_referred(tokenizer: Any, text: str, references: Sequence[str]) -> str:
 
 
 def similarity_scale(config: TaskConfig, backbone: Backbone) -> Tensor:
-    """Factor on cosine similarities in a softmax, a scalar: the configured temperature's, else the `Embedder`'s own."""
+    """Factor on cosine similarities in a softmax, a scalar: the configured temperature's, else the `Embedder`'s own; fp32."""
     if config.temperature is None:
         return cast(Embedder, backbone).logit_scale()
     return torch.tensor(1 / config.temperature, device=backbone.device)

@@ -26,6 +26,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
+from vlatrain.metrics.retrieval import similarity
 from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa
@@ -156,15 +157,13 @@ class ByFeatures(Classification):
 
     def scores(self, batch: Batch, known: Tensor) -> Tensor:
         """Scaled cosine similarities (B, C)."""
-        cosine = self.embedder.image_features(batch["inputs"])[0] @ known.T
-        return (cosine * similarity_scale(self.config, self.backbone)).float()
+        cosine = similarity(self.embedder.image_features(batch["inputs"])[0], known)
+        return cosine * similarity_scale(self.config, self.backbone)
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features (B, D) of a training batch's images, and of each what makes its class's score greater by one and changes no
         other, if added to features: what a cache of samples is filled with (a one-hot label, seen through the classes)."""
-        one_hot = torch.linalg.pinv(
-            self.known().float()
-        ).T  # (C, D); times the classes' features (D, C) it is the unit matrix
+        one_hot = torch.linalg.pinv(self.known()).T  # (C, D); times the classes' features (D, C) it is the unit matrix
         return self.embedder.image_features(batch["inputs"])[0], one_hot[batch["label"]]
 
     def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:

@@ -42,7 +42,7 @@ class Matching(Retrieval):
         context = self.matcher.image_context(batch["inputs"])
         pairs = self.pairs_of(text.ids, owner, len(batch["ids"]))
         caption, image = pairs.nonzero(as_tuple=True)  # (P,) each
-        scores = self._scored(context, image, Text(text.ids[caption], text.mask[caption])).float()
+        scores = self._scored(context, image, Text(text.ids[caption], text.mask[caption]))
         logits = scores.new_full(pairs.shape, float("-inf")).index_put((caption, image), scores)  # (T, I)
         return contrastive_loss(logits, text.ids, owner)
 
@@ -70,7 +70,7 @@ class Matching(Retrieval):
             parts = [
                 self._scored(context, torch.full((len(text.ids),), row, device=text.ids.device), text) for text in texts
             ]
-            rows.append(torch.cat(parts).float())
+            rows.append(torch.cat(parts))
         return torch.stack(rows)
 
     def in_parts(self, texts: Sequence[str]) -> list[Text]:
@@ -98,7 +98,7 @@ class Matching(Retrieval):
         pairs = min(batch_size**2, batch_size * (1 + 2 * self.config.negatives))
         row = torch.arange(pairs, device=device) % batch_size
         context = self.matcher.image_context(self.backbone.blank(batch_size, device))
-        return self._scored(context, row, blank_text(pairs, TYPICAL["caption"], device)).float().mean()
+        return self._scored(context, row, blank_text(pairs, TYPICAL["caption"], device)).mean()
 
     def _scored(self, context: Inputs, image: Tensor, text: Text) -> Tensor:
         """Scores (N,) of texts with the images in these rows (N,) of a context."""

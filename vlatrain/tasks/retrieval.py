@@ -70,10 +70,8 @@ class Retrieval(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""
-        images = torch.cat(
-            [self.embedder.image_features(b["inputs"])[0].float() for b in batches(samples, self.images)]
-        )
-        texts = torch.cat([self.embedder.text_features(b["text"]).float() for b in batches(samples, self.texts)])
+        images = torch.cat([self.embedder.image_features(b["inputs"])[0] for b in batches(samples, self.images)])
+        texts = torch.cat([self.embedder.text_features(b["text"]) for b in batches(samples, self.texts)])
         owner = owned([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
         ranks = metric.ranks(images, texts, owner)
@@ -91,7 +89,7 @@ class Retrieval(Task):
         loss = self._contrast(logits, text.ids, owner)
         if self.config.matching and self.embedder.matches:
             three = owner.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
-            loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).float().mean()
+            loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).mean()
         return loss
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -105,7 +103,7 @@ class Retrieval(Task):
         for start in range(0, len(text.ids), PAIRS):
             part = slice(start, start + PAIRS)
             logits = self.embedder.match(states[part], Text(text.ids[part], text.mask[part]))
-            chunks.append((logits if logits.dim() == 1 else logits[:, 1] - logits[:, 0]).float())
+            chunks.append(logits if logits.dim() == 1 else logits[:, 1] - logits[:, 0])
         return torch.cat(chunks)
 
     def _contrast(self, logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ class Retrieval(Task):
         Logits say which pairs belong together; scores put a wrong pair below the right one of its caption, or of its image.
         """
         positive = same_caption(text.ids, owner, len(states))  # (T, I)
-        odds = similarity.masked_fill(positive, float("-inf")).float()
+        odds = similarity.masked_fill(positive, float("-inf"))
         keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
         images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
         right = [keep]  # for each wrong pair, the caption whose own pair it is measured against
@@ -136,7 +134,7 @@ class Retrieval(Task):
             texts.append(torch.multinomial(odds.T[keep].softmax(dim=1), 1)[:, 0])
             right.append((owner == keep[:, None]).int().argmax(dim=1))  # the image's first
         image, caption = torch.cat(images), torch.cat(texts)
-        logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption])).float()
+        logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption]))
         if logits.dim() == 1:
             wrong = logits[len(owner) :]
             return softplus(wrong - logits[torch.cat(right)]).sum() / max(1, len(wrong))
@@ -222,19 +220,17 @@ def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:
         images: number of images I.
     """
     equal = (ids[:, None] == ids[None]).all(dim=-1)  # (T, T)
-    of_image = owner[:, None] == torch.arange(images, device=owner.device)  # (T, I)
-    return (equal.float() @ of_image.float()) > 0
+    return equal.new_zeros((len(ids), images), dtype=torch.long).index_add(1, owner, equal.long()) > 0
 
 
 def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
     """Symmetric InfoNCE over pairs of a caption and its image, other positives left out of both softmaxes.
 
     Args:
-        logits: (T, I) scaled similarities.
+        logits: (T, I) scaled similarities, fp32.
         ids: (T, L) token ids of the captions.
         owner: (T,) the captions' images.
     """
-    logits = logits.float()
     captions = torch.arange(len(owner), device=owner.device)
     positive = same_caption(ids, owner, logits.shape[1])
     to_image = logits.masked_fill(
@@ -250,11 +246,10 @@ def sigmoid_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
     """Of each caption the log-losses of belonging to its image and to no other, added up; other positives are left out.
 
     Args:
-        logits: (T, I) scaled similarities with the bias.
+        logits: (T, I) scaled similarities with the bias, fp32.
         ids: (T, L) token ids of the captions.
         owner: (T,) the captions' images.
     """
-    logits = logits.float()
     own = owner[:, None] == torch.arange(logits.shape[1], device=owner.device)  # (T, I)
     counted = own | ~same_caption(ids, owner, logits.shape[1])
     losses = softplus(torch.where(own, -logits, logits)) * counted

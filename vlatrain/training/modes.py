@@ -109,16 +109,27 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights to a lower precision, in place; what is trained becomes (and stays) fp32.
 
     Scalars (a temperature) and modules with running statistics (batch norm) keep theirs: they save nothing and lose
-    much. So do the frozen parts of adapters, which are fp32 as all of an adapter is.
+    much. So do the frozen parts of adapters, which are fp32 as all of an adapter is, and heads whose outputs order things
+    (`Backbone.scoring`).
     """
+    exact = {id(parameter) for parameter in kept_exact(model)}
     ours = {id(module) for adapter in model.modules() if isinstance(adapter, Adapter) for module in adapter.modules()}
     for module in model.modules():
         statistics = id(module) in ours or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-            elif parameter.is_floating_point() and parameter.dim() and not statistics:
+            elif parameter.is_floating_point() and parameter.dim() and not statistics and id(parameter) not in exact:
                 parameter.data = parameter.data.to(dtype)
+
+
+def kept_exact(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that stay fp32 because a model says so, in the way of transformers: by parts of their names."""
+    for module in model.modules():
+        if names := getattr(module, "_keep_in_fp32_modules_strict", None):
+            for name, parameter in module.named_parameters():
+                if not set(names).isdisjoint(name.split(".")):
+                    yield parameter
 
 
 def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = (), compiled: bool = False) -> None:
