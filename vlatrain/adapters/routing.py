@@ -68,8 +68,9 @@ class Routing(Bottleneck):
 
     def routed(self, hidden: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The function of states (B, L, dim) and the other modality's (B, S, dim), of which the mask (B, S) lets some count."""
-        keep = torch.ones_like(latent[..., :1]) if mask is None else mask[..., None].to(latent.dtype)  # (B, S, 1)
-        share = latent * (keep / keep.sum(dim=1, keepdim=True).clamp(min=1))  # (B, S, dim), sums up to the mean
+        keep = latent.new_ones(latent.shape[:2], dtype=torch.long) if mask is None else mask.long()  # (B, S)
+        weight = keep / keep.sum(dim=1, keepdim=True).clamp(min=1)  # (B, S), counted in whole numbers
+        share = latent * weight[..., None].to(latent.dtype)  # (B, S, dim), sums up to the mean
         if self.function == "attend":
             return hidden @ (latent.transpose(1, 2) @ share)  # (B, L, dim) (B, dim, dim)
         mean = share.sum(dim=1, keepdim=True)  # (B, 1, dim)

@@ -225,10 +225,10 @@ class Chat(Backbone):
         """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S)."""
         found = self._seen(inputs)
         rows = self._rows(found.pooler_output, inputs)
-        lengths = [len(row) for row in rows]
-        visible = torch.arange(max(lengths), device=rows[0].device) < rows[0].new_tensor(lengths)[:, None]
+        # of ones, and not from the lengths: those would have to come to the device, and be no numbers of a float type
+        visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
-        context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible.long()}
+        context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
         for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
             context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
         return context
