@@ -11,12 +11,14 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
+from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit
 from vlatrain.injection.attach import attach
 from vlatrain.injection.context import context_of
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.tasks import build
+from vlatrain.training.modes import checkpoint_gradients
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 
@@ -66,9 +68,7 @@ def test_the_configuration_says_what_is_dropped() -> None:
 def test_what_is_dropped_gets_no_gradient(checkpointing: bool) -> None:
     backbone, model = adapted(adapter_config("bottleneck", dim=4), ["*"])
     if checkpointing:
-        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        backbone.model.disable_input_require_grads()
-        backbone.model.train()
+        checkpoint_gradients(model, layers_of(backbone.model, backbone.config, backbone.task))
     with dropping(model, 1):
         loss_of(backbone).backward()
     got = {name: parameter.grad is not None for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -41,9 +41,7 @@ class Adapter(nn.Module):
 
 
 class Layer(nn.Module):
-    """As transformers' layers: recomputed when flagged as training, which its children are not."""
-
-    gradient_checkpointing = False
+    """A frozen layer with a batch norm and a dropout, and an adapter at its end."""
 
     def __init__(self) -> None:
         super().__init__()

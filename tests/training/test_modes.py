@@ -114,39 +114,6 @@ def test_checkpointing_recomputes_the_layers_and_changes_no_gradient() -> None:
     assert [layer.calls for layer in recomputed.layers] == [3, 3]
 
 
-class Switched(nn.Module):
-    """As a transformers model: its own switch, heeded by layers that are flagged as training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = make_model().layers
-        self.settings: dict = {}
-        self.inputs_require_gradients = False
-
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict) -> None:
-        self.settings = activation_checkpointing_kwargs
-        self.inputs_require_gradients = True
-        for layer in self.layers:
-            layer.gradient_checkpointing = True
-
-    def disable_input_require_grads(self) -> None:
-        self.inputs_require_gradients = False
-
-
-def test_the_models_own_switch_is_used_and_frozen_layers_are_flagged_without_their_children() -> None:
-    model = Switched()
-    checkpoint_gradients(model, model.layers)
-    assert model.settings["use_reentrant"] is False
-    assert not model.inputs_require_gradients
-    assert all("forward" not in vars(layer) for layer in model.layers), "wrapped on top of it"
-    train_mode(model)
-    assert model.layers[0].training
-    assert not model.layers[0].dropout.training
-    assert not model.layers[0].norm.training
-    model.eval()
-    assert not model.layers[0].training, "generation with a cache is not recomputed"
-
-
 def test_layers_are_compiled_in_place() -> None:
     plain, compiled = make_model().eval(), make_model().eval()
     names = list(compiled.state_dict())

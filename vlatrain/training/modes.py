@@ -44,19 +44,13 @@ def trained_roots(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Put what is trained into train mode and everything else into eval mode.
-
-    With gradient checkpointing, the checkpointed layers themselves, but nothing in them, are flagged as training too:
-    transformers recomputes a layer only then.
-    """
+    """Put what is trained into train mode and everything else into eval mode."""
     model.eval()
     for root in list(trained_roots(model)):
         root.train()
     for module in model.modules():
         if isinstance(getattr(module, "base_layer", None), nn.Module) and any(trained_roots(module)):
             module.training = True  # DoRA asks its own flag whether to apply dropout
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
 
 
 def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -132,11 +126,11 @@ def kept_exact(model: nn.Module) -> Iterator[nn.Parameter]:
                     yield parameter
 
 
-def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = (), compiled: bool = False) -> None:
+def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module], compiled: bool = False) -> None:
     """Recompute the layers' activations in the backward pass instead of keeping them (non-reentrant).
 
-    Uses the model's own switch (`activation_checkpointing_enable` of transformers) where it has one; of the layers that
-    it does not reach, the calls are wrapped. Call it after the adapters are in.
+    The model's own switch (`gradient_checkpointing_enable` of transformers) would not do: it heeds only layers in train mode,
+    and in train mode the frozen layers of OPT, BART and others drop out. Call it after the adapters are in.
 
     Args:
         model: the model.
@@ -153,15 +147,8 @@ def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module] = (), com
             "which a compiled layer does not bring back; choose one of the two"
         )
     options: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": recomputed(model)} if contextual else {})
-    if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
-        enable(activation_checkpointing_kwargs=options)
-    # transformers makes the embeddings' output require gradients, which only the reentrant kind needs, and which BLIP's
-    # text embeddings, adding to it in place, refuse
-    if callable(disable := getattr(model, "disable_input_require_grads", None)):
-        disable()
     for layer in layers:
-        if not getattr(layer, "gradient_checkpointing", False):
-            _wrap(layer, options)
+        _wrap(layer, options)
 
 
 def _wrap(layer: nn.Module, options: dict[str, Any]) -> None:
