@@ -156,6 +156,7 @@ def test_a_frozen_weight_that_moves_is_an_error(small: SimpleNamespace) -> None:
     loop.stepper.task = Meddling(loop.model)
     with pytest.raises(AssertionError, match=r"1 frozen weights or buffers changed in training: embed\.bias"):
         loop.run()
+    assert (loop.folder / "adapter").is_dir(), "what was trained is saved first"
 
 
 def trained(small: SimpleNamespace, name: str, **settings: Any) -> dict[str, torch.Tensor]:

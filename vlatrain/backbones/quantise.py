@@ -51,7 +51,8 @@ def quantise(
         layers: the layers.
         bits: 8 or 4.
         device: where the quantised weights go.
-        dtype: type to compute in.
+        dtype: type to compute in. The weights are rounded to it before they are packed, so that they are unpacked into it; so
+            are the biases, as bitsandbytes casts them to it anyway, in place.
     """
     inside = {id(child): (parent, name) for parent, name, child in linears(layers)}
     drawn = False
@@ -85,7 +86,9 @@ def _with_init(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, Any]]
 def _quantised(linear: nn.Module, bits: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
     bnb: Any = importlib.import_module("bitsandbytes")
 
-    weight: Tensor = linear.weight.data.T if isinstance(linear, Conv1D) else linear.weight.data  # type: ignore
+    weight: Tensor = linear.weight.data.to(dtype)  # type: ignore
+    if isinstance(linear, Conv1D):
+        weight = weight.T
     outputs, inputs = weight.shape
     with torch.device("meta"):
         if bits == 8:
@@ -105,8 +108,22 @@ def _quantised(linear: nn.Module, bits: int, device: torch.device, dtype: torch.
             )
             made.support_avx512bf16_for_cpu = False  # it would repack the frozen weights in place
     if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.data, requires_grad=False)  # type: ignore
+        made.bias = nn.Parameter(linear.bias.data.to(dtype), requires_grad=False)  # type: ignore
     return made.to(device).train(linear.training)
+
+
+def trained_biases(model: nn.Module) -> list[str]:
+    """Names of the biases of packed layers that require gradients: bitsandbytes rounds them to the type it computes in at every
+    call, so they cannot train."""
+    bnb: Any = importlib.import_module("bitsandbytes")
+
+    return [
+        f"{name}.bias"
+        for name, module in model.named_modules()
+        if isinstance(module, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))
+        and module.bias is not None
+        and module.bias.requires_grad
+    ]
 
 
 def size_of(parameter: Tensor) -> int:

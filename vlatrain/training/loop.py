@@ -380,19 +380,14 @@ class Loop:
         best = progress.step if progress.best_step is None else progress.best_step
         if best != progress.step and not self.keeper.load_weights(best):
             best, self.best_evaluation = progress.step, None
+        self.model.eval()
+        self._write_adapter()  # first: whatever else may fail here, the training is not lost
         if self.eval and self.best_evaluation is None:  # it was found before the last interruption
             self.best_evaluation = self._evaluation()
             if self.stopping:
                 self._leave()
-        self.model.eval()
+            self.model.eval()
         refuse_moved(self.frozen, self.model)
-        problems: list[str] | None = None
-        if self.accelerator.is_main_process and self.save_adapter is not None:
-            try:
-                replace_folder(self.folder / ADAPTER, self.save_adapter)
-            except UserError as error:
-                problems = error.problems
-        raise_together(problems)
         gpu = self.device.type == "cuda"
         return Result(
             steps=progress.step,
@@ -410,3 +405,12 @@ class Loop:
             processes=self.accelerator.num_processes,
             frozen_hash=combined(self.frozen),
         )
+
+    def _write_adapter(self) -> None:
+        problems: list[str] | None = None
+        if self.accelerator.is_main_process and self.save_adapter is not None:
+            try:
+                replace_folder(self.folder / ADAPTER, self.save_adapter)
+            except UserError as error:
+                problems = error.problems
+        raise_together(problems)

@@ -65,7 +65,10 @@ def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_hashes(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of every frozen parameter and buffer, by name."""
+    """SHA-256 of the values of every frozen parameter and buffer, by name.
+
+    Those in a type below fp32 are hashed as fp32, which loses nothing: bitsandbytes recasts the biases of packed layers in place.
+    """
     moving = moving_buffers(model)
     tensors: dict[str, Tensor] = {name: tensor for name, tensor in model.named_parameters() if not tensor.requires_grad}
     tensors |= {name: tensor for name, tensor in model.named_buffers() if name not in moving}
@@ -73,7 +76,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """One hash over all that is frozen: names, types, shapes and values of parameters and buffers."""
+    """One hash over all that is frozen: names, shapes and values of parameters and buffers."""
     return combined(frozen_hashes(model))
 
 
@@ -83,6 +86,8 @@ def combined(hashes: dict[str, str]) -> str:
 
 
 def _hash(tensor: Tensor) -> str:
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.detach().cpu().float()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -96,7 +101,10 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
     """
     after = frozen_hashes(model)
     moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    assert not moved, f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}"
+    assert not moved, (
+        f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}; the adapter is saved, "
+        "but was trained on the changed ones"
+    )
 
 
 def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:

@@ -14,13 +14,14 @@ from torch import nn
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import PROCESSOR, load
-from vlatrain.backbones.quantise import layers_of, size_of
-from vlatrain.config import TrainConfig, TrainerConfig
+from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
+from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
+from vlatrain.injection.trunk import bare
 from vlatrain.tasks import Evaluation, Task, build, parts_of, prepare
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
@@ -69,7 +70,8 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
         run: a run folder whose processor is used where there is one (resuming).
 
     Raises:
-        UserError: the weights cannot be had, the points select nothing, or the texts leave nothing to learn.
+        UserError: the weights cannot be had, the points select nothing, the texts leave nothing to learn, or biases of packed
+            layers are to train.
     """
     train = samples["train"]
     where = sites(config.model, config.task.name, config.points)
@@ -90,6 +92,13 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.parts])
+    if config.model.quantize and (names := [bare(name) for name in trained_biases(model)]):
+        raise UserError(
+            f"model.quantize={config.model.quantize}: {len(names)} biases of packed layers cannot train: "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; "
+            "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
+            "or set model.quantize=null"
+        )
     return Bench(backbone, model, task)
 
 
