@@ -54,6 +54,7 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("data.train", {}, "data=shapes takes no data.train; data=files and data=hub do"),
         ("data.columns.answers", {}, "data=shapes takes no data.columns.answers; data=files and data=hub do"),
         ("data.path", {"data__name": "files"}, "data=files takes no data.path; data=hub does"),
+        ("trainer.tf32", {"trainer__device": "cpu"}, "trainer.device=cpu takes no trainer.tf32; a GPU does"),
         ("task.rerank", {}, "task=vqa takes no task.rerank; task=retrieval does"),
         (
             "task.decode.num_beams",

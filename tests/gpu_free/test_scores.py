@@ -63,6 +63,14 @@ def test_retrieval(name: str) -> None:
     assert found.metrics["mean_recall"] >= 0
 
 
+def test_a_state_that_is_no_number_reaches_the_loss() -> None:
+    """The loop names its sample; a draw of hard negatives would end in an assertion on a GPU."""
+    task = made("blip", "retrieval")
+    batch = task.collate(SAMPLES[:4])
+    batch["inputs"]["pixels"][1] = torch.nan
+    assert task.loss(batch).isnan()
+
+
 def test_classes() -> None:
     task = made("clip", "classification")
     with torch.no_grad(), autocast(CPU, "bf16"):

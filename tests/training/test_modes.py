@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.training.conftest import Adapter, make_model
@@ -16,6 +17,7 @@ from vlatrain.training.modes import (
     checkpoint_gradients,
     compile_layers,
     fingerprint,
+    keep_from_overflow,
     moving_buffers,
     train_mode,
     trainable,
@@ -85,6 +87,32 @@ def test_casting_leaves_what_is_trained_scalars_and_statistics_in_full_precision
     assert {p.dtype for p in trainable(model).values()} == {torch.float32}
     assert model.head.weight.dtype == model.layers[0].linear.bias.dtype == torch.bfloat16
     assert model.scale.dtype == model.layers[0].norm.weight.dtype == torch.float32
+
+
+def test_casting_leaves_the_scale_of_a_model_in_full_precision() -> None:
+    backbone = load(small_config("siglip"), "retrieval", texts=["a"])
+    backbone.model.logit_scale.data.fill_(4.7262)  # of shape (1,)
+    cast_trunk(backbone.model, torch.bfloat16)
+    assert backbone.logit_scale().item() == pytest.approx(112.87, abs=0.01)  # in bf16: 112.0
+    assert backbone.logit_bias().dtype == torch.float32
+
+
+def test_what_overflows_in_fp16_is_computed_in_fp32() -> None:
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).requires_grad_(False).eval()
+    layer = model.encoder.block[0].layer[1].DenseReluDense
+    layer.wi.weight.data.fill_(1.0)
+    layer.wo.weight.data.fill_(1000.0)
+    keep_from_overflow(model)
+    cast_trunk(model, torch.float16)
+    assert layer.wo.weight.dtype == torch.float32
+    assert layer.wi.weight.dtype == torch.float16
+    with torch.autocast("cpu", torch.float16):
+        states = layer(torch.ones(1, 3, 16))
+        assert states.amax() > torch.finfo(torch.float16).max
+        assert states.isfinite().all()
+        ids = torch.ones(1, 3, dtype=torch.long)
+        assert model(input_ids=ids, labels=ids).loss.isfinite()
 
 
 def test_casting_leaves_the_heads_that_order_things_in_full_precision() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from tests.training.conftest import make_config
 from vlatrain.config import UserError
-from vlatrain.training.precision import autocast, choose_device, choose_precision, peak_memory_mb
+from vlatrain.training.precision import autocast, choose_device, choose_precision, peak_memory_mb, set_torch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -59,6 +59,14 @@ def test_bf16_on_a_cpu_trains_with_adapters_and_trunk_in_fp32(small: SimpleNames
     assert {parameter.dtype for parameter in loop.model.parameters()} == {torch.float32}
     full = small.loop("fp32").run()  # the next job of a sweep, in the same process
     assert full.precision == "fp32"
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_is_rounded_only_when_asked_for(tf32: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
+    set_torch(make_config(tf32=tf32).trainer)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
+    set_torch(make_config().trainer)
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(small: SimpleNamespace) -> None:

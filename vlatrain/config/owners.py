@@ -67,6 +67,11 @@ def _matches(config: TrainConfig) -> bool:
 
 CONDITIONS = (
     Condition(
+        ("trainer.tf32",),
+        lambda c: c.trainer.device != "cpu",
+        "trainer.device=cpu takes no {key}; a GPU does",
+    ),
+    Condition(
         ("data.test",),
         lambda c: _scores(c, "test"),
         "split=eval takes no {key}, it scores data.eval; split=test does",

@@ -16,6 +16,7 @@ class TrainerConfig:
         eval_batch_size: the same in evaluation; null: twice `batch_size`.
         accumulate: forward passes per optimizer step.
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
+        tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
         device: auto, cpu or cuda.
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
@@ -37,6 +38,7 @@ class TrainerConfig:
     eval_batch_size: int | None = None
     accumulate: int = 1
     precision: str = "auto"
+    tf32: bool = False
     device: str = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False

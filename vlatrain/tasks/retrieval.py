@@ -121,7 +121,8 @@ class Retrieval(Task):
         Logits say which pairs belong together; scores put a wrong pair below the right one of its caption, or of its image.
         """
         positive = same_caption(text.ids, owner, len(states))  # (T, I)
-        odds = similarity.masked_fill(positive, float("-inf"))
+        # one that is no number would end a draw; the loop says so with the loss, which is none then either
+        odds = similarity.nan_to_num().masked_fill(positive, float("-inf"))
         keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
         images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
         right = [keep]  # for each wrong pair, the caption whose own pair it is measured against

@@ -36,6 +36,7 @@ from vlatrain.training.modes import (
     combined,
     compile_layers,
     frozen_hashes,
+    keep_from_overflow,
     refuse_moved,
     train_mode,
     trainable,
@@ -129,6 +130,8 @@ class Loop:
         )  # fmt: skip
 
     def _prepare_model(self, layers: list[nn.Module], group_of: Callable[[str], str]) -> None:
+        if self.precision == "fp16":
+            keep_from_overflow(self.model)
         if self.precision != "fp32" and self.device.type == "cuda":
             cast_trunk(self.model, DTYPES[self.precision])
         if self.trainer.gradient_checkpointing:

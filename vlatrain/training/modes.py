@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+from transformers import T5PreTrainedModel
 
 from vlatrain.adapters import Adapter
 from vlatrain.config import UserError
 from vlatrain.injection.context import recomputed
 from vlatrain.injection.site import Site
+from vlatrain.metrics.precision import full_precision
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -110,19 +113,45 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
 def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights to a lower precision, in place; what is trained becomes (and stays) fp32.
 
-    Scalars (a temperature) and modules with running statistics (batch norm) keep theirs: they save nothing and lose
-    much. So do the frozen parts of adapters, which are fp32 as all of an adapter is, and heads whose outputs order things
-    (`Backbone.scoring`).
+    Single numbers (a temperature, SigLIP's scale and bias of shape (1,)) and modules with running statistics (batch norm) keep
+    theirs: they save nothing and lose much. So do the frozen parts of adapters, which are fp32 as all of an adapter is, heads
+    whose outputs order things (`Backbone.scoring`), and under fp16 what would overflow there (`keep_from_overflow`).
     """
     exact = {id(parameter) for parameter in kept_exact(model)}
+    exact |= {id(layer.weight) for layer in model.modules() if type(layer) is ExactLinear}
     ours = {id(module) for adapter in model.modules() if isinstance(adapter, Adapter) for module in adapter.modules()}
     for module in model.modules():
         statistics = id(module) in ours or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-            elif parameter.is_floating_point() and parameter.dim() and not statistics and id(parameter) not in exact:
+            elif (
+                parameter.is_floating_point()
+                and parameter.numel() > 1
+                and not statistics
+                and id(parameter) not in exact
+            ):
                 parameter.data = parameter.data.to(dtype)
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer that computes in fp32 under autocast too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out), fp32."""
+        with full_precision(input.device):
+            return linear(input.float(), self.weight, self.bias)
+
+
+def keep_from_overflow(model: nn.Module) -> None:
+    """Let T5's `wo` compute in fp32, as transformers does under fp16: what it puts out is more than fp16's largest number
+    (https://github.com/huggingface/transformers/issues/20287). Weights in fp32 alone are not enough: autocast casts them."""
+    for module in model.modules():
+        if isinstance(module, T5PreTrainedModel):
+            for name, layer in module.named_modules():
+                if "wo" in name.split(".") and type(layer) is nn.Linear:
+                    layer.__class__ = ExactLinear
+                    layer.float()
 
 
 def kept_exact(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -55,8 +55,10 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def use_threads(config: TrainerConfig) -> None:
-    """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen."""
+def set_torch(config: TrainerConfig) -> None:
+    """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen, and with TF32 only by `trainer.tf32`."""
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32  # torch's own default is to round in convolutions
     if config.threads:
         torch.set_num_threads(config.threads)
 
@@ -72,7 +74,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     """
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    use_threads(config)
+    set_torch(config)
     # accelerate keeps the settings of the first object for all later ones; the process group, if any, stays
     alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
     AcceleratorState._reset_state()

@@ -27,8 +27,8 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
-from vlatrain.training.modes import cast_trunk
-from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own, use_threads
+from vlatrain.training.modes import cast_trunk, keep_from_overflow
+from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own, set_torch
 from vlatrain.training.stopwatch import Stopwatch
 
 
@@ -122,11 +122,13 @@ def finished(
         UserError: the weights or the adapter cannot be had, or nothing is left of the samples' texts.
     """
     dtype = DTYPES[precision]
-    use_threads(config.trainer)
+    set_torch(config.trainer)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     prepare(config.task, backbone)
     task = build(config.task, backbone)
     _check(task, samples)
+    if precision == "fp16":
+        keep_from_overflow(backbone.model)
     if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
