@@ -167,9 +167,8 @@ class Composite(Backbone):
         return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
 
     def _unseen(self, count: int) -> Inputs:
-        """The images' part of the inputs where they are not looked at: `pixels` that have only their shape."""
-        size = self.model.config.vision_config.image_size
-        return {"pixels": torch.zeros(1, 1, 1, 1).expand(count, 3, size, size)}
+        """The images' part of the inputs where they are not looked at: as `pixels` (B, 1, 1, 1), one zero for each."""
+        return {"pixels": torch.zeros(count, 1, 1, 1)}
 
     def _seen(self, images: Sequence[Any]) -> Inputs:
         """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
@@ -254,7 +253,11 @@ class Composite(Backbone):
             states = inputs["features"]
         else:
             with self.prefix("vision", inputs):
-                states = self.model.see(inputs["pixels"])
+                pixels = inputs["pixels"]
+                if "vision" in inputs.get("prefix", {}):  # nothing looks at them; a tower may ask for their shape
+                    size = self.model.config.vision_config.image_size
+                    pixels = pixels.expand(-1, 3, size, size)  # only here: a batch with such a tensor cannot be pinned
+                states = self.model.see(pixels)
         visual = self.model.projection(states)
         visible = inputs.get("visible")
         return {"visual": visual, "visible": visual.new_ones(visual.shape[:2]).long() if visible is None else visible}
