@@ -27,6 +27,13 @@ from vlatrain.data.sample import Sample, Turn
 #: Of costly tests with many cells those that are in the quick suite; their other cells are slow.
 QUICK_CELLS = {
     "tests/adapters/test_register.py::test_wrong_options_are_a_users_error": ("matches nothing",),
+    "tests/gpu_free/test_checkpointing.py::test_losses_and_gradients_are_equal_with_and_without_it": (
+        "blip2_opt",
+        "florence2",
+        "dinov2+bart",
+        "clip",
+    ),
+    "tests/gpu_free/test_pin.py::test_batches_can_be_pinned_kept_and_not": ("clip+gpt2", "blip-", "llava"),
     "tests/inference/test_predict.py::test_search_in_both_directions": ("0",),
     "tests/inference/test_trunk.py::test_a_run_is_evaluated_with_its_trunk": ("a",),
     "tests/injection/test_attach.py::test_the_preset_is_small_and_quiet": ("lora", "ia3"),
