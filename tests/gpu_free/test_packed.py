@@ -72,6 +72,6 @@ def test_biases_of_packed_layers_are_refused_by_name(overrides: dict) -> None:
     config.model.quantize = 8
     named = r"model.quantize=8: \d+ biases of packed layers cannot train: \S+\.layers?\.0\.\S+\.bias"
     with pytest.raises(UserError, match=named):
-        fresh(config, make_samples())
+        fresh(config, {"train": make_samples()})
     config.model.quantize = None
-    fresh(config, make_samples())
+    fresh(config, {"train": make_samples()})
