@@ -13,6 +13,7 @@ from vlatrain.data.shapes import build
 BF16 = "trainer.precision=bf16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("model=tiny_clip",), pytest.param(("model=tiny_blip", "task.rerank=3"), marks=pytest.mark.slow)],

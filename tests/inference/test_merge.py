@@ -94,6 +94,7 @@ def test_the_mean_of_a_run_with_itself_is_the_run(runs: dict[str, Path], tmp_pat
     assert evaluated(output) == evaluated(runs["a"])
 
 
+@pytest.mark.slow
 def test_weights_may_be_any_numbers(runs: dict[str, Path], tmp_path: Path) -> None:
     sources = f"sources=[{runs['a']},{runs['b']}]"
     assert command("merge", sources, "weights=[1.5,-1]", f"output={tmp_path / 'out'}") == 0
@@ -139,6 +140,7 @@ def test_every_method_of_peft_goes_into_the_weights(name: str) -> None:
     assert not any("lora" in key or "default" in key for key in backbone.model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -53,6 +53,7 @@ def answers(folder: Path) -> list[str]:
     return [json.loads(line)["prediction"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", pytest.param("lora", marks=pytest.mark.slow), "composite"])
 def test_a_run_is_evaluated_with_its_trunk(runs: Runs, name: str) -> None:
     assert evaluated(runs[name]) == answers(runs[name])

@@ -75,14 +75,16 @@ def cells(essential: bool = False, places: Sequence[tuple[str, str]] = PLACES) -
     or as a variant, is slow.
 
     Args:
-        essential: a behaviour that is quick at every place, and of variants at the first of theirs; any other at a method's first.
+        essential: a behaviour that is quick at a method's first and last place, and at the first of a variant's; any other at a
+            method's first alone.
         places: those at which the behaviour can be asked for.
     """
     found = []
     for name, row in ROWS.items():
         own = [place for place in places if place not in row.unfit]
         for place in own:
-            quick = (not is_variant(name) or place == own[0]) if essential else not is_variant(name) and place == own[0]
+            chosen = {own[0], own[-1]} if essential and not is_variant(name) else {own[0]}
+            quick = place in chosen and (essential or not is_variant(name))
             marks = [] if quick else [pytest.mark.slow]
             found.append(pytest.param(name, place, id=f"{name}-{'-'.join(place)}", marks=marks))
     return pytest.mark.parametrize(("name", "place"), found)

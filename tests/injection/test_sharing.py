@@ -53,6 +53,7 @@ def first_of(point: Point, over: list[str]) -> Point:
     return next(p for p in everywhere().places if all(getattr(p, part) == getattr(point, part) for part in kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["down", pytest.param("up", marks=pytest.mark.slow), "columns", "all"])
 @pytest.mark.parametrize(
     "over",

@@ -129,6 +129,7 @@ def test_no_image_is_read_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert not reads
 
 
+@pytest.mark.slow
 def test_auto_keeps_what_pays_and_says_so(tmp_path: Path) -> None:
     *_, kept = trained(tmp_path / "once", "task=captioning", "trainer.epochs=1")
     assert kept == {"where": "off"}  # each sample is seen once

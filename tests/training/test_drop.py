@@ -78,6 +78,7 @@ def test_layers_are_drawn_in_steps_and_not_in_evaluations(tmp_path: Path, monkey
     assert set(seen["evaluate"]) == {1}, "as configured"
 
 
+@pytest.mark.slow
 def test_a_run_with_draws_resumes_to_the_same_bits(tmp_path: Path) -> None:
     settings = [
         "model=tiny_clip", "adapter.points=['*']", "adapter.drop_random=3", "adapter.dropout=0.2", "trainer.max_steps=6",

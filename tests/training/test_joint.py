@@ -50,6 +50,7 @@ def test_eval_scores_them_again(run: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "metrics.json")["metrics"] == pytest.approx(read(run / "metrics.json")["metrics"])
 
 
+@pytest.mark.slow
 def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(image)

@@ -36,6 +36,7 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int, while_saving: b
         time.sleep(0.0005 if while_saving else 0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "more"),
     [(0, []), pytest.param(1, ["adapter.trunk=[norms]"], marks=pytest.mark.slow)],
