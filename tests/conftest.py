@@ -55,7 +55,6 @@ QUICK_CELLS = {
     "tests/training/test_run.py::test_the_adapter_loads_with_peft_alone_and_gives_the_same": ("vqa",),
     "tests/backbones/test_composite.py::test_adapters_read_their_own_rows_image": ("t5",),
     "tests/backbones/test_composite.py::test_full_size_is_built_without_weights": ("0",),
-    "tests/injection/test_fuse.py::test_each_source_does_as_it_did_in_its_own_run": ("bottleneck",),
     "tests/training/test_run.py::test_the_folder_holds_everything": ("vqa",),
     "tests/training/test_run.py::test_the_other_methods_take_the_same_path": ("none",),
 }
