@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,43 +67,62 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
     """A model's YAML as the typed configuration."""
-    layers = [*_model_layers(CONF / "model" / f"{name}.yaml"), overrides]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), *layers))  # type: ignore[return-value]
-
-
-def _model_layers(file: Path) -> list[Any]:
-    """A model's YAML after those it extends, the groups that it takes in among them."""
-    read: Any = OmegaConf.load(file)
-    layers: list[Any] = []
-    for entry in read.pop("defaults", []):
-        group, option = (".", entry) if isinstance(entry, str) else next(iter(entry.items()))
-        if (base := file.parent / group / f"{option}.yaml").is_file():
-            layers += _model_layers(base)
-    return [*layers, read]
+    return _typed(ModelConfig, _model(CONF / "model" / f"{name}.yaml"), overrides)
 
 
 def adapter_config(name: str, **overrides: Any) -> AdapterConfig:
     """A method's YAML as the typed configuration: `adapter=NAME` with overrides."""
+    return _typed(AdapterConfig, _adapter(name), overrides)
+
+
+def _typed(schema: type, values: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """A configuration of one's own, typed once: that takes long, and the cells are thousands."""
     register_resolvers()
-    node: Any = OmegaConf.structured(AdapterConfig)
-    for layer in [*_layers(name), overrides]:
-        node = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), layer)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AdapterConfig), node))  # type: ignore[return-value]
+    key = (schema, repr(values), repr(overrides))
+    if key not in _TYPED:
+        _TYPED[key] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _over(values, overrides)))
+    return copy.deepcopy(_TYPED[key])
 
 
-def _layers(name: str) -> list[Any]:
-    """A method's YAML after those it extends."""
-    read: Any = OmegaConf.load(CONF / "adapter" / f"{name}.yaml")
-    layers: list[Any] = []
-    for entry in read.pop("defaults", []):
+_TYPED: dict[tuple[type, str, str], Any] = {}
+
+
+def _over(base: dict[Any, Any], top: dict[Any, Any]) -> dict[Any, Any]:
+    """Values laid over others, those below each key, too."""
+    both = {k: _over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in top.items()}
+    return {**base, **both}
+
+
+@cache
+def _read(file: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[return-value]
+
+
+@cache
+def _model(file: Path) -> dict[str, Any]:
+    """A model's YAML over those it extends, the groups that it takes in among them."""
+    own = dict(_read(file))
+    values: dict[str, Any] = {}
+    for entry in own.pop("defaults", []):
+        group, option = (".", entry) if isinstance(entry, str) else next(iter(entry.items()))
+        if (base := file.parent / group / f"{option}.yaml").is_file():
+            values = _over(values, _model(base))
+    return _over(values, own)
+
+
+@cache
+def _adapter(name: str) -> dict[str, Any]:
+    """A method's YAML over those it extends."""
+    own = dict(_read(CONF / "adapter" / f"{name}.yaml"))
+    values: dict[str, Any] = {}
+    for entry in own.pop("defaults", []):
         option, _, place = entry.partition("@")  # lora@parts.vision: a part of a mixed method
-        if place:
-            layer = OmegaConf.create({})
-            OmegaConf.update(layer, place, OmegaConf.to_container(OmegaConf.merge(*_layers(option))))
-            layers.append(layer)
-        elif option not in ("adapter_schema", "_self_"):
-            layers += _layers(option)
-    return [*layers, read.get("adapter", read)]
+        if option not in ("adapter_schema", "_self_"):
+            layer = _adapter(option)
+            for key in reversed(place.split(".") if place else []):
+                layer = {key: layer}
+            values = _over(values, layer)
+    return _over(values, own.get("adapter", own))
 
 
 def small_config(name: str) -> ModelConfig:

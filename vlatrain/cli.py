@@ -133,30 +133,35 @@ def _hydra(verb: str, rest: list[str]) -> int:
     from hydra.errors import HydraException
 
     from vlatrain.config.compose import Prepared, explained, prepare
+    from vlatrain.config.compose import run as run_alone
     from vlatrain.config.folder import conf_dir
     from vlatrain.config.overrides import Request, literal
     from vlatrain.config.registry import register
 
     arguments, flags = _parsed(rest)
     request = Request(verb, list(arguments.overrides), arguments.multirun, arguments.config_dir, arguments.config_name)
+    tells = arguments.cfg or arguments.info or arguments.hydra_help
     if arguments.shell_completion or arguments.hydra_help or arguments.config_path:
         register()
         _place_verb(request)
         prepared = Prepared(request.overrides)
     else:
-        prepared = prepare(request, _check_fit)
+        prepared = prepare(request, _check_fit, whole=request.sweeps or bool(tells))
     overrides = prepared.overrides
     job = _Jobs(request, prepared.swept)
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
     if arguments.shell_completion:
         _complete(decorated, [*flags, *overrides])
         return 0
-    if request.sweeps and not (arguments.cfg or arguments.info or arguments.hydra_help):
+    if request.sweeps and not tells:
         job.begin(Path(prepared.folder or f"outputs/sweeps/{job.stamp}"), prepared.notes)
         overrides.append(f"hydra.sweep.dir={literal(str(job.folder))}")
     with _argv([*flags, *overrides]), _raising():
         try:
-            decorated()
+            if request.sweeps or tells or arguments.config_path or arguments.experimental_rerun:
+                decorated()
+            else:
+                run_alone(request, overrides, job.run)
             job.ended = True
         except KeyboardInterrupt:
             if job.stopped is None:

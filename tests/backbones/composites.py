@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +43,11 @@ LANGUAGE: dict[str, dict[str, Any]] = {
 
 def described(vision: str, language: str, model: str = "composite") -> ModelConfig:
     """The full-size description, as the command line composes it."""
+    return copy.deepcopy(_composed(vision, language, model))
+
+
+@cache
+def _composed(vision: str, language: str, model: str) -> ModelConfig:
     register()
     parts = [f"model/vision={vision}", f"model/language={language}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -63,12 +63,14 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def prepare(request: Request, check: Check | None = None) -> Prepared:
+def prepare(request: Request, check: Check | None = None, whole: bool = True) -> Prepared:
     """Check a request and write its overrides in the form Hydra takes.
 
     Args:
         request: what was asked for.
         check: a further check of each composed configuration, returning problems.
+        whole: whether sound overrides are composed here, too; a single job finds its problems itself, and composing costs
+            a third of a second.
 
     Raises:
         UserError: everything that is wrong with it.
@@ -80,8 +82,9 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
         checked = check_overrides(request, texts, GlobalHydra.instance().config_loader())
         choices, found = checked.choices, checked.problems
         used = _files(request, itertools.chain(*choices))
-        found += [problem for file, group in used for problem in _file_problems(file, group, request.schema)]
-        found += _of_jobs(request, checked, check, bool(found))
+        found += [problem for file, group in used for problem in _file_problems(file, group, request)]
+        if whole or found:
+            found += _of_jobs(request, checked, check, bool(found))
         if found:
             raise UserError(dict.fromkeys(found))
         overrides = [*map(joined, choices), *checked.passed]
@@ -89,6 +92,16 @@ def prepare(request: Request, check: Check | None = None) -> Prepared:
         several += [swept([text]) for text in checked.passed]
         prepared = Prepared(overrides, tuple(several))
         return _sweep(request, checked, prepared) if request.sweeps else prepared
+
+
+def run(request: Request, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
+    """Compose a single job and call a function with it. Hydra's own main composes twice, to see whether it is a sweep.
+
+    Raises:
+        HydraException: it cannot be composed.
+    """
+    with _hydra(_search_path(request)) as hydra:
+        hydra.run(request.primary, function, overrides)
 
 
 def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
@@ -174,12 +187,11 @@ def _search_path(request: Request) -> ConfigSearchPath:
 
 
 @contextmanager
-def _hydra(path: ConfigSearchPath) -> Iterator[None]:
+def _hydra(path: ConfigSearchPath) -> Iterator[Hydra]:
     version.setbase("1.3")
     GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2("vlatrain", path)
     try:
-        yield
+        yield Hydra.create_main_hydra2("vlatrain", path)
     finally:
         GlobalHydra.instance().clear()
 
@@ -197,13 +209,17 @@ def _files(request: Request, overrides: Iterable[str]) -> list[tuple[Path, str]]
     return [(file, group) for file, group in files if file.is_file()]
 
 
-def _file_problems(file: Path, group: str, schema: type[TrainConfig]) -> list[str]:
+def _file_problems(file: Path, group: str, request: Request) -> list[str]:
     """What is wrong in a YAML file of the user's: all of it, where Hydra would stop at one."""
     try:
         values, key = _read(file, group)
     except UserError as error:
         return error.problems
-    return problems_in(schema, values, key, source=str(file))
+    found = problems_in(request.schema, values, key, source=str(file))
+    hydras = _yaml(file).get("hydra")
+    if not request.sweeps and isinstance(hydras, dict) and hydras.get("mode") == "MULTIRUN":
+        found.append(f"{file}: hydra.mode=MULTIRUN: that it is a sweep is said on the command line, by -m")
+    return found
 
 
 def _read(file: Path, group: str) -> tuple[dict[str, Any], str]:
@@ -212,17 +228,20 @@ def _read(file: Path, group: str) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: it does not hold any.
     """
-    text = file.read_text(encoding="utf-8")
+    kept = {key: value for key, value in _yaml(file).items() if key not in ("defaults", "hydra")}
+    header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    package = header[1] if header else group.replace("/", ".")
+    return kept, "" if package in ("", "_global_", "experiment") else package
+
+
+def _yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values or {}, dict):
+    if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values")
-    header = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
-    package = header[1] if header else group.replace("/", ".")
-    kept = {key: value for key, value in (values or {}).items() if key not in ("defaults", "hydra")}
-    return kept, "" if package in ("", "_global_", "experiment") else package
+    return values
 
 
 def _of_jobs(request: Request, checked: Checked, check: Check | None, bad: bool) -> list[str]:
