@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.backbones.small import BY_TASK, SETTINGS
+from vlatrain.backbones.base import Backbone
 from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Sample, Turn
@@ -89,7 +90,9 @@ _TYPED: dict[tuple[type, str, str], Any] = {}
 
 def _over(base: dict[Any, Any], top: dict[Any, Any]) -> dict[Any, Any]:
     """Values laid over others, those below each key, too."""
-    both = {k: _over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in top.items()}
+    both = {
+        k: _over(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in top.items()
+    }
     return {**base, **both}
 
 
@@ -129,6 +132,11 @@ def small_config(name: str) -> ModelConfig:
     """A family's architecture at a size that builds in milliseconds, with random weights."""
     tasks = {task: {"config": settings} for task, settings in BY_TASK.get(name, {}).items()}
     return model_config(name, random_init=True, config=SETTINGS[name], tasks=tasks)
+
+
+def copied(backbone: Backbone) -> Backbone:
+    """A backbone of its own. What reads texts and images for it is the same for all: no test changes that."""
+    return copy.deepcopy(backbone, {id(backbone.processor): backbone.processor})
 
 
 class Plain:

@@ -121,24 +121,37 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["adapter.dmi=3"], ["adapter.dmi=3: there is no key adapter.dmi; did you mean adapter.dim?"]),
-        (["+adapter.dmi=3"], ["+adapter.dmi=3: there is no key adapter.dmi; did you mean adapter.dim?"]),
-        (["++adapter.dmi=3"], ["did you mean adapter.dim?"]),
-        (["lr=3"], ["did you mean optim.lr?"]),
-        (["adaptr=lora"], ["did you mean adapter?"]),
-        (["+foo=3"], ["there is no key foo"]),
-        (["adapter.dim=abc"], ["adapter.dim=abc: expected a whole number"]),
-        (["adapter={dmi:3,bias:5x}"], ["adapter.dmi", "adapter.bias=5x"]),
-        (["+adapter.dim=3"], ["leave out the +"]),
-        (["+model=blip"], ["leave out the +"]),
-        (["~adapter.dim"], ["only a group"]),
-        (["task=vqq"], ["classification, instruct, joint, retrieval, vqa; did you mean vqa?"]),
-        (["adapter=null"], [f"there are {', '.join(METHODS)}"]),
+        (
+            ["adapter.dmi=3", "+adapter.dmi=3", "++adapter.dmi=3", "lr=3", "adaptr=lora", "+foo=3"],
+            [
+                "adapter.dmi=3: there is no key adapter.dmi; did you mean adapter.dim?",
+                "+adapter.dmi=3: there is no key adapter.dmi; did you mean adapter.dim?",
+                "++adapter.dmi=3: there is no key adapter.dmi; did you mean adapter.dim?",
+                "did you mean optim.lr?",
+                "did you mean adapter?",
+                "there is no key foo",
+            ],
+        ),
+        (
+            ["adapter.dim=abc", "adapter={dmi:3,bias:5x}", "adapter.dim=[1,2", "adapter.rank=1,2"],
+            [
+                "adapter.dim=abc: expected a whole number",
+                "adapter.dmi",
+                "adapter.bias=5x",
+                "not of the form key=value",
+                "-m sweeps",
+            ],
+        ),
+        (
+            ["+adapter.dim=3", "+model=blip", "~adapter.dim", "adapter/extra=x"],
+            ["leave out the +", "leave out the +", "only a group", "there is no group adapter/extra"],
+        ),
+        (
+            ["task=vqq", "adapter=null"],
+            ["classification, instruct, joint, retrieval, vqa; did you mean vqa?", f"there are {', '.join(METHODS)}"],
+        ),
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),
         (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),
-        (["adapter/extra=x"], ["there is no group adapter/extra"]),
-        (["adapter.dim=[1,2"], ["not of the form key=value"]),
-        (["adapter.dim=1,2"], ["-m sweeps"]),
         (["adapter.dim=0"], ["adapter.dim=0: must be 1 or more"]),
         (["model=clip", "task=vqa"], ["it can do retrieval"]),
         (["adapter.points=[vision.99.attn]"], ["'vision.99.attn' matches nothing"]),
@@ -202,7 +215,9 @@ def test_a_primary_of_the_users_own_is_typed_too(
     assert (type(calls.configs[0]), calls.configs[0].adapter.dim) == (TrainConfig, 7)
     (own / "mine.yaml").write_text("defaults: [train, _self_]\nadapter: {dmi: 7}\nseed: later\n")
     assert len(problems(capsys, "--config-dir", str(own), "-cn", "mine")) == 2
-    (own / "mine.yaml").write_text("defaults: [train, _self_]\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n")
+    (own / "mine.yaml").write_text(
+        "defaults: [train, _self_]\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
+    )
     (told,) = problems(capsys, "--config-dir", str(own), "-cn", "mine")
     assert told.endswith("mine.yaml: hydra.mode=MULTIRUN: that it is a sweep is said on the command line, by -m")
 

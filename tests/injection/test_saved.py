@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.conftest import adapter_config, small_config
+from tests.conftest import adapter_config, copied, small_config
 from tests.injection.table import randomise
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
@@ -35,7 +34,7 @@ def template(task: str) -> Backbone:
 
 
 def fresh(task: str = "vqa") -> Any:
-    return copy.deepcopy(template(task)).model
+    return copied(template(task)).model
 
 
 def saved(folder: Path, config: AdapterConfig = METHOD, task: str = "vqa") -> Path:
