@@ -70,20 +70,23 @@ def is_variant(name: str) -> bool:
     return name != ROWS[name].config.name or (name in rows_peft.ROWS and name != "lora")
 
 
-def cells(essential: bool = False, places: Sequence[tuple[str, str]] = PLACES) -> pytest.MarkDecorator:
+def cells(
+    essential: bool = False, last: bool = True, places: Sequence[tuple[str, str]] = PLACES
+) -> pytest.MarkDecorator:
     """The cells of a behaviour: every method at each of the places that it can go to. What differs from a quick one by the place,
     or as a variant, is slow.
 
     Args:
         essential: a behaviour that is quick at a method's first and last place, and at the first of a variant's; any other at a
             method's first alone.
+        last: whether the last place is quick, too.
         places: those at which the behaviour can be asked for.
     """
     found = []
     for name, row in ROWS.items():
         own = [place for place in places if place not in row.unfit]
         for place in own:
-            chosen = {own[0], own[-1]} if essential and not is_variant(name) else {own[0]}
+            chosen = {own[0], own[-1]} if essential and last and not is_variant(name) else {own[0]}
             quick = place in chosen and (essential or not is_variant(name))
             marks = [] if quick else [pytest.mark.slow]
             found.append(pytest.param(name, place, id=f"{name}-{'-'.join(place)}", marks=marks))
@@ -199,7 +202,7 @@ def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tu
     assert fingerprint(model) == frozen
 
 
-@cells(essential=True)
+@cells(essential=True, last=False)
 def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str, str], tmp_path: Path) -> None:
     row = ROWS[name]
     backbone, model = adapted(row, place)
