@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tests.conftest import small_config
-from tests.injection.table import Row, each, method, randomise
+from tests.injection.table import Row, method, randomise
 from vlatrain.adapters import Fusion
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -18,6 +18,7 @@ from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
 from vlatrain.config.paths import ADAPTER, save_config
 from vlatrain.injection.attach import attach, save
 from vlatrain.injection.fuse import fill
+from vlatrain.injection.points import Sites
 from vlatrain.injection.sources import read_sources
 
 KEPT = tempfile.TemporaryDirectory(prefix="vlatrain-sources-")  # until the process ends
@@ -58,9 +59,13 @@ def row(family: str, task: str, value: str, unfit: dict[tuple[str, str], str]) -
     def finish(model: nn.Module, name: str) -> Any:
         fill(model, read_sources(config.sources, "sources"), name)
 
+    def count(where: Sites) -> int:
+        there = sites(small_config(family), task, ["*"]).places  # a fusion goes where its sources have adapters
+        return sum(Fusion.count(place.width, 3, value) for point, place in where.places.items() if point in there)
+
     return Row(
         config,
-        each(lambda at: Fusion.count(at.width, 3, value)),
+        count,
         unfit=unfit,
         inexact="starts as the mean of its sources",
         tolerance=math.inf,

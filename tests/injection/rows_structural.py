@@ -65,7 +65,7 @@ def layers(where: Sites) -> set[Point]:
 
 ROWS: dict[str, Row] = {
     "ladder": Row(method("ladder"), rungs(4)),
-    "ladder, layers dropped": Row(method("ladder", options={"reduction": 8}, points=["end.1"]), rungs(8)),
+    "ladder, layers dropped": Row(method("ladder", options={"reduction": 8}, points=["end.{1,2}"]), rungs(8)),
     "lst": Row(
         method("lst"),
         lst_count("side"),

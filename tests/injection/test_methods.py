@@ -71,23 +71,22 @@ def is_variant(name: str) -> bool:
 
 
 def cells(
-    essential: bool = False, last: bool = True, places: Sequence[tuple[str, str]] = PLACES
+    variants: bool = False, both_ends: bool = False, places: Sequence[tuple[str, str]] = PLACES
 ) -> pytest.MarkDecorator:
     """The cells of a behaviour: every method at each of the places that it can go to. What differs from a quick one by the place,
-    or as a variant, is slow.
+    or as a variant, is slow. Quick is a method's last place, which is the smallest model.
 
     Args:
-        essential: a behaviour that is quick at a method's first and last place, and at the first of a variant's; any other at a
-            method's first alone.
-        last: whether the last place is quick, too.
+        variants: whether it is quick for variants, too.
+        both_ends: whether it is quick at a method's first place, too.
         places: those at which the behaviour can be asked for.
     """
     found = []
     for name, row in ROWS.items():
         own = [place for place in places if place not in row.unfit]
+        chosen = {*own[-1:], *own[: both_ends and not is_variant(name)]}
         for place in own:
-            chosen = {own[0], own[-1]} if essential and last and not is_variant(name) else {own[0]}
-            quick = place in chosen and (essential or not is_variant(name))
+            quick = place in chosen and (variants or not is_variant(name))
             marks = [] if quick else [pytest.mark.slow]
             found.append(pytest.param(name, place, id=f"{name}-{'-'.join(place)}", marks=marks))
     return pytest.mark.parametrize(("name", "place"), found)
@@ -177,7 +176,7 @@ def test_is_refused_where_it_cannot_go(name: str, place: tuple[str, str], reason
     assert any(isinstance(problem, Unfit) and reason in problem for problem in found)
 
 
-@cells(essential=True)
+@cells(variants=True, both_ends=True)
 def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tuple[str, str]) -> None:
     row = ROWS[name]
     before = loss_of(loaded(place))
@@ -202,7 +201,7 @@ def test_starts_as_the_frozen_model_and_trains_only_its_own(name: str, place: tu
     assert fingerprint(model) == frozen
 
 
-@cells(essential=True, last=False)
+@cells(variants=True)
 def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str, str], tmp_path: Path) -> None:
     row = ROWS[name]
     backbone, model = adapted(row, place)
@@ -224,24 +223,33 @@ def test_saves_exactly_its_own_and_loads_everywhere(name: str, place: tuple[str,
     fixed = {key.replace(".default", "") for key in drawn if "vlatrain_unit" in key}
     assert extra <= fixed, "and nothing else but what of the adapter is fixed for good"
     expected = loss_of(backbone)
-    one, two, three = (loaded(place) for _ in range(3))
-    for other in (one, two):  # without a file for it, nothing happens
-        load_trunk(other.model, tmp_path)
+    one, other = loaded(place), loaded(place)
+    load_trunk(one.model, tmp_path)  # without a file for it, nothing happens
     for folder in folders:
         PeftModel.from_pretrained(one.model, str(folder))
-    restore(three.model, row.config, tmp_path)
-    assert [loss_of(other) for other in (one, three)] == [expected] * 2
+    restore(other.model, row.config, tmp_path)
+    assert [loss_of(one), loss_of(other)] == [expected] * 2
+
+
+@cells()
+def test_loads_with_transformers_alone(name: str, place: tuple[str, str], tmp_path: Path) -> None:
+    row = ROWS[name]
+    backbone, model = adapted(row, place)
+    save(model, tmp_path)
+    expected = loss_of(backbone)
+    other = loaded(place)
+    load_trunk(other.model, tmp_path)
     if "transformers" in row.cannot:
         try:
-            two.model.load_adapter(str(tmp_path))
+            other.model.load_adapter(str(tmp_path))
         except ValueError as error:
             assert re.search("does not support|file not found", str(error))  # noqa: PT017, others are loaded, but wrongly
         else:
-            assert loss_of(two) != expected, "it can"
+            assert loss_of(other) != expected, "it can"
     else:
-        two.model.load_adapter(str(tmp_path))
+        other.model.load_adapter(str(tmp_path))
         # transformers leaves the tensors where they are in the file, aligned to 8 bytes, which may change how they are summed
-        assert loss_of(two) == near(expected, two.model)
+        assert loss_of(other) == near(expected, other.model)
 
 
 @cells()
