@@ -129,8 +129,8 @@ class Backbone:
         return model_class(config.tasks[task].architecture, f"model.tasks.{task}.architecture")
 
     @classmethod
-    def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
-        """Weights and processor of a checkpoint.
+    def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
+        """Weights and processor of a checkpoint; the weights in fp32, or in the type that they are `stored` in.
 
         Raises:
             OSError: they cannot be had.
@@ -139,7 +139,7 @@ class Backbone:
         kind, new = cls.architecture(config, task), config.tasks[task].trained
         refuse_code(kind, checkpoint)
         processor = cls.read_processor(checkpoint)  # the small thing first: it may need a package that is not there
-        model = read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new)
+        model = read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new, stored)
         refuse_tokens(
             processor.tokenizer, cls.vocabulary(model.config), checkpoint, padding=processor.tokenizer.pad_token_id
         )

@@ -96,9 +96,9 @@ class Chat(Backbone):
     # -- loading --
 
     @classmethod
-    def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
+    def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
         """Weights and processor of a checkpoint."""
-        model, processor = super().read(config, task, checkpoint)
+        model, processor = super().read(config, task, checkpoint, stored)
         settings: Any = model.config
         here, there = getattr(processor, "image_token_id", None), getattr(settings, "image_token_id", None)
         if None not in (here, there) and here != there:

@@ -83,10 +83,10 @@ class Composite(Backbone):
         return Joined(_joined(config, vision, text))
 
     @classmethod
-    def read(cls, config: ModelConfig, task: str, checkpoint: str) -> tuple[PreTrainedModel, Any]:
+    def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
         """Both parts from their checkpoints, joined by a new projection; or all of it from one folder."""
         if config.checkpoint:
-            model, processor = super().read(config, task, checkpoint)
+            model, processor = super().read(config, task, checkpoint, stored)
             if processor.image_processor is None and model.vision is not None:
                 processor.image_processor = read_image_processor(checkpoint)  # says what is missing
             return model, processor
@@ -105,7 +105,8 @@ class Composite(Backbone):
         if "vision" in found:
             images = _read_image_processor(found["vision"], kinds["vision"].config_class.model_type)
         models: dict[str, Any] = {
-            part: read_model(kinds[part], name, f"model.parts.{part}.checkpoint={name}") for part, name in found.items()
+            part: read_model(kinds[part], name, f"model.parts.{part}.checkpoint={name}", stored=stored)
+            for part, name in found.items()
         }
         language, vision = models["language"], models.get("vision")
         refuse_tokens(tokenizer, language.config.vocab_size, found["language"])

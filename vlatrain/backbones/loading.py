@@ -18,7 +18,7 @@ from vlatrain.backbones.chat import Chat
 from vlatrain.backbones.composite_kinds import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.dual import Dual
-from vlatrain.backbones.quantise import layers_of, quantise
+from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
 from vlatrain.backbones.vilt import Vilt
 from vlatrain.config import ModelConfig, UserError
 
@@ -47,7 +47,7 @@ def load(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """The backbone for a task, in fp32, on the CPU, in eval mode, nothing trainable. A quantised one is on its device.
+    """The backbone for a task, on the CPU, in eval mode, nothing trainable. A quantised one is on its device.
 
     Args:
         config: its description.
@@ -56,7 +56,8 @@ def load(
         seed: seed of weights that no checkpoint has; the same seed gives the same weights.
         run: `random_init`: a run folder whose processor is used instead of making one.
         device: `quantize`: where it is to go; None: it stays on the CPU.
-        dtype: `quantize`: type to compute in.
+        dtype: type that the frozen weights will be computed in. In a lower one than fp32 they are read as they are stored, for
+            `cast_trunk` or packing to cast them.
 
     Raises:
         UserError: the weights cannot be had, or are not for this task.
@@ -67,13 +68,14 @@ def load(
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
-            backbone = _pretrained(config, task, checkpoint)
+            backbone = _pretrained(config, task, checkpoint, stored=dtype != torch.float32)
     backbone.model.requires_grad_(False).eval()
     if config.quantize:
         layers = layers_of(backbone.model, config, task)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             quantise(backbone.model, layers, config.quantize, device or torch.device("cpu"), dtype)
+        keep_others_exact(backbone.model)
         backbone.model.requires_grad_(False).eval().to(device)
     return backbone
 
@@ -102,11 +104,11 @@ def family_of(config: ModelConfig) -> type[Backbone]:
     return FAMILIES[config.family]
 
 
-def _pretrained(config: ModelConfig, task: str, checkpoint: str) -> Backbone:
+def _pretrained(config: ModelConfig, task: str, checkpoint: str, stored: bool) -> Backbone:
     family = family_of(config)
     try:
         with quiet():
-            model, processor = family.read(config, task, checkpoint)
+            model, processor = family.read(config, task, checkpoint, stored)
     except OSError as error:
         raise UserError(_unreachable(config, task, checkpoint, error)) from error
     except ImportError as error:  # SigLIP's tokenizer is read by sentencepiece

@@ -7,6 +7,7 @@ silence: transformers makes an empty tokenizer where the vocabulary is missing, 
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from safetensors import safe_open
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -32,6 +34,8 @@ FEWEST = (
 )
 OWN_CODE = "custom code"  # what transformers calls it where it refuses to run it
 WHOLE = "tokenizer.json"  # a whole tokenizer in one file; others are made from a vocabulary
+WEIGHTS = "model.safetensors"
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # where the settings of an image processor may be
 
 
@@ -65,14 +69,41 @@ def refuse_code(kind: type[PreTrainedModel], checkpoint: str) -> None:
         )
 
 
-def read_model(kind: type[PreTrainedModel], checkpoint: str, named: str, new: Iterable[str] = ()) -> PreTrainedModel:
-    """The weights of a checkpoint, in fp32.
+def stored_type(checkpoint: str) -> torch.dtype:
+    """The floating-point type that all weights of a checkpoint are stored in; fp32 where they differ or it cannot be told.
+
+    Args:
+        checkpoint: hub name or folder. What its `config.json` says of a type is not believed: weights would be rounded to it.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    files = [file for name in (WEIGHTS, f"{WEIGHTS}.index.json") if (file := _cached(checkpoint, "", name))][:1]
+    if files and files[0].endswith(".json"):
+        shards = json.loads(Path(files[0]).read_text(encoding="utf-8"))["weight_map"].values()
+        files = [file for name in sorted(set(shards)) if (file := _cached(checkpoint, "", name))]
+    found = set()
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            found |= {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118, it is no mapping
+    floats = {kind for kind in found if not kind.startswith(("I", "U", "BOOL"))}  # counters of a batch norm
+    return HALVES.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
+
+
+def read_model(
+    kind: type[PreTrainedModel], checkpoint: str, named: str, new: Iterable[str] = (), stored: bool = False
+) -> PreTrainedModel:
+    """The weights of a checkpoint.
+
+    Stored in 16 bit and read as they are stored, they lie in the file until they are used: in the memory of the machine once,
+    for all its processes, and never in fp32.
 
     Args:
         kind: the class of the model.
         checkpoint: hub name or folder.
         named: what the configuration calls it, for the message.
         new: prefixes of weights that it need not have.
+        stored: read them in the type that they are stored in, instead of fp32.
 
     Raises:
         OSError: they cannot be had.
@@ -80,7 +111,10 @@ def read_model(kind: type[PreTrainedModel], checkpoint: str, named: str, new: It
     """
     with _refused(named):
         loaded: Any = kind.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            checkpoint,
+            dtype=stored_type(checkpoint) if stored else torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     model, report = loaded
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new))):
@@ -211,14 +245,17 @@ def refuse_images(model: Any, processor: Any, tower: TowerConfig, checkpoint: st
 
 def _has(checkpoint: str, subfolder: str, name: str) -> bool:
     """Whether a checkpoint has a file, as far as can be told from here."""
-    return bool(
-        cached_file(
-            checkpoint,
-            name,
-            subfolder=subfolder,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+    return bool(_cached(checkpoint, subfolder, name))
+
+
+def _cached(checkpoint: str, subfolder: str, name: str) -> str | None:
+    """A file of a checkpoint, on this machine; None: it has none, or cannot be reached."""
+    return cached_file(
+        checkpoint,
+        name,
+        subfolder=subfolder,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
 
 

@@ -112,6 +112,17 @@ def _quantised(linear: nn.Module, bits: int, device: torch.device, dtype: torch.
     return made.to(device).train(linear.training)
 
 
+def keep_others_exact(model: nn.Module) -> None:
+    """Make fp32 of what is not packed: embeddings, norms and heads of a model that was read in a lower precision."""
+    bnb: Any = importlib.import_module("bitsandbytes")
+
+    for module in model.modules():
+        if not isinstance(module, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit)):
+            for tensor in _own(module):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.float()
+
+
 def trained_biases(model: nn.Module) -> list[str]:
     """Names of the biases of packed layers that require gradients: bitsandbytes rounds them to the type it computes in at every
     call, so they cannot train."""

@@ -111,7 +111,7 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
 
 
 def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the frozen weights to a lower precision, in place; what is trained becomes (and stays) fp32.
+    """Cast the frozen weights to a lower precision, in place, however they are stored; what is trained becomes (and stays) fp32.
 
     Single numbers (a temperature, SigLIP's scale and bias of shape (1,)) and modules with running statistics (batch norm) keep
     theirs: they save nothing and lose much. So do the frozen parts of adapters, which are fp32 as all of an adapter is, heads
@@ -123,15 +123,12 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         statistics = id(module) in ours or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
         for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-            elif (
-                parameter.is_floating_point()
-                and parameter.numel() > 1
-                and not statistics
-                and id(parameter) not in exact
-            ):
-                parameter.data = parameter.data.to(dtype)
+            whole = parameter.requires_grad or parameter.numel() == 1 or statistics or id(parameter) in exact
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.float32 if whole else dtype)
+        for buffer in module.buffers(recurse=False):
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.float()
 
 
 class ExactLinear(nn.Linear):

@@ -76,7 +76,7 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
     train = samples["train"]
     where = sites(config.model, config.task.name, config.points)
     device = choose_device(config.trainer.device)
-    dtype = DTYPES[choose_precision(config.trainer.precision, device)]
+    precision = choose_precision(config.trainer.precision, device)
     backbone = load(
         config.model,
         config.task.name,
@@ -84,7 +84,7 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
         seed=config.seed,
         run=run,
         device=own(device),
-        dtype=dtype,
+        dtype=_trunk_type(config, device, precision),
     )
     prepare(config.task, backbone, train)
     task = build(config.task, backbone, train)
@@ -121,20 +121,26 @@ def finished(
     Raises:
         UserError: the weights or the adapter cannot be had, or nothing is left of the samples' texts.
     """
-    dtype = DTYPES[precision]
     set_torch(config.trainer)
+    dtype = _trunk_type(config, device, precision)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
     prepare(config.task, backbone)
     task = build(config.task, backbone)
     _check(task, samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
-    if device.type == "cuda" and precision != "fp32" and config.adapter.name != "full":
+    if device.type == "cuda" and dtype != torch.float32:
         cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
     model.requires_grad_(False).eval()
     return Bench(backbone, model, task)
+
+
+def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:
+    """The type that frozen weights are held in: fp32 on a CPU, where packed ones are unpacked into what is computed in."""
+    lower = (device.type == "cuda" or config.model.quantize) and config.adapter.name != "full"
+    return DTYPES[precision] if lower else torch.float32
 
 
 def _check(task: Task, samples: Mapping[str, Sequence[Sample]]) -> None:
