@@ -195,7 +195,7 @@ def learn(backbone: Any, task: str, steps: int) -> None:
     attach(backbone.model, adapter_config("cross_modal", dim=32), where)
     work = build(TaskConfig(name=task, decode=replace(SHORT, max_new_tokens=12)), backbone)
     trained = [parameter for parameter in backbone.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
     batch = work.collate(samples)
     for _ in range(steps):
         optimizer.zero_grad()

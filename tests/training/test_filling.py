@@ -61,6 +61,7 @@ def test_draws_are_seeded_and_fewer_samples_serve_several_times() -> None:
     assert len({caption for sample in twice for caption in sample.captions}) == 16, "each time another caption"
 
 
+@pytest.mark.slow  # that it is saved and loads is in the table of methods
 def test_nothing_trains_and_yet_it_is_saved_and_loads_everywhere(run: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["parameters"]["trainable"] == 0
