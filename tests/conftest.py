@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import re
 import tempfile
@@ -222,3 +223,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name, _, cell = item.nodeid.partition("[")
         if name in QUICK_CELLS and not re.fullmatch(QUICK_CELLS[name], cell.removesuffix("]")):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports and the collection have made stays: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()

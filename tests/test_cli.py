@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from vlatrain import cli
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
@@ -96,6 +97,15 @@ def test_training_gets_a_typed_configuration_and_a_name(calls: Calls, tmp_path: 
     assert run_folder(config).parent == Path("outputs/captioning/tiny_blip")
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]  # Hydra leaves nothing of its own
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["captioning"]
+
+
+def test_a_single_run_is_composed_once(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, compose = [], Hydra.compose_config
+    monkeypatch.setattr(
+        Hydra, "compose_config", lambda *args, **words: composed.append(words) or compose(*args, **words)
+    )
+    assert cli.main(["seed=3"]) == 0
+    assert len(composed) == len(calls.configs) == 1
 
 
 def test_full_fine_tuning_has_its_own_rate_and_the_user_the_last_word(calls: Calls) -> None:
