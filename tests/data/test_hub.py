@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets")
 import fsspec  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.data.writing import load_train, problems_of, write_images, write_records  # noqa: E402
+from tests.data.writing import load_train, pixels_of, problems_of, write_images, write_records  # noqa: E402
 from vlatrain.config import ColumnsConfig, DataConfig  # noqa: E402
 from vlatrain.data import BytesPicture, FilePicture, load  # noqa: E402
 from vlatrain.data.sample import Turn  # noqa: E402
@@ -146,7 +146,7 @@ def test_16_bit_images_are_scaled_as_from_files(tmp_path):
     features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
     datasets.Dataset.from_dict(data, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     (sample,) = load_train(hub(tmp_path / "set"), "captioning")
-    assert list(sample.image.load().get_flattened_data()) == [(0,) * 3, (128,) * 3, (255,) * 3]
+    assert pixels_of(sample.image.load()) == [(0,) * 3, (128,) * 3, (255,) * 3]
 
 
 @pytest.mark.parametrize("eval_split", [None, "validation"])

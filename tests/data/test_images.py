@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.writing import pixels_of
 from vlatrain.config import UserError
 from vlatrain.data import BytesPicture, FilePicture, open_rgb, picture_files
 from vlatrain.data.checks import Problems, check_pictures
@@ -80,7 +81,7 @@ def test_every_mode_becomes_rgb(name, tmp_path):
         image.save(tmp_path / "image", ending)
         result = open_rgb(tmp_path / "image")
     assert result.mode == "RGB"
-    assert list(result.get_flattened_data()) == expected
+    assert pixels_of(result) == expected
 
 
 def test_16_bit_is_scaled_not_clipped(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +16,11 @@ from vlatrain.config import ColumnsConfig, DataConfig, UserError
 from vlatrain.data import Sample, load
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+
+
+def pixels_of(image: Image.Image) -> list[tuple[int, ...]]:
+    """The colours of an RGB image, row by row."""
+    return [tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3).tolist()]
 
 
 def write_images(folder: Path, count: int) -> list[str]:

@@ -50,8 +50,12 @@ def name_tensors(method: str, tuner: Any, part: str) -> None:
         tensors = get(model, state_dict, adapter_name, **kwargs)
         if model.peft_config[adapter_name].peft_type != method:
             return tensors
+        # those of an adapter whose name has this one in it are among them; of a parameter of a unit itself the name is out already
+        others = model.peft_config.keys() - {adapter_name}
         own = {
-            name: tensor for name, tensor in tensors.items() if part not in name or f"{part}.{adapter_name}." in name
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.partition(f"{part}.")[2].partition(".")[0] not in others
         }
         return {tuner._remove_adapter_name_from_key(name, adapter_name): tensor for name, tensor in own.items()}
 
