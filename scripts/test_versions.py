@@ -48,13 +48,11 @@ class Environment:
         constraints: file of the versions.
         python: the interpreter.
         instead: packages whose version is another than in the file.
-        beside: packages that a version needs and the newest do not.
     """
 
     constraints: str
     python: str = sys.executable
     instead: dict[str, str] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -62,7 +60,7 @@ ENVIRONMENTS = {
         "tests/versions/oldest.txt", beside=("torchvision",)
     ),  # SmolVLM's images, in transformers 5.17
     "newest": Environment("constraints.txt"),
-    "torch-2.11": Environment("tests/versions/oldest.txt", "python3.12", {"torch": "2.11.0"}, ("torchvision",)),
+    "torch-2.11": Environment("tests/versions/oldest.txt", "python3.12", {"torch": "2.11.0"}),
     "python-3.13": Environment("constraints.txt", "python3.13"),
 }
 PARTS = {
@@ -116,7 +114,7 @@ def install(folder: Path, environment: Environment) -> str | None:
     instead = [f"{package}=={version}" for package, version in environment.instead.items()]
     constraints.write_text("\n".join([*kept, *instead]) + "\n", encoding="utf-8")
     pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraints))
-    return python if run(*pip, "-e", ".", *TOOLS, *environment.beside) else None
+    return python if run(*pip, "-e", ".", *TOOLS) else None
 
 
 def arithmetic() -> bool:

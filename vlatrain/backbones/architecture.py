@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from vlatrain.backbones import older
 from vlatrain.config import UserError
 
-older.admit_pil_processors()
+older.admit_pil_processors(transformers)
 
 
 def model_class(name: str, key: str) -> type[PreTrainedModel]:

@@ -6,6 +6,7 @@ Each difference is found by looking for what is lacking, never by comparing vers
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,16 +20,19 @@ from torch import Tensor
 GIVEN = "mm_encoder_outputs"  # the argument by which later releases take an image's states
 
 
-def admit_pil_processors() -> None:
+def admit_pil_processors(package: Any) -> None:
     """Make the image processor of Idefics3 that works with PIL available without torchvision.
 
     5.17 hides it, because its file mentions a class that needs torchvision in a comment.
+
+    Args:
+        package: transformers, as the caller has it: while it is imported, 5.17 puts another module in its own place.
     """
     name = "Idefics3ImageProcessorPil"
-    if not getattr(getattr(transformers, name), "is_dummy", False):
+    if not getattr(getattr(package, name), "is_dummy", False):
         return
     kind = getattr(import_module("transformers.models.idefics3.image_processing_pil_idefics3"), name)
-    for module in (transformers, import_module("transformers.models.idefics3")):
+    for module in (package, transformers, sys.modules["transformers"], import_module("transformers.models.idefics3")):
         setattr(module, name, kind)
 
 
