@@ -153,7 +153,7 @@ def test_a_frozen_weight_that_moves_is_an_error(small: SimpleNamespace) -> None:
                 loop.model.embed.bias += 1e-3
             return super().loss(batch)
 
-    loop.stepper.task = Meddling(loop.model)
+    loop.task = Meddling(loop.model)
     with pytest.raises(AssertionError, match=r"1 frozen weights or buffers changed in training: embed\.bias"):
         loop.run()
     assert (loop.folder / "adapter").is_dir(), "what was trained is saved first"

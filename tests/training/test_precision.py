@@ -7,7 +7,14 @@ import torch
 
 from tests.training.conftest import make_config
 from vlatrain.config import UserError
-from vlatrain.training.precision import autocast, choose_device, choose_precision, peak_memory_mb, set_torch
+from vlatrain.training.precision import (
+    autocast,
+    choose_device,
+    choose_precision,
+    make_accelerator,
+    peak_memory_mb,
+    set_torch,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -47,6 +54,12 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("cuda") == GPU
+
+
+def test_ways_to_share_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="accelerate is set to FSDP, which has no effect here"):
+        make_accelerator(make_config().trainer)
 
 
 def test_bf16_on_a_cpu_trains_with_adapters_and_trunk_in_fp32(small: SimpleNamespace) -> None:

@@ -37,9 +37,9 @@ from vlatrain.injection.attach import group_of
 from vlatrain.tasks.base import move
 from vlatrain.tasks.sample_checks import images_named
 from vlatrain.training.display import Display, Track
-from vlatrain.training.keeping import from_main
 from vlatrain.training.precision import autocast
-from vlatrain.training.store import Disk, Memory, Store, Unwritable, folders, root, sizes, unwritable
+from vlatrain.training.processes import count, from_main, gather, neighbours, rank
+from vlatrain.training.store import Disk, Memory, Shared, Store, Unwritable, folders, root, sizes, unwritable
 
 log = logging.getLogger("vlatrain")
 
@@ -102,10 +102,10 @@ def keep_prefix(
     uses: Mapping[str, float],
     precision: str,
     display: Display,
-    rank: int = 0,
-    processes: int = 1,
 ) -> PrefixCache | None:
     """Keep the prefix of samples, if that saves time, and let the backbone use it.
+
+    Of several processes the first one decides, by its clock, memory and disk, and each computes its share.
 
     Args:
         backbone: on its device, adapters in it, in eval mode.
@@ -114,14 +114,12 @@ def keep_prefix(
         uses: by split, how often each sample will be seen.
         precision: fp32, bf16 or fp16.
         display: where progress is shown.
-        rank: number of this process.
-        processes: how many there are; on disk each computes its share.
     """
     way = config.trainer.cache
     if way == "off":
         return None
     places = ["disk", "memory"] if way == "auto" else [way]
-    if rank == 0 and "disk" in places and not os.path.isdir(root()) and (fault := unwritable()):
+    if rank() == 0 and "disk" in places and not os.path.isdir(root()) and (fault := unwritable()):
         _warn(fault)  # even if there is nothing to keep: what VLATRAIN_CACHE says has no effect
         places.remove("disk")
     train, seen = samples.get("train", ()), uses.get("train", 1)
@@ -140,12 +138,11 @@ def keep_prefix(
             )
         return None
     work = _Work(backbone, config, kept, precision, display)
-    where = work.place(places, samples, uses) if rank == 0 else None
-    if processes > 1:  # what one measures and may write is not what another does
-        where = from_main(where)
+    # what one measures and may write is not what another does
+    where = from_main(work.place(places, samples, uses) if rank() == 0 else None)
     if where is None:
         return None
-    work.fill(where, [s for split in samples.values() for s in split], rank, processes)
+    work.fill(where, [s for split in samples.values() for s in split])
     backbone.keeping, backbone.cache = work.keeping, work.result
     return work.result
 
@@ -175,6 +172,8 @@ class _Work:
         ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
         self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
+        self.machine = neighbours()
+        self.shares = len(self.machine) > 1 and Shared.possible  # whether memory is one for the processes of a machine
 
     def place(
         self, places: Sequence[str], samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]
@@ -208,7 +207,9 @@ class _Work:
         return None
 
     def _stores(self, where: str) -> dict[str, Store]:
-        return {name: self._disk(name) if where == "disk" else Memory() for name in self.needed}
+        if where == "disk":
+            return {name: self._disk(name) for name in self.needed}
+        return {name: Shared() if self.shares else Memory() for name in self.needed}
 
     def _withdraw(self) -> None:
         for store in self.result.stores.values():
@@ -290,20 +291,21 @@ class _Work:
 
     def _room(self, where: str, need: int) -> bool:
         if where == "memory":
-            return need <= SHARE * psutil.virtual_memory().available
+            copies = 1 if self.shares else len(self.machine)
+            return copies * need <= SHARE * psutil.virtual_memory().available
         if fault := unwritable():
             _warn(fault)
             return False
         used = sum(sizes(folder) for folder in folders())
         return need <= min(self.config.trainer.cache_gb * 1e9 - used, SHARE * shutil.disk_usage(root()).free)
 
-    def fill(self, where: str, samples: Sequence[Sample], rank: int, processes: int) -> None:
-        """Compute what is not there; on disk, each process its share."""
-        if rank:
+    def fill(self, where: str, samples: Sequence[Sample]) -> None:
+        """Compute what is not there, each process its share."""
+        if rank():
             self.result.stores = self._stores(where)
         missing = self._missing(samples)
-        own = [s for s in missing if self._number(s) % processes == rank] if where == "disk" else missing
-        started, fault, left = time.perf_counter(), "", 0
+        own = self._share(where, missing)
+        started, fault = time.perf_counter(), ""
         try:
             with self.display.track("keeping the frozen prefix", len(own)) as track:
                 self._compute_all(own, track)
@@ -311,16 +313,7 @@ class _Work:
                 store.flush()
         except Unwritable as error:
             fault = str(error)
-        if processes > 1 and torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        for name, store in self.result.stores.items():
-            if isinstance(store, Disk):
-                store.refresh()
-                store.touch()
-            self.keeping.in_tuple[name] = store.in_tuple
-        if fault:
-            left = len(self._missing(samples))
-            _warn(fault, f"{left:,} of {len(missing):,} prefixes are not kept, and computed each time")
+        left = self._join(missing, fault)
         boundaries = [self.result.frontiers[name].boundary for name in self.result.stores]
         self.result.facts = {
             "where": where,
@@ -334,6 +327,33 @@ class _Work:
             ", ".join(self.result.facts["towers"]), f"{len(samples):,}", self.result.facts["bytes"] / 1e9,
             f"in {root()}" if where == "disk" else "in memory", f"{len(missing) - left:,}", self.result.facts["seconds"],
         )  # fmt: skip
+
+    def _share(self, where: str, missing: Sequence[Sample]) -> list[Sample]:
+        """What this process computes: on disk all of them share the work, in memory those that share it, if any do."""
+        together = list(range(count())) if where == "disk" else self.machine if self.shares else [rank()]
+        place = together.index(rank())
+        return [sample for sample in missing if self._number(sample) % len(together) == place]
+
+    def _join(self, missing: Sequence[Sample], fault: str) -> int:
+        """Wait for all processes, and know what they have kept; of how many prefixes that cannot be said, is told and returned."""
+        stores = self.result.stores
+        everyone = gather((fault, {name: store.own for name, store in stores.items() if isinstance(store, Shared)}))
+        for name, store in stores.items():
+            if isinstance(store, Shared):
+                store.take_in(path for number in self.machine for path in everyone[number][1][name])
+            elif isinstance(store, Disk):
+                store.refresh()
+                store.touch()
+            self.keeping.in_tuple[name] = store.in_tuple
+        faults = [found for found, _ in everyone if found]
+        left = max(gather(len(self._missing(missing))))
+        for store in stores.values():
+            if isinstance(store, Shared):
+                store.close()
+        if faults or left:
+            fault = faults[0] if faults else "what one process keeps cannot be read by another"
+            _warn(fault, f"{left:,} of {len(missing):,} prefixes are not kept, and computed each time")
+        return left
 
     def _number(self, sample: Sample) -> int:
         """A number by which processes share the samples, whatever each of them has found on disk."""

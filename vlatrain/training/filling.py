@@ -16,6 +16,7 @@ from vlatrain.tasks import Batch
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.precision import choose_device, own
+from vlatrain.training.processes import from_main
 from vlatrain.training.setup import Bench
 
 log = logging.getLogger("vlatrain")
@@ -60,7 +61,8 @@ def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: 
     batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
     with torch.no_grad():
         found = [task.pairs(batch) for batch in batches(chosen, bench.task.collate)]
-    keys, values = (torch.cat(parts) for parts in zip(*found, strict=True))  # (size, width) each
+    # (size, width) each; they are frozen, so all processes must have the same, whatever their devices round
+    keys, values = from_main([torch.cat(parts).cpu() for parts in zip(*found, strict=True)])
     for cache in caches:
         cache.fill(keys[: cache.size], values[: cache.size])
 

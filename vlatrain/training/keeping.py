@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from vlatrain.config import UserError
@@ -21,22 +20,10 @@ from vlatrain.training.checkpoints import Checkpoints, Saved
 from vlatrain.training.modes import moving_buffers
 from vlatrain.training.optimizer import load_optimizer, optimizer_tensors
 from vlatrain.training.order import Order
+from vlatrain.training.processes import agree, from_main, gather
 from vlatrain.training.progress import Progress
 
 log = logging.getLogger("vlatrain")
-
-
-def from_main(value: Any) -> Any:
-    """The first process's value, in all of them."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
-
-
-def raise_together(problems: list[str] | None) -> None:
-    """Raise the first process's problems, if it has any, in all of them: none is left waiting for the others."""
-    if problems := from_main(problems):
-        raise UserError(problems)
 
 
 def identity(
@@ -91,7 +78,7 @@ class Keeper:
         Raises:
             UserError: it cannot be written; in all processes.
         """
-        states = gather_object([rng.capture()])
+        states = gather(rng.capture())
         scaler = self.accelerator.scaler
         state = {
             "identity": self.identity,
@@ -100,7 +87,7 @@ class Keeper:
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": states,
         }
-        problems: list[str] | None = None
+        problems: list[str] = []
         if self.accelerator.is_main_process:
             tensors = {
                 "trainable": {name: parameter.detach() for name, parameter in self.parameters.items()},
@@ -111,7 +98,7 @@ class Keeper:
                 self.checkpoints.save(progress.step, tensors, state, progress.best_step)
             except UserError as error:
                 problems = error.problems
-        raise_together(problems)
+        agree(problems)
 
     def resume(self) -> Progress | None:
         """Continue from the last whole checkpoint: weights, optimizer, scaler and random states are set.
@@ -132,7 +119,10 @@ class Keeper:
         step = from_main(step)
         if step is None:
             return None
-        saved = self.checkpoints.load(step)
+        try:
+            saved = self.checkpoints.load(step)
+        except ValueError as error:  # not in the first process, which has read it
+            raise UserError(f"{error}; all processes must see the run folder of the first") from error
         self._refuse_other(saved)
         self._load_weights(saved)
         if self.optimizer is not None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from vlatrain.config import TrainConfig, UserError
@@ -29,7 +28,7 @@ from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
-from vlatrain.training.keeping import Keeper, from_main, identity, raise_together
+from vlatrain.training.keeping import Keeper, identity
 from vlatrain.training.modes import (
     cast_trunk,
     checkpoint_gradients,
@@ -37,6 +36,7 @@ from vlatrain.training.modes import (
     compile_layers,
     frozen_hashes,
     keep_from_overflow,
+    moving_buffers,
     refuse_moved,
     train_mode,
     trainable,
@@ -45,12 +45,12 @@ from vlatrain.training.optimizer import make_optimizer, rate, set_rates
 from vlatrain.training.order import Order
 from vlatrain.training.precision import (
     DTYPES,
-    Stepper,
     choose_precision,
     make_accelerator,
     peak_memory_mb,
     reset_peak_memory,
 )
+from vlatrain.training.processes import agree, average_gradients, broadcast, from_main, gather, refuse_differing
 from vlatrain.training.progress import Progress, Result
 from vlatrain.training.signals import Interrupted, Signals
 
@@ -112,7 +112,7 @@ class Loop:
         self.device = self.accelerator.device
         self.precision = choose_precision(self.trainer.precision, self.device)
         self.parameters = trainable(model)
-        self._prepare_model(list(layers), group_of)
+        self._prepare_model(list(layers))
         self.order = Order(
             max(1, len(train)),
             self.trainer.batch_size,
@@ -123,13 +123,19 @@ class Loop:
         epochs = self.trainer.epochs * self.order.steps_per_epoch
         self.total = 0 if not self.parameters else epochs if self.trainer.max_steps is None else self.trainer.max_steps
         rate(0, max(1, self.total), config.optim)  # an unknown schedule is an error before the first step
+        known = identity(train, self.order, self.total, self.parameters, combined(self.frozen))
+        refuse_differing(known | {"precision": self.precision})  # as no frozen weight is sent, all must have the same
+        broadcast(parameter.data for parameter in self.parameters.values())
+        self.raw_optimizer: torch.optim.Optimizer | None = None
+        if self.parameters:
+            self.raw_optimizer = make_optimizer(self.parameters, config.optim, group_of)
+            self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.keeper = Keeper(
             Checkpoints(folder / CHECKPOINTS, self.trainer.keep), self.accelerator, model, self.parameters,
-            self.raw_optimizer, identity(train, self.order, self.total, self.parameters, combined(self.frozen)),
-            config_text(config),
+            self.raw_optimizer, known, config_text(config),
         )  # fmt: skip
 
-    def _prepare_model(self, layers: list[nn.Module], group_of: Callable[[str], str]) -> None:
+    def _prepare_model(self, layers: list[nn.Module]) -> None:
         if self.precision == "fp16":
             keep_from_overflow(self.model)
         if self.precision != "fp32" and self.device.type == "cuda":
@@ -140,11 +146,7 @@ class Loop:
             compile_layers(layers)
         self.model.to(self.device)
         self.frozen = frozen_hashes(self.model)
-        self.stepper: nn.Module = Stepper(self.model, self.task)
-        self.raw_optimizer: torch.optim.Optimizer | None = None
-        if self.parameters:
-            self.raw_optimizer = make_optimizer(self.parameters, self.config.optim, group_of)
-            self.stepper, self.optimizer = self.accelerator.prepare(self.stepper, self.raw_optimizer)
+        self.moving = moving_buffers(self.model)
         reset_peak_memory(self.device)
 
     @property
@@ -212,17 +214,17 @@ class Loop:
         started = time.perf_counter()
         step, progress = self.progress.step, self.progress
         rates = set_rates(self.raw_optimizer, rate(step, self.total, self.config.optim))
-        count = len(self.order.parts(step))
         losses: list[Tensor] = []
         ids: list[list[str]] = []
-        for number in range(count):
+        for _ in self.order.parts(step):
             batch, weight = next(passes)
-            # gradients of several passes are exchanged between processes once, with the last
-            with nullcontext() if number + 1 == count else self.accelerator.no_sync(self.stepper):
-                loss = self.stepper(batch)
-                self.accelerator.backward(loss * weight)
+            with self.accelerator.autocast():
+                loss = self.task.loss(batch)
+            self.accelerator.backward(loss * weight)
             losses.append(loss.detach().float() * weight)
             ids.append(list(batch["ids"]))
+        average_gradients(list(self.parameters.values()))
+        broadcast(self.moving.values())  # a fully trained batch norm's: the first process's are the ones that are saved
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.optim.clip or math.inf)
         loss_value, norm_value, self.stopping = self._exchange(losses, norm)
         self._refuse_nonfinite(loss_value, norm_value, losses, ids)
@@ -258,7 +260,8 @@ class Loop:
         if math.isfinite(loss) and (math.isfinite(norm) or (scaled and self.progress.overflows <= OVERFLOWS)):
             return
         own = [name for part, names in zip(losses, ids, strict=True) if not torch.isfinite(part) for name in names]
-        suspects = gather_object(own if not math.isfinite(loss) else [name for names in ids for name in names])
+        named = gather(own if not math.isfinite(loss) else [name for names in ids for name in names])
+        suspects = [name for names in named for name in names]
         what = "the loss is" if not math.isfinite(loss) else "the gradient is"
         log.error("Step %d: %s not finite; samples: %s", self.progress.step + 1, what, ", ".join(suspects))
         names = ", ".join(suspects[:20]) + (f", ... ({len(suspects)} in all, in run.log)" if len(suspects) > 20 else "")
@@ -337,7 +340,7 @@ class Loop:
             pass
         finally:
             train_mode(self.model)
-        signals = gather_object([self.signals.received])
+        signals = gather(self.signals.received)
         self.stopping = self.stopping or max(signals)
         self.logged_at += time.perf_counter() - started  # speed is of training alone
         return None if evaluation is None or any(signals) else evaluation
@@ -381,7 +384,7 @@ class Loop:
         """Back to the best weights; write them; make sure that nothing else has moved."""
         progress = self.progress
         best = progress.step if progress.best_step is None else progress.best_step
-        if best != progress.step and not self.keeper.load_weights(best):
+        if best != progress.step and not from_main(self.keeper.load_weights(best)):
             best, self.best_evaluation = progress.step, None
         self.model.eval()
         self._write_adapter()  # first: whatever else may fail here, the training is not lost
@@ -410,10 +413,10 @@ class Loop:
         )
 
     def _write_adapter(self) -> None:
-        problems: list[str] | None = None
+        problems: list[str] = []
         if self.accelerator.is_main_process and self.save_adapter is not None:
             try:
                 replace_folder(self.folder / ADAPTER, self.save_adapter)
             except UserError as error:
                 problems = error.problems
-        raise_together(problems)
+        agree(problems)

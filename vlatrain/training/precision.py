@@ -10,12 +10,11 @@ import sys
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
 
 from vlatrain.config import TrainerConfig, UserError
-from vlatrain.tasks.base import Batch, Task
+from vlatrain.training.processes import Agreed, gather
 
+OTHERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # what shares the weights themselves, as accelerate calls it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,8 +32,26 @@ def choose_device(device: str) -> torch.device:
 
 
 def own(device: torch.device) -> torch.device:
-    """Of several GPUs, the one of this process."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+    """Of the GPUs that this process sees, its own: where `CUDA_VISIBLE_DEVICES` shows each process another one, the only one."""
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
+
+
+def refuse_shared(device: torch.device) -> None:
+    """Refuse processes that share a GPU, which cannot exchange gradients (NCCL).
+
+    Raises:
+        UserError: which of them do; in all processes.
+    """
+    names = gather(str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None)
+    shared = [name for name in dict.fromkeys(names) if name is not None and names.count(name) > 1]
+    if shared:
+        groups = [" and ".join(str(n) for n, name in enumerate(names) if name == one) for one in shared]
+        raise Agreed(
+            f"processes {', '.join(groups)} share a GPU: start at most as many as there are GPUs, or show each another one "
+            "by CUDA_VISIBLE_DEVICES"
+        )
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -70,8 +87,15 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     May be called again in the same process with other settings (a sweep's next job).
 
     Raises:
-        UserError: see `choose_device` and `choose_precision`.
+        UserError: see `choose_device` and `choose_precision`; processes that share a GPU; a launcher that is set to share the
+            weights, which is not done here.
     """
+    for name in OTHERS:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UserError(
+                f"accelerate is set to {name}, which has no effect here, as each process holds the whole frozen model: "
+                "use torchrun, or accelerate launch --multi_gpu"
+            )
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     set_torch(config)
@@ -84,24 +108,12 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
-        # an adapter that a task leaves unused gets no gradient, and nobody should wait for it
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if alone and accelerator.num_processes > 1:  # a process that just ends now and then makes the others abort
         atexit.register(torch.distributed.destroy_process_group)
+    if accelerator.num_processes > 1:
+        refuse_shared(accelerator.device)
     return accelerator
-
-
-class Stepper(nn.Module):
-    """A task's loss as a module's forward pass, which is where DDP and autocast take hold."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of a batch: a scalar."""
-        return self.task.loss(batch)
 
 
 def reset_peak_memory(device: torch.device) -> None:

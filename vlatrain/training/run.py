@@ -36,7 +36,8 @@ from vlatrain.tasks import Evaluation
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.filling import fill
 from vlatrain.training.loop import Loop
-from vlatrain.training.precision import choose_device, choose_precision
+from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
+from vlatrain.training.processes import rank, together
 from vlatrain.training.progress import Result
 from vlatrain.training.setup import Bench, fresh, keep_processor, scored
 
@@ -74,14 +75,21 @@ def train(config: TrainConfig) -> Finished:
         UserError: data, weights, points or a run folder that cannot be used.
         Interrupted: SIGTERM or Ctrl-C, after saving.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
+    # a missing GPU, or an option that a method does not take, must not wait for the data
+    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    check(config.adapter)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        make_accelerator(config.trainer)  # the processes meet before anything can go wrong in one of them
+    with together():
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> Finished:
+    main = rank() == 0
     folder = run_folder(config)
     has_test = any(part.data.test for part in parts(config).values())
     if main:
         _refuse_other_run(config, folder)
-    # a missing GPU, or an option that a method does not take, must not wait for the data
-    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
-    check(config.adapter)
     console = Console(quiet=not main)
     with logged(console, folder / "run.log" if main else None):
         log.info("Run folder: %s", folder)
@@ -109,8 +117,7 @@ def train(config: TrainConfig) -> Finished:
             sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
             within=lambda step: _dropping(config, bench, step),
         )
-        processes = loop.accelerator.process_index, loop.accelerator.num_processes
-        cache = keep_prefix(bench.backbone, config, samples, loop.uses, loop.precision, console, *processes)
+        cache = keep_prefix(bench.backbone, config, samples, loop.uses, loop.precision, console)
         result = loop.run()
         if shares := usage(bench.model):
             log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))

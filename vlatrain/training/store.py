@@ -1,4 +1,4 @@
-"""Where kept states lie: in memory, or on disk in shards that several runs and processes share.
+"""Where kept states lie: in memory (of one process, or shared by those of a machine), or on disk in shards that several runs share.
 
 A folder of the disk store belongs to one prefix, whose content its name is the hash of, and holds shards and nothing else. A shard
 is a safetensors file, written whole or not at all, read by memory mapping, never changed. Its header says all there is to know of
@@ -143,7 +143,7 @@ class Disk:
     """
 
     def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any]) -> None:
-        self.folder, self.prefix, self.note = folder, prefix, dict(note)
+        self.folder, self.prefix, self.note, self.name = folder, prefix, dict(note), str(folder)
         self.in_tuple = False
         self.places: dict[str, Path] = {}
         self.open: dict[Path, Any] = {}  # in a worker process too, which a fork has given them
@@ -206,17 +206,21 @@ class Disk:
             return
         sums = {key: _sum(state) for key, state in self.waiting.items()}
         about = {"prefix": self.prefix, "note": self.note, "in_tuple": self.in_tuple, "sums": sums}
-        path = self.folder / f"{uuid.uuid4().hex}{SHARD}"
         try:
-            replace_file(path, save(dict(self.waiting), {"vlatrain": json.dumps(about)}))
+            path = self._write(save(dict(self.waiting), {"vlatrain": json.dumps(about)}))
             self.open[path] = safe_open(path, "pt")
         except OSError as error:
             with suppress(OSError):
                 self.folder.rmdir()  # if it is empty
-            raise Unwritable(f"{self.folder} cannot be written ({error.strerror or error})") from error
+            raise Unwritable(f"{self.name} cannot be written ({error.strerror or error})") from error
         self.places.update(dict.fromkeys(self.waiting, path))
         self.own.append(path)
         self.waiting = {}
+
+    def _write(self, data: bytes) -> Path:
+        path = self.folder / f"{uuid.uuid4().hex}{SHARD}"
+        replace_file(path, data)
+        return path
 
     def withdraw(self) -> None:
         """Remove the shards that this object has written, and the folder if nothing else is in it."""
@@ -233,6 +237,52 @@ class Disk:
     def bytes(self) -> int:
         """Bytes of the folder's shards."""
         return sizes(self.folder)
+
+
+class Shared(Disk):
+    """States in memory that the processes of a machine share: shards in files without a name.
+
+    Such a file (Linux's memfd) is there as long as a process has it open or mapped, so nothing is left whatever is killed; and it
+    needs no room in `/dev/shm`, of which containers have 64 MB. The others find it among this process's open files, take it in, and
+    then it is closed.
+    """
+
+    possible = hasattr(os, "memfd_create")
+
+    def __init__(self) -> None:
+        super().__init__(Path(f"/proc/{os.getpid()}/fd"), "", {})
+        self.name = "the memory that processes share"
+        self.files: list[Any] = []
+
+    def take_in(self, paths: Iterable[Path]) -> None:
+        """Know the shards of other processes."""
+        for path in paths:
+            if path not in self.open and (fault := self._take_in(path)):
+                log.warning("Cache: %s %s", path, fault)
+
+    def close(self) -> None:
+        """Close this process's own shards, when all have taken them in; they stay mapped."""
+        for file in self.files:
+            file.close()
+        self.files, self.own = [], []
+
+    def _write(self, data: bytes) -> Path:
+        file = open(os.memfd_create("vlatrain"), "wb", buffering=0)  # noqa: SIM115, closed when all have it
+        self.files.append(file)
+        view = memoryview(data)
+        while view:  # Linux writes at most 2 GB at once
+            view = view[file.write(view) :]
+        return self.folder / str(file.fileno())
+
+    def withdraw(self) -> None:
+        """Forget all states."""
+        self.close()
+        self.places, self.waiting, self.open = {}, {}, {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all states, of all processes."""
+        return sum(shard.get_tensor(key).nbytes for shard in self.open.values() for key in shard.keys())  # noqa: SIM118
 
 
 def _sum(state: Tensor) -> int:
