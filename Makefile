@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu build clean
+.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu gpu-wheels build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(STAMP) ## speed and memory of training, against what a user would write
 
 bench-gpu: $(STAMP) ## the same on a GPU, in bf16, with its batches
 	$(BIN)/python scripts/bench_training.py --gpu --batch 32 --steps 20 --samples 512 $(ARGS)
+
+gpu-wheels: $(STAMP) ## gather in build/gpu-wheels what a GPU box without network lacks, for scripts/gpu_check.py
+	$(BIN)/python scripts/gpu_wheels.py $(ARGS)
 
 smoke: $(STAMP) ## tiny train, kill, resume, eval, predict, from the command line
 	@PATH="$(abspath $(BIN)):$$PATH" bash scripts/smoke.sh
