@@ -36,6 +36,7 @@ class Spec:
         widths: bottleneck widths, one a run; several: a sweep over them (of LoRA's ranks, an eighth of them).
         steps: optimizer steps of the steady state.
         data: folder of train.jsonl and eval.jsonl.
+        overrides: more words of the command line about the model, such as smaller sizes.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Spec:
     widths: Sequence[int] = (64,)
     steps: int = 0
     data: str = ""
+    overrides: Sequence[str] = ()
 
 
 def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
@@ -61,10 +63,10 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
         f"task={spec.task}", f"model={spec.model}", "model.random_init=true", f"adapter={adapter}", "data=files",
         f"data.train={spec.data}/train.jsonl", f"data.eval={spec.data}/eval.jsonl", f"trainer.batch_size={spec.batch}",
         "trainer.accumulate=1", "trainer.log_every=1", "trainer.eval_every=100000",
-        f"trainer.max_steps={spec.steps}" if spec.steps else f"trainer.epochs={spec.epochs}",
+        f"trainer.max_steps={spec.steps}" if spec.steps else f"trainer.epochs={spec.epochs}", *spec.overrides,
     ]  # fmt: skip
     if spec.task != "retrieval":
-        words += ["task.decode.max_new_tokens=2", "task.decode.num_beams=1"]
+        words += ["task.decode.max_new_tokens=8", "task.decode.num_beams=1"]  # of the answers, which are to fit
     if torch.cuda.is_available():
         words += ["trainer.workers=8"]
     if adapter != "full":
@@ -109,7 +111,8 @@ def peft(spec: Spec) -> dict[str, float]:
 
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("train", [f"model={spec.model}", f"task={spec.task}", "model.random_init=true"]).model
+        more = [f"++{word}" for word in spec.overrides]  # sizes that the YAML leaves to transformers, too
+        node = compose("train", [f"model={spec.model}", f"task={spec.task}", "model.random_init=true", *more]).model
     config: ModelConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
     family, settings = family_of(config), settings_of(config, spec.task)
     processor = family.make_processor(config, settings, [QUESTION, ANSWER, CAPTION])
