@@ -1,0 +1,409 @@
+"""The correctness stages of gpu_check.py, one a process: python gpu_stages.py STAGE DEVICE FILE [--tiny]
+
+A stage is a function of its name. It notes figures and problems in a `Report`, and goes on after a problem where it can. The small
+backbones are those of the tests, which lie beside this folder in a checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("bf16", "fp16")
+MOMENT = (
+    "data.train_size=24",
+    "data.eval_size=8",
+    "trainer.batch_size=8",
+    "trainer.accumulate=1",
+    "trainer.log_every=1",
+)
+
+# of the loss, and of all adapters' gradients: the largest relative distances from fp32 on the CPU
+DISTANCES = {"fp32": (1e-3, 1e-2), "bf16": (0.05, 0.25), "fp16": (0.01, 0.05)}
+
+# task and small backbone: every task, and one backbone of each family; the first of a task is the one of the rehearsal
+RUNS = {
+    "vqa": ("tiny_blip", "vilt", "blip2_t5", "qwen2_5_vl", "paligemma"),
+    "captioning": ("tiny_composite", "blip2_opt", "florence2"),
+    "retrieval": ("tiny_clip", "tiny_blip", "siglip", "blip2_itm"),
+    "classification": ("tiny_clip",),
+    "instruct": ("llava",),
+    "joint": ("tiny_blip",),
+}
+
+
+@dataclass
+class Report:
+    """What a stage has found so far; its file is written at every note, lest a stage that hangs leave nothing.
+
+    Attributes:
+        device: cuda or cpu.
+        tiny: whether it is a rehearsal.
+        file: where it is written.
+        told: the line of the table.
+        figures: by name.
+        problems: what was not as it should be, a line each.
+        status: passed, failed or skipped, at the end.
+    """
+
+    device: str
+    tiny: bool
+    file: Path
+    told: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    status: str = ""
+
+    def note(self, name: str, figures: Any, problem: str = "") -> None:
+        """Add figures, and what is wrong with them, if anything."""
+        self.figures[name] = figures
+        if problem:
+            self.problems.append(f"{name}: {problem}")
+        self.write()
+
+    def skip(self, reason: str) -> None:
+        """Nothing can be found out here."""
+        self.status, self.told = "skipped", reason
+
+    def write(self) -> None:
+        """Write the file."""
+        found = {key: getattr(self, key) for key in ("status", "told", "problems", "figures")}
+        self.file.write_text(json.dumps({**found, "machine": machine()}, indent=2, default=str), encoding="utf-8")
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    found = {
+        "python": sys.version.split()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "torchvision", "bitsandbytes"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def losses(report: Report) -> None:
+    """Loss and gradients of adapters everywhere, in each precision on the device, against fp32 on the CPU."""
+    from tests.gpu_free.families import NAMES
+
+    worst = dict.fromkeys(DISTANCES, 0.0)
+    for name in ("blip", "clip", "blip2_t5", "llava", "clip+gpt2") if report.tiny else NAMES:
+        loss, gradient = _gradient(name, "cpu", "fp32")
+        for precision, limits in DISTANCES.items():
+            own, other = _gradient(name, report.device, precision)
+            apart = (abs(own - loss) / abs(loss), ((other - gradient).norm() / gradient.norm()).item())
+            wrong = not all(
+                distance <= limit for distance, limit in zip(apart, limits, strict=True)
+            )  # NaN is wrong too
+            figures = {"loss": own, "exact": loss, "loss_apart": apart[0], "gradient_apart": apart[1]}
+            report.note(f"{name} {precision}", figures, f"apart by {apart[0]:.1e} and {apart[1]:.1e}" if wrong else "")
+            worst[precision] = max(worst[precision], apart[1])
+    report.told = "gradients apart by at most " + ", ".join(f"{value:.1e} ({key})" for key, value in worst.items())
+
+
+def _gradient(name: str, device: str, precision: str) -> tuple[float, Any]:
+    """The loss of a batch, and the gradients of all adapters in one vector, as the loop computes them."""
+    import torch
+
+    from tests.conftest import adapter_config, make_samples
+    from tests.gpu_free.families import config_of, set_up, task_of
+    from vlatrain.backbones.describe import sites
+    from vlatrain.injection.attach import attach
+    from vlatrain.tasks.base import move
+    from vlatrain.training.modes import cast_trunk, keep_from_overflow, train_mode, trainable
+    from vlatrain.training.precision import DTYPES, autocast
+
+    where = torch.device(device)
+    torch.manual_seed(0)
+    backbone, settings = set_up(config_of(name))
+    model = attach(backbone.model, adapter_config("bottleneck", dim=4), sites(backbone.config, settings.name, ["*"]))
+    for number, parameter in enumerate(trainable(model).values()):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
+    if precision == "fp16":
+        keep_from_overflow(model)
+    if precision != "fp32" and device != "cpu":
+        cast_trunk(model, DTYPES[precision])
+    task = task_of(backbone, settings)
+    model.to(where)
+    train_mode(model)
+    batch = move(task.collate(make_samples()[:4]), where)
+    torch.manual_seed(0)
+    with autocast(where, precision):
+        loss = task.loss(batch)
+    scale = 1024.0 if precision == "fp16" else 1.0  # small gradients are zero in fp16, as training knows
+    (loss.float() * scale).backward()
+    gradients = [parameter.grad for parameter in trainable(model).values() if parameter.grad is not None]
+    return loss.item(), torch.cat([gradient.flatten() for gradient in gradients]).float().cpu() / scale
+
+
+def runs(report: Report) -> None:
+    """Train, score again and ask, through the command line."""
+    conf = small_conf(Path("conf"))
+    asked = [(task, name, "bf16") for task, names in RUNS.items() for name in (names[:1] if report.tiny else names)]
+    if report.device == "cuda":
+        asked += [(task, names[0], "fp16") for task, names in RUNS.items()]
+    for number, (task, name, precision) in enumerate(asked):
+        folder = Path(f"run_{number}")
+        words = ["--config-dir", str(conf), f"model={name if name.startswith('tiny') else 'small_' + name}"]
+        words += [f"trainer.precision={precision}", "trainer.cache=auto"]
+        problem, figures = "", {}
+        try:
+            figures = train(
+                report, folder, task, *words, "trainer.max_steps=2" if report.tiny else "trainer.max_steps=4"
+            )
+            command("eval", f"run={folder}", *on(report))
+            again = read(folder / "eval-eval" / "metrics.json")["metrics"]
+            if not all(
+                math.isclose(again[key], value, rel_tol=1e-3, abs_tol=1e-2) for key, value in figures["metrics"].items()
+            ):
+                problem = f"scored again it is {again}, not {figures['metrics']}"
+            command("predict", f"run={folder}", *question(task), *on(report), f"output={folder}/answers.jsonl")
+            figures["answer"] = read_lines(folder / "answers.jsonl")[0]
+        except Exception as error:  # the other runs go on
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
+        report.note(f"{task} {name} {precision}", figures, problem)
+    report.told = f"{len(asked)} runs"
+
+
+def cache(report: Report) -> None:
+    """The same run with nothing kept, with the prefix in memory, and on disk, where a second one finds it."""
+    places = {"off": "off", "memory": "memory", "disk": "disk", "disk again": "disk"}
+    for task, precision in product(
+        ("captioning",) if report.tiny else ("captioning", "vqa", "retrieval"), ("fp32", "bf16")
+    ):
+        expected: dict[str, Any] = {}
+        for place, setting in places.items():
+            words = (f"trainer.precision={precision}", f"trainer.cache={setting}", "trainer.max_steps=6")
+            if task == "retrieval":
+                words += ("model=tiny_clip",)
+            figures = train(report, Path(f"{task}_{precision}_{place.replace(' ', '_')}"), task, *words)
+            expected = expected or figures
+            report.note(
+                f"{task} {precision} {place}",
+                figures,
+                _unlike(figures, expected, 1e-5 if precision == "fp32" else 2e-2),
+            )
+    report.told = "kept and not, the losses agree"
+
+
+def compile(report: Report) -> None:
+    """The same run with plain, compiled and recomputed layers."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        report.skip("no C compiler here, which torch.compile needs")
+        return
+    switches = {
+        "plain": (),
+        "compiled": ("trainer.compile=true",),
+        "recomputed": ("trainer.gradient_checkpointing=true",),
+    }
+    cells: list[tuple[str, str, tuple[str, ...]]] = [
+        ("tiny_clip", "fp32", ()),
+        ("tiny_clip", "bf16", ()),
+        ("tiny_blip", "bf16", ()),
+    ]
+    if report.tiny:
+        one_layer = [f"model.config.{tower}_config.num_hidden_layers=1" for tower in ("vision", "text")]
+        cells = [("small_clip", "fp32", ("--config-dir", str(small_conf(Path("conf"))), *one_layer))]
+    for name, precision, more in cells:
+        expected: dict[str, Any] = {}
+        for switch, own in switches.items():
+            words = (
+                *more,
+                f"model={name}",
+                f"trainer.precision={precision}",
+                "trainer.cache=off",
+                "trainer.max_steps=3",
+            )
+            figures = train(report, Path(f"{name}_{precision}_{switch}"), "retrieval", *words, *own)
+            expected = expected or figures
+            limit = 1e-3 if precision == "fp32" else 5e-2
+            report.note(f"{name} {precision} {switch}", figures, _unlike(figures, expected, limit))
+    report.told = "compiled, recomputed and plain, the losses agree"
+
+
+def resume(report: Report) -> None:
+    """A run that a signal stops, and that goes on, against one that was left alone: adapters, bit for bit."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    import torch
+
+    import vlatrain.training.run as door
+    from vlatrain.training.loop import Loop
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    class Stopping(Loop):
+        def _step(self, *given: Any) -> None:
+            super()._step(*given)
+            if self.progress.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    for precision in ("fp32",) if report.device == "cpu" else ("fp32", *PRECISIONS):
+        words = (f"trainer.precision={precision}", "trainer.max_steps=6", "trainer.save_every=2", "adapter.dropout=0.2")
+        whole, broken = Path(f"{precision}_whole"), Path(f"{precision}_broken")
+        figures = train(report, whole, "vqa", *words)
+        door.Loop = Stopping  # type: ignore[misc]
+        try:
+            train(report, broken, "vqa", *words, status=128 + signal.SIGTERM)
+        finally:
+            door.Loop = Loop  # type: ignore[misc]
+        again = train(report, broken, "vqa", *words, "resume=auto")
+        one, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, broken))
+        problem = (
+            "" if one == other else f"the adapters differ; last losses {figures['losses'][-1]}, {again['losses'][-1]}"
+        )
+        if again["resumed_from"] != 3:
+            problem = f"it went on from step {again['resumed_from']}, not 3"
+        report.note(precision, again, problem)
+    report.told = "the same bits"
+
+
+def packed(report: Report) -> None:
+    """A run on a packed trunk ends with an adapter and a finite loss."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        report.skip("no bitsandbytes here; it is among the wheels where it fits")
+        return
+    for bits, name in product((8, 4), ("tiny_blip",) if report.tiny else ("tiny_blip", "tiny_composite")):
+        folder = Path(f"{name}_{bits}")
+        words = (
+            f"model={name}",
+            f"model.quantize={bits}",
+            "trainer.precision=bf16",
+            "trainer.max_steps=2",
+            "trainer.cache=off",
+        )
+        figures = train(report, folder, "captioning", *words)
+        saved = (folder / "adapter" / "adapter_model.safetensors").is_file()
+        report.note(f"{name} {bits} bits", figures, "" if saved else "no adapter was saved")
+    report.told = "8 and 4 bits"
+
+
+def train(report: Report, folder: Path, task: str, *words: str, status: int = 0) -> dict[str, Any]:
+    """Train on built-in data, as the command line does it.
+
+    Returns:
+        losses by step, and what `metrics.json` says of scores, cache, speed and memory.
+
+    Raises:
+        RuntimeError: it ended with another status than it should, or a loss is no number.
+    """
+    sizes = [word for word in MOMENT if word.partition("=")[0] not in {given.partition("=")[0] for given in words}]
+    command(f"task={task}", f"run.dir={folder}", *sizes, *words, *on(report), status=status)
+    if status:
+        return {}
+    found = read(folder / "metrics.json")
+    losses = {line["step"]: line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line}
+    if not losses or not all(map(math.isfinite, losses.values())):
+        raise RuntimeError(f"{folder}: losses {[*losses.values()]}")
+    kept = {key: found[key] for key in ("metrics", "cache", "speed", "memory", "machine")}
+    return {
+        "losses": [losses[step] for step in sorted(losses)],
+        "resumed_from": found["training"]["resumed_from"],
+        **kept,
+    }
+
+
+def command(*words: str, status: int = 0) -> None:
+    """A command line, in this process.
+
+    Raises:
+        RuntimeError: it ended with another status than it should.
+    """
+    from vlatrain.cli import main
+
+    print("vlatrain", *words, flush=True)
+    if (ended := main(words)) != status:
+        raise RuntimeError(f"`vlatrain {' '.join(words)}` ended with status {ended}")
+
+
+def on(report: Report) -> Iterator[str]:
+    """Where it runs."""
+    yield f"trainer.device={report.device}"
+
+
+def question(task: str) -> tuple[str, ...]:
+    """What `predict` is asked about a picture, which is written."""
+    from vlatrain.data.shapes import build
+
+    build("retrieval", "test", 1, 0)[0].image.load().save("asked.png")
+    of_task = {
+        "vqa": ("question='what is it?'",),
+        "instruct": ("question='what is it?'",),
+        "retrieval": ("texts=[a ring,a house]",),
+        "joint": ("part=vqa", "question='what is it?'"),
+    }
+    return ("image=asked.png", *of_task.get(task, ()))
+
+
+def small_conf(folder: Path) -> Path:
+    """A folder for `--config-dir` with the tests' small backbones, as models named small_NAME."""
+    from tests.backbones.small import SETTINGS
+
+    (folder / "model").mkdir(parents=True)
+    for name, settings in SETTINGS.items():
+        own = {"defaults": [name, "_self_"], "name": f"small_{name}", "random_init": True, "config": settings}
+        (folder / "model" / f"small_{name}.yaml").write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+    return folder
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The content of a JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _unlike(found: dict[str, Any], expected: dict[str, Any], limit: float) -> str:
+    """How losses differ, if by more than a limit, relatively."""
+    pairs = zip(found["losses"], expected["losses"], strict=True)
+    apart = max(abs(one - other) / abs(other) for one, other in pairs)
+    return "" if apart <= limit else f"losses are apart by {apart:.1e}: {found['losses']}, not {expected['losses']}"
+
+
+def perform(stages: dict[str, Callable[[Report], None]]) -> None:
+    """Run the stage that the command line names, and write its file."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage", choices=[*stages])
+    parser.add_argument("device", choices=["cuda", "cpu"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    import torch
+
+    report = Report(options.device, options.tiny, options.file.resolve())
+    try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("torch sees no GPU here; --device cpu --tiny rehearses without one")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
+        stages[options.stage](report)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        report.problems.append(f"{type(error).__name__}: {str(error)[-1000:]}")
+    report.status = "failed" if report.problems else report.status or "passed"
+    report.write()
+
+
+if __name__ == "__main__":
+    perform({"losses": losses, "runs": runs, "cache": cache, "compile": compile, "resume": resume, "packed": packed})
