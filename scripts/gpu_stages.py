@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 PRECISIONS = ("bf16", "fp16")
 MOMENT = (
@@ -132,6 +133,9 @@ def _gradient(name: str, device: str, precision: str) -> tuple[float, Any]:
     from vlatrain.training.modes import cast_trunk, keep_from_overflow, train_mode, trainable
     from vlatrain.training.precision import DTYPES, autocast
 
+    def first(odds: torch.Tensor, count: int) -> torch.Tensor:
+        return (odds > 0).long().argmax(dim=1, keepdim=True)
+
     where = torch.device(device)
     torch.manual_seed(0)
     backbone, settings = set_up(config_of(name))
@@ -146,8 +150,8 @@ def _gradient(name: str, device: str, precision: str) -> tuple[float, Any]:
     model.to(where)
     train_mode(model)
     batch = move(task.collate(make_samples()[:4]), where)
-    torch.manual_seed(0)
-    with autocast(where, precision):
+    # matching draws its wrong pairs, which each device does in its own way
+    with mock.patch.object(torch, "multinomial", first), autocast(where, precision):
         loss = task.loss(batch)
     scale = 1024.0 if precision == "fp16" else 1.0  # small gradients are zero in fp16, as training knows
     (loss.float() * scale).backward()
@@ -188,21 +192,24 @@ def runs(report: Report) -> None:
 def cache(report: Report) -> None:
     """The same run with nothing kept, with the prefix in memory, and on disk, where a second one finds it."""
     places = {"off": "off", "memory": "memory", "disk": "disk", "disk again": "disk"}
-    for task, precision in product(
-        ("captioning",) if report.tiny else ("captioning", "vqa", "retrieval"), ("fp32", "bf16")
-    ):
+    limits = {"fp32": 0.0 if report.device == "cpu" else 1e-4, "bf16": 2e-2}
+    models = {"captioning": "tiny_blip", "vqa": "tiny_blip", "retrieval": "tiny_clip"}
+    if report.tiny:
+        models = {"captioning": "tiny_blip"}
+    for (task, model), (precision, limit) in product(models.items(), limits.items()):
         expected: dict[str, Any] = {}
         for place, setting in places.items():
-            words = (f"trainer.precision={precision}", f"trainer.cache={setting}", "trainer.max_steps=6")
-            if task == "retrieval":
-                words += ("model=tiny_clip",)
+            words = (
+                f"model={model}",
+                f"trainer.precision={precision}",
+                f"trainer.cache={setting}",
+                "trainer.max_steps=6",
+            )
             figures = train(report, Path(f"{task}_{precision}_{place.replace(' ', '_')}"), task, *words)
             expected = expected or figures
-            report.note(
-                f"{task} {precision} {place}",
-                figures,
-                _unlike(figures, expected, 1e-5 if precision == "fp32" else 2e-2),
-            )
+            kept = figures["cache"]["where"]
+            problem = _unlike(figures, expected, limit) if kept == setting else f"kept: {kept}"
+            report.note(f"{task} {precision} {place}", figures, problem)
     report.told = "kept and not, the losses agree"
 
 
@@ -216,15 +223,13 @@ def compile(report: Report) -> None:
         "compiled": ("trainer.compile=true",),
         "recomputed": ("trainer.gradient_checkpointing=true",),
     }
-    cells: list[tuple[str, str, tuple[str, ...]]] = [
-        ("tiny_clip", "fp32", ()),
-        ("tiny_clip", "bf16", ()),
-        ("tiny_blip", "bf16", ()),
-    ]
+    cells = [("retrieval", "tiny_clip", "fp32"), ("retrieval", "tiny_clip", "bf16"), ("vqa", "tiny_blip", "bf16")]
+    more: list[str] = []
     if report.tiny:
-        one_layer = [f"model.config.{tower}_config.num_hidden_layers=1" for tower in ("vision", "text")]
-        cells = [("small_clip", "fp32", ("--config-dir", str(small_conf(Path("conf"))), *one_layer))]
-    for name, precision, more in cells:
+        cells = [("retrieval", "small_clip", "fp32")]
+        more = ["--config-dir", str(small_conf(Path("conf")))]
+        more += [f"model.config.{tower}_config.num_hidden_layers=1" for tower in ("vision", "text")]
+    for task, name, precision in cells:
         expected: dict[str, Any] = {}
         for switch, own in switches.items():
             words = (
@@ -234,10 +239,10 @@ def compile(report: Report) -> None:
                 "trainer.cache=off",
                 "trainer.max_steps=3",
             )
-            figures = train(report, Path(f"{name}_{precision}_{switch}"), "retrieval", *words, *own)
+            figures = train(report, Path(f"{name}_{precision}_{switch}"), task, *words, *own)
             expected = expected or figures
             limit = 1e-3 if precision == "fp32" else 5e-2
-            report.note(f"{name} {precision} {switch}", figures, _unlike(figures, expected, limit))
+            report.note(f"{task} {name} {precision} {switch}", figures, _unlike(figures, expected, limit))
     report.told = "compiled, recomputed and plain, the losses agree"
 
 
