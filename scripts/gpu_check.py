@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,8 @@ def unpack(wheels: Path, into: Path) -> list[Path]:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(into)
     folders = [entry for entry in sorted(wheels.iterdir()) if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    packages = any(
-        (entry / "__init__.py").is_file() for entry in folders
-    )  # the folder is one that pip has installed into
-    return [into, *([wheels] if packages else folders)]
+    installed_into = any((entry / "__init__.py").is_file() for entry in folders)  # by pip, as with --target
+    return [into, *([wheels] if installed_into else folders)]
 
 
 def environment(paths: list[Path], device: str, scratch: Path) -> dict[str, str]:
@@ -85,6 +84,7 @@ def environment(paths: list[Path], device: str, scratch: Path) -> dict[str, str]
     found = {**os.environ, "VLATRAIN_CACHE": str(scratch / "kept"), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     found["PYTHONPATH"] = os.pathsep.join([*(str(path.resolve()) for path in paths), str(ROOT), *before])
+    found.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one: `Trainer` would take them all
     if device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""
     return found
@@ -111,9 +111,9 @@ def run(name: str, options: argparse.Namespace, variables: dict[str, str]) -> di
         except subprocess.TimeoutExpired:
             ended = f"it took more than {LONGEST} s"
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
-                process.wait()
+            process.wait()
         said.seek(0)
         output = said.read()
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -177,4 +177,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no stage outlives it
     sys.exit(main())

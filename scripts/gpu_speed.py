@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpu_stages import Report, command, on, perform, read, read_lines, small_conf
+from gpu_report import Report, command, perform, read, read_lines, small_conf
 
 ROWS = {"captioning": "captioning, decoder", "vqa": "vqa, fusion and decoder", "retrieval": "retrieval, last 4"}
 
@@ -59,7 +59,7 @@ def language_7b(report: Report) -> None:
     command(
         "task=instruct", *model, "model.random_init=true", "run.dir=run", "data.train_size=64", "data.eval_size=1",
         f"trainer.batch_size={batch}", "trainer.accumulate=1", f"trainer.max_steps={steps}", "trainer.log_every=1",
-        "trainer.eval_every=100000", "task.decode.max_new_tokens=4", "trainer.cache=off", "trainer.precision=bf16", *on(report),
+        "trainer.eval_every=100000", "task.decode.max_new_tokens=4", "trainer.cache=off", "trainer.precision=bf16", report.where,
     )  # fmt: skip
     speeds = [line["samples_per_s"] for line in read_lines(Path("run/metrics.jsonl")) if "loss" in line]
     per_second = statistics.median(speeds[1:]) * tokens[0] / batch

@@ -6,30 +6,20 @@ backbones are those of the tests, which lie beside this folder in a checkout.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import math
 import os
 import shutil
 import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from gpu_report import Report, command, perform, question, read, read_lines, small_conf, train, unlike
+
 PRECISIONS = ("bf16", "fp16")
-MOMENT = (
-    "data.train_size=24",
-    "data.eval_size=8",
-    "trainer.batch_size=8",
-    "trainer.accumulate=1",
-    "trainer.log_every=1",
-)
 
 # of the loss, and of all adapters' gradients: the largest relative distances from fp32 on the CPU
 DISTANCES = {"fp32": (1e-3, 1e-2), "bf16": (0.05, 0.25), "fp16": (0.01, 0.05)}
@@ -45,63 +35,6 @@ RUNS = {
 }
 
 
-@dataclass
-class Report:
-    """What a stage has found so far; its file is written at every note, lest a stage that hangs leave nothing.
-
-    Attributes:
-        device: cuda or cpu.
-        tiny: whether it is a rehearsal.
-        file: where it is written.
-        told: the line of the table.
-        figures: by name.
-        problems: what was not as it should be, a line each.
-        status: passed, failed or skipped, at the end.
-    """
-
-    device: str
-    tiny: bool
-    file: Path
-    told: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    status: str = ""
-
-    def note(self, name: str, figures: Any, problem: str = "") -> None:
-        """Add figures, and what is wrong with them, if anything."""
-        self.figures[name] = figures
-        if problem:
-            self.problems.append(f"{name}: {problem}")
-        self.write()
-
-    def skip(self, reason: str) -> None:
-        """Nothing can be found out here."""
-        self.status, self.told = "skipped", reason
-
-    def write(self) -> None:
-        """Write the file."""
-        found = {key: getattr(self, key) for key in ("status", "told", "problems", "figures")}
-        self.file.write_text(json.dumps({**found, "machine": machine()}, indent=2, default=str), encoding="utf-8")
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    found = {
-        "python": sys.version.split()[0],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
-    for package in ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "torchvision", "bitsandbytes"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
 def losses(report: Report) -> None:
     """Loss and gradients of adapters everywhere, in each precision on the device, against fp32 on the CPU."""
     from tests.gpu_free.families import NAMES
@@ -112,11 +45,11 @@ def losses(report: Report) -> None:
         for precision, limits in DISTANCES.items():
             own, other = _gradient(name, report.device, precision)
             apart = (abs(own - loss) / abs(loss), ((other - gradient).norm() / gradient.norm()).item())
-            wrong = not all(
-                distance <= limit for distance, limit in zip(apart, limits, strict=True)
-            )  # NaN is wrong too
+            near = all(distance <= limit for distance, limit in zip(apart, limits, strict=True))  # NaN is not
             figures = {"loss": own, "exact": loss, "loss_apart": apart[0], "gradient_apart": apart[1]}
-            report.note(f"{name} {precision}", figures, f"apart by {apart[0]:.1e} and {apart[1]:.1e}" if wrong else "")
+            report.note(
+                f"{name} {precision}", figures, f"apart by {apart[0]:.1e} and {apart[1]:.1e}" if not near else ""
+            )
             worst[precision] = max(worst[precision], apart[1])
     report.told = "gradients apart by at most " + ", ".join(f"{value:.1e} ({key})" for key, value in worst.items())
 
@@ -174,13 +107,13 @@ def runs(report: Report) -> None:
             figures = train(
                 report, folder, task, *words, "trainer.max_steps=2" if report.tiny else "trainer.max_steps=4"
             )
-            command("eval", f"run={folder}", *on(report))
+            command("eval", f"run={folder}", report.where)
             again = read(folder / "eval-eval" / "metrics.json")["metrics"]
             if not all(
                 math.isclose(again[key], value, rel_tol=1e-3, abs_tol=1e-2) for key, value in figures["metrics"].items()
             ):
                 problem = f"scored again it is {again}, not {figures['metrics']}"
-            command("predict", f"run={folder}", *question(task), *on(report), f"output={folder}/answers.jsonl")
+            command("predict", f"run={folder}", *question(task), report.where, f"output={folder}/answers.jsonl")
             figures["answer"] = read_lines(folder / "answers.jsonl")[0]
         except Exception as error:  # the other runs go on
             traceback.print_exc()
@@ -208,7 +141,7 @@ def cache(report: Report) -> None:
             figures = train(report, Path(f"{task}_{precision}_{place.replace(' ', '_')}"), task, *words)
             expected = expected or figures
             kept = figures["cache"]["where"]
-            problem = _unlike(figures, expected, limit) if kept == setting else f"kept: {kept}"
+            problem = unlike(figures, expected, limit) if kept == setting else f"kept: {kept}"
             report.note(f"{task} {precision} {place}", figures, problem)
     report.told = "kept and not, the losses agree"
 
@@ -242,7 +175,7 @@ def compile(report: Report) -> None:
             figures = train(report, Path(f"{name}_{precision}_{switch}"), task, *words, *own)
             expected = expected or figures
             limit = 1e-3 if precision == "fp32" else 5e-2
-            report.note(f"{task} {name} {precision} {switch}", figures, _unlike(figures, expected, limit))
+            report.note(f"{task} {name} {precision} {switch}", figures, unlike(figures, expected, limit))
     report.told = "compiled, recomputed and plain, the losses agree"
 
 
@@ -300,114 +233,6 @@ def packed(report: Report) -> None:
         saved = (folder / "adapter" / "adapter_model.safetensors").is_file()
         report.note(f"{name} {bits} bits", figures, "" if saved else "no adapter was saved")
     report.told = "8 and 4 bits"
-
-
-def train(report: Report, folder: Path, task: str, *words: str, status: int = 0) -> dict[str, Any]:
-    """Train on built-in data, as the command line does it.
-
-    Returns:
-        losses by step, and what `metrics.json` says of scores, cache, speed and memory.
-
-    Raises:
-        RuntimeError: it ended with another status than it should, or a loss is no number.
-    """
-    sizes = [word for word in MOMENT if word.partition("=")[0] not in {given.partition("=")[0] for given in words}]
-    command(f"task={task}", f"run.dir={folder}", *sizes, *words, *on(report), status=status)
-    if status:
-        return {}
-    found = read(folder / "metrics.json")
-    losses = {line["step"]: line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line}
-    if not losses or not all(map(math.isfinite, losses.values())):
-        raise RuntimeError(f"{folder}: losses {[*losses.values()]}")
-    kept = {key: found[key] for key in ("metrics", "cache", "speed", "memory", "machine")}
-    return {
-        "losses": [losses[step] for step in sorted(losses)],
-        "resumed_from": found["training"]["resumed_from"],
-        **kept,
-    }
-
-
-def command(*words: str, status: int = 0) -> None:
-    """A command line, in this process.
-
-    Raises:
-        RuntimeError: it ended with another status than it should.
-    """
-    from vlatrain.cli import main
-
-    print("vlatrain", *words, flush=True)
-    if (ended := main(words)) != status:
-        raise RuntimeError(f"`vlatrain {' '.join(words)}` ended with status {ended}")
-
-
-def on(report: Report) -> Iterator[str]:
-    """Where it runs."""
-    yield f"trainer.device={report.device}"
-
-
-def question(task: str) -> tuple[str, ...]:
-    """What `predict` is asked about a picture, which is written."""
-    from vlatrain.data.shapes import build
-
-    build("retrieval", "test", 1, 0)[0].image.load().save("asked.png")
-    of_task = {
-        "vqa": ("question='what is it?'",),
-        "instruct": ("question='what is it?'",),
-        "retrieval": ("texts=[a ring,a house]",),
-        "joint": ("part=vqa", "question='what is it?'"),
-    }
-    return ("image=asked.png", *of_task.get(task, ()))
-
-
-def small_conf(folder: Path) -> Path:
-    """A folder for `--config-dir` with the tests' small backbones, as models named small_NAME."""
-    from tests.backbones.small import SETTINGS
-
-    (folder / "model").mkdir(parents=True)
-    for name, settings in SETTINGS.items():
-        own = {"defaults": [name, "_self_"], "name": f"small_{name}", "random_init": True, "config": settings}
-        (folder / "model" / f"small_{name}.yaml").write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
-    return folder
-
-
-def read(file: Path) -> dict[str, Any]:
-    """The content of a JSON file."""
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _unlike(found: dict[str, Any], expected: dict[str, Any], limit: float) -> str:
-    """How losses differ, if by more than a limit, relatively."""
-    pairs = zip(found["losses"], expected["losses"], strict=True)
-    apart = max(abs(one - other) / abs(other) for one, other in pairs)
-    return "" if apart <= limit else f"losses are apart by {apart:.1e}: {found['losses']}, not {expected['losses']}"
-
-
-def perform(stages: dict[str, Callable[[Report], None]]) -> None:
-    """Run the stage that the command line names, and write its file."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=[*stages])
-    parser.add_argument("device", choices=["cuda", "cpu"])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    import torch
-
-    report = Report(options.device, options.tiny, options.file.resolve())
-    try:
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("torch sees no GPU here; --device cpu --tiny rehearses without one")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
-        stages[options.stage](report)
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        report.problems.append(f"{type(error).__name__}: {str(error)[-1000:]}")
-    report.status = "failed" if report.problems else report.status or "passed"
-    report.write()
 
 
 if __name__ == "__main__":
