@@ -89,7 +89,12 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
     batch = move(loop.task.collate(loop.train[: spec.batch]), loop.device)
     log = (loop.folder / "metrics.jsonl").read_text(encoding="utf-8")
     records = [record for record in map(json.loads, log.splitlines()) if "loss" in record]
-    return measured(spec, [spec.batch / record["samples_per_s"] for record in records[1:]], lambda: loop.stepper(batch))
+
+    def loss() -> Any:
+        with loop.accelerator.autocast():
+            return loop.task.loss(batch)
+
+    return measured(spec, [spec.batch / record["samples_per_s"] for record in records[1:]], loss)
 
 
 def peft(spec: Spec) -> dict[str, float]:
