@@ -66,7 +66,8 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
         f"trainer.max_steps={spec.steps}" if spec.steps else f"trainer.epochs={spec.epochs}", *spec.overrides,
     ]  # fmt: skip
     if spec.task != "retrieval":
-        words += ["task.decode.max_new_tokens=8", "task.decode.num_beams=1"]  # of the answers, which are to fit
+        written = 8 if spec.task == "vqa" else 2  # tokens; answers that cannot be written are refused
+        words += [f"task.decode.max_new_tokens={written}", "task.decode.num_beams=1"]
     if torch.cuda.is_available():
         words += ["trainer.workers=8"]
     if adapter != "full":
