@@ -56,9 +56,7 @@ class Environment:
 
 
 ENVIRONMENTS = {
-    "oldest": Environment(
-        "tests/versions/oldest.txt", beside=("torchvision",)
-    ),  # SmolVLM's images, in transformers 5.17
+    "oldest": Environment("tests/versions/oldest.txt"),
     "newest": Environment("constraints.txt"),
     "torch-2.11": Environment("tests/versions/oldest.txt", "python3.12", {"torch": "2.11.0"}),
     "python-3.13": Environment("constraints.txt", "python3.13"),
