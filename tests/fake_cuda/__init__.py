@@ -46,6 +46,7 @@ FREE = (
     "sym_",
     "prim::",
 )  # begin of names of what runs no kernel
+TOGETHER = "_foreach_copy_"  # the kernel that casts many tensors at once
 WAITS = {
     "nonzero",
     "masked_select",
@@ -91,7 +92,7 @@ class Counts:
     @property
     def casts(self) -> int:
         """Kernels that only change the type."""
-        return sum(count for name, count in self.kernels.items() if name.startswith("cast "))
+        return sum(count for name, count in self.kernels.items() if name.startswith(("cast ", TOGETHER)))
 
     def add(self, name: str, tensors: list[Tensor]) -> None:
         """A kernel that reads and writes these tensors."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples
-from tests.fake_cuda import DEVICE, Calls, Counts, Kernels, claimed, forward, unavailable
+from tests.fake_cuda import DEVICE, TOGETHER, Calls, Counts, Kernels, claimed, forward, unavailable
 from tests.gpu_free.families import NAMES, config_of, set_up, task_of
 from vlatrain.backbones.describe import sites
 from vlatrain.injection.attach import attach
@@ -23,6 +23,9 @@ DRAWS = {"blip2_itm"}  # its matching loss draws from the pairs that can be draw
 CALLS = [(name, "") for name in NAMES if name not in VALUES | DRAWS]
 CALLS += [("clip", "classification"), ("llava", "instruct"), ("clip+gpt2", "instruct"), ("blip", "captioning")]
 
+BUDGETS = {"blip": 128, "clip": 72}
+"""Of casts: 60 % of those that there were when each weight and mask was cast by its own kernel."""
+
 
 @pytest.fixture(autouse=True)
 def _there() -> None:
@@ -30,19 +33,25 @@ def _there() -> None:
         pytest.skip(reason)
 
 
-def counted(name: str, asked: str = "", method: str = "bottleneck") -> tuple[torch.Tensor, Counts, int]:
+def counted(
+    name: str, asked: str = "", method: str = "bottleneck", **options: float
+) -> tuple[torch.Tensor, Counts, int]:
     """Loss, counts and adapted places of a family's forward pass with adapters everywhere."""
     backbone, settings = set_up(config_of(name), asked)
-    options = {"dim": 4} if method != "none" else {}
+    if method != "none":
+        options["dim"] = 4
     where = sites(backbone.config, settings.name, ["*"])
     model = attach(backbone.model, adapter_config(method, **options), where)
     task = task_of(backbone, settings)
-    loss, counts = forward(model, task, task.collate(make_samples()[:4]))
+    batch = task.collate(make_samples()[:4])
+    with torch.no_grad():
+        task.loss(batch)  # what is looked at once a run has been
+    loss, counts = forward(model, task, batch)
     return loss, counts, sum(isinstance(module, Site) for module in model.modules())
 
 
 @pytest.mark.parametrize(("name", "asked"), CALLS)
-def test_a_forward_pass_stays_on_the_device_in_its_type(name: str, asked: str) -> None:
+def test_a_forward_pass_is_on_one_device_and_does_not_wait(name: str, asked: str) -> None:
     loss, counts, _ = counted(name, asked)
     assert (loss.device, loss.dtype) == (DEVICE, torch.float32)
     assert counts.products[torch.bfloat16] > 20
@@ -78,3 +87,22 @@ def test_what_is_counted() -> None:
         assert counts.waits.total() == before
         with pytest.raises(RuntimeError, match="device"):
             states + torch.ones(2, 3)
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_budgets(name: str) -> None:
+    _, counts, places = counted(name)
+    _, bare, _ = counted(name, method="none")
+    added = counts.kernels - bare.kernels
+    assert added.pop(TOGETHER) == 1, "the weights of all adapters are cast together"
+    assert added.total() <= 5 * places, added
+    assert counts.casts <= BUDGETS[name]
+    assert counts.kernels["clamp"] <= 5, (
+        "masks are made once a call: two towers, self- and cross-attention, and the loss"
+    )
+
+
+def test_a_scale_of_one_is_no_kernel() -> None:
+    _, counts, places = counted("clip", scaling=1.0)
+    _, scaled, _ = counted("clip")
+    assert (scaled.kernels - counts.kernels) == {"mul": places}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlatrain.adapters.base import Adapter, Call
-from vlatrain.adapters.projections import projection
+from vlatrain.adapters.projections import autocasts, projection
 
 ACTIVATIONS = {
     "gelu": nn.GELU,
@@ -104,7 +104,9 @@ class Bottleneck(Adapter):
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the states: computed in the parameters' type unless autocast says otherwise."""
         hidden = self.hidden(states, call)  # (..., dim)
-        return (self.up.out(hidden) * self.factor(states)).to(states.dtype)
+        out, factor = self.up.out(hidden), self.factor(states)
+        scaled = isinstance(factor, Tensor) or factor != 1
+        return (out * factor if scaled else out).to(states.dtype)
 
     def hidden(self, states: Tensor, call: Call) -> Tensor:
         """The bottleneck's states, (..., dim). What a design does in the bottleneck, it does here."""
@@ -158,8 +160,9 @@ class Half(nn.Module):
             nn.init.zeros_(self.norm.weight)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Norm, then projection: (..., in) -> (..., out), in the parameters' type."""
-        states = states.to(next(self.parameters()).dtype)
+        """Norm, then projection: (..., in) -> (..., out), in the parameters' type unless autocast says otherwise."""
+        if not autocasts(states):  # which would only undo it
+            states = states.to(next(self.parameters()).dtype)
         return self.projection(states if self.norm is None else self.norm(states))
 
     def out(self, states: Tensor) -> Tensor:

@@ -36,8 +36,24 @@ def draw(weight: Tensor, init: str, std: float, up: bool) -> None:
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # U(-b, b) with b = 1 / sqrt(in)
 
 
+def autocasts(states: Tensor) -> bool:
+    """Whether autocast chooses the type of what is computed from these states."""
+    return not states.is_meta and torch.is_autocast_enabled(states.device.type)
+
+
 class Dense(nn.Linear):
-    """A linear layer: `in * out`, and `out` for the bias."""
+    """A linear layer: `in * out`, and `out` for the bias.
+
+    Attributes:
+        lowered: weight and bias in autocast's type, for whoever casts those of many layers together; None: autocast casts them.
+    """
+
+    lowered: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        weight, bias = self.lowered if self.lowered and autocasts(input) else (self.weight, self.bias)
+        return linear(input, weight, bias)
 
     def start(self, init: str, std: float, up: bool) -> None:
         """Draw it; the bias is zero."""

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vlatrain.adapters.projections import autocasts
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """An additive mask as the kernel takes it, in the queries' type: a number that this does not have would be infinite, and a
-    whole row of it NaN."""
-    return None if mask is None else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+    whole row of it NaN. One of that type is as it is, as transformers makes it once a call of a model of that type."""
+    if mask is None or mask.dtype == dtype:
+        return mask
+    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
+def masks_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Pre-hook of a stack of layers that is called with states: its masks are `additive` ones in the type that all the layers'
+    products have, lest each layer make its own."""
+    states: Tensor = args[0]
+    dtype = torch.get_autocast_dtype(states.device.type) if autocasts(states) else states.dtype
+    own = {
+        name: additive(kwargs[name], dtype) for name in ("attention_mask", "encoder_attention_mask") if name in kwargs
+    }
+    return args, kwargs | own

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.blip.modeling_blip_text import BlipTextEncoder
 
+from vlatrain.backbones.attention import masks_once
 from vlatrain.backbones.base import Backbone, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.blip_attention import FAST, generating
 from vlatrain.backbones.lengths import Room, rooms
@@ -38,6 +40,8 @@ class Blip(Backbone):
         for name, module in self.model.named_modules():
             if name.endswith("crossattention.self"):
                 module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)
+            if isinstance(module, BlipTextEncoder):
+                module.register_forward_pre_hook(masks_once, with_kwargs=True)
 
     def _image_states(self, inputs: Inputs) -> Tensor:
         prefix = inputs.get("prefix", {})

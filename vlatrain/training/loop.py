@@ -29,6 +29,7 @@ from vlatrain.training.batches import EvaluationStopped, make_batches, training_
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.keeping import Keeper, identity
+from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
     checkpoint_gradients,
@@ -147,6 +148,7 @@ class Loop:
         self.model.to(self.device)
         self.frozen = frozen_hashes(self.model)
         self.moving = moving_buffers(self.model)
+        self.lowering = Lowering(self.model)
         reset_peak_memory(self.device)
 
     @property
@@ -218,7 +220,7 @@ class Loop:
         ids: list[list[str]] = []
         for _ in self.order.parts(step):
             batch, weight = next(passes)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.lowering:
                 loss = self.task.loss(batch)
             self.accelerator.backward(loss * weight)
             losses.append(loss.detach().float() * weight)

@@ -19,6 +19,8 @@ from vlatrain.injection.context import recomputed
 from vlatrain.injection.site import Site
 from vlatrain.metrics.precision import full_precision
 
+NORMS = (nn.LayerNorm, nn.GroupNorm)  # autocast computes them in fp32
+
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; a shared one once."""
@@ -113,17 +115,19 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
 def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights to a lower precision, in place, however they are stored; what is trained becomes (and stays) fp32.
 
-    Single numbers (a temperature, SigLIP's scale and bias of shape (1,)) and modules with running statistics (batch norm) keep
-    theirs: they save nothing and lose much. So do the frozen parts of adapters, which are fp32 as all of an adapter is, heads
-    whose outputs order things (`Backbone.scoring`), and under fp16 what would overflow there (`keep_from_overflow`).
+    Single numbers (a temperature, SigLIP's scale and bias of shape (1,)), layer norms (autocast computes them in fp32, and would
+    cast other weights in each call) and modules with running statistics (batch norm) keep theirs: they save nothing and lose much.
+    So do the frozen parts of adapters, which are fp32 as all of an adapter is, heads whose outputs order things
+    (`Backbone.scoring`), and under fp16 what would overflow there (`keep_from_overflow`).
     """
     exact = {id(parameter) for parameter in kept_exact(model)}
     exact |= {id(layer.weight) for layer in model.modules() if type(layer) is ExactLinear}
     ours = {id(module) for adapter in model.modules() if isinstance(adapter, Adapter) for module in adapter.modules()}
     for module in model.modules():
-        statistics = id(module) in ours or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+        fp32 = id(module) in ours or isinstance(module, NORMS)
+        fp32 = fp32 or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))  # statistics
         for parameter in module.parameters(recurse=False):
-            whole = parameter.requires_grad or parameter.numel() == 1 or statistics or id(parameter) in exact
+            whole = parameter.requires_grad or parameter.numel() == 1 or fp32 or id(parameter) in exact
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.float32 if whole else dtype)
         for buffer in module.buffers(recurse=False):

@@ -27,6 +27,7 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
+from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
 from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own, set_torch
 from vlatrain.training.stopwatch import Stopwatch
@@ -134,6 +135,8 @@ def finished(
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
     model.requires_grad_(False).eval()
+    if precision != "fp32":
+        lower_for_good(model, DTYPES[precision])
     return Bench(backbone, model, task)
 
 

@@ -1,0 +1,83 @@
+"""Adapters' weights cast all together give what autocast's casts give, to the last bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlatrain.adapters.bottleneck import Bottleneck
+from vlatrain.adapters.projections import Dense
+from vlatrain.training.lowering import Lowering, lower_for_good
+
+BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
+
+
+class Model(nn.Module):
+    """A frozen layer between adapters: two that share a half, and one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.idle = (Bottleneck(24, 5, init="normal") for _ in range(3))
+        self.second.down = self.first.down
+        self.trunk = nn.Linear(24, 24).requires_grad_(False)
+        self.first.up.projection.bias.requires_grad_(False)  # type: ignore[union-attr, union-attr]
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states + self.first(states)
+        states = self.trunk(states)
+        return (states + self.second(states)).float().square().mean()
+
+
+def plainly(model: Model, states: Tensor) -> Tensor:
+    return model(states)
+
+
+def checkpointed(model: Model, states: Tensor) -> Tensor:
+    return checkpoint(model, states, use_reentrant=False)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("run", [plainly, checkpointed])
+def test_loss_and_gradients_are_those_of_autocast(run: Callable[[Model, Tensor], Tensor]) -> None:
+    one = Model()
+    two = copy.deepcopy(one)
+    lowering, states = Lowering(two), torch.randn(2, 2, 7, 24)
+    for part in states:  # two passes of a step
+        with torch.autocast(**BF16):
+            expected = run(one, part)
+        expected.backward()
+        with torch.autocast(**BF16), lowering:
+            assert two.first.down.projection.lowered[0].dtype == torch.bfloat16  # type: ignore[index, union-attr]
+            loss = run(two, part)
+        loss.backward()
+        assert torch.equal(loss, expected)
+    gradients = {name: parameter.grad for name, parameter in two.named_parameters()}
+    assert gradients["idle.up.projection.weight"] is None
+    for name, parameter in one.named_parameters():
+        assert (gradients[name] is None) == (parameter.grad is None), name
+        assert parameter.grad is None or torch.equal(gradients[name], parameter.grad), name  # type: ignore[arg-type]
+    copy.deepcopy(two)  # nothing of the step is left
+
+
+def test_without_autocast_weights_are_as_they_are() -> None:
+    model, states = Model(), torch.randn(2, 7, 24)
+    expected = model(states)
+    with Lowering(model):
+        assert torch.equal(model(states), expected)
+    lower_for_good(model, torch.bfloat16)
+    assert torch.equal(model(states), expected)
+
+
+def test_a_model_that_trains_no_more_is_cast_once() -> None:
+    model, states = Model().requires_grad_(False), torch.randn(2, 7, 24)
+    with torch.autocast(**BF16):
+        expected = model(states)
+        lower_for_good(model, torch.bfloat16)
+        assert torch.equal(model(states), expected)
+    layers = [layer for layer in model.modules() if isinstance(layer, Dense)]
+    assert {layer.lowered[0].dtype for layer in layers if layer.lowered} == {torch.bfloat16}
+    assert {layer.weight.dtype for layer in layers} == {torch.float32}
