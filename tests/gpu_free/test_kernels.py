@@ -57,6 +57,7 @@ def test_a_forward_pass_is_on_one_device_and_does_not_wait(name: str, asked: str
     assert counts.products[torch.bfloat16] > 20
     assert counts.products[torch.float32] <= 2, "but for scores, products are in the lower type"
     assert set(counts.products) <= {torch.bfloat16, torch.float32}
+    assert not counts.waits
 
 
 def test_what_is_counted() -> None:

@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vlatrain.backbones import older, processors
 from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.backbones.script import Script, Turns, cut
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
@@ -65,6 +66,7 @@ class Chat(Backbone):
     model: Any
     in_front = True
     reader = "decoder"
+    fast = ONCE
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -222,13 +224,16 @@ class Chat(Backbone):
             return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
 
     def context(self, inputs: Inputs) -> Inputs:
-        """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S)."""
+        """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S) and,
+        where some are padded, their `lengths` (B,)."""
         found = self._seen(inputs)
         rows = self._rows(found.pooler_output, inputs)
         # of ones, and not from the lengths: those would have to come to the device, and be no numbers of a float type
         visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
         context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
+        if len({len(row) for row in rows}) > 1:  # only then the device has to be asked, see `_features`
+            context["lengths"] = visible.sum(dim=1)
         for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
             context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
         return context
@@ -245,8 +250,8 @@ class Chat(Backbone):
 
     def _features(self, context: Inputs) -> Any:
         """The image's states as the model has them from its own tower."""
-        full = bool(context["visible"].all())
-        lengths = [] if full else context["visible"].sum(dim=1).tolist()
+        full = "lengths" not in context
+        lengths = [] if full else context["lengths"].tolist()
 
         def rows(states: Tensor) -> list[Tensor]:
             return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
