@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tests.fake_cuda import forward, unavailable
+from tests.fake_cuda import TOGETHER, forward, unavailable
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.registry import register
 from vlatrain.data.parts import load_run
@@ -31,9 +31,10 @@ def main(words: list[str]) -> None:
     batch = bench.task.collate(samples["train"][: config.trainer.batch_size])
     _, counts = forward(bench.model, bench.task, batch)
     total, moved = counts.kernels.total(), counts.bytes.total()
-    cast = sum(count for name, count in counts.bytes.items() if name.startswith("cast "))
+    cast = sum(count for name, count in counts.bytes.items() if name.startswith(("cast ", TOGETHER)))
     print(
-        f"{total} kernels, {counts.casts} of them casts; {moved / 1e9:.2f} GB, {cast / 1e9:.2f} of them by casts; {sites} sites"
+        f"{total} kernels, {counts.casts} of them casts; {moved / 1e9:.2f} GB, {cast / 1e9:.2f} of them by casts; "
+        f"{sites} places, {len(batch['ids'])} samples"
     )
     for name, count in counts.kernels.most_common(15):
         print(f"  {count:5} {name:32} {counts.bytes[name] / 1e9:.2f} GB")
