@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 
 from vlatrain.tasks import Task
 from vlatrain.tasks.base import Batch, move
+from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import cast_trunk, train_mode
-from vlatrain.training.precision import Stepper
 
 DEVICE = torch.device("cuda:0")
 OURS = ("/vlatrain/", "/transformers/", "/peft/", "/accelerate/")  # whose lines are named
@@ -217,5 +217,5 @@ def forward(model: nn.Module, task: Task, batch: Batch, dtype: torch.dtype = tor
         to_device(model, mode)
         batch = move(batch, DEVICE)
         # without gradients autocast would keep no casts of weights: as in training, they are kept
-        with Calls(counts), Kernels(counts), torch.autocast("cuda", dtype=dtype):
-            return Stepper(model, task)(batch), counts
+        with Calls(counts), Kernels(counts), torch.autocast("cuda", dtype=dtype), Lowering(model):
+            return task.loss(batch), counts

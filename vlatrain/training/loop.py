@@ -44,6 +44,7 @@ from vlatrain.training.modes import (
 )
 from vlatrain.training.optimizer import make_optimizer, rate, set_rates
 from vlatrain.training.order import Order
+from vlatrain.training.outcomes import Outcome, Outcomes, not_finite
 from vlatrain.training.precision import (
     DTYPES,
     choose_precision,
@@ -108,6 +109,7 @@ class Loop:
         self.best_evaluation: Evaluation | None = None
         self.began = self.logged_at = time.perf_counter()
         self.logged_samples = self.session_steps = 0
+        self.loss = self.norm = 0.0  # of the last step that has been read
 
         self.accelerator = make_accelerator(self.trainer)
         self.device = self.accelerator.device
@@ -131,6 +133,9 @@ class Loop:
         if self.parameters:
             self.raw_optimizer = make_optimizer(self.parameters, config.optim, group_of)
             self.optimizer = self.accelerator.prepare(self.raw_optimizer)
+        self.outcomes = Outcomes(
+            self.raw_optimizer, late=self.device.type == "cuda" and self.accelerator.scaler is None
+        )
         self.keeper = Keeper(
             Checkpoints(folder / CHECKPOINTS, self.trainer.keep), self.accelerator, model, self.parameters,
             self.raw_optimizer, known, config_text(config),
@@ -228,50 +233,54 @@ class Loop:
         average_gradients(list(self.parameters.values()))
         broadcast(self.moving.values())  # a fully trained batch norm's: the first process's are the ones that are saved
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.optim.clip or math.inf)
-        loss_value, norm_value, self.stopping = self._exchange(losses, norm)
-        self._refuse_nonfinite(loss_value, norm_value, losses, ids)
+        self.outcomes.add(Outcome(step + 1, self._values(losses, norm), losses, ids))
+        self._read(everything=not self.outcomes.late)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
         samples = len(self.order.step(step))
         progress.step += 1
         progress.samples += samples
-        progress.loss_sum += loss_value
-        progress.loss_steps += 1
         self.session_steps += 1
         if self.session_steps > 1:
             progress.timed_samples += samples
             progress.timed_seconds += time.perf_counter() - started
-        track.advance(1, loss=f"{loss_value:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
-        if progress.step % self.trainer.log_every == 0 or progress.step == self.total:
-            self._record(rates, norm_value)
+        logs = progress.step % self.trainer.log_every == 0 or progress.step == self.total
+        asked = (
+            self.signals.received and self.accelerator.num_processes == 1
+        )  # of several, all stop after the same step
+        if logs or asked or self.stopping or self._evaluation_due() or self._save_due():
+            self._read(everything=True)
+        track.advance(1, loss=f"{self.loss:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
+        if logs:
+            self._record(rates, self.norm)
 
-    def _exchange(self, losses: list[Tensor], norm: Tensor) -> tuple[float, float, int]:
-        """Loss of the step over all processes, gradient norm, and the signal if any process got one."""
-        received = torch.tensor(float(self.signals.received), device=self.device)
+    def _values(self, losses: list[Tensor], norm: Tensor) -> Tensor:
+        """Loss of a step and signal, summed over all processes, and gradient norm: (3,), on the device."""
+        received = torch.full((), float(self.signals.received), device=self.device)
         values = torch.stack([torch.stack(losses).sum(), received])
         if self.accelerator.num_processes > 1:
             values = self.accelerator.reduce(values, "sum")
-        loss, signals = values.tolist()
-        signum = (self.signals.received or signal.SIGTERM) if signals else 0
-        return loss / self.accelerator.num_processes, float(norm), signum
+        return torch.cat([values, norm.to(values.dtype)[None]])
 
-    def _refuse_nonfinite(self, loss: float, norm: float, losses: list[Tensor], ids: list[list[str]]) -> None:
-        self.progress.overflows = 0 if math.isfinite(norm) else self.progress.overflows + 1
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler leaves this step out and lowers its scale
-        if math.isfinite(loss) and (math.isfinite(norm) or (scaled and self.progress.overflows <= OVERFLOWS)):
-            return
-        own = [name for part, names in zip(losses, ids, strict=True) if not torch.isfinite(part) for name in names]
-        named = gather(own if not math.isfinite(loss) else [name for names in ids for name in names])
-        suspects = [name for names in named for name in names]
-        what = "the loss is" if not math.isfinite(loss) else "the gradient is"
-        log.error("Step %d: %s not finite; samples: %s", self.progress.step + 1, what, ", ".join(suspects))
-        names = ", ".join(suspects[:20]) + (f", ... ({len(suspects)} in all, in run.log)" if len(suspects) > 20 else "")
-        raise UserError(
-            f"step {self.progress.step + 1}: {what} not finite ({loss if not math.isfinite(loss) else norm}), "
-            f"with the samples {names}. The weights are unchanged. Look at these samples, or lower optim.lr, "
-            "or use trainer.precision=fp32"
-        )
+    def _read(self, everything: bool) -> None:
+        """Take note of what steps came to: of everything, or of what need not be waited for.
+
+        Raises:
+            UserError: a loss or gradient that is not finite.
+        """
+        for outcome in self.outcomes.due(everything):
+            loss, signals, self.norm = outcome.read()
+            self.loss = loss / self.accelerator.num_processes
+            if signals:  # some process has got one
+                self.stopping = self.signals.received or signal.SIGTERM
+            self.progress.overflows = 0 if math.isfinite(self.norm) else self.progress.overflows + 1
+            # fp16: the scaler leaves such a step out and lowers its scale
+            passes = self.accelerator.scaler is not None and self.progress.overflows <= OVERFLOWS
+            if not (math.isfinite(self.loss) and (math.isfinite(self.norm) or passes)):
+                raise not_finite(outcome, self.loss, self.norm)
+            self.progress.loss_sum += self.loss
+            self.progress.loss_steps += 1
 
     def _speed(self) -> str:
         timed = self.progress.timed_seconds
