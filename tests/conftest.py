@@ -46,6 +46,7 @@ QUICK_CELLS = {
     "tests/gpu_free/test_checkpointing.py::test_losses_and_gradients_are_equal_with_and_without_it": (
         "blip2_opt|florence2|dinov2\\+bart|clip"
     ),
+    "tests/gpu_free/test_kernels.py::test_budgets": "blip",
     "tests/gpu_free/test_kernels.py::test_a_forward_pass_is_on_one_device_and_does_not_wait": "(blip|clip)-|llava-instruct",
     "tests/gpu_free/test_pin.py::test_batches_can_be_pinned_kept_and_not": ".*(clip\\+gpt2|blip-|llava).*",
     "tests/inference/test_new_tasks.py::test_wrong_queries_are_refused": ".*(choice needs|TEXT is missing|bad.jsonl).*",

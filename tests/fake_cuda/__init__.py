@@ -177,6 +177,8 @@ class Calls(TorchFunctionMode):
 @contextmanager
 def claimed() -> Iterator[FakeTensorMode]:
     """Let FakeTensors be on a GPU that is not there, with autocast for it."""
+    if reason := unavailable():  # torch would abort the process
+        raise RuntimeError(reason)
     with ExitStack() as stack:
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True))

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.projections import Dense
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
+from vlatrain.config.paths import ADAPTER
+from vlatrain.injection.attach import save
 from vlatrain.training.lowering import Lowering, lower_for_good
+from vlatrain.training.setup import finished, fresh, keep_processor
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
@@ -81,3 +87,20 @@ def test_a_model_that_trains_no_more_is_cast_once() -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, Dense)]
     assert {layer.lowered[0].dtype for layer in layers if layer.lowered} == {torch.bfloat16}
     assert {layer.weight.dtype for layer in layers} == {torch.float32}
+
+
+def test_a_finished_run_is_cast_once_for_all(tmp_path: Path) -> None:
+    config = TrainConfig(
+        task=TaskConfig(name="retrieval", points=["text"]),
+        model=small_config("clip"),
+        adapter=adapter_config("bottleneck", dim=2),
+        trainer=TrainerConfig(device="cpu"),
+    )
+    bench = fresh(config, {"train": make_samples()})
+    keep_processor(bench, tmp_path)
+    save(bench.model, tmp_path / ADAPTER)
+    for precision, dtypes in (("bf16", {torch.bfloat16}), ("fp32", set())):
+        model = finished(config, tmp_path, torch.device("cpu"), precision).model
+        layers = [layer for layer in model.modules() if isinstance(layer, Dense)]
+        assert len(layers) == 2 * 2 * 2, "two layers, two places each, down and up"
+        assert {layer.lowered[0].dtype for layer in layers if layer.lowered} == dtypes

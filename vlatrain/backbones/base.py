@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
+from vlatrain.backbones.attention import masks_once
 from vlatrain.backbones.describe import positions_in
 from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
 from vlatrain.backbones.prefix import Keeping
@@ -96,11 +97,13 @@ class Backbone:
         image_options: arguments that the image processor is called with.
         scoring: the heads whose outputs order pairs or answers (see `exact`): their weights stay fp32.
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
+        stacks: the stacks of layers with such attention that are called with masks.
         reader: the tower that questions and texts enter.
         more_room: what leaves more room for texts, for messages.
     """
 
     fast: ClassVar[Mapping[type[nn.Module], type[nn.Module]]] = {}
+    stacks: ClassVar[tuple[type[nn.Module], ...]] = ()
     image_options: Mapping[str, Any] = {}
     reader: ClassVar[str] = "text"
     more_room = "a model of more positions"
@@ -117,6 +120,8 @@ class Backbone:
         for module in model.modules():
             if type(module) in self.fast:
                 module.__class__ = self.fast[type(module)]
+            if isinstance(module, self.stacks):
+                module.register_forward_pre_hook(masks_once, with_kwargs=True)
 
     @classmethod
     def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:

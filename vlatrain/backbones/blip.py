@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip_text import BlipTextEncoder
 
-from vlatrain.backbones.attention import masks_once
 from vlatrain.backbones.base import Backbone, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.blip_attention import FAST, generating
 from vlatrain.backbones.lengths import Room, rooms
@@ -32,6 +31,7 @@ class Blip(Backbone):
 
     model: Any
     fast = FAST
+    stacks = (BlipTextEncoder,)
     reader = "fusion"
     scoring = ("itm_head",)
 
@@ -40,8 +40,6 @@ class Blip(Backbone):
         for name, module in self.model.named_modules():
             if name.endswith("crossattention.self"):
                 module.register_forward_pre_hook(_hand_mask_on, with_kwargs=True)
-            if isinstance(module, BlipTextEncoder):
-                module.register_forward_pre_hook(masks_once, with_kwargs=True)
 
     def _image_states(self, inputs: Inputs) -> Tensor:
         prefix = inputs.get("prefix", {})
@@ -126,7 +124,7 @@ class Blip(Backbone):
 
     def logit_scale(self) -> Tensor:
         """1 / 0.07: BLIP's initial temperature. transformers drops the learned one."""
-        return torch.tensor(1 / 0.07, device=self.device)
+        return torch.full((), 1 / 0.07, device=self.device)  # filled there, not copied there
 
     @property
     def matches(self) -> bool:

@@ -60,7 +60,7 @@ class Blip2(Backbone):
 
     def logit_scale(self) -> Tensor:
         """1 / 0.07: the initial temperature. transformers drops the learned one."""
-        return torch.tensor(1 / 0.07, device=self.device)
+        return torch.full((), 1 / 0.07, device=self.device)
 
     @property
     def matches(self) -> bool:

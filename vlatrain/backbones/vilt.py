@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate
+from transformers.models.vilt.modeling_vilt import ViltEncoder
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
@@ -33,6 +34,7 @@ class Vilt(Backbone):
 
     model: Any
     fast = FAST
+    stacks = (ViltEncoder,)
     reader = "fusion"
     scoring = ("classifier", "rank_output")
 

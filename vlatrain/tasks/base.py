@@ -147,7 +147,7 @@ def similarity_scale(config: TaskConfig, backbone: Backbone) -> Tensor:
     """Factor on cosine similarities in a softmax, a scalar: the configured temperature's, else the `Embedder`'s own; fp32."""
     if config.temperature is None:
         return cast(Embedder, backbone).logit_scale()
-    return torch.tensor(1 / config.temperature, device=backbone.device)
+    return torch.full((), 1 / config.temperature, device=backbone.device)
 
 
 def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tensor]:
