@@ -36,30 +36,18 @@ from vlatrain.training.modes import cast_trunk, train_mode
 
 DEVICE = torch.device("cuda:0")
 OURS = ("/vlatrain/", "/transformers/", "/peft/", "/accelerate/")  # whose lines are named
-FREE = (
-    "empty",
-    "new_empty",
-    "lift",
-    "_unsafe_view",
-    "detach",
-    "is_",
-    "sym_",
-    "prim::",
-)  # begin of names of what runs no kernel
+# begins of names of what runs no kernel
+FREE = ("empty", "new_empty", "lift", "_unsafe_view", "detach", "is_", "sym_", "prim::")
 TOGETHER = "_foreach_copy_"  # the kernel that casts many tensors at once
-WAITS = {
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "equal",
-}  # their size or answer is a value
+# the size of what these give, or their answer, is a value
+WAITS = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"}
 
 
 @cache
 def unavailable() -> str:
     """Why there is no fake CUDA here; empty: there is. Called once, it builds the device guard and loads it."""
+    if torch.cuda.is_available():  # whose device guard would be gone
+        return "fake CUDA is for machines without a GPU"
     compiler = shutil.which("g++")
     if compiler is None:
         return "fake CUDA needs a C++ compiler (g++)"

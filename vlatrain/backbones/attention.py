@@ -21,9 +21,7 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def masks_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Pre-hook of a stack of layers that is called with states: its masks are `additive` ones in the type that all the layers'
     products have, lest each layer make its own."""
-    states: Tensor = args[0]
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
     dtype = torch.get_autocast_dtype(states.device.type) if autocasts(states) else states.dtype
-    own = {
-        name: additive(kwargs[name], dtype) for name in ("attention_mask", "encoder_attention_mask") if name in kwargs
-    }
-    return args, kwargs | own
+    masks = {name: mask for name, mask in kwargs.items() if name in ("attention_mask", "encoder_attention_mask")}
+    return args, kwargs | {name: additive(mask, dtype) for name, mask in masks.items()}

@@ -28,13 +28,12 @@ class Lowering:
         if not self.layers or not autocasts(self.layers[0].weight):
             return
         dtype = torch.get_autocast_dtype(self.layers[0].weight.device.type)
-        found = {
-            id(own): own for layer in self.layers for own in layer.parameters() if own.requires_grad
-        }  # a shared one once
+        trained = [own for layer in self.layers for own in layer.parameters() if own.requires_grad]
+        found = {id(own): own for own in trained}  # a shared one once
         cast = dict(zip(found, _Cast.apply(dtype, *found.values()), strict=True))
         for layer in self.layers:
-            bias = layer.bias if layer.bias is None else cast.get(id(layer.bias), layer.bias)
-            layer.lowered = cast[id(layer.weight)], bias
+            weight, bias = (cast.get(id(own), own) for own in (layer.weight, layer.bias))
+            layer.lowered = weight, bias
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
