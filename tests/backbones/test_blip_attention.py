@@ -12,6 +12,7 @@ from torch import nn
 from tests.conftest import make_samples, model_config, small_config
 from tests.numerics import assert_close
 from vlatrain.backbones import blip_attention
+from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.blip_attention import FAST, FastTextAttention
 from vlatrain.backbones.describe import stacks
@@ -100,3 +101,14 @@ def test_a_masked_position_is_not_seen_in_half_precision() -> None:
     one, two = (attention(value, attention_mask=mask)[0] for value in (states, changed))
     assert_close(one[:, :3], two[:, :3])
     assert torch.isfinite(one).all()
+
+
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_is_finite_in_any_type(given: torch.dtype, wanted: torch.dtype) -> None:
+    mask = torch.tensor([0.0, torch.finfo(given).min], dtype=given)
+    made = additive(mask, wanted)
+    assert made is not None
+    assert made.dtype == wanted
+    assert made.isfinite().all()
+    assert (made is mask) == (given == wanted)

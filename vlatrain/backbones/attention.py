@@ -12,10 +12,11 @@ from vlatrain.adapters.projections import autocasts
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """An additive mask as the kernel takes it, in the queries' type: a number that this does not have would be infinite, and a
-    whole row of it NaN. One of that type is as it is, as transformers makes it once a call of a model of that type."""
-    if mask is None or mask.dtype == dtype:
-        return mask
-    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+    whole row of it NaN."""
+    if mask is None:
+        return None
+    least, made = torch.finfo(dtype).min, mask.to(dtype)
+    return made.clamp(min=least) if torch.finfo(mask.dtype).min < least else made
 
 
 def masks_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
