@@ -246,9 +246,8 @@ class Loop:
             progress.timed_samples += samples
             progress.timed_seconds += time.perf_counter() - started
         logs = progress.step % self.trainer.log_every == 0 or progress.step == self.total
-        asked = (
-            self.signals.received and self.accelerator.num_processes == 1
-        )  # of several, all stop after the same step
+        # of several processes, all read alike, to stop after the same step
+        asked = self.signals.received and self.accelerator.num_processes == 1
         if logs or asked or self.stopping or self._evaluation_due() or self._save_due():
             self._read(everything=True)
         track.advance(1, loss=f"{self.loss:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
