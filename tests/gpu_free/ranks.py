@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,6 +41,7 @@ def _child(rank: int, count: int, port: int, work: Callable[[int], Any], file: P
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
+    PartialState._reset_state()  # an accelerator of the process that this is a copy of was alone
     status = 1
     try:
         with Collectives() as collectives:
