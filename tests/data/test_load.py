@@ -232,6 +232,7 @@ def test_no_images_are_checked_that_a_cap_leaves_out(tmp_path):
     assert {sample.image.path for sample in load_train(config)} == used
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     write_images(tmp_path, 100)
     line = '{"image": "%d.png", "question": "q%d", "answer": "a"}'

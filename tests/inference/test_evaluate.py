@@ -47,6 +47,7 @@ def test_a_sweep_over_dropped_layers_is_a_table_and_a_chart(
     assert "sweep.csv" in out
 
 
+@pytest.mark.slow
 def test_all_layers_dropped_is_the_frozen_model(run: Path, tmp_path: Path) -> None:
     assert command("eval", f"run={run}", "adapter.drop_layers=4", f"output={tmp_path / 'dropped'}") == 0
     frozen = tiny_run(tmp_path / "frozen", "retrieval", "model=tiny_clip", "adapter=none")

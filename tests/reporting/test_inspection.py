@@ -55,6 +55,7 @@ def test_counts_at_full_size(model: str, task: str, points: list[str], sites_cou
     assert sites_count == sum(widths.values())
 
 
+@pytest.mark.slow  # tests/test_audit.py has quick ones
 def test_captioning_count_is_the_published_one() -> None:
     found = count(config("blip", "captioning", ["decoder"], dim=64))
     assert found.trainable["adapter"] == 3_568_896

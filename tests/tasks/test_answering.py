@@ -94,6 +94,7 @@ def test_every_answer_comes_with_its_own_probability() -> None:
         assert [value for _, value in answers] == sorted((value for _, value in answers), reverse=True)
 
 
+@pytest.mark.slow  # the table of tasks has a quick one
 @pytest.mark.parametrize(
     "method",
     ["bottleneck", pytest.param("full", marks=pytest.mark.slow), pytest.param("lora", marks=pytest.mark.slow)],

@@ -44,6 +44,8 @@ def overfit(task: Task, samples: Sequence[Sample], steps: int, lr: float) -> flo
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss < 0.01:
+            break
     return loss.item()
 
 
