@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# One thread a process and a process a core: the models of the tests are too small for more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
+# One thread a process and a process a core: the models of the tests are too small for more. Each process compiles all of it anew where
+# an image forbids to keep bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu gpu-wheels build clean

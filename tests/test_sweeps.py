@@ -65,6 +65,7 @@ def test_jobs_in_processes_of_their_own_end_in_the_same_table(
     assert killed["failure"].startswith("ended without saying why")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere", "scores")
 def test_a_sweeper_gets_the_score_of_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep" / "jobs").mkdir(parents=True)

@@ -269,6 +269,7 @@ def test_statistics_that_train_are_the_first_ones(tmp_path: Path) -> None:
     assert 2.0 in one, "batches are counted"
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
     """Sums of three depend on their order."""
 

@@ -77,6 +77,7 @@ def test_what_the_model_cannot_read_is_refused_by_file_and_line(
     assert f"{file}:2: the question holds '[SEP]', which model=tiny_blip reads as a token of its own" in line
 
 
+@pytest.mark.slow  # the check itself is in the tasks' and the backbones' tests
 def test_lengths_are_checked_before_anything_is_written(
     runs: dict[str, Path],
     images: Path,

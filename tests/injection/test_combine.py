@@ -107,6 +107,7 @@ def test_pruning_drops_points_without_a_source(tmp_path: Path) -> None:
     assert not any("text_decoder" in key for key in left)
 
 
+@pytest.mark.slow
 def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
     plain = method("bottleneck", dim=4)
     sources = runs(tmp_path, plain, method("bottleneck", dim=8), method("lora", dim=2), method("ia3"))

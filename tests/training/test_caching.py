@@ -141,6 +141,7 @@ def test_auto_keeps_what_pays_and_says_so(tmp_path: Path) -> None:
     assert "ms a sample, keeping and reading it" in (tmp_path / "often" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_without_room_it_is_off_and_says_so(tmp_path: Path) -> None:
     *_, kept = trained(tmp_path / "run", "task=captioning", "trainer.cache=disk", "trainer.cache_gb=0.0001")
     assert kept == {"where": "off"}

@@ -143,6 +143,7 @@ def test_killed_at_random_steps(tmp_path: Path, trainer: dict[str, Any]) -> None
     agree(whole, killed)
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finish(start(whole, {})) == 0

@@ -45,6 +45,7 @@ def test_every_part_is_scored(run: Path) -> None:
     assert "for_task" in (run / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_eval_scores_them_again(run: Path, tmp_path: Path) -> None:
     assert command("eval", f"run={run}", f"output={tmp_path}") == 0
     assert read(tmp_path / "metrics.json")["metrics"] == pytest.approx(read(run / "metrics.json")["metrics"])

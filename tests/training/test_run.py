@@ -36,6 +36,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return request.param, tiny_run(tmp_path_factory.mktemp("runs") / "run", request.param)
 
 
+@pytest.mark.slow  # as in the backbones' tests of lengths
 def test_any_length_works_and_what_cannot_be_written_is_refused_before_a_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
