@@ -70,11 +70,12 @@ def loaded(vision: str, language: str, task: str = "vqa", **options: Any) -> Com
     """A small composite. Its weights are louder than usual, else one so narrow answers the same to everything; its words most of
     all, as a frozen head of small ones can be sure of nothing."""
     backbone = load(small(vision, language, **options), task, texts=TEXTS)
-    for parameter in backbone.model.parameters():
-        if parameter.ndim > 1:
+    for name, parameter in backbone.model.named_parameters():
+        # T5 does not divide by the root of a head's size: queries as loud would make of rounding another choice of its softmax
+        if parameter.ndim > 1 and not (language == "t5" and name.endswith(".q.weight")):
             parameter.data.mul_(5)
-    language = backbone.model.language
-    for words in (language.get_input_embeddings().weight, language.get_output_embeddings().weight):
+    inner = backbone.model.language
+    for words in (inner.get_input_embeddings().weight, inner.get_output_embeddings().weight):
         words.data.mul_(max(1, 1 / words.std()))
     backbone.model.__dict__.pop("_size", None)
     assert isinstance(backbone, Composite)
