@@ -37,7 +37,6 @@ QUICK_CELLS = {
     "tests/injection/test_methods.py::test_loads_with_the_tensors_of_the_file_in_place": "(bottleneck|lora|prompt|mixed)-.*",
     "tests/training/test_interruptions.py::test_a_signal_saves_says_how_to_continue_and_continues": r".*\{\}",
     "tests/training/test_modes.py::test_recomputed_layers_are_compiled_unless_adapters_need_their_call": "cross_modal",
-    "tests/adapters/test_register.py::test_wrong_options_are_a_users_error": "none",
     "tests/backbones/test_chat.py::test_a_folder_loads_as_it_was_saved": "llava|florence2",
     "tests/backbones/test_composite.py::test_a_causal_model_gets_image_then_text": "(gpt2|llama)-clip|gpt2-features",
     "tests/backbones/test_composite.py::test_adapters_read_their_own_rows_image": "t5-.*",
@@ -57,7 +56,6 @@ QUICK_CELLS = {
     "tests/gpu_free/test_ranks.py::test_processes_that_disagree_train_the_same": "auto-clock-1|auto-disk-0|memory-.*memory-1",
     "tests/inference/test_merge.py::test_every_method_of_peft_goes_into_the_weights": "lora|dora|ia3|oft|vera|lokr|miss|ln_tuning",
     "tests/inference/test_new_tasks.py::test_wrong_queries_are_refused": ".*(choice needs|TEXT is missing|bad.jsonl).*",
-    "tests/inference/test_predict.py::test_search_in_both_directions": "none",
     "tests/inference/test_predict.py::test_wrong_queries_are_refused": "vqa-words[02].*|captioning.*|retrieval-words6.*",
     "tests/injection/test_attach.py::test_the_preset_is_small_and_quiet": "lora|ia3",
     "tests/injection/test_context.py::test_refused_by_name": "words[014].*",
@@ -71,7 +69,6 @@ QUICK_CELLS = {
     "tests/tasks/test_joint.py::test_counts": "options[02]-.*",
     "tests/tasks/test_table.py::test_learns_saves_loads_predicts_inspects": ".*(composite|vilt).*",
     "tests/tasks/test_tasks.py::test_an_adapter_in_a_shipped_backbone_overfits": "blip-vqa",
-    "tests/tasks/test_tasks.py::test_full_fine_tuning_of_a_random_model_overfits": "none",
     "tests/training/test_caching.py::test_the_course_of_a_training_is_the_same_to_the_last_bit": ".*CLIP.*",
     "tests/training/test_filling.py::test_tasks_without_features_are_refused_by_name": "tip_adapter",
     "tests/training/test_interruptions.py::test_killed_at_random_steps": r"\{\}",
@@ -79,7 +76,6 @@ QUICK_CELLS = {
     "tests/training/test_run.py::test_evaluating_again_gives_the_same": "retrieval",
     "tests/training/test_run.py::test_the_adapter_loads_with_peft_alone_and_gives_the_same": "vqa",
     "tests/training/test_run.py::test_the_folder_holds_everything": "vqa",
-    "tests/training/test_run.py::test_the_other_methods_take_the_same_path": "no cell",
 }
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -66,6 +66,7 @@ def test_the_example_trains_evaluates_inspects_and_loads(folder: Path) -> None:
     assert loaded.stdout == f"{len(points)} adapters of ours\n", loaded.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -19,16 +19,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import adapter_config, make_samples, small_config
+from tests.conftest import make_samples
 from tests.gpu_free.ranks import collectives, ranks
 from tests.runs import command
-from tests.training.conftest import make_config, make_loop, make_model
-from vlatrain.backbones.describe import sites
-from vlatrain.backbones.loading import load
-from vlatrain.config import OptimConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
+from tests.training.conftest import captioning_with_adapters, make_config, make_loop, make_model
+from vlatrain.config import OptimConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample
-from vlatrain.injection.attach import attach, group_of
-from vlatrain.tasks import Task, build
+from vlatrain.injection.attach import group_of
+from vlatrain.tasks import Task
 from vlatrain.training import caching
 from vlatrain.training.caching import keep_prefix
 from vlatrain.training.display import SILENT
@@ -53,12 +51,7 @@ class Unreadable:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    settings = TaskConfig(name="captioning", points=["decoder"])
-    texts = [text for sample in SAMPLES for text in sample.captions]
-    backbone = load(small_config("blip"), "captioning", texts=texts)
-    attach(backbone.model, adapter_config("bottleneck"), sites(backbone.config, "captioning", settings.points))
-    backbone.model.eval()
-    built = build(settings, backbone)
+    built = captioning_with_adapters()
     with torch.no_grad():  # what torch imports with a first pass is imported once, and not in every process
         built.loss(built.collate(SAMPLES[:2]))
     return built

@@ -119,6 +119,7 @@ def test_captions(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     assert all(isinstance(record["prediction"], str) for record in records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rerank", [0, 2])
 def test_search_in_both_directions(rerank: int, runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     run = [f"run={runs['retrieval']}", f"task.rerank={rerank}"]

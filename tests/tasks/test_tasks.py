@@ -64,6 +64,7 @@ def exactly(task: Task, samples: Sequence[Sample]) -> None:
 DUALS = ["metaclip2", "siglip", "siglip2_naflex", "align", "altclip", "chinese_clip", "aimv2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task"),
     [

@@ -13,13 +13,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.conftest import adapter_config, small_config
+from tests.conftest import make_samples as make_blip_samples
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
 from vlatrain.config import OptimConfig, TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.data.sample import Sample
+from vlatrain.injection.attach import attach
+from vlatrain.tasks import Task, build
 from vlatrain.tasks.base import Batch, Batches, Evaluation
 from vlatrain.training.loop import Loop
 from vlatrain.training.modes import trainable
 
 WIDTH = 8
+
+
+def captioning_with_adapters() -> Task:
+    """Captioning by a small BLIP with bottlenecks in its decoder, in eval mode; the vision tower before them can be kept."""
+    settings = TaskConfig(name="captioning", points=["decoder"])
+    texts = [text for sample in make_blip_samples() for text in sample.captions]
+    backbone = load(small_config("blip"), "captioning", texts=texts)
+    attach(backbone.model, adapter_config("bottleneck"), sites(backbone.config, "captioning", settings.points))
+    backbone.model.eval()
+    return build(settings, backbone)
 
 
 @pytest.fixture(autouse=True)

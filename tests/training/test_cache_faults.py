@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import adapter_config, make_samples, small_config
+from tests.conftest import make_samples
 from tests.disk import FORK, room
-from vlatrain.backbones.describe import sites
-from vlatrain.backbones.loading import load
-from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
-from vlatrain.injection.attach import attach
-from vlatrain.tasks import Task, build
+from tests.training.conftest import captioning_with_adapters
+from vlatrain.config import TrainConfig, TrainerConfig
+from vlatrain.tasks import Task
 from vlatrain.training import store
 from vlatrain.training.caching import PrefixCache, keep_prefix
 from vlatrain.training.display import SILENT
@@ -34,12 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    settings = TaskConfig(name="captioning", points=["decoder"])
-    texts = [text for sample in SAMPLES for text in sample.captions]
-    backbone = load(small_config("blip"), "captioning", texts=texts)
-    attach(backbone.model, adapter_config("bottleneck"), sites(backbone.config, "captioning", settings.points))
-    backbone.model.eval()
-    return build(settings, backbone)
+    return captioning_with_adapters()
 
 
 @pytest.fixture(autouse=True)

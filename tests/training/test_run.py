@@ -155,6 +155,7 @@ def test_a_text_that_looks_like_an_interpolation_is_no_other_configuration(tmp_p
     _refuse_other_run(config, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full", "none"])
 def test_the_other_methods_take_the_same_path(method: str, tmp_path: Path) -> None:
     folder = tiny_run(tmp_path / "run", "vqa", f"adapter={method}")
