@@ -22,7 +22,7 @@ VALUES = {
 }  # shapes come from values, in transformers
 CALLS = [(name, "") for name in NAMES if name not in VALUES]
 CALLS += [("clip", "classification"), ("llava", "instruct"), ("clip+gpt2", "instruct"), ("blip", "captioning")]
-CALLS += [("blip", "retrieval")]
+CALLS += [("blip", "retrieval"), ("vilt", "retrieval")]
 
 BUDGETS = {"blip": 128, "clip": 72, "vilt": 46}
 """Of casts: 60 % of those that there were when each weight and mask was cast by its own kernel."""
@@ -37,7 +37,6 @@ def _there() -> None:
 def counted(name: str, asked: str = "", method: str = "bottleneck") -> tuple[torch.Tensor, Counts, int]:
     """Loss, counts and adapted places of a family's forward pass with adapters everywhere."""
     backbone, settings = set_up(config_of(name), asked)
-    settings.matching = False  # its loss draws from those pairs that can be drawn
     options = {"dim": 4} if method != "none" else {}
     where = sites(backbone.config, settings.name, ["*"])
     model = attach(backbone.model, adapter_config(method, **options), where)
@@ -54,7 +53,7 @@ def test_a_forward_pass_is_on_one_device_and_does_not_wait(name: str, asked: str
     loss, counts, _ = counted(name, asked)
     assert (loss.device, loss.dtype) == (DEVICE, torch.float32)
     assert counts.products[torch.bfloat16] > 20
-    assert counts.products[torch.float32] <= 5, "but for similarities and heads, products are in the lower type"
+    assert counts.products[torch.float32] <= 6, "but for similarities and heads, products are in the lower type"
     assert set(counts.products) <= {torch.bfloat16, torch.float32}
     assert not counts.waits
 

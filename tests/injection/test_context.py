@@ -175,7 +175,7 @@ def test_a_pair_is_put_above_its_hard_negatives() -> None:
         )  # (T, I)
         similarity = torch.full((4, 2), 0.0)
         similarity[2, 0], similarity[1, 1] = 1e4, 1e4  # the wrong captions that are drawn: 2 of image 0, 1 of image 1
-        found = work._matching_loss(similarity, states, text, batch["owner"])
+        found = work._matching_loss(similarity, states, text, batch["owner"], batch["wrong"])
     pairs = [score[t, owner[t]] - score[t, 1 - owner[t]] for t in range(4)]  # a caption: its image, and the wrong one
     pairs += [score[0, 0] - score[2, 0], score[2, 1] - score[1, 1]]  # an image: its first caption, and the wrong one
     expected = -torch.nn.functional.logsigmoid(torch.stack(pairs)).mean()

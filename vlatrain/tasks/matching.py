@@ -36,14 +36,18 @@ class Matching(Retrieval):
         self.matcher = cast(Matcher, backbone)
         self._told = False
 
+    def negatives(self, ids: Tensor, owner: Tensor, images: int) -> Batch:
+        """The pairs (P, 2) of a caption and an image that are scored in a step, right ones too."""
+        return {"pairs": self.pairs_of(ids, owner, images).nonzero()}
+
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the right pairs' scores among those of wrong ones, both ways."""
         text, owner = batch["text"], batch["owner"]
         context = self.matcher.image_context(batch["inputs"])
-        pairs = self.pairs_of(text.ids, owner, len(batch["ids"]))
-        caption, image = pairs.nonzero(as_tuple=True)  # (P,) each
+        caption, image = batch["pairs"].unbind(dim=1)  # (P,) each
         scores = self._scored(context, image, Text(text.ids[caption], text.mask[caption]))
-        logits = scores.new_full(pairs.shape, float("-inf")).index_put((caption, image), scores)  # (T, I)
+        logits = scores.new_full((len(owner), len(batch["ids"])), float("-inf"))  # (T, I)
+        logits = logits.index_put((caption, image), scores)
         return contrastive_loss(logits, text.ids, owner)
 
     def pairs_of(self, ids: Tensor, owner: Tensor, images: int) -> Tensor:

@@ -55,7 +55,20 @@ class Retrieval(Task):
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and all their captions, each image's one after the other."""
         owner = owned([len(sample.captions) for sample in samples])
-        return {**self.images(samples), "text": self.texts(samples)["text"], "owner": owner}
+        batch = {**self.images(samples), "text": self.texts(samples)["text"], "owner": owner}
+        return {**batch, **self.negatives(batch["text"].ids, owner, len(samples))}
+
+    def negatives(self, ids: Tensor, owner: Tensor, images: int) -> Batch:
+        """What a matching loss must know of wrong pairs. Found with the batch, as a GPU would be waited for to count them.
+
+        Args:
+            ids: (T, L) token ids of the captions.
+            owner: (T,) the captions' images.
+            images: number of images I.
+        """
+        if not (self.config.matching and self.embedder.matches):
+            return {}
+        return {"wrong": with_wrong_partner(ids, owner, images)}
 
     def loss(self, batch: Batch) -> Tensor:
         """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
@@ -65,7 +78,8 @@ class Retrieval(Task):
         cosine = metric.similarity(text_features, image_features)  # (T, I)
         loss = self._contrast(cosine * self._scale(), text.ids, owner)
         if self.config.matching and self.embedder.matches and len(states) > 1:
-            loss = loss + self._matching_loss(cosine.detach() * self._scale().detach(), states, text, owner)
+            similarity = cosine.detach() * self._scale().detach()
+            loss = loss + self._matching_loss(similarity, states, text, owner, batch["wrong"])
         return loss
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
@@ -115,30 +129,32 @@ class Retrieval(Task):
     def _scale(self) -> Tensor:
         return similarity_scale(self.config, self.backbone)
 
-    def _matching_loss(self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor) -> Tensor:
+    def _matching_loss(
+        self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor, wrong: dict[str, Tensor]
+    ) -> Tensor:
         """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption.
 
         Logits say which pairs belong together; scores put a wrong pair below the right one of its caption, or of its image.
+
+        Args:
+            similarity: (T, I) scaled similarities.
+            states: (I, S, width) states of the images.
+            text: (T, L) the captions.
+            owner: (T,) the captions' images.
+            wrong: what `with_wrong_partner` found.
         """
         positive = same_caption(text.ids, owner, len(states))  # (T, I)
-        # one that is no number would end a draw; the loop says so with the loss, which is none then either
+        # one that is no number makes no choice; the loop says so with the loss, which is none then either
         odds = similarity.nan_to_num().masked_fill(positive, float("-inf"))
-        keep = (~positive).any(dim=1).nonzero()[:, 0]  # captions that have a negative at all
-        images, texts = [owner], [torch.arange(len(owner), device=owner.device)]
-        right = [keep]  # for each wrong pair, the caption whose own pair it is measured against
-        if len(keep):
-            images.append(torch.multinomial(odds[keep].softmax(dim=1), 1)[:, 0])
-            texts.append(keep)
-        keep = (~positive).any(dim=0).nonzero()[:, 0]  # images that have one
-        if len(keep):
-            images.append(keep)
-            texts.append(torch.multinomial(odds.T[keep].softmax(dim=1), 1)[:, 0])
-            right.append((owner == keep[:, None]).int().argmax(dim=1))  # the image's first
+        captions, others = wrong["captions"], wrong["images"]
+        images = [owner, drawn(odds[captions].softmax(dim=1)), others]
+        texts = [torch.arange(len(owner), device=owner.device), captions, drawn(odds.T[others].softmax(dim=1))]
         image, caption = torch.cat(images), torch.cat(texts)
         logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption]))
         if logits.dim() == 1:
-            wrong = logits[len(owner) :]
-            return softplus(wrong - logits[torch.cat(right)]).sum() / max(1, len(wrong))
+            below = logits[len(owner) :]
+            right = torch.cat([captions, wrong["right"]])
+            return softplus(below - logits[right]).sum() / max(1, len(below))
         labels = torch.zeros(len(image), dtype=torch.long, device=image.device)
         labels[: len(owner)] = 1
         return cross_entropy(logits, labels)
@@ -222,6 +238,28 @@ def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:
     """
     equal = (ids[:, None] == ids[None]).all(dim=-1)  # (T, T)
     return equal.new_zeros((len(ids), images), dtype=torch.long).index_add(1, owner, equal.long()) > 0
+
+
+def with_wrong_partner(ids: Tensor, owner: Tensor, images: int) -> dict[str, Tensor]:
+    """Who has a wrong partner in a batch.
+
+    Args:
+        ids: (T, L) token ids of the captions.
+        owner: (T,) the captions' images.
+        images: number of images I.
+
+    Returns:
+        `captions` (C,) and `images` (J,) that have one, and for each of these images its first caption, `right` (J,).
+    """
+    wrong = ~same_caption(ids, owner, images)  # (T, I)
+    having = wrong.any(dim=0).nonzero()[:, 0]
+    right = (owner == having[:, None]).int().argmax(dim=1)
+    return {"captions": wrong.any(dim=1).nonzero()[:, 0], "images": having, "right": right}
+
+
+def drawn(odds: Tensor) -> Tensor:
+    """One column (N,) of each row of odds (N, M), as `torch.multinomial` draws it, which waits for the device to check them."""
+    return (odds / torch.empty_like(odds).exponential_()).argmax(dim=1)
 
 
 def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
