@@ -191,7 +191,9 @@ def to_device(model: nn.Module, mode: FakeTensorMode) -> None:
                 module._buffers[name] = fake(buffer)
 
 
-def forward(model: nn.Module, task: Task, batch: Batch, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Counts]:
+def forward(
+    model: nn.Module, task: Task, batch: Batch, dtype: torch.dtype = torch.bfloat16, low_norms: bool = False
+) -> tuple[Tensor, Counts]:
     """The loss of a batch and what a training forward of it would run on a GPU. The model cannot be used any more.
 
     Args:
@@ -199,8 +201,9 @@ def forward(model: nn.Module, task: Task, batch: Batch, dtype: torch.dtype = tor
         task: the task on it.
         batch: what its `collate` made.
         dtype: what autocast computes in.
+        low_norms: whether frozen layer norms put out that type (`trainer.low_norms`).
     """
-    cast_trunk(model, dtype)
+    cast_trunk(model, dtype, low_norms)
     train_mode(model)
     counts = Counts()
     with claimed() as mode:

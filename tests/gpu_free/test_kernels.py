@@ -34,7 +34,9 @@ def _there() -> None:
         pytest.skip(reason)
 
 
-def counted(name: str, asked: str = "", method: str = "bottleneck") -> tuple[torch.Tensor, Counts, int]:
+def counted(
+    name: str, asked: str = "", method: str = "bottleneck", low_norms: bool = False
+) -> tuple[torch.Tensor, Counts, int]:
     """Loss, counts and adapted places of a family's forward pass with adapters everywhere."""
     backbone, settings = set_up(config_of(name), asked)
     options = {"dim": 4} if method != "none" else {}
@@ -44,7 +46,7 @@ def counted(name: str, asked: str = "", method: str = "bottleneck") -> tuple[tor
     batch = task.collate(make_samples()[:4])
     with torch.no_grad():
         task.loss(batch)  # what is looked at once a run has been
-    loss, counts = forward(model, task, batch)
+    loss, counts = forward(model, task, batch, low_norms=low_norms)
     return loss, counts, sum(isinstance(module, Site) for module in model.modules())
 
 
@@ -96,6 +98,7 @@ def test_budgets(name: str) -> None:
     assert added.pop(TOGETHER) == 1, "the weights of all adapters are cast together"
     assert added.total() <= 5 * places, added
     assert counts.casts <= BUDGETS[name]
+    assert counted(name, low_norms=True)[1].casts <= BUDGETS[name] / 4
     assert counts.kernels["clamp"] <= 5, (
         "masks are made once a call: two towers, self- and cross-attention, and the loss"
     )

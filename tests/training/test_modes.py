@@ -89,6 +89,19 @@ def test_casting_leaves_what_is_trained_scalars_and_statistics_in_full_precision
     assert model.scale.dtype == model.layers[0].norm.weight.dtype == torch.float32
 
 
+def test_low_norms_give_what_the_next_layer_would_make_of_an_exact_one() -> None:
+    model = nn.Sequential(nn.LayerNorm(6), nn.LayerNorm(6), nn.BatchNorm1d(6)).requires_grad_(False)
+    model[1].bias.requires_grad_(True)
+    states = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    exact = model[0](states.to(torch.bfloat16).float()).to(torch.bfloat16)
+    cast_trunk(model, torch.bfloat16, low_norms=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model[0](states)
+    torch.testing.assert_close(found, exact, rtol=2**-7, atol=1e-6)  # of the same type; an ulp is left to the kernel
+    assert type(model[1]) is nn.LayerNorm, "one that trains"
+    assert {module.weight.dtype for module in model[1:]} == {torch.float32}
+
+
 def test_casting_leaves_the_scale_of_a_model_in_full_precision() -> None:
     backbone = load(small_config("siglip"), "retrieval", texts=["a"])
     backbone.model.logit_scale.data.fill_(4.7262)  # of shape (1,)

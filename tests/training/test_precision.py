@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.training.conftest import make_config
-from vlatrain.config import UserError
+from vlatrain.config import TrainerConfig, UserError
 from vlatrain.training.precision import (
     autocast,
     choose_device,
     choose_precision,
     make_accelerator,
     peak_memory_mb,
+    refuse_without_effect,
     set_torch,
 )
 
@@ -43,6 +45,24 @@ def test_precision(
             choose_precision(precision, device)
     else:
         assert choose_precision(precision, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "precision", "refused"),
+    [
+        ({"low_norms": True}, CPU, "bf16", "low_norms"),
+        ({"low_norms": True}, GPU, "fp32", "low_norms"),
+        ({"low_norms": True}, GPU, "fp16", ""),
+        ({"tf32": True}, CPU, "fp32", "tf32"),
+        ({"tf32": True}, GPU, "fp32", ""),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    settings: dict[str, bool], device: torch.device, precision: str, refused: str
+) -> None:
+    expected = pytest.raises(UserError, match=f"^trainer.{refused}=true changes nothing but on a GPU")
+    with expected if refused else nullcontext():
+        refuse_without_effect(TrainerConfig(**settings), device, precision)
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:

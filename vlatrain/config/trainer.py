@@ -17,6 +17,7 @@ class TrainerConfig:
         accumulate: forward passes per optimizer step.
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
         tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
+        low_norms: on a GPU in bf16 or fp16, let frozen layer norms put out that type, where autocast's put out fp32.
         device: auto, cpu or cuda.
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
@@ -39,6 +40,7 @@ class TrainerConfig:
     accumulate: int = 1
     precision: str = "auto"
     tf32: bool = False
+    low_norms: bool = False
     device: str = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False

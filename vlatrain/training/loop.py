@@ -145,7 +145,7 @@ class Loop:
         if self.precision == "fp16":
             keep_from_overflow(self.model)
         if self.precision != "fp32" and self.device.type == "cuda":
-            cast_trunk(self.model, DTYPES[self.precision])
+            cast_trunk(self.model, DTYPES[self.precision], self.trainer.low_norms)
         if self.trainer.gradient_checkpointing:
             checkpoint_gradients(self.model, layers, self.trainer.compile)
         if self.trainer.compile:

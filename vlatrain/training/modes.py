@@ -112,19 +112,27 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
     )
 
 
-def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_trunk(model: nn.Module, dtype: torch.dtype, low_norms: bool = False) -> None:
     """Cast the frozen weights to a lower precision, in place, however they are stored; what is trained becomes (and stays) fp32.
 
     Single numbers (a temperature, SigLIP's scale and bias of shape (1,)), layer norms (autocast computes them in fp32, and would
     cast other weights in each call) and modules with running statistics (batch norm) keep theirs: they save nothing and lose much.
     So do the frozen parts of adapters, which are fp32 as all of an adapter is, heads whose outputs order things
     (`Backbone.scoring`), and under fp16 what would overflow there (`keep_from_overflow`).
+
+    Args:
+        model: the model.
+        dtype: the type.
+        low_norms: cast the weights of layer norms too, and have them put out this type: see `LowNorm`.
     """
     exact = {id(parameter) for parameter in kept_exact(model)}
     exact |= {id(layer.weight) for layer in model.modules() if type(layer) is ExactLinear}
     ours = {id(module) for adapter in model.modules() if isinstance(adapter, Adapter) for module in adapter.modules()}
     for module in model.modules():
-        fp32 = id(module) in ours or isinstance(module, NORMS)
+        lower = low_norms and type(module) is nn.LayerNorm and not _trains(module) and id(module) not in ours
+        if lower:
+            module.__class__ = LowNorm
+        fp32 = id(module) in ours or (isinstance(module, NORMS) and not lower)
         fp32 = fp32 or any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))  # statistics
         for parameter in module.parameters(recurse=False):
             whole = parameter.requires_grad or parameter.numel() == 1 or fp32 or id(parameter) in exact
@@ -133,6 +141,21 @@ def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
         for buffer in module.buffers(recurse=False):
             if buffer.is_floating_point():
                 buffer.data = buffer.data.float()
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class LowNorm(nn.LayerNorm):
+    """A layer norm that puts out the type of its weights under autocast too, where others put out fp32, which each linear layer
+    after them casts back. The kernel computes in fp32 either way; what is rounded is the sum of a layer's branches, where a norm
+    comes after it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., width) -> (..., width), of the weights' type."""
+        with full_precision(input.device):
+            return super().forward(input.to(self.weight.dtype))
 
 
 class ExactLinear(nn.Linear):

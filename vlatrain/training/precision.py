@@ -72,6 +72,26 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def refuse_without_effect(config: TrainerConfig, device: torch.device, precision: str) -> None:
+    """Refuse what only a GPU does, or only a type below fp32.
+
+    Args:
+        config: the configuration of the loop.
+        device: of the run.
+        precision: what `choose_precision` returned.
+
+    Raises:
+        UserError: `trainer.low_norms` on a CPU or in fp32, `trainer.tf32` on a CPU.
+    """
+    problems = []
+    if config.low_norms and (device.type != "cuda" or precision == "fp32"):
+        problems.append("trainer.low_norms=true changes nothing but on a GPU in bf16 or fp16: leave it out")
+    if config.tf32 and device.type != "cuda":
+        problems.append("trainer.tf32=true changes nothing but on a GPU: leave it out")
+    if problems:
+        raise UserError(problems)
+
+
 def set_torch(config: TrainerConfig) -> None:
     """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen, and with TF32 only by `trainer.tf32`."""
     torch.backends.cuda.matmul.allow_tf32 = config.tf32

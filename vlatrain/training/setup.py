@@ -29,7 +29,15 @@ from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
-from vlatrain.training.precision import DTYPES, autocast, choose_device, choose_precision, own, set_torch
+from vlatrain.training.precision import (
+    DTYPES,
+    autocast,
+    choose_device,
+    choose_precision,
+    own,
+    refuse_without_effect,
+    set_torch,
+)
 from vlatrain.training.stopwatch import Stopwatch
 
 
@@ -78,6 +86,7 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
     where = sites(config.model, config.task.name, config.points)
     device = choose_device(config.trainer.device)
     precision = choose_precision(config.trainer.precision, device)
+    refuse_without_effect(config.trainer, device, precision)
     backbone = load(
         config.model,
         config.task.name,
@@ -131,7 +140,7 @@ def finished(
     if precision == "fp16":
         keep_from_overflow(backbone.model)
     if device.type == "cuda" and dtype != torch.float32:
-        cast_trunk(backbone.model, dtype)  # before the adapter is there, which stays in fp32
+        cast_trunk(backbone.model, dtype, config.trainer.low_norms)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
     model.requires_grad_(False).eval()
