@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from vlatrain.backbones.fit import misfits
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.loading import meta_model
+from vlatrain.cli.compose import typed
+from vlatrain.cli.registry import register
 from vlatrain.config import TrainConfig
-from vlatrain.config.compose import typed
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.registry import register
-from vlatrain.reporting.inspection import without_values
+from vlatrain.verbs.inspect import without_values
 
 FILE = Path(__file__).with_suffix(".yaml")
 

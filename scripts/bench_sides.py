@@ -54,8 +54,8 @@ def vlatrain(spec: Spec, adapter: str = "bottleneck") -> dict[str, float]:
     """The command line, through its real loop; what is cached it decides for itself."""
     import torch
 
-    import vlatrain.training.run as run
-    from vlatrain.cli import main
+    import vlatrain.verbs.train as run
+    from vlatrain.cli.main import main
     from vlatrain.tasks.base import move
     from vlatrain.training.loop import Loop
 
@@ -110,9 +110,9 @@ def peft(spec: Spec) -> dict[str, float]:
 
     from vlatrain.backbones.describe import settings_of, sites
     from vlatrain.backbones.loading import family_of
+    from vlatrain.cli.registry import register
     from vlatrain.config import ModelConfig
     from vlatrain.config.folder import conf_dir
-    from vlatrain.config.registry import register
     from vlatrain.tasks.base import move
 
     register()

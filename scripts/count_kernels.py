@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.fake_cuda import TOGETHER, forward, unavailable
+from vlatrain.cli.registry import register
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.registry import register
 from vlatrain.data.parts import load_run
 from vlatrain.injection.site import Site
 from vlatrain.training.setup import fresh

@@ -115,7 +115,7 @@ def command(*words: str, status: int = 0) -> None:
     Raises:
         RuntimeError: it ended with another status than it should.
     """
-    from vlatrain.cli import main
+    from vlatrain.cli.main import main
 
     print("vlatrain", *words, flush=True)
     if (ended := main(words)) != status:

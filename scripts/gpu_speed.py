@@ -42,7 +42,7 @@ def _small(model: str) -> list[str]:
 
 def language_7b(report: Report) -> None:
     """LLaVA's 7B with random weights trains adapters in its language model, in bf16: tokens/s (images' too), peak of memory."""
-    import vlatrain.training.run as door
+    import vlatrain.verbs.train as door
     from vlatrain.training.loop import Loop
 
     batch, steps = (2, 2) if report.tiny else (8, 12)

@@ -186,7 +186,7 @@ def resume(report: Report) -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
     import torch
 
-    import vlatrain.training.run as door
+    import vlatrain.verbs.train as door
     from vlatrain.training.loop import Loop
 
     torch.use_deterministic_algorithms(True, warn_only=True)

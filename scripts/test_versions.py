@@ -30,7 +30,7 @@ CONTRACT = (  # what depends on PEFT, transformers, datasets and accelerate
 NUMERIC = (
     "tests/adapters",
     "tests/backbones",
-    "tests/training/test_caching.py",
+    "tests/training/prefix_cache/test_compute.py",
     "tests/training/test_loop.py",
     "tests/training/test_resume.py",
 )

@@ -26,40 +26,40 @@ from PIL import Image
 
 from tests.backbones.small import BY_TASK, SETTINGS
 from vlatrain.backbones.base import Backbone
+from vlatrain.cli.registry import register_resolvers
 from vlatrain.config import AdapterConfig, ModelConfig
-from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Sample, Turn
 
 #: Of costly tests with many cells those that are in the quick suite, as a pattern; their other cells are slow.
 QUICK_CELLS = {
-    "tests/inference/test_new_tasks.py::test_a_run_keeps_what_it_needs_and_scores_the_same_again": "instruct",
+    "tests/verbs/test_new_tasks.py::test_a_run_keeps_what_it_needs_and_scores_the_same_again": "instruct",
     "tests/injection/test_methods.py::test_loads_with_transformers_alone": "(bottleneck|lora|prompt|mixed|cross_modal|full)-.*",
     "tests/injection/test_methods.py::test_loads_with_the_tensors_of_the_file_in_place": "(bottleneck|lora|prompt|mixed)-.*",
     "tests/training/test_interruptions.py::test_a_signal_saves_says_how_to_continue_and_continues": r".*\{\}",
     "tests/training/test_modes.py::test_recomputed_layers_are_compiled_unless_adapters_need_their_call": "cross_modal",
-    "tests/backbones/test_chat.py::test_a_folder_loads_as_it_was_saved": "llava|florence2",
-    "tests/backbones/test_composite.py::test_a_causal_model_gets_image_then_text": "(gpt2|llama)-clip|gpt2-features",
-    "tests/backbones/test_composite.py::test_adapters_read_their_own_rows_image": "t5-.*",
-    "tests/backbones/test_composite.py::test_full_size_is_built_without_weights": ".*0",
+    "tests/backbones/families/test_chat.py::test_a_folder_loads_as_it_was_saved": "llava|florence2",
+    "tests/backbones/families/test_composite.py::test_a_causal_model_gets_image_then_text": "(gpt2|llama)-clip|gpt2-features",
+    "tests/backbones/families/test_composite.py::test_adapters_read_their_own_rows_image": "t5-.*",
+    "tests/backbones/families/test_composite.py::test_full_size_is_built_without_weights": ".*0",
     "tests/backbones/test_lengths.py::test_composites_fit": "tokens-(gpt2|t5)|adapters-bart",
     "tests/backbones/test_loading.py::test_a_folder_loads_as_it_was_saved": "(blip|vilt)-vqa|(clip|siglip2_naflex|align)-retrieval",
     "tests/backbones/test_quantise.py::test_adapters_train_in_fp32_on_frozen_packed_weights": "bottleneck-4|lora-8",
-    "tests/backbones/test_vilt_runs.py::test_what_it_cannot_do_is_said": "captioning",
-    "tests/config/test_compose.py::test_every_option_is_sound": ".*=(composite|fusion|mixed|smoke|joint|gpu)",
-    "tests/config/test_composite.py::test_any_vision_goes_with_any_language": "clip-(t5|gpt2)|(features|tiny_clip)-bart",
-    "tests/config/test_composite.py::test_what_cannot_be_is_told": "overrides(1|4|5|7|9|10)-.*",
+    "tests/backbones/families/test_vilt_runs.py::test_what_it_cannot_do_is_said": "captioning",
+    "tests/cli/test_compose.py::test_every_option_is_sound": ".*=(composite|fusion|mixed|smoke|joint|gpu)",
+    "tests/config/checks/test_composites.py::test_any_vision_goes_with_any_language": "clip-(t5|gpt2)|.*s-bart|tiny_clip-bart",
+    "tests/config/checks/test_composites.py::test_what_cannot_be_is_told": "overrides(1|4|5|7|9|10)-.*",
     "tests/gpu_free/test_checkpointing.py::test_losses_and_gradients_are_equal_with_and_without_it": "blip2_opt|florence2|clip",
     "tests/gpu_free/test_kernels.py::test_a_forward_pass_is_on_one_device_and_does_not_wait": "clip-",
     "tests/gpu_free/test_kernels.py::test_budgets": "blip",
     "tests/gpu_free/test_pin.py::test_batches_can_be_pinned_kept_and_not": ".*(clip\\+gpt2|blip-|llava).*",
     "tests/gpu_free/test_ranks.py::test_an_image_that_one_process_cannot_read_is_told_by_all": "0-disk|1-off|1-memory",
     "tests/gpu_free/test_ranks.py::test_processes_that_disagree_train_the_same": "auto-clock-1|auto-disk-0|memory-.*memory-1",
-    "tests/inference/test_merge.py::test_every_method_of_peft_goes_into_the_weights": "lora|dora|ia3|oft|vera|lokr|miss|ln_tuning",
-    "tests/inference/test_new_tasks.py::test_wrong_queries_are_refused": ".*(choice needs|TEXT is missing|bad.jsonl).*",
-    "tests/inference/test_predict.py::test_wrong_queries_are_refused": "vqa-words[02].*|captioning.*|retrieval-words6.*",
+    "tests/verbs/test_merge.py::test_every_method_of_peft_goes_into_the_weights": "lora|dora|ia3|oft|vera|lokr|miss|ln_tuning",
+    "tests/verbs/test_new_tasks.py::test_wrong_queries_are_refused": ".*(choice needs|TEXT is missing|bad.jsonl).*",
+    "tests/verbs/test_predict.py::test_wrong_queries_are_refused": "vqa-words[02].*|captioning.*|retrieval-words6.*",
     "tests/injection/test_attach.py::test_the_preset_is_small_and_quiet": "lora|ia3",
     "tests/injection/test_context.py::test_refused_by_name": "words[014].*",
-    "tests/injection/test_fuse.py::test_each_source_does_as_it_did_in_its_own_run": "overrides|hyperformer",
+    "tests/injection/merging/test_fuse.py::test_each_source_does_as_it_did_in_its_own_run": "overrides|hyperformer",
     "tests/injection/test_overrides.py::test_refused_by_name": ".*(visoin|dmi|four).*",
     "tests/injection/test_published.py::test_is_as_published": "(single|multiple) (adapters?|LoRA)|T5, (ladder|BitFit)",
     "tests/injection/test_saved.py::test_our_own_loading_refuses_them_for_every_method": "bottleneck.*|lora-overfull",
@@ -69,13 +69,13 @@ QUICK_CELLS = {
     "tests/tasks/test_joint.py::test_counts": "options[02]-.*",
     "tests/tasks/test_table.py::test_learns_saves_loads_predicts_inspects": ".*(composite|vilt).*",
     "tests/tasks/test_tasks.py::test_an_adapter_in_a_shipped_backbone_overfits": "blip-vqa",
-    "tests/training/test_caching.py::test_the_course_of_a_training_is_the_same_to_the_last_bit": ".*CLIP.*",
-    "tests/training/test_filling.py::test_tasks_without_features_are_refused_by_name": "tip_adapter",
+    "tests/training/prefix_cache/test_compute.py::test_the_course_of_a_training_is_the_same_to_the_last_bit": ".*CLIP.*",
+    "tests/training/test_sample_cache.py::test_tasks_without_features_are_refused_by_name": "tip_adapter",
     "tests/training/test_interruptions.py::test_killed_at_random_steps": r"\{\}",
-    "tests/training/test_run.py::test_a_finished_folder_is_not_overwritten": "vqa",
-    "tests/training/test_run.py::test_evaluating_again_gives_the_same": "retrieval",
-    "tests/training/test_run.py::test_the_adapter_loads_with_peft_alone_and_gives_the_same": "vqa",
-    "tests/training/test_run.py::test_the_folder_holds_everything": "vqa",
+    "tests/verbs/test_train.py::test_a_finished_folder_is_not_overwritten": "vqa",
+    "tests/verbs/test_train.py::test_evaluating_again_gives_the_same": "retrieval",
+    "tests/verbs/test_train.py::test_the_adapter_loads_with_peft_alone_and_gives_the_same": "vqa",
+    "tests/verbs/test_train.py::test_the_folder_holds_everything": "vqa",
 }
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlatrain.cli import main
+from vlatrain.cli.main import main
 
 SMALL_BLIP = (  # sizes of a BLIP with random weights
     "model.config.vision_config={hidden_size: 48, intermediate_size: 80, num_hidden_layers: 3, num_attention_heads: 3}",

@@ -15,9 +15,10 @@ mirrors = runpy.run_path(str(ROOT / "scripts" / "changed_tests.py"))["mirrors"]
     ("changed", "tested"),
     [
         (["vlatrain/data/rows.py", "vlatrain/data/cells.py"], ["tests/data", "tests/test_architecture.py"]),
-        (["vlatrain/cli.py"], ["tests/test_architecture.py", "tests/test_cli.py"]),
+        (["vlatrain/runs.py"], ["tests/test_architecture.py", "tests/test_runs.py"]),
+        (["vlatrain/cli/main.py"], ["tests/cli", "tests/test_architecture.py"]),
         (["conf/task/vqa.yaml"], ["tests/config"]),
-        (["tests/test_cli.py", "README.md"], ["tests/test_cli.py", "tests/test_packaging.py"]),
+        (["tests/test_sweeps.py", "README.md"], ["tests/test_packaging.py", "tests/test_sweeps.py"]),
         (["tests/data/test_rows.py", "tests/data/writing.py"], ["tests/data"]),
         (["tests/conftest.py", "vlatrain/data/rows.py"], ["tests"]),
         (["LICENSE", "vlatrain/gone.py"], ["tests/test_architecture.py"]),

@@ -87,7 +87,7 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
         if path.is_file():
             assert str(Path("vlatrain") / path.relative_to(ROOT)).replace("vlatrain/vlatrain", "vlatrain") in names
     ran = subprocess.run(
-        [sys.executable, "-c", "from vlatrain.cli import entry; entry()", "--cfg", "job"],
+        [sys.executable, "-c", "from vlatrain.cli.main import entry; entry()", "--cfg", "job"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(unpacked)},
         capture_output=True,

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from hydra.core.plugins import Plugins
 
-from vlatrain import cli
+from vlatrain.cli import main as cli
+from vlatrain.cli.compose import prepare
+from vlatrain.cli.overrides import Request
 from vlatrain.config import UserError
-from vlatrain.config.compose import prepare
-from vlatrain.config.overrides import Request
-from vlatrain.config.paths import run_folder
+from vlatrain.runs import run_folder
+from vlatrain.verbs import Verb
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -46,7 +47,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("scored_calls")
     module.call = call  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "scored_calls", module)
-    monkeypatch.setattr(cli, "CALLS", dict.fromkeys(cli.CALLS, ("scored_calls", "call")))
+    monkeypatch.setattr(cli, "VERBS", dict.fromkeys(cli.VERBS, Verb("", "scored_calls.call")))
 
 
 def test_jobs_in_processes_of_their_own_end_in_the_same_table(

@@ -1,6 +1,6 @@
 """`python -m vlatrain`."""
 
-from vlatrain.cli import entry
+from vlatrain.cli.main import entry
 
 if __name__ == "__main__":
     entry()

@@ -15,8 +15,8 @@ from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.ladder import Ladder, largest
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.config import ModelConfig, TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit

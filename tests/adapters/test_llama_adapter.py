@@ -14,7 +14,7 @@ from tests.conftest import adapter_config, small_config
 from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.llama_adapter import LlamaAdapter
-from vlatrain.backbones.fit import misfits
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit
 

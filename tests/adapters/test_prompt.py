@@ -17,8 +17,8 @@ from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.prompt import Prompt, forget
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit

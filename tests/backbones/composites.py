@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.conftest import make_samples
-from vlatrain.backbones.composite import Composite
+from vlatrain.backbones.families.composite import Composite
 from vlatrain.backbones.loading import load
+from vlatrain.cli.compose import typed
+from vlatrain.cli.registry import register
 from vlatrain.config import ModelConfig, TrainConfig
-from vlatrain.config.compose import typed
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.registry import register
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions, "question answer vqa caption")]
 _VISION = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 48, "patch_size": 16}

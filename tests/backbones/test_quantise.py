@@ -11,16 +11,16 @@ from tests.conftest import adapter_config, make_samples, model_config, small_con
 from vlatrain.adapters import Call
 from vlatrain.adapters.llama_adapter import LlamaAdapter
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import _quantised, layers_of, linears, quantise, size_of
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
-from vlatrain.config.validate import problems
+from vlatrain.config.checks.settings import problems
 from vlatrain.injection.attach import attach
-from vlatrain.reporting.inspection import count
 from vlatrain.tasks import build
 from vlatrain.training.modes import frozen_hashes
+from vlatrain.verbs.inspect import count
 
 bnb = pytest.importorskip("bitsandbytes")
 BITS = (8, 4)

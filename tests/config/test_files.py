@@ -11,10 +11,10 @@ import pytest
 from tests.disk import killed_while_writing, room
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_file, replace_folder, write_file
-from vlatrain.config.paths import save_config
 from vlatrain.reporting.loggers import JsonLines
+from vlatrain.runs import save_config
 from vlatrain.tasks import Evaluation
-from vlatrain.training.run import write_evaluation
+from vlatrain.verbs.train import write_evaluation
 
 WRITERS: dict[str, Callable[[Path, int], object]] = {
     "config.yaml": lambda folder, number: save_config(TrainConfig(seed=number), folder),

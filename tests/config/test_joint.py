@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import adapter_config, model_config
-from vlatrain.backbones.fit import misfits
-from vlatrain.config import DataConfig, PredictConfig, TaskConfig, TrainConfig, UserError, joint, validate
+from vlatrain.backbones.compatibility import misfits
+from vlatrain.config import DataConfig, PredictConfig, TaskConfig, TrainConfig, UserError, joint
+from vlatrain.config.checks import settings as validate
 from vlatrain.config.errors import Unfit
 
 TWO = {"vqa": {}, "house": {"name": "captioning"}}

@@ -18,8 +18,8 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import Task
 from vlatrain.tasks.base import Batch, Collate
-from vlatrain.training.caching import keep_prefix
 from vlatrain.training.display import SILENT
+from vlatrain.training.prefix_cache.compute import keep_prefix
 
 CALLS = [*((name, "") for name in NAMES), ("llava", "instruct"), ("clip+gpt2", "instruct"), ("clip+gpt2", "captioning")]
 

@@ -27,11 +27,11 @@ from vlatrain.config import OptimConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks import Task
-from vlatrain.training import caching
-from vlatrain.training.caching import keep_prefix
 from vlatrain.training.display import SILENT
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import own, refuse_shared
+from vlatrain.training.prefix_cache import compute as caching
+from vlatrain.training.prefix_cache.compute import keep_prefix
 from vlatrain.training.processes import average_gradients, gather
 
 SAMPLES = make_samples()

@@ -14,8 +14,8 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.tasks import Batch, Task, build
-from vlatrain.tasks.matching import Matching
 from vlatrain.tasks.retrieval import Retrieval
+from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.training.precision import autocast
 
 SAMPLES = make_samples()

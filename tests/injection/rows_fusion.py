@@ -15,11 +15,11 @@ from vlatrain.adapters import Fusion
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
-from vlatrain.config.paths import ADAPTER, save_config
 from vlatrain.injection.attach import attach, save
-from vlatrain.injection.fuse import fill
+from vlatrain.injection.merging.fuse import fill
 from vlatrain.injection.points import Sites
 from vlatrain.injection.sources import read_sources
+from vlatrain.runs import ADAPTER, save_config
 
 KEPT = tempfile.TemporaryDirectory(prefix="vlatrain-sources-")  # until the process ends
 SOURCES = {

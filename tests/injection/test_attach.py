@@ -19,8 +19,8 @@ from vlatrain.config import RunConfig, TaskConfig, TrainConfig, TrainerConfig, U
 from vlatrain.config.errors import all_unfit
 from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, check, peft_config
-from vlatrain.reporting.inspection import count
-from vlatrain.training.run import train
+from vlatrain.verbs.inspect import count
+from vlatrain.verbs.train import train
 
 NAMES = sorted(file.stem for file in (CONF / "adapter").glob("*.yaml"))
 PRESETS = [name for name in NAMES if is_peft(adapter_config(name))]

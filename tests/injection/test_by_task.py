@@ -10,8 +10,8 @@ from tests.conftest import copied
 from tests.injection import rows_fusion, rows_mixed, rows_peft
 from tests.injection.test_methods import ROWS, is_variant, randomise
 from tests.tasks.test_joint import CONFIG, PARTS, TEXTS, gradients, loss_of, task_on, two_parts
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.errors import Unfit

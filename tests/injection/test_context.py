@@ -13,10 +13,10 @@ from torch import nn
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.table import randomise
 from tests.numerics import assert_close
-from vlatrain import cli
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
+from vlatrain.cli import main as cli
 from vlatrain.config import TaskConfig
 from vlatrain.injection.attach import attach, peft_config
 from vlatrain.injection.context import context_of, hand, reads_other, recomputed

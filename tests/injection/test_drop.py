@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig

@@ -38,8 +38,8 @@ from tests.injection import (
 from tests.injection.table import Row, randomise
 from tests.numerics import assert_close, near
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig

@@ -13,8 +13,8 @@ from peft import PeftModel
 
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.rows_mixed import mixed
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load as load_backbone
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.errors import Unfit

@@ -10,15 +10,15 @@ from peft import PeftModel
 from torch import nn
 
 from tests.conftest import adapter_config, make_samples, small_config
-from vlatrain import cli
 from vlatrain.adapters import Bottleneck
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
-from vlatrain.config.paths import read_config
+from vlatrain.cli import main as cli
 from vlatrain.injection.attach import attach, save
 from vlatrain.injection.peft_method import CHILD
 from vlatrain.injection.points import Point
+from vlatrain.runs import read_config
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 MOMENT = (

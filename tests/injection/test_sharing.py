@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.conftest import adapter_config, make_samples, small_config
-from vlatrain import cli
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
+from vlatrain.cli import main as cli
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.injection.attach import attach, check, peft_config, save
 from vlatrain.injection.peft_method import CHILD

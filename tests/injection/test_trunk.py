@@ -15,7 +15,7 @@ from tests.conftest import adapter_config, small_config
 from tests.injection.language import Language, full_size, small, trainable, where
 from tests.injection.table import randomise
 from tests.numerics import assert_close
-from vlatrain.backbones.fit import misfits
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.errors import Unfit
 from vlatrain.config.methods import problems

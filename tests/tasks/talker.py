@@ -16,8 +16,8 @@ from tests.conftest import make_samples
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text
 from vlatrain.backbones.loading import load
+from vlatrain.cli.registry import register_resolvers
 from vlatrain.config import DecodeConfig, ModelConfig
-from vlatrain.config.registry import register_resolvers
 from vlatrain.data.sample import Turn
 
 SIZE = 4  # an image is read as SIZE x SIZE pixels

@@ -19,8 +19,8 @@ from vlatrain.data.images import BytesPicture, FilePicture
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.tasks import build
 from vlatrain.tasks.sample_checks import check_samples
-from vlatrain.training.caching import keep_prefix
 from vlatrain.training.display import SILENT
+from vlatrain.training.prefix_cache.compute import keep_prefix
 
 
 def problems_of(backbone: Backbone, samples: list[Sample]) -> list[str]:

@@ -18,14 +18,14 @@ from tests.backbones.composites import small
 from tests.backbones.small import SETTINGS
 from tests.conftest import CONF, adapter_config, make_samples, model_config, small_config
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.compatibility import misfits
 from vlatrain.backbones.describe import sites, stacks
-from vlatrain.backbones.fit import misfits
 from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, TrainConfig
 from vlatrain.config.joint import JOINT
 from vlatrain.injection.attach import attach, restore, save
-from vlatrain.reporting.inspection import count
 from vlatrain.tasks import Batch, Task, build, prepare
+from vlatrain.verbs.inspect import count
 
 METHODS = ("bottleneck", "cross_modal", "lora")
 COMPOSITES = [(v, w) for v in ("clip", "dinov2", "siglip") for w in ("gpt2", "llama", "bart", "t5")]

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tests.disk import room
 from vlatrain.config import UserError
 from vlatrain.training.checkpoints import Checkpoints
-from vlatrain.training.keeping import Keeper
+from vlatrain.training.resume import Keeper
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None, size: int = 4) -> None:

@@ -16,8 +16,8 @@ from tests.runs import command, tiny_run
 from tests.training.conftest import SmallTask, make_config, make_model
 from vlatrain.injection.context import context_of
 from vlatrain.injection.drop import drawn
-from vlatrain.training import run as training
 from vlatrain.training.loop import Loop
+from vlatrain.verbs import train as training
 
 
 class Told(SmallTask):

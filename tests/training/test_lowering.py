@@ -15,8 +15,8 @@ from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.projections import Dense
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
-from vlatrain.config.paths import ADAPTER
 from vlatrain.injection.attach import save
+from vlatrain.runs import ADAPTER
 from vlatrain.training.lowering import Lowering, lower_for_good
 from vlatrain.training.setup import finished, fresh, keep_processor
 

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.blip import Blip
-from vlatrain.backbones.blip2 import Blip2
-from vlatrain.backbones.bridged import Prefix, Seq2Seq
-from vlatrain.backbones.chat import Chat
-from vlatrain.backbones.composite_kinds import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
-from vlatrain.backbones.dual import Dual
+from vlatrain.backbones.families.blip import Blip
+from vlatrain.backbones.families.blip2 import Blip2
+from vlatrain.backbones.families.chat import Chat
+from vlatrain.backbones.families.composite_kinds import CausalComposite, Seq2SeqComposite
+from vlatrain.backbones.families.dual import Dual
+from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
+from vlatrain.backbones.families.vilt import Vilt
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
-from vlatrain.backbones.vilt import Vilt
 from vlatrain.config import ModelConfig, UserError
 
 FAMILIES: dict[str, type[Backbone]] = {

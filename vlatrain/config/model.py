@@ -78,7 +78,7 @@ class ModelTaskConfig:
         trained: modules outside the towers that are new and hence always train with an adapter (path prefixes): a visual
             projection, a classifier.
         pure: by tower, what its states are a function of in a call for a sample: image, question, text, or another tower. Those of
-            such a tower can be kept as long as nothing before them trains (`vlatrain.backbones.frontier`); empty: they cannot.
+            such a tower can be kept as long as nothing before them trains (`training/prefix_cache/`); empty: they cannot.
         contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
         config: settings of the architecture that differ from `model.config` in this task.
         parts: of a joint task, the tasks that can be parts of it.

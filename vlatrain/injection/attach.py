@@ -23,7 +23,7 @@ from vlatrain.config.errors import Unfit
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, is_peft
 from vlatrain.injection.context import context_of, rows
-from vlatrain.injection.fuse import fill, fused_places
+from vlatrain.injection.merging.fuse import fill, fused_places
 from vlatrain.injection.mixed import Mixed, in_order, load, refuse_overlap
 from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse

@@ -11,8 +11,8 @@ from typing import Any
 
 from vlatrain.config.errors import Unfit, UserError
 from vlatrain.config.methods import BARE
-from vlatrain.config.paths import ADAPTER, CONFIG, is_run, read_config
 from vlatrain.injection.points import Place, Point
+from vlatrain.runs import ADAPTER, CONFIG, is_run, read_config
 
 OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
 TRUNK = "trunk.safetensors"  # weights of the trunk that trained with an adapter, beside it

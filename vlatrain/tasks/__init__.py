@@ -6,15 +6,15 @@ from vlatrain.backbones.base import Answerer, Backbone, Matcher
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
-from vlatrain.tasks.answering import Answering, settle_answers
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.classification import classification_on
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
-from vlatrain.tasks.matching import Matching
 from vlatrain.tasks.retrieval import Retrieval
+from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.tasks.vqa import Vqa
+from vlatrain.tasks.vqa_classifier import Answering, settle_answers
 
 
 def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Joint:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlatrain.config import UserError
 from vlatrain.config.files import flush, remove_folder, replace_file
-from vlatrain.config.paths import MANIFEST, STATE, steps_in
+from vlatrain.runs import MANIFEST, STATE, steps_in
 
 
 @dataclass(frozen=True)

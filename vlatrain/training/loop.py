@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_folder
-from vlatrain.config.paths import ADAPTER, CHECKPOINTS, config_text
 from vlatrain.data.sample import Sample
+from vlatrain.runs import ADAPTER, CHECKPOINTS, config_text
 from vlatrain.tasks.base import Batch, Evaluation, Task
 from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
-from vlatrain.training.keeping import Keeper, identity
 from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
@@ -54,6 +53,7 @@ from vlatrain.training.precision import (
 )
 from vlatrain.training.processes import agree, average_gradients, broadcast, from_main, gather, refuse_differing
 from vlatrain.training.progress import Progress, Result
+from vlatrain.training.resume import Keeper, identity
 from vlatrain.training.signals import Interrupted, Signals
 
 log = logging.getLogger("vlatrain")

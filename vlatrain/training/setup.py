@@ -17,11 +17,11 @@ from vlatrain.backbones.loading import PROCESSOR, load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
-from vlatrain.config.paths import ADAPTER
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
+from vlatrain.runs import ADAPTER
 from vlatrain.tasks import Evaluation, Task, build, parts_of, prepare
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples

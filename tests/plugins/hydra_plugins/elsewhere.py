@@ -62,12 +62,13 @@ class Scored(BasicSweeper):
 
 def run(number: int) -> None:
     """One job, in its process."""
-    from vlatrain import cli
+    from vlatrain.cli import main as cli
+    from vlatrain.verbs import Verb
 
     index, overrides, context, config, function, state = pickle.loads(Path(f"{number}.job").read_bytes())
     setup_globals()
     Singleton._instances = state
-    cli.CALLS = dict.fromkeys(cli.CALLS, (HERE, "train"))
+    cli.VERBS = dict.fromkeys(cli.VERBS, Verb("", f"{HERE}.train"))
     job = context.config_loader.load_sweep_config(config, overrides)
     with open_dict(job):
         job.hydra.job.id, job.hydra.job.num = str(index), index
@@ -80,7 +81,7 @@ def run(number: int) -> None:
 
 def train(config: Any) -> Any:
     """Stands for training: seed 2 fails, seed 3 is killed."""
-    from vlatrain.config.paths import run_folder
+    from vlatrain.runs import run_folder
 
     folder = run_folder(config)
     folder.mkdir(parents=True)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import adapter_config, model_config
+from vlatrain.adapters import bottleneck
+from vlatrain.config import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config.checks import settings as validate
+from vlatrain.metrics import caption, classification, instruct, retrieval
+
+
+def sound(schema: type[TrainConfig] = TrainConfig) -> Any:
+    config = schema(model=model_config("tiny_blip"), adapter=adapter_config("bottleneck"))
+    config.data.train_size = config.data.eval_size = 8
+    return config
+
+
+def put(config: Any, key: str, value: Any) -> Any:
+    *path, last = key.split(".")
+    target = config
+    for part in path:
+        target = getattr(target, part)
+    setattr(target, last, value)
+    return config
+
+
+def test_a_sound_configuration_has_no_problems() -> None:
+    assert validate.problems(sound()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adapter.dim", 0),
+        ("adapter.dim", None),
+        ("adapter.dropout", 1.0),
+        ("adapter.dropout", -0.1),
+        ("adapter.activation", "gelo"),
+        ("adapter.init", "ones"),
+        ("adapter.points", []),
+        ("optim.lr", 0.0),
+        ("optim.lr", float("nan")),
+        ("optim.lr", float("inf")),
+        ("optim.schedule", "cosin"),
+        ("optim.warmup", -1.0),
+        ("optim.beta2", 1.0),
+        ("optim.groups", {"heads": 1e-3}),
+        ("optim.groups", {"head": 0.0}),
+        ("trainer.batch_size", 0),
+        ("trainer.eval_batch_size", 0),
+        ("trainer.accumulate", 0),
+        ("trainer.epochs", 0),
+        ("trainer.max_steps", 0),
+        ("trainer.precision", "fp8"),
+        ("trainer.workers", -1),
+        ("task.decode.num_beams", 0),
+        ("task.decode.min_new_tokens", 99),
+        ("task.answers", "choose"),
+        ("task.metric", "cider"),
+        ("task.temperature", 0.0),
+        ("task.classes", ["cat"]),
+        ("task.classes", ["cat", "dog", "cat"]),
+        ("task.classes", ["cat", ""]),
+        ("task.templates", []),
+        ("task.templates", ["a photo"]),
+        ("task.templates", ["a {} of a {}"]),
+        ("data.eval_fraction", 0.0),
+        ("data.eval_fraction", 1.0),
+        ("data.train_size", 0),
+        ("data.crop", 0.0),
+        ("data.crop", 1.5),
+        ("data.flip", 1.5),
+        ("data.views", -1),
+        ("logger.name", "mlflow"),
+        ("resume", "yes"),
+        ("resume", "auto"),
+        ("run.name", "a/b"),
+        ("seed", -1),
+        ("model.checkpoint", "./no/such/folder"),
+        ("model.tasks", {}),
+    ],
+)
+def test_each_bad_value_is_one_problem_that_names_its_key(key: str, value: Any) -> None:
+    found = validate.problems(put(sound(), key, value))
+    assert len(found) == 1
+    assert found[0].startswith(key.split(".")[0])
+
+
+def test_all_problems_are_told_together() -> None:
+    config = put(put(put(sound(), "adapter.dim", 0), "optim.lr", -1.0), "trainer.precision", "half")
+    assert len(validate.problems(config)) == 3
+
+
+def test_a_backbone_that_cannot_do_the_task_says_what_it_can_and_who_could() -> None:
+    config = TrainConfig(model=model_config("clip"), adapter=adapter_config("bottleneck"))
+    (problem,) = validate.problems(config)
+    told, _, able = problem.rpartition("; vqa: ")
+    assert told == "task=vqa: model=clip cannot do it; it can do retrieval, classification"
+    assert {"blip", "tiny_blip"} <= set(able.split(", "))  # tiny_blip has it from the file that it extends
+    assert not {"clip", "siglip"} & set(able.split(", "))
+
+
+def test_resume_needs_to_know_which_run() -> None:
+    config = put(sound(), "resume", "auto")
+    assert validate.problems(put(config, "run.name", "mine")) == []
+
+
+def test_files_must_exist(tmp_path: Path) -> None:
+    config = put(sound(), "data.name", "files")
+    assert validate.problems(config) == ["data=files: data.train=FILE is missing"]
+    config.data.train = str(tmp_path / "train.jsonl")
+    config.data.root = str(tmp_path / "images")
+    assert len(validate.problems(config)) == 2
+    (tmp_path / "train.jsonl").touch()
+    (tmp_path / "images").mkdir()
+    assert validate.problems(config) == []
+
+
+def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
+    config = sound(EvalConfig)
+    config.source, config.split, config.data.name = str(tmp_path), "test", "files"
+    assert validate.problems(config) == ["split=test: the run has no test data; say which with data.test="]
+    config.split, config.data.train = "eval", "gone.jsonl"
+    assert validate.problems(config) == []  # the training file is not read
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "missing"),
+    [
+        ("vqa", {"image": "."}, "question=TEXT"),
+        ("vqa", {"question": "why?"}, "image=FILE"),
+        ("vqa", {"image": "gone.jpg", "question": "why?"}, "no such file"),
+        ("captioning", {}, "image=FILE"),
+        ("classification", {}, "image=FILE"),
+        ("classification", {"image": "."}, ""),
+        ("instruct", {"image": "."}, "question=TEXT"),
+        ("instruct", {"image": ".", "question": "why?"}, ""),
+        ("retrieval", {"image": "."}, "text=TEXT"),
+        ("retrieval", {"image": ".", "text": "a", "texts": ["b"]}, "text=TEXT"),
+        ("captioning", {"image": "."}, ""),
+        ("retrieval", {"image": ".", "texts": ["b"]}, ""),
+        ("vqa", {"input": "."}, ""),
+    ],
+)
+def test_predict_says_what_is_missing(task: str, asked: dict[str, Any], missing: str) -> None:
+    config = sound(PredictConfig)
+    config.source, config.task.name, config.task.metric = "run", task, validate.METRICS[task][0]
+    config.model.tasks.setdefault(task, config.model.tasks["vqa"])
+    for key, value in asked.items():
+        setattr(config, key, value)
+    found = validate.problems(config)
+    assert len(found) == bool(missing)
+    assert missing in "".join(found)
+
+
+def test_an_optional_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = put(sound(), "logger.name", "wandb")
+    assert validate.problems(config) == ["logger=wandb: needs a package; pip install 'vlatrain[wandb]'"]
+
+
+def test_names_agree_with_the_code_behind_them() -> None:
+    assert set(validate.ACTIVATIONS) == set(bottleneck.ACTIVATIONS)
+    captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
+    assert set(validate.METRICS["captioning"]) == {*captions, "meteor", "spice"}
+    recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}
+    replies = {field.name for field in fields(instruct.ReplyScores)}
+    assert set(validate.METRICS["instruct"]) == replies - {"per_sample"}
+    assert set(validate.METRICS["classification"]) == set(classification.NAMES)
+    ways = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in recalls}
+    assert set(validate.METRICS["retrieval"]) == {"mean_recall", *ways}

@@ -1,0 +1,100 @@
+"""`vlatrain cache` lists what is kept and removes what it is told to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.disk import killed_while_writing
+from vlatrain.cli.main import main
+from vlatrain.training.prefix_cache.store import Disk
+
+A, B, KILLED, EARLIER, OTHER = "aa11" * 8, "bb22" * 8, "cc33" * 8, "dd44" * 8, "weights of mine"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "150")
+    for number, name in enumerate((A, B)):
+        about = {"model": f"model{number}", "task": "vqa", "prefix": "vision.0-7", "precision": "fp32"}
+        store = Disk(tmp_path / name, name, about)
+        store.add({"sample": torch.zeros(1, 10, 10)}, False)
+        store.flush()
+    long_ago = time.time() - 40 * 86_400
+    os.utime(tmp_path / A, (long_ago, long_ago))
+    return tmp_path
+
+
+def test_lists(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache"]) == 0
+    out = capsys.readouterr().out
+    for part in ("aa11", "bb22", "model0", "vision.0-7", "40 days ago", "0 days ago"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["prune=all"], []),
+        (["prune=bb"], [A]),
+        (["older_than=30"], [B]),
+        (["prune=bb22", "older_than=0"], [A]),
+    ],
+)
+def test_prunes(words: list[str], left: list[str], kept: Path) -> None:
+    assert main(["cache", *words]) == 0
+    assert sorted(path.name for path in kept.iterdir()) == left
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("prun=all", "did you mean prune"),
+        ("older_than=long", "a number of days"),
+        ("prune=cc", "nothing is kept"),
+        ("prune=", "prune=NAME"),
+    ],
+)
+def test_refuses(word: str, told: str, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", word]) == 2
+    assert told in capsys.readouterr().err
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_nothing_kept_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path / "none"))
+    assert main(["cache"]) == 0
+    assert "0.00 GB in all" in capsys.readouterr().out
+
+
+def test_what_killed_runs_and_earlier_versions_left_is_listed_and_removed_and_nothing_else(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = Disk(kept / KILLED, KILLED, {})
+    unfinished.add({"sample": torch.zeros(1, 10, 10)}, False)
+    killed_while_writing(unfinished.flush)
+    for name in (EARLIER, OTHER):
+        shutil.copytree(kept / B, kept / name)
+    (kept / EARLIER / "prefix.json").write_text("{")
+    (kept / EARLIER / ".tmpX1y2z3").touch()
+    assert main(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert all(name[:12] in out for name in (A, B, KILLED, EARLIER))
+    assert main(["cache", "prune=all"]) == 0
+    assert "Removed 4 of 4" in capsys.readouterr().out
+    assert [path.name for path in kept.iterdir()] == [OTHER]
+
+
+def test_a_file_is_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert main(["cache"]) == 2
+    assert "is a file; set it to a folder" in capsys.readouterr().err

@@ -1,0 +1,370 @@
+"""Models that see an image among the tokens of a text and continue it: LLaVA (Liu et al., NeurIPS 2023, arXiv:2304.08485),
+LLaVA-OneVision (Li et al., 2024, arXiv:2408.03326), Qwen2.5-VL (Bai et al., 2025, arXiv:2502.13923), Qwen3-VL (2025,
+arXiv:2511.21631), SmolVLM (Marafioti et al., 2025, arXiv:2504.05299), PaliGemma (Beyer et al., 2024, arXiv:2407.07726), and others
+that transformers gives the same interface. What differs between them is in their processors, in their descriptions
+(`ChatOptions`), and in transformers' own forward passes, which are used as they are.
+
+The image goes through its tower once a row (`context`); prompts and texts are scored and written from there. Prompts are padded in
+front, so that the tokens before their texts are in one column.
+
+Deviation: texts are generated as `task.decode` says, and not with the sampling or the penalties that a checkpoint's authors set.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vlatrain.backbones import older, processors
+from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
+from vlatrain.backbones.chat_template import Script, Turns, cut
+from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.placeholders import ONCE
+from vlatrain.backbones.pretrained import refuse_tokens
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
+from vlatrain.config.families import ChatOptions
+from vlatrain.injection.context import hand, reads_other
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vlatrain.data.sample import Picture, Turn
+
+ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
+"""A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
+GRID = "image_grid_thw"  # (B, 3): the patches of each image, which Qwen's positions are made from
+READ = (
+    GRID,
+    "image_sizes",
+    "batch_num_images",
+    "mm_token_type_ids",
+)  # models read their values where others know shapes
+EXAMPLES = 3  # images that are processed to see how many tokens they come to
+DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
+
+
+class Chat(Backbone):
+    """A causal model. `Generator` and, with a chat template, `Converser`.
+
+    The first token of a target stands for the prompt's last one: that is where a text's first token is predicted.
+
+    Attributes:
+        in_front: whether prompts are padded in front.
+        reader: the tower that image and prompt enter.
+    """
+
+    model: Any
+    in_front = True
+    reader = "decoder"
+    fast = ONCE
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = options_as(ChatOptions, self.config)
+        self.image_options = self.options.images
+        self.takes = tuple(inspect.signature(self.model.forward).parameters)
+        self._examples = [Image.new("RGB", (56, 56))]
+        self._beside: dict[str, int] = {}
+        if self.processor is None:  # only shapes are asked for
+            return
+        self.script = Script(self.processor, self.options.lead, self.options.end)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        ends = {self.script.end_ids[-1], self.tokenizer.eos_token_id}
+        if not self.config.random_init:  # a checkpoint may know of further ones
+            known = self.model.generation_config.eos_token_id
+            ends.update(known if isinstance(known, list) else [] if known is None else [known])
+        self.writer.generation_config = GenerationConfig(
+            eos_token_id=sorted(ends),
+            pad_token_id=self.tokenizer.pad_token_id,
+            decoder_start_token_id=getattr(self.model.config.text_config, "decoder_start_token_id", None),
+        )
+
+    @property
+    def writer(self) -> Any:
+        """The model that writes."""
+        return self.model
+
+    # -- loading --
+
+    @classmethod
+    def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
+        """Weights and processor of a checkpoint."""
+        model, processor = super().read(config, task, checkpoint, stored)
+        settings: Any = model.config
+        here, there = getattr(processor, "image_token_id", None), getattr(settings, "image_token_id", None)
+        if None not in (here, there) and here != there:
+            raise UserError(
+                f"{checkpoint}: an image is token {here} for its tokenizer and token {there} for the model: they do not belong "
+                "together; copy the tokenizer's files from where the weights come from"
+            )
+        if hasattr(processor, "qformer_tokenizer"):
+            rows, where = settings.qformer_config.vocab_size, f"{checkpoint}/qformer_tokenizer"
+            refuse_tokens(processor.qformer_tokenizer, rows, where)
+        return model, processor
+
+    @classmethod
+    def read_processor(cls, checkpoint: str) -> Any:
+        """The processor of a checkpoint, for images only."""
+        return processors.read(checkpoint)
+
+    @classmethod
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+        """A processor for random weights of such settings, its tokenizer made from texts and prompts."""
+        options = options_as(ChatOptions, config)
+        words = [*texts, *config.prompts.values()]
+        return processors.make(settings, words, options.tokens, options.more_tokens, options.frame, options.template)
+
+    @classmethod
+    def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """The settings with the token ids of a processor that was made."""
+        ids = {
+            key: processor.tokenizer.convert_tokens_to_ids(token)
+            for key, token in options_as(ChatOptions, config).tokens.items()
+        }
+        return {**super().with_tokens(config, settings, processor), **ids}
+
+    # -- what the model is given --
+
+    def inputs(
+        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> Inputs:
+        """Images in the prompts that `model.prompts` has for answers and captions, by the names the model has for them."""
+        told = self.config.prompts
+        texts = [told["captioning"]] * len(images)
+        if questions is not None:
+            texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
+        return self._processed(images, [[(text, "")] for text in texts])
+
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
+        return self.inputs([Image.new("RGB", (8, 8))] * count, questions, max_length)
+
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+        """Inputs that have only shapes, those of a square image."""
+        with torch.device("cpu"):
+            if self.processor is None:
+                self.processor = self.make_processor(self.config, self.model.config.to_dict(), ["a"])
+                self.script = Script(self.processor, self.options.lead, self.options.end)
+            asked = ["a " * question] if question else None
+            one = self.inputs([Image.new("RGB", (448, 448))], asked, question)
+        return {
+            name: value.to("cpu" if name in READ else device).repeat(batch_size, *[1] * (value.ndim - 1))
+            for name, value in one.items()
+        }
+
+    @property
+    def around(self) -> int:
+        """None: what is around a question is its prompt."""
+        return 0
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Image, prompt and text are one sequence."""
+        lead, image = len(self.script.reply("", 1, config.prompt)[0]), self._taken(config)
+        prompt = self._framing if config.name == "instruct" else 0
+        return rooms(config, self.positions(self.reader), image=image - prompt, prompt=prompt, lead=lead, one=True)
+
+    def measure(self, pictures: Sequence[Picture]) -> None:
+        """Some of the pictures: where their size decides, positions are rotary, and a few tokens more do no harm."""
+        step = max(1, len(pictures) // EXAMPLES)
+        self._examples = [picture.load() for picture in pictures[::step][:EXAMPLES]] or self._examples
+        self._beside.clear()
+
+    @cached_property
+    def _framing(self) -> int:
+        """Tokens that a turn has besides what the user says."""
+        return len(self.script.ids(self.script.asked([("", "")], shown=False)))
+
+    def _taken(self, config: TaskConfig) -> int:
+        """Tokens that the image, and a prompt with an empty question, come to."""
+        told = {"instruct": "", "captioning": self.config.prompts.get("captioning", "")}
+        text = told.get(config.name, self.config.prompts.get("vqa", "")).replace("{question}", "")
+        if text not in self._beside:
+            prompts = (self._processed([image], [[(text, "")]]) for image in self._examples)
+            self._beside[text] = SLACK + max(prompt["input_ids"].shape[1] for prompt in prompts)
+        return self._beside[text]
+
+    def _said(self, text: str, max_length: int) -> str:
+        return cut(self.tokenizer, self.clean(text), max_length)
+
+    def clean(self, text: str) -> str:
+        """A text without the token that stands for an image."""
+        return self.script.clean(text)
+
+    def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
+        """Images and conversations up to the last reply as the processor has them, padded in front."""
+        texts = [self.script.asked(turns) for turns in conversations]
+        options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
+        if (start := self.tokenizer.bos_token) and texts[0].startswith(start):  # as in apply_chat_template
+            options["add_special_tokens"] = False
+        found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **options)
+        kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
+        # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
+        order = kept["attention_mask"].argsort(dim=1, stable=True, descending=not self.in_front)
+        return {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
+
+    # -- the image, and the text behind it --
+
+    def _seen(self, inputs: Inputs) -> Any:
+        """What the model makes of images, before it reads."""
+        see = self.model.base_model.get_image_features
+        wanted = inspect.signature(see).parameters
+        # where only shapes are asked for, what is made from values must have some
+        with self.prefix("vision", inputs), torch.device("cpu"):
+            return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
+
+    def context(self, inputs: Inputs) -> Inputs:
+        """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S) and,
+        where some are padded, their `lengths` (B,)."""
+        found = self._seen(inputs)
+        rows = self._rows(found.pooler_output, inputs)
+        # of ones, and not from the lengths: those would have to come to the device, and be no numbers of a float type
+        visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
+        context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
+        if len({len(row) for row in rows}) > 1:  # only then the device has to be asked, see `_features`
+            context["lengths"] = visible.sum(dim=1)
+        for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
+            context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
+        return context
+
+    def _rows(self, states: Any, inputs: Inputs) -> list[Tensor]:
+        return older.in_rows(states, inputs["input_ids"], self.model.config.image_token_id)
+
+    def rows(self, context: Inputs, owner: Tensor) -> Inputs:
+        """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
+        return {
+            name: value if owner.is_meta and not value.is_meta else value.index_select(0, owner)
+            for name, value in context.items()
+        }
+
+    def _features(self, context: Inputs) -> Any:
+        """The image's states as the model has them from its own tower."""
+        full = "lengths" not in context
+        lengths = [] if full else context["lengths"].tolist()
+
+        def rows(states: Tensor) -> list[Tensor]:
+            return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
+
+        states: Any = context["states"] if self.options.stacked else rows(context["states"])
+        found: Any = BaseModelOutputWithPooling(pooler_output=states)
+        if deep := [value for name, value in context.items() if name.startswith(DEEP)]:
+            # they are added where the image's tokens are, which shapes do not tell
+            found.deepstack_features = [rows(value) for value in deep if not value.is_meta]
+        return found
+
+    def _extended(self, context: Inputs, ids: Tensor, mask: Tensor) -> Inputs:
+        """A prompt's inputs with further tokens (N, L) and their mask."""
+        new = {"input_ids": ids, "attention_mask": mask}
+        return {
+            name: torch.cat([value, new.get(name, value.new_full(mask.shape, ADDED[name])).to(value.dtype)], dim=1)
+            if name in ADDED
+            else value
+            for name, value in context.items()
+            if name in (*ADDED, GRID)
+        }
+
+    def _shown(self, context: Inputs) -> AbstractContextManager[None]:
+        """Hand the image to the adapters that read it."""
+        if not reads_other(self.model, self.reader):
+            return nullcontext()
+        return hand(self.model, self.reader, context["states"], context["visible"])
+
+    def _encoded(self, context: Inputs, prompt: Inputs) -> AbstractContextManager[dict[str, Any]]:
+        """The arguments by which the model takes the image's states."""
+        return older.encoded(self.model, self._features(context), prompt)
+
+    def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
+        """Next-token logits of the last so many tokens of prompts."""
+        with self._shown(context), self._encoded(context, prompt) as image:
+            return self.model(**prompt, **image, use_cache=False, logits_to_keep=last).logits
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """A token that stands for the prompt's last one, the text's own prompt, the text, the end."""
+        rows = []
+        for text in texts:
+            start, own = self.script.reply(text, max_length, prompt)
+            rows.append([self.script.end_ids[-1], *start, *own])
+        return self._padded(rows), 1 + len(start)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Text:
+        """Tokens (N, L) and their mask, padded behind."""
+        return padded_text(rows, self.tokenizer.pad_token_id)
+
+    def logits(self, context: Inputs, target: Text) -> Tensor:
+        """Next-token logits, (N, L, vocabulary)."""
+        prompt = self._extended(context, target.ids[:, 1:], target.mask[:, 1:])
+        return self._logits(context, prompt, target.ids.shape[1])
+
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+        """Greedy or beam search, key-value cached."""
+        given = self._begun(context, prompt)
+        with self._shown(context), self._encoded(context, given) as image:
+            # (B * alternatives, prompt + new)
+            found = self.writer.generate(**given, **image, **self.search(decode, alternatives))
+        return self._read(found[:, given["input_ids"].shape[1] :])
+
+    def _begun(self, context: Inputs, prompt: str) -> Inputs:
+        """A context's prompts with what the text is to begin with."""
+        ids = context["input_ids"]
+        start = ids.new_tensor(self.script.reply("", 1, prompt)[0]).expand(len(ids), -1)  # (B, P)
+        return self._extended(context, start, torch.ones_like(start))
+
+    def _read(self, ids: Tensor) -> list[str]:
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    # -- conversations --
+
+    def conversations(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> tuple[Inputs, Text]:
+        """Up to the first reply as a prompt, and the rest as `rest`."""
+        words = max_length - self._framing
+        said = [[(self._said(turn.user, words), turn.reply) for turn in turns] for turns in conversations]
+        rows, masks = [], []
+        for turns in said:
+            ids, learned, before = self.script.tokens(turns)
+            left = max(max_length - before, 0)
+            rows.append([self.script.end_ids[-1], *ids[:left]])
+            masks.append([0, *learned[:left]])
+        rest = self._padded(rows)
+        given = self._processed(images, [turns[:1] for turns in said])
+        return {**given, "rest": rest}, Text(rest.ids, padded_text(masks, 0).ids)
+
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """See `Converser`. What stands before the first reply is only counted."""
+        ids, learned, before = self.script.tokens([(self._said(turn.user, UNLIMITED), turn.reply) for turn in turns])
+        return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
+
+    def conversation_logits(self, inputs: Inputs) -> Tensor:
+        """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
+        context = self.context(inputs)
+        if "rest" in inputs:
+            return self.logits(context, inputs["rest"])
+        size, length = inputs["input_ids"].shape
+        nothing = blank_text(size, 0, inputs["input_ids"].device)
+        return self._logits(
+            context, self._extended(context, nothing.ids, nothing.mask), length - context["states"].shape[1]
+        )
+
+    def prompts(
+        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> Inputs:
+        """Conversations up to the last reply; of those that are too long the first turns are left out."""
+        said = []
+        for conversation in conversations:
+            turns = [(self._said(turn.user, max_length - self._framing), turn.reply) for turn in conversation]
+            while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
+                turns = turns[1:]
+            said.append(turns)
+        return self._processed(images, said)

@@ -1,0 +1,323 @@
+"""Composites: any frozen vision tower joined to any frozen language model. What all of them have in common; `composite_kinds` has
+the kinds.
+
+The image reaches the text as `model.options.visual` says: as tokens in front of the text, through adapters that read the projected
+states (every tower of the language model is handed them), or both ways.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from vlatrain.backbones import tokenizers
+from vlatrain.backbones.architecture import image_processor_class, model_class
+from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, padded_text, square_processor
+from vlatrain.backbones.describe import checkpoints_of
+from vlatrain.backbones.families.composite_model import Joined, JoinedConfig
+from vlatrain.backbones.lengths import SLACK, Room, rooms
+from vlatrain.backbones.pretrained import (
+    has_image_processor,
+    model_type,
+    read_image_processor,
+    read_model,
+    read_tokenizer,
+    refuse_code,
+    refuse_images,
+    refuse_tokens,
+)
+from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
+from vlatrain.data.features import FeaturePicture
+from vlatrain.injection.context import bring, hand, reads_other
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Picture
+
+ANCHOR = "a"  # a text that another is tokenised behind
+
+
+class Composite(Backbone):
+    """What all composites have in common: loading, images, and the tokens of texts. See `Generator` for the operations."""
+
+    model: Any
+    causal = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.language: Any = self.model.language
+        visual = self.config.options.get("visual", "both")
+        self.shows, self.hands = visual != "adapters", visual != "tokens"
+        if self.shows:
+            self.more_room = f"{self.more_room}, or model.options.visual=adapters"
+        settings = self.language.config
+        end = settings.eos_token_id
+        self.end: int = end[0] if isinstance(end, list) else end
+        self.padding = self.end if settings.pad_token_id is None else settings.pad_token_id
+        # generation is as the run says, and not as the checkpoint's authors found best for something else
+        start = getattr(settings, "decoder_start_token_id", None)
+        self.language.generation_config = GenerationConfig(
+            eos_token_id=self.end, pad_token_id=self.padding, decoder_start_token_id=start
+        )
+        self.model.word_size()  # before anything trains
+
+    @classmethod
+    def architecture(cls, config: ModelConfig, task: str) -> type[PreTrainedModel]:
+        """The same for every task."""
+        return Joined
+
+    @classmethod
+    def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
+        """Both parts with random weights, joined, on torch's default device."""
+        vision, text = (AutoConfig.for_model(**settings[key]) for key in ("vision_config", "text_config"))
+        text.vocab_size += config.options.get("added_tokens", 0)
+        return Joined(_joined(config, vision, text))
+
+    @classmethod
+    def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
+        """Both parts from their checkpoints, joined by a new projection; or all of it from one folder."""
+        if config.checkpoint:
+            model, processor = super().read(config, task, checkpoint, stored)
+            if processor.image_processor is None and model.vision is not None:
+                processor.image_processor = read_image_processor(checkpoint)  # says what is missing
+            return model, processor
+        found = checkpoints_of(config, task)
+        kinds: dict[str, Any] = {}
+        for part, name in found.items():
+            key = f"model.parts.{part}"
+            kinds[part] = model_class(config.parts[part].architecture, f"{key}.architecture")
+            refuse_code(kinds[part], name)
+            wanted, there = kinds[part].config_class.model_type, model_type(name)
+            if _whole(wanted) != _whole(there):
+                raise UserError(
+                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[part].__name__} none"
+                )
+        tokenizer, images = read_tokenizer(found["language"]), None
+        if "vision" in found:
+            images = _read_image_processor(found["vision"], kinds["vision"].config_class.model_type)
+        models: dict[str, Any] = {
+            part: read_model(kinds[part], name, f"model.parts.{part}.checkpoint={name}", stored=stored)
+            for part, name in found.items()
+        }
+        language, vision = models["language"], models.get("vision")
+        refuse_tokens(tokenizer, language.config.vocab_size, found["language"])
+        if added := config.options.get("added_tokens", 0):
+            language.resize_token_embeddings(language.get_input_embeddings().weight.shape[0] + added)
+        seen = vision.config if vision is not None else AutoConfig.for_model(**config.config["vision_config"])
+        joined = Joined(_joined(config, seen, language.config), vision, language)
+        if images is not None:
+            refuse_images(joined, images, config.towers["vision"], found["vision"])
+        return joined, Pair(tokenizer, images)
+
+    @classmethod
+    def read_processor(cls, checkpoint: str) -> Any:
+        """The processor of a folder; without image processor for features."""
+        if Path(checkpoint).is_dir() and not has_image_processor(checkpoint):
+            return Pair(read_tokenizer(checkpoint), None)
+        return super().read_processor(checkpoint)
+
+    @classmethod
+    def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
+        """A processor for random weights of such settings, its tokenizer made from texts."""
+        tokenizer = tokenizers.make_wordpiece(texts, settings["text_config"]["vocab_size"])
+        vision = settings["vision_config"]
+        if "image_size" not in vision:
+            return Pair(tokenizer, None)
+        return Pair(tokenizer, square_processor({**settings, "model_type": _whole(vision["model_type"])}))
+
+    @classmethod
+    def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """The settings with the token ids of a processor that was made."""
+        settings = super().with_tokens(config, settings, processor)
+        start = {"decoder_start_token_id": settings["text_config"]["bos_token_id"]}
+        return settings if cls.causal else {**settings, "text_config": settings["text_config"] | start}
+
+    # -- what the model is given --
+
+    def inputs(self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """Images, or their features (S, width), and the prompts: the templates in `model.prompts`."""
+        return {**self._seen(images), "prompt": self._asked_for(len(images), questions, max_length)}
+
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same without images: of these only the shape."""
+        return {**self._unseen(count), "prompt": self._asked_for(count, questions, max_length)}
+
+    def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
+        if questions is None:
+            return self._prompt([self.config.prompts["captioning"]] * count)
+        template = self.config.prompts["vqa"]
+        return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
+
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+        """Inputs without content; a caption's prompt has one token."""
+        vision = self.model.config.vision_config
+        prompt = blank_text(batch_size, max(question, 1), device)
+        if self.model.vision is not None:
+            size = vision.image_size
+            return {"pixels": torch.zeros(batch_size, 3, size, size, device=device), "prompt": prompt}
+        features = torch.zeros(batch_size, vision.tokens, vision.hidden_size, device=device)
+        return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
+
+    def _unseen(self, count: int) -> Inputs:
+        """The images' part of the inputs where they are not looked at: as `pixels` (B, 1, 1, 1), one zero for each."""
+        return {"pixels": torch.zeros(count, 1, 1, 1)}
+
+    def _seen(self, images: Sequence[Any]) -> Inputs:
+        """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
+        if self.model.vision is not None:
+            return {"pixels": self.pixels(images)}
+        most = max(len(features) for features in images)
+        width = self.model.config.vision_config.hidden_size
+        features = np.zeros((len(images), most, width), np.float32)
+        visible = torch.zeros(len(images), most, dtype=torch.long)
+        for row, own in enumerate(images):
+            features[row, : len(own)] = own
+            visible[row, : len(own)] = 1
+        return {"features": torch.from_numpy(features), "visible": visible}
+
+    # -- tokens --
+
+    @abstractmethod
+    def _prompt(self, texts: Sequence[str]) -> Text:
+        """Prompts as tokens."""
+
+    @abstractmethod
+    def _start(self) -> list[int]:
+        """The tokens that every target starts with."""
+
+    def _ids(self, text: str, behind: bool = False) -> list[int]:
+        """Token ids of a text without special ones; `behind`: as it is tokenised behind another and a blank."""
+        if not behind or not text:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids(f"{ANCHOR} {text}")[len(self._ids(ANCHOR)) :]
+
+    def _cut(self, text: str, max_length: int) -> str:
+        """A text of at most so many tokens."""
+        ids = self._ids(text)
+        return text if len(ids) <= max_length else self.tokenizer.decode(ids[:max_length])
+
+    def _padded(self, rows: Sequence[list[int]], left: bool = False) -> Text:
+        return padded_text(rows, self.padding, left=left)
+
+    @property
+    def around(self) -> int:
+        """None: what is around a question is its prompt."""
+        return 0
+
+    def rooms(self, config: TaskConfig) -> dict[str, Room]:
+        """Image and prompt are in one tower; of a causal language model the text that is written, too."""
+        read, write = self.positions(self.reader), self.positions("decoder")
+        template = self.config.prompts[config.name if config.name in ("captioning", "instruct") else "vqa"]
+        image, prompt = self.visual_tokens if self.shows else 0, self._prompt([template.replace("{question}", "")])
+        lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
+        length = SLACK + prompt.ids.shape[1]
+        return rooms(config, read, write, image=image, prompt=length, lead=lead, one=self.causal)
+
+    @cached_property
+    def visual_tokens(self) -> int:
+        """Tokens that an image comes to: the most of those that `measure` has seen, where they are features."""
+        vision = self.model.vision
+        if vision is None:
+            return self.model.config.vision_config.tokens
+        pixels = self.pixels([Image.new("RGB", (64, 64))]).to("meta")
+        with torch.device("meta"):  # only the shape is asked for
+            return type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
+
+    def measure(self, pictures: Sequence[Picture]) -> None:
+        """The most features that an image has."""
+        if self.model.vision is None:
+            distinct = {picture.path: picture for picture in pictures if isinstance(picture, FeaturePicture)}
+            self.visual_tokens = max((one.shape()[0] for one in distinct.values()), default=self.visual_tokens)
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """Start tokens, the prompt, the text, the end token."""
+        given = self._start() + self._ids(prompt, behind=self.causal)
+        rows = [
+            given + self._ids(text, behind=self.causal or bool(prompt))[: max_length - 1] + [self.end] for text in texts
+        ]
+        return self._padded(rows), len(given)
+
+    # -- the image, and the text behind it --
+
+    def _visual(self, inputs: Inputs) -> Inputs:
+        """The image's projected states as `visual` (B, S, d), and `visible` (B, S): 1 for those that are there."""
+        if self.model.vision is None:
+            states = inputs["features"]
+        else:
+            with self.prefix("vision", inputs):
+                pixels = inputs["pixels"]
+                if "vision" in inputs.get("prefix", {}):  # nothing looks at them; a tower may ask for their shape
+                    size = self.model.config.vision_config.image_size
+                    pixels = pixels.expand(-1, 3, size, size)  # only here: a batch with such a tensor cannot be pinned
+                states = self.model.see(pixels)
+        visual = self.model.projection(states)
+        visible = inputs.get("visible")
+        return {"visual": visual, "visible": visual.new_ones(visual.shape[:2]).long() if visible is None else visible}
+
+    def _embedded(self, context: Inputs, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, S + L, d) of the visual tokens, if there are any, and of tokens (N, L); and their mask (N, S + L).
+
+        Raises:
+            UserError: they are more than the language model has positions for.
+        """
+        embeddings = self.model.embedded(ids)
+        if self.shows:
+            embeddings = torch.cat([self.model.as_tokens(context["visual"]), embeddings], dim=1)
+            mask = torch.cat([context["visible"], mask], dim=1)
+        limit = getattr(self.language.config, "max_position_embeddings", None)
+        if limit is not None and mask.shape[1] > limit:
+            raise UserError(
+                f"{mask.shape[1] - ids.shape[1]} visual tokens and {ids.shape[1]} of text are more than the {limit} that the "
+                "language model has positions for: use a smaller task.max_length, fewer visual tokens, or "
+                "model.options.visual=adapters"
+            )
+        return embeddings, mask
+
+    @contextmanager
+    def _shown(self, context: Inputs) -> Iterator[None]:
+        """Hand the image to the adapters that read it, in every tower of the language model; and what the encoder's leave to the
+        decoder's."""
+        with ExitStack() as stack:
+            stack.enter_context(bring(self.model, context))
+            for tower in self.config.parts["language"].towers if self.hands else ():
+                if reads_other(self.model, tower):
+                    stack.enter_context(hand(self.model, tower, context["visual"], context["visible"]))
+            yield
+
+    def _written(self, inputs: dict[str, Any], decode: DecodeConfig, alternatives: int, skip: int) -> list[str]:
+        """Texts that the language model generates from inputs, without their first `skip` tokens."""
+        ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids[:, skip:], skip_special_tokens=True)]
+
+
+def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:
+    """The settings of parts joined as a description says."""
+    parts, options = config.parts, config.options
+    return JoinedConfig(
+        vision_config=vision.to_dict(),  # copies: in its own it would forget how a loaded model computes attention
+        text_config=text.to_dict(),
+        vision_class=parts["vision"].architecture,
+        language_class=parts["language"].architecture,
+        vision_norm=parts["vision"].norm,
+        **{key: options[key] for key in ("norm", "boxes", "order") if key in options},
+    )
+
+
+def _whole(model_type: str) -> str:
+    """The kind of model that a vision tower is of: CLIP's image tower has CLIP's image processor."""
+    return model_type.removesuffix("_vision_model")
+
+
+def _read_image_processor(checkpoint: str, model_type: str) -> Any:
+    """The image processor of a checkpoint, on PIL; ViT's where its own needs torchvision."""
+    kind = image_processor_class(_whole(model_type))
+    return read_image_processor(checkpoint, kind if kind.__name__ == "ViTImageProcessorPil" else None)

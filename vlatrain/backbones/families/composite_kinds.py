@@ -1,0 +1,155 @@
+"""The kinds of composites, by how their language model writes.
+
+A causal model gets image, then text, and goes on from it (Tsimpoukelis et al., "Multimodal Few-Shot Learning with Frozen Language
+Models", NeurIPS 2021); an encoder-decoder model has image and question in its encoder and writes with its decoder (Cho et al.,
+"Unifying Vision-and-Language Tasks via Text Generation", ICML 2021; Sung et al., "VL-Adapter", CVPR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from vlatrain.backbones.base import Inputs, Text, padded_text
+from vlatrain.backbones.families.composite import Composite
+from vlatrain.config import DecodeConfig
+from vlatrain.injection.context import left
+
+if TYPE_CHECKING:
+    from vlatrain.data.sample import Turn
+
+
+class CausalComposite(Composite):
+    """A causal language model: image, prompt and answer in one sequence. `Generator` and `Converser`.
+
+    The first token of a target stands for the prompt's last one: that is where the first token of the answer is predicted. Prompts
+    are padded in front, so that their last tokens are in one column; positions do not count padding.
+    """
+
+    reader = "decoder"
+
+    def _prompt(self, texts: Sequence[str]) -> Text:
+        return self._padded([self._start() + self._ids(text) for text in texts], left=True)
+
+    def _start(self) -> list[int]:
+        start = self.language.config.bos_token_id
+        return [self.end if start is None else start]
+
+    def context(self, inputs: Inputs) -> Inputs:
+        """The image's projected states, and the prompt's tokens."""
+        return {**self._visual(inputs), "ids": inputs["prompt"].ids, "mask": inputs["prompt"].mask}
+
+    def logits(self, context: Inputs, target: Text) -> Tensor:
+        """Next-token logits, (N, L, vocabulary)."""
+        ids = torch.cat([context["ids"], target.ids[:, 1:]], dim=1)
+        return self._logits(context, ids, torch.cat([context["mask"], target.mask[:, 1:]], dim=1), target.ids.shape[1])
+
+    def _logits(self, context: Inputs, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+        """Next-token logits of the last so many tokens."""
+        embeddings, mask = self._embedded(context, ids, mask)
+        with self._shown(context):
+            return self.language(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                use_cache=False,
+                logits_to_keep=last,
+            ).logits
+
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+        """Greedy or beam search, key-value cached."""
+        ids, mask = context["ids"], context["mask"]
+        if given := self._ids(prompt, behind=True):
+            ids = torch.cat([ids, ids.new_tensor(given).expand(len(ids), -1)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(ids), len(given))], dim=1)
+        embeddings, mask = self._embedded(context, ids, mask)
+        with self._shown(context):
+            return self._written({"inputs_embeds": embeddings, "attention_mask": mask}, decode, alternatives, 0)
+
+    def conversations(
+        self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> tuple[Inputs, Text]:
+        """Turn by turn: `user: ... assistant: reply`, the end token."""
+        rows, learned = zip(*map(self.transcript, conversations), strict=True)
+        text = self._padded([row[:max_length] for row in rows])
+        mask = padded_text([own[:max_length] for own in learned], 0).ids
+        seen = self._unseen(len(rows)) if images is None else self._seen(images)
+        return {**seen, "prompt": text}, Text(text.ids, mask)
+
+    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """See `Converser`."""
+        row, learned = self._start(), [0]
+        for turn in turns:
+            asked, reply = self._asked(turn), [*self._ids(turn.reply, behind=True), self.end]
+            row, learned = row + asked + reply, learned + [0] * len(asked) + [1] * len(reply)
+        return row, learned
+
+    def conversation_logits(self, inputs: Inputs) -> Tensor:
+        """Next-token logits of the conversations' tokens, (B, L, vocabulary)."""
+        text = inputs["prompt"]
+        return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
+
+    def prompts(self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int) -> Inputs:
+        """Conversations up to the last reply; of those that are too long the end."""
+        rows = []
+        for turns in conversations:
+            before, _ = self.transcript(turns[:-1])
+            rows.append([*before, *self._asked(turns[-1])][-max_length:])
+        seen = self._unseen(len(rows)) if images is None else self._seen(images)
+        return {**seen, "prompt": self._padded(rows, left=True)}
+
+    def _asked(self, turn: Turn) -> list[int]:
+        return self._ids(self.config.prompts["instruct"].replace("{question}", turn.user))
+
+
+class Seq2SeqComposite(Composite):
+    """An encoder-decoder language model: image and prompt in the encoder, the answer in the decoder. `Generator`."""
+
+    causal = False
+
+    def _prompt(self, texts: Sequence[str]) -> Text:
+        return self._padded([self.tokenizer(text)["input_ids"] for text in texts])
+
+    def _start(self) -> list[int]:
+        """The decoder's start token, and what the tokenizer puts in front of every text (BART's `<s>`)."""
+        front = [token for token in self.tokenizer("")["input_ids"] if token != self.end]
+        return [self.language.config.decoder_start_token_id, *front]
+
+    def context(self, inputs: Inputs) -> Inputs:
+        """The encoder's `states` (B, S + L, d) and their `mask`; and the image's, for adapters in the decoder."""
+        visual = self._visual(inputs)
+        embeddings, mask = self._embedded(visual, inputs["prompt"].ids, inputs["prompt"].mask)
+        if "visible" in inputs:  # padding to the end: an encoder counts it where it is
+            order = mask.argsort(dim=1, descending=True, stable=True)  # (B, S + L)
+            embeddings = embeddings.take_along_dim(order[..., None], dim=1)
+            mask = mask.take_along_dim(order, dim=1)
+        with self._shown(visual):
+            states = self.language.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return {**visual, "states": states, "mask": mask, **left(self.model)}
+
+    def logits(self, context: Inputs, target: Text) -> Tensor:
+        """Next-token logits, (N, L, vocabulary)."""
+        with self._shown(context):
+            return self.language(
+                encoder_outputs=BaseModelOutput(last_hidden_state=context["states"]),
+                attention_mask=context["mask"],
+                decoder_input_ids=target.ids,
+                decoder_attention_mask=target.mask,
+                use_cache=False,
+            ).logits
+
+    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+        """Greedy or beam search, key-value cached."""
+        states = context["states"]
+        given = self._start() + self._ids(prompt)
+        inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "attention_mask": context["mask"],
+            "decoder_input_ids": context["mask"].new_tensor(given).expand(len(states), -1),
+        }
+        with self._shown(context):
+            return self._written(inputs, decode, alternatives, len(given))

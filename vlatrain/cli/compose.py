@@ -1,0 +1,330 @@
+"""From a command line to a typed configuration. Hydra composes; what is wrong is found here, first.
+
+Hydra reports one problem at a time, lets `+adapter.dmi=3` pass a schema and knows nothing of ranges. So every override
+is checked on its own against the schema, for a sweep each of its choices; what is sound is composed, and the result
+validated. All problems are raised together. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from vlatrain.cli.overrides import Checked, Request, aliased, joined, keys_in, swept
+from vlatrain.cli.overrides import check as check_overrides
+from vlatrain.cli.registry import register
+from vlatrain.config.checks.owners import unread
+from vlatrain.config.checks.settings import problems as value_problems
+from vlatrain.config.errors import Unfit, UserError, all_unfit
+from vlatrain.config.folder import conf_dir
+from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
+from vlatrain.config.methods import completed
+from vlatrain.config.schema import TrainConfig
+
+MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+Check = Callable[[TrainConfig], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sound request.
+
+    Attributes:
+        overrides: overrides as Hydra takes them.
+        swept: the keys with several values.
+        folder: the sweep's folder, if it was chosen.
+        notes: what is to be said before a sweep begins.
+    """
+
+    overrides: list[str]
+    swept: tuple[str, ...] = ()
+    folder: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def prepare(request: Request, check: Check | None = None, whole: bool = True) -> Prepared:
+    """Check a request and write its overrides in the form Hydra takes.
+
+    Args:
+        request: what was asked for.
+        check: a further check of each composed configuration, returning problems.
+        whole: whether sound overrides are composed here, too; a single job finds its problems itself, and composing costs
+            a third of a second.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    register()
+    search = _search_path(request)
+    texts = aliased(request)
+    with _hydra(search):
+        checked = check_overrides(request, texts, GlobalHydra.instance().config_loader())
+        choices, found = checked.choices, checked.problems
+        used = _files(request, itertools.chain(*choices))
+        found += [problem for file, group in used for problem in _file_problems(file, group, request)]
+        if whole or found:
+            found += _of_jobs(request, checked, check, bool(found))
+        if found:
+            raise UserError(dict.fromkeys(found))
+        overrides = [*map(joined, choices), *checked.passed]
+        several = [swept(alternatives) for alternatives in choices if len(alternatives) > 1]
+        several += [swept([text]) for text in checked.passed]
+        prepared = Prepared(overrides, tuple(several))
+        return _sweep(request, checked, prepared) if request.sweeps else prepared
+
+
+def run(request: Request, overrides: list[str], function: Callable[[DictConfig], Any]) -> None:
+    """Compose a single job and call a function with it. Hydra's own main composes twice, to see whether it is a sweep.
+
+    Raises:
+        HydraException: it cannot be composed.
+    """
+    with _hydra(_search_path(request)) as hydra:
+        hydra.run(request.primary, function, overrides)
+
+
+def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
+    """What Hydra's sweeper needs beside: its folder, the same in all jobs, and which scores are the better ones.
+
+    Raises:
+        UserError: a range, and a sweeper that draws nothing from it.
+    """
+    first = [alternatives[0] for alternatives in checked.choices]
+    chosen = {text.partition("=")[0].lstrip("+") for text in first}
+    try:
+        settings = compose(request.primary, overrides=first, return_hydra_config=True).hydra
+        folder = str(settings.sweep.dir) if "hydra.sweep.dir" in chosen else ""
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explained(error, request.schema)) from error
+    if checked.passed and settings.sweeper._target_ == BASIC:
+        raise UserError(
+            f"{text}: a range, and the sweeper only tries values one by one, as in {swept([text])}=A,B; one that draws from "
+            "ranges is hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
+            for text in checked.passed
+        )
+    if "direction" not in settings.sweeper or "hydra.sweeper.direction" in chosen:
+        return dataclasses.replace(prepared, folder=folder)
+    best = "hydra.sweeper.direction=maximize"
+    note = f"{best}: the sweeper gets each run's score, and more is better"
+    return Prepared([*prepared.overrides, best], prepared.swept, folder, (note,))
+
+
+def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
+    """The dataclass of a composed configuration.
+
+    Raises:
+        UserError: unknown keys, wrong types or missing values.
+    """
+    try:
+        if OmegaConf.get_type(config) is not schema:  # a primary of the user's own, not built on our schema
+            values = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+            if found := problems_in(schema, values):
+                raise UserError(found)
+            config = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), values))
+        elif found := list(_extra_keys(config, schema)):
+            raise UserError(found)
+        made = cast(TrainConfig, OmegaConf.to_object(config))
+        made.adapter = completed(made.adapter)
+        return made
+    except (OmegaConfBaseException, HydraException) as error:
+        raise UserError(explained(error, schema)) from error
+
+
+def problems_of(config: TrainConfig, request: Request, job: list[str], check: Check | None = None) -> list[str]:
+    """What is wrong with a typed configuration.
+
+    Args:
+        config: the configuration.
+        request: what was asked for.
+        job: the overrides of this job of it.
+        check: a further check, asked only about an otherwise sound configuration.
+    """
+    found = [*unread(config, request.verb, _written(request, job)), *value_problems(config, _folders())]
+    return list(check(config)) if check is not None and not found else found
+
+
+def _folders() -> list[Path]:
+    """The user's folders of YAML files: where Hydra composes, what `--config-dir` adds."""
+    path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    found = [element.path or "" for element in path]
+    return [Path(place.removeprefix("file://")) for place in found if place.startswith("file://")]
+
+
+def _written(request: Request, job: list[str]) -> Iterator[tuple[str, str]]:
+    """The keys that the user wrote, each with its file; empty: the command line. A whole configuration as a run saves it is a
+    file, too, so that of a file what is as by default says nothing."""
+    yield from ((key, "") for key in keys_in(job))
+    defaults = leaves(dataclasses.asdict(TrainConfig()))
+    for file, group in _files(request, job):
+        yield from (
+            (key, str(file)) for key, value in leaves(*_read(file, group)).items() if defaults.get(key) != value
+        )
+
+
+def _search_path(request: Request) -> ConfigSearchPath:
+    """Where YAML files are looked for: as Hydra's own main has it, `--config-dir` after ours."""
+    path = create_config_search_path(str(conf_dir()))
+    if request.config_dir is not None:
+        folder = Path(request.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {request.config_dir}: no such folder")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return path
+
+
+@contextmanager
+def _hydra(path: ConfigSearchPath) -> Iterator[Hydra]:
+    version.setbase("1.3")
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("vlatrain", path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _files(request: Request, overrides: Iterable[str]) -> list[tuple[Path, str]]:
+    """The YAML files of the user's folder that overrides use, each with its group."""
+    if request.config_dir is None:
+        return []
+    folder = Path(request.config_dir)
+    files = [(folder / f"{request.primary}.yaml", "")]
+    for single in overrides:
+        key, _, value = single.lstrip("+").partition("=")
+        names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
+        files += [(folder / key / f"{name}.yaml", key) for name in names]
+    return [(file, group) for file, group in files if file.is_file()]
+
+
+def _file_problems(file: Path, group: str, request: Request) -> list[str]:
+    """What is wrong in a YAML file of the user's: all of it, where Hydra would stop at one."""
+    try:
+        values, key = _read(file, group)
+    except UserError as error:
+        return error.problems
+    found = problems_in(request.schema, values, key, source=str(file))
+    hydras = _yaml(file).get("hydra")
+    if not request.sweeps and isinstance(hydras, dict) and hydras.get("mode") == "MULTIRUN":
+        found.append(f"{file}: hydra.mode=MULTIRUN: that it is a sweep is said on the command line, by -m")
+    return found
+
+
+def _read(file: Path, group: str) -> tuple[dict[str, Any], str]:
+    """The values in a YAML file, and the dotted key that they lie below.
+
+    Raises:
+        UserError: it does not hold any.
+    """
+    kept = {key: value for key, value in _yaml(file).items() if key not in ("defaults", "hydra")}
+    header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    package = header[1] if header else group.replace("/", ".")
+    return kept, "" if package in ("", "_global_", "experiment") else package
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values")
+    return values
+
+
+def _of_jobs(request: Request, checked: Checked, check: Check | None, bad: bool) -> list[str]:
+    """What is wrong with the composed jobs. A sweep leaves out those that do not fit, unless none is left."""
+    choices = checked.choices
+
+    def problems(job: list[str]) -> list[str]:
+        try:
+            return _composed_problems(request, job, checked.passed, check)
+        except (HydraException, OmegaConfBaseException) as error:
+            return [] if bad else [explained(error, request.schema)]  # most likely repeats what was found
+
+    first = [alternatives[0] for alternatives in choices]
+    if bad:
+        return problems(first)
+    few = math.prod(map(len, choices)) <= MOST_COMPOSED
+    if few:
+        found = [problems(list(job)) for job in itertools.product(*choices)]
+    else:  # every choice once, beside others that go together
+        base = next((job for job in _variations(first, choices) if not all_unfit(problems(job))), first)
+        found = [problems(job) for job in _variations(base, choices)]
+    runs = any(not any(isinstance(problem, Unfit) for problem in of_job) for of_job in found)
+    return [
+        problem
+        for of_job in found
+        for problem in of_job
+        if not (request.sweeps and runs and isinstance(problem, Unfit))
+    ]
+
+
+def _variations(base: list[str], choices: list[list[str]]) -> Iterator[list[str]]:
+    """A job, and those that differ from it in one choice."""
+    yield base
+    for place, alternatives in enumerate(choices):
+        for other in alternatives:
+            if other != base[place]:
+                yield [*base[:place], other, *base[place + 1 :]]
+
+
+def _composed_problems(request: Request, job: list[str], passed: list[str], check: Check | None) -> list[str]:
+    composed = compose(request.primary, overrides=job, return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
+    with read_write(composed), open_dict(composed):
+        del composed["hydra"]
+    try:
+        config = typed(composed, request.schema)
+    except UserError as error:
+        if isinstance(error.__cause__, InterpolationResolutionError):
+            return []  # such as ${hydra:job.num}, known only in the job; checked again there
+        return error.problems
+    return problems_of(config, request, [*job, *passed], check)
+
+
+def _extra_keys(config: DictConfig, schema: type[TrainConfig]) -> Iterator[str]:
+    values = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    for key in unknown_keys(schema, values):
+        yield f"there is no key {key}{did_you_mean(key, all_keys(schema))}"
+
+
+def explained(error: Exception, schema: type) -> str:
+    """Hydra's or OmegaConf's message in one line, and what was probably meant."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    key = getattr(cause or error, "full_key", None)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = list(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
+    message = "; ".join(line for line in lines if not line.startswith(("full_key", "reference_type", "object_type")))
+    if cause is not None:
+        message += f": {str(cause).splitlines()[0]}"
+    if part := re.match(r"Could not override '(\w+)/(\w+)'", message):
+        group, name = part.groups()
+        return f"{group}/{name}: the chosen {group} is not put together from parts; {group}=composite is"
+    if part := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
+        group, name = part.groups()
+        return f"hydra/{group}={name}: there is no such {group}; plugins bring others: pip install hydra-{name}-{group}"
+    if key and "not in" in message:
+        return f"there is no key {key}{did_you_mean(str(key), all_keys(schema))} ({message})"
+    if key and "Missing mandatory value" in message:
+        return f"{key}: a value is missing"
+    return f"{key}: {message}" if key else message

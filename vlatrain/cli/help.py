@@ -1,0 +1,147 @@
+"""`--help`, written for somebody who sees vlatrain for the first time. Needs neither Hydra nor torch."""
+
+from __future__ import annotations
+
+import textwrap
+
+from vlatrain.verbs import VERBS
+
+_EXAMPLES = """\
+  vlatrain                                              a first run: tiny model, built-in data, CPU, under 2 minutes
+  vlatrain task=captioning model=blip data=files data.train=train.jsonl data.eval=val.jsonl
+  vlatrain -m adapter=bottleneck,lora,full,none         a sweep: four runs, one table
+  vlatrain eval run=outputs/vqa/tiny_blip/NAME data=files data.eval=other.jsonl
+  vlatrain predict run=outputs/vqa/tiny_blip/NAME image=photo.jpg question="what colour is the door?"\
+"""
+
+_KEYS = """\
+  adapter.dim=64          width of the adapter: parameters and capacity
+  adapter.points=[...]    where adapters go: vision.*.attn, decoder.6-11.{cross,ffn}, text.last4.*
+  model.checkpoint=...    other weights: a hub name or a local folder
+  model/vision=dinov2     a part of model=composite, as is model/language=t5
+  data.train= data.eval= data.test= data.root=    with data=files: your files, and the folder of their images
+  trainer.epochs=3        or trainer.max_steps=1000; trainer.batch_size=16; trainer.precision=bf16
+  optim.lr=5e-4           learning rate
+  run.name=NAME           name of the run; again with resume=auto, it continues where it stopped
+  seed=1                  another seed\
+"""
+
+_HYDRA = """\
+  -m, --multirun          sweep over comma-separated values, one run each
+  --cfg job               print the whole configuration and stop
+  --config-dir FOLDER     add your own YAML files (FOLDER/adapter/mine.yaml becomes adapter=mine)
+  --info                  where each value comes from
+  --shell-completion      bash: eval "$(vlatrain -sc install=bash)"; zsh: the same after `bashcompinit`;
+                          fish: vlatrain -sc install=fish | source
+  --hydra-help            everything else that Hydra takes
+  --version               vlatrain's version\
+"""
+
+_VERB_TEXTS = {
+    "train": (
+        "vlatrain [train] [GROUP=OPTION ...] [KEY=VALUE ...]",
+        "Trains an adapter in a frozen vision-language model, evaluates it, and writes one run folder:\n"
+        "outputs/<task>/<model>/<run.name>/ with config.yaml, adapter/, metrics.json, predictions.jsonl, run.log.",
+        "  vlatrain task=vqa model=blip adapter.dim=64\n"
+        "  vlatrain task=captioning data=files data.train=train.jsonl data.eval=val.jsonl data.root=images\n"
+        "  vlatrain run.name=long trainer.epochs=20 resume=auto   start it, or continue where it stopped\n"
+        "  vlatrain -m adapter.dim=16,64,256 task=vqa,captioning,retrieval\n"
+        "  torchrun --nproc-per-node 2 -m vlatrain task=vqa model=blip",
+    ),
+    "eval": (
+        "vlatrain eval run=FOLDER [KEY=VALUE ...]",
+        "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise: data=files for files of\n"
+        "yours where the run was on other data. What only training reads (optim, trainer.epochs) is refused.\n"
+        "  split=eval|test         which data (default: eval)\n"
+        "  output=FOLDER           where the results go (default: <run>/eval-<split>)",
+        "  vlatrain eval run=outputs/vqa/blip/NAME\n"
+        "  vlatrain eval run=outputs/vqa/blip/NAME split=test data=files data.test=test.jsonl\n"
+        "  vlatrain eval run=outputs/vqa/blip/NAME data=files data.eval=other.jsonl data.root=images\n"
+        "  vlatrain eval run=outputs/captioning/blip/NAME task.decode.num_beams=5\n"
+        "  vlatrain eval run=outputs/vqa/blip/NAME trainer.eval_batch_size=8 trainer.device=cpu",
+    ),
+    "predict": (
+        "vlatrain predict run=FOLDER image=... [question=... | text=... | texts=[...]] [KEY=VALUE ...]",
+        "Asks a trained model. Text is taken as you type it inside your shell's quotes.\n"
+        "  image=FILE or FOLDER    what to look at\n"
+        "  question=TEXT           VQA: what to answer; instruct: what the user says\n"
+        "  text=TEXT               retrieval: find the images of image=FOLDER that fit\n"
+        "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"
+        "  input=FILE              many at once: a file of samples as for data=files\n"
+        "  output=FILE             results as JSONL\n"
+        "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
+        '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
+        "  vlatrain predict run=outputs/captioning/blip/NAME image=photos/ output=captions.jsonl\n"
+        '  vlatrain predict run=outputs/retrieval/clip/NAME image=photos/ text="a dog on a beach"\n'
+        "  vlatrain predict run=outputs/retrieval/clip/NAME image=photo.jpg texts=labels.txt\n"
+        "  vlatrain predict run=outputs/vqa/blip/NAME input=questions.jsonl output=answers.jsonl",
+    ),
+    "merge": (
+        "vlatrain merge sources=[FOLDER,FOLDER] output=FOLDER [KEY=VALUE ...]",
+        "Combines finished runs into a new folder. Without more, the mean of adapters of the same kind and shape, as a run folder\n"
+        "that eval and predict take.\n"
+        "  weights=[0.7,0.3]       a factor for each, any numbers (task arithmetic); default: the mean\n"
+        "                          of LoRA the changes of the weights are added, exactly, in a rank that is the sum of the ranks;\n"
+        "                          of other adapters each tensor is, so that what they do is not: with weights that do not\n"
+        "                          add to 1 it grows by the product of their layers\n"
+        "  keep=1                  of a fusion, the most used sources; the rest is dropped\n"
+        "  into=weights            LoRA and PEFT's other methods, and full fine-tuning: a whole checkpoint, for\n"
+        "                          model.checkpoint=FOLDER and from_pretrained; for its task only\n"
+        "  output=FOLDER           where the result goes; new or empty",
+        "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=outputs/vqa/blip/mean\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] weights=[1.0,-0.5] output=outputs/vqa/blip/less-b\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/FUSION] keep=1 output=outputs/vqa/blip/pruned\n"
+        "  vlatrain merge sources=[outputs/vqa/blip/LORA] into=weights output=checkpoints/blip-mine",
+    ),
+    "inspect": (
+        "vlatrain inspect [GROUP=OPTION ...] [KEY=VALUE ...]",
+        "Shows the injection points of a backbone, which of them the configuration selects, trainable parameters,\n"
+        "size of the adapter file and estimated memory. Takes what train takes; needs neither weights nor network.",
+        "  vlatrain inspect model=blip task=vqa\n"
+        "  vlatrain inspect model=blip task=captioning adapter.dim=64\n"
+        "  vlatrain inspect model=clip task=retrieval 'adapter.points=[vision.last4.*]'\n"
+        "  vlatrain inspect model=blip adapter=lora adapter.dim=8\n"
+        "  vlatrain inspect model=blip task=vqa trainer.batch_size=64",
+    ),
+    "cache": (
+        "vlatrain cache [prune=all | prune=NAME] [older_than=DAYS]",
+        "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it.\n"
+        "It is in ~/.cache/vlatrain, or where VLATRAIN_CACHE says.",
+        "  vlatrain cache\n"
+        "  vlatrain cache older_than=30   remove what was last used 30 days ago or more\n"
+        "  vlatrain cache prune=all",
+    ),
+}
+
+
+def overview(options: dict[str, list[str]]) -> str:
+    """The text of `vlatrain --help`.
+
+    Args:
+        options: the options of each group.
+    """
+    verbs = "\n".join(f"  {verb:<9} {about.does}" for verb, about in VERBS.items())
+    return (
+        "vlatrain fine-tunes a frozen vision-language model on your images by training small adapters.\n\n"
+        "usage: vlatrain [VERB] [GROUP=OPTION ...] [KEY=VALUE ...]\n\n"
+        f"verbs\n{verbs}\n\n"
+        f"groups (the whole choice: GROUP=OPTION)\n{_groups(options)}\n\n"
+        f"keys (single values: KEY=VALUE; all of them with --cfg job)\n{_KEYS}\n\n"
+        f"examples\n{_EXAMPLES}\n\n"
+        f"options\n{_HYDRA}\n\n"
+        "`vlatrain VERB --help` tells more about a verb.\n"
+    )
+
+
+def of_verb(verb: str, options: dict[str, list[str]]) -> str:
+    """The text of `vlatrain VERB --help`."""
+    usage, text, examples = _VERB_TEXTS[verb]
+    return f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n\ngroups\n{_groups(options)}\n\noptions\n{_HYDRA}\n"
+
+
+def _groups(options: dict[str, list[str]]) -> str:
+    lines: list[str] = []
+    for group, names in options.items():
+        wrapped = textwrap.wrap(", ".join(names), width=100, break_on_hyphens=False)
+        lines += [f"  {group if not row else '':<11} {line}" for row, line in enumerate(wrapped)]
+    return "\n".join(lines)

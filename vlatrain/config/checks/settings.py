@@ -1,0 +1,330 @@
+"""Values that have the right type and yet make no sense. Every problem is reported, each with what would be right."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlatrain.config import joint, methods
+from vlatrain.config.checks.serving import serving
+from vlatrain.config.errors import Unfit, UserError
+from vlatrain.config.keys import did_you_mean
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.task import TaskConfig
+
+# Names that more than one place knows: tests/config/checks/test_settings.py compares them with the code that implements them.
+ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
+NEEDS = ("other", "features", "sources", "parts", "end", "layers", "attn", "frozen", "insert", "chain")
+JAVA = ("meteor", "spice")
+METRICS = {
+    "vqa": ("accuracy",),
+    "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", *JAVA),
+    "retrieval": (
+        "mean_recall",
+        *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
+    ),
+    "classification": ("accuracy", "macro_f1", "auroc"),
+    "instruct": ("rouge_l", "exact_match"),
+}
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_positive: Rule = (lambda value: value > 0 and math.isfinite(value), "more than 0")
+_not_negative: Rule = (lambda value: value >= 0 and math.isfinite(value), "0 or more")
+_at_least_one: Rule = (lambda value: value >= 1, "1 or more")
+_share: Rule = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_finite: Rule = (math.isfinite, "a finite number")
+
+_RANGES: dict[str, Rule] = {
+    "task.max_length": _at_least_one,
+    "task.temperature": _positive,
+    "task.rerank": _not_negative,
+    "task.negatives": _at_least_one,
+    "task.sampling_temperature": _at_least_one,
+    "task.decode.num_beams": _at_least_one,
+    "task.decode.max_new_tokens": _at_least_one,
+    "task.decode.min_new_tokens": _not_negative,
+    "task.decode.length_penalty": _finite,
+    "adapter.dim": _at_least_one,
+    "adapter.dropout": _share,
+    "adapter.scaling": _positive,
+    "adapter.init_std": _positive,
+    "adapter.rate": _positive,
+    "adapter.drop_layers": _not_negative,
+    "adapter.drop_random": _not_negative,
+    "data.train_size": _at_least_one,
+    "data.eval_size": _at_least_one,
+    "data.seed": _not_negative,
+    "data.crop": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    "data.flip": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "data.views": _not_negative,
+    "optim.lr": _positive,
+    "optim.weight_decay": _not_negative,
+    "optim.beta1": _share,
+    "optim.beta2": _share,
+    "optim.eps": _positive,
+    "optim.warmup": _not_negative,
+    "optim.clip": _not_negative,
+    "trainer.epochs": _at_least_one,
+    "trainer.max_steps": _at_least_one,
+    "trainer.batch_size": _at_least_one,
+    "trainer.eval_batch_size": _at_least_one,
+    "trainer.accumulate": _at_least_one,
+    "trainer.eval_every": _not_negative,
+    "trainer.save_every": _not_negative,
+    "trainer.log_every": _at_least_one,
+    "trainer.keep": _not_negative,
+    "trainer.patience": _not_negative,
+    "trainer.workers": _not_negative,
+    "trainer.threads": _not_negative,
+    "trainer.cache_gb": _positive,
+    "seed": _not_negative,
+    "top_k": _at_least_one,
+    "keep": _at_least_one,
+}
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "task.name": (*joint.SINGLE, joint.JOINT),
+    "task.sampling": joint.SAMPLING,
+    "task.answers": ("generate", "rank"),
+    "model.quantize": (4, 8),
+    "adapter.activation": ACTIVATIONS,
+    "adapter.init": ("zero", "normal"),
+    "data.name": ("shapes", "files", "hub"),
+    "optim.schedule": ("linear", "cosine", "constant"),
+    "trainer.precision": ("auto", "fp32", "bf16", "fp16"),
+    "trainer.cache": ("auto", "off", "memory", "disk"),
+    "trainer.device": ("auto", "cpu", "cuda"),
+    "logger.name": ("none", "wandb", "tensorboard"),
+    "logger.mode": ("online", "offline", "disabled"),
+    "resume": ("auto", "no"),
+    "split": ("eval", "test"),
+    "into": ("adapter", "weights"),
+}
+
+PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
+
+
+def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
+    """Everything wrong with a configuration of the right types, one message each; empty if it is sound.
+
+    Args:
+        config: the configuration.
+        folders: the user's own folders of YAML files, whose backbones a message may name.
+    """
+    if isinstance(config, MergeConfig):
+        return [*_out_of_range(config), *_unknown_names(config), *_model(config, folders), *_merge(config)]
+    found = [
+        *_out_of_range(config),
+        *_unknown_names(config),
+        *methods.problems(config.adapter),
+        *_model(config, folders),
+    ]
+    found += [*_rates(config), *_run(config), *_logger(config)]
+    if wrong := joint.problems(config):
+        return [*found, *wrong]
+    if config.task.name == joint.JOINT:
+        found += _parts(config, found)
+    if isinstance(config, PredictConfig):
+        return [*found, *_prediction(config)]
+    return found if config.task.name == joint.JOINT else [*found, *_data(config)]
+
+
+def metrics(config: TaskConfig) -> tuple[str, ...]:
+    """The names of a task's scores that can choose the best checkpoint; empty for a task that is unknown."""
+    if config.name != joint.JOINT or joint.task_problems(config):
+        return METRICS.get(config.name, ())
+    parts = joint.tasks(config).items()
+    own = {name: [m for m in metrics(part) if part.java_metrics or m not in JAVA] for name, part in parts}
+    return (joint.MEAN, *(f"{name}/{metric}" for name, known in own.items() for metric in known))
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _values(config: TrainConfig, key: str) -> Iterable[tuple[str, Any]]:
+    """A key's values that are set, and the keys as they are written: that of the method is also one of each of its parts."""
+    found = {key: _get(config, key)}
+    group, _, rest = key.partition(".")
+    if group == "adapter" and config.adapter.parts and not any(methods.wrong_parts(config.adapter)):
+        for name, method in methods.parts(config.adapter).items():
+            found[f"adapter.parts.{name}.{rest}"] = _get(method, rest)
+    return [(shown, value) for shown, value in found.items() if value is not None]
+
+
+def _out_of_range(config: TrainConfig) -> Iterable[str]:
+    for key, (holds, wanted) in _RANGES.items():
+        for shown, value in _values(config, key):
+            if not holds(value):
+                yield f"{shown}={value}: must be {wanted}"
+    if config.data.eval is None and not 0 < config.data.eval_fraction < 1:
+        yield f"data.eval_fraction={config.data.eval_fraction}: must be between 0 and 1"
+    decode = config.task.decode
+    if decode.min_new_tokens > decode.max_new_tokens >= 1:
+        yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
+    yield from _classes(config.task)
+
+
+def _classes(config: TaskConfig) -> Iterable[str]:
+    if len(config.classes) == 1:
+        yield f"task.classes={config.classes}: a choice needs two classes or more; empty takes those of the training data"
+    if twice := [name for name, count in Counter(config.classes).items() if count > 1]:
+        yield f"task.classes: {', '.join(twice)}: named more than once"
+    if "" in config.classes:
+        yield "task.classes: a class without a name"
+    if not config.templates:
+        yield "task.templates=[]: a class is compared by at least one text, such as 'a photo of a {}.'"
+    for template in config.templates:
+        if template.count("{}") != 1:
+            yield f"task.templates: {template!r}: the class's name goes where {{}} stands, once"
+
+
+def _unknown_names(config: TrainConfig) -> Iterable[str]:
+    for key, names in _CHOICES.items():
+        for shown, value in _values(config, key):
+            if value not in names:
+                known = tuple(map(str, names))
+                yield f"{shown}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
+    metric, known = config.task.metric, metrics(config.task)
+    if known and metric not in known:
+        yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
+    if metric in JAVA and not config.task.java_metrics:
+        yield f"task.metric={metric}: needs task.java_metrics=true"
+
+
+def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
+    model = config.model
+    if not model.tasks:
+        yield f"model={model.name}: its description names no task that it serves"
+    elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
+        others = f"; {config.task.name}: {', '.join(able)}" if (able := serving(config.task.name, folders)) else ""
+        yield Unfit(
+            f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}{others}"
+        )
+    for task, served in model.tasks.items():
+        for tower in served.towers:
+            if tower not in model.towers:
+                yield f"model.tasks.{task}.towers: no tower {tower}; there are {', '.join(model.towers)}"
+    if model.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"model.quantize={model.quantize}: needs a package; pip install 'vlatrain[quantize]'"
+    if model.quantize and config.adapter.name == "full":
+        yield Unfit(f"model.quantize={model.quantize}: quantised weights cannot train, and adapter=full trains them")
+    checkpoint = model.checkpoint or ""
+    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().exists():
+        yield f"model.checkpoint={checkpoint}: no such folder"
+    if config.adapter.points is not None and not config.adapter.points:
+        yield "adapter.points=[]: selects nothing; adapter=none trains nothing, null takes the task's points"
+
+
+def _parts(config: TrainConfig, told: list[str]) -> Iterable[str]:
+    """What is wrong with the parts of a joint run, each taken as a run of its own, beyond what has been told of the whole."""
+    served = config.model.tasks.get(joint.JOINT)
+    found: dict[str, list[str]] = {}
+    for name, part in joint.parts(config).items():
+        if served and part.task.name not in served.parts:
+            yield (
+                f"task.parts.{name}: model={config.model.name} cannot do {part.task.name} as a part: its "
+                f"{served.architecture}, which serves them all, is made for {', '.join(served.parts)}"
+            )
+        data = [] if isinstance(part, PredictConfig) else _data(part)
+        for problem in [*_out_of_range(part), *_unknown_names(part), *data]:
+            if problem not in told:
+                found.setdefault(problem, []).append(name)
+    for problem, names in found.items():
+        yield f"part {', '.join(names)}: {problem}"
+
+
+def _rates(config: TrainConfig) -> Iterable[str]:
+    for group, rate in config.optim.groups.items():
+        key = f"optim.groups.{group}"
+        if group not in PARAMETER_GROUPS:
+            yield f"{key}: must be one of {', '.join(PARAMETER_GROUPS)}{did_you_mean(str(group), PARAMETER_GROUPS)}"
+        if not (rate > 0 and math.isfinite(rate)):
+            yield f"{key}={rate}: must be more than 0"
+
+
+def _run(config: TrainConfig) -> Iterable[str]:
+    name = config.run.name
+    if name is not None and (not name or name in (".", "..") or any(mark in name for mark in "/\\\0")):
+        yield f"run.name={name}: must be a plain folder name; run.dir=FOLDER takes a path"
+    if config.resume == "auto" and not (name or config.run.dir) and not isinstance(config, (EvalConfig, PredictConfig)):
+        yield "resume=auto: say which run with run.name=NAME or run.dir=FOLDER"
+    if isinstance(config, (EvalConfig, PredictConfig)) and not config.source:
+        yield "run=FOLDER is missing: the folder of a finished run"
+
+
+def _logger(config: TrainConfig) -> Iterable[str]:
+    package = config.logger.name
+    if package in ("wandb", "tensorboard") and importlib.util.find_spec(package) is None:
+        yield f"logger={package}: needs a package; pip install 'vlatrain[{package}]'"
+
+
+def _data(config: TrainConfig) -> Iterable[str]:
+    data = config.data
+    evaluates = isinstance(config, EvalConfig)
+    if data.name == "hub" and not data.path:
+        yield "data=hub: data.path=NAME or data.path=FOLDER is missing"
+    if data.name == "files" and not data.train and not evaluates:
+        yield "data=files: data.train=FILE is missing"
+    if data.streaming and (data.train_size is None or data.eval_size is None):
+        yield "data.streaming=true: needs data.train_size and data.eval_size, as a stream does not tell its length"
+    wanted = {config.split: getattr(data, config.split, None)} if isinstance(config, EvalConfig) else {}
+    if isinstance(config, EvalConfig) and config.split == "test" and data.name != "shapes" and not data.test:
+        yield "split=test: the run has no test data; say which with data.test="
+    if not evaluates:
+        wanted = {"train": data.train, "eval": data.eval, "test": data.test}
+    if data.name == "files":
+        for split, file in wanted.items():
+            if file and not Path(file).expanduser().exists():
+                yield f"data.{split}={file}: no such file"
+        if data.root and not Path(data.root).expanduser().is_dir():
+            yield f"data.root={data.root}: no such folder"
+
+
+def _prediction(config: PredictConfig) -> Iterable[str]:
+    for key in ("image", "input"):
+        path = getattr(config, key)
+        if path and not Path(path).expanduser().exists():
+            yield f"{key}={path}: no such file or folder"
+    try:
+        task = joint.parts(config)[joint.asked(config)].task.name
+    except UserError as error:
+        yield from error.problems
+        return
+    if config.input:
+        return
+    if not config.image:
+        yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
+    if task in joint.ASKED and not config.question:
+        yield "question=TEXT is missing"
+    if task == "retrieval" and bool(config.text) == bool(config.texts):
+        yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"
+
+
+def _merge(config: MergeConfig) -> Iterable[str]:
+    output, number = Path(config.output).expanduser(), len(config.sources)
+    if not config.output:
+        yield "output=FOLDER is missing: where the result goes"
+    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        yield f"output={config.output}: there is something already; choose another folder"
+    if config.into == "weights" and number > 1:
+        yield f"into=weights: takes one run, not {number}; merge their adapters first, then the result"
+    if config.keep is not None and number > 1:
+        yield f"keep={config.keep}: prunes one run, a fusion, not {number}"
+    if config.keep is not None and config.into == "weights":
+        yield "keep= and into=weights: a fusion is not linear and cannot go into the weights"
+    if config.weights and (config.keep is not None or config.into == "weights"):
+        yield "weights=: only the adapters of runs are weighted, neither with keep= nor with into=weights"
+    elif config.weights and len(config.weights) != number:
+        yield f"weights: {len(config.weights)} of them for {number} sources"
+    elif not config.weights and number < 2 and config.keep is None and config.into == "adapter":
+        yield "sources: a single run needs weights=[FACTOR], keep=NUMBER (of a fusion) or into=weights"
+    if not all(math.isfinite(weight) for weight in config.weights):
+        yield f"weights={config.weights}: must be finite"

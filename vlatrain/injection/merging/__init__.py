@@ -1,0 +1,1 @@
+"""Adapters made of others: averages, fusions, and what can go into the weights."""

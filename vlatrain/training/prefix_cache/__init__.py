@@ -1,0 +1,1 @@
+"""The frozen prefix of each sample, computed once: how far it reaches, its computation, and where it is kept."""

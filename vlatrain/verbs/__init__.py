@@ -1,0 +1,41 @@
+"""What the command line can do, one file a verb. This table needs neither Hydra nor torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One word of the command line.
+
+    Attributes:
+        does: what it does, in a line of the help.
+        function: module and function that a checked configuration is given to.
+    """
+
+    does: str
+    function: str
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function; torch is imported with it."""
+        module, _, name = self.function.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+VERBS = {
+    "train": Verb(
+        "train an adapter and evaluate it (the default: the word may be left out)", "vlatrain.verbs.train.train"
+    ),
+    "eval": Verb("score a finished run again, on the same or on other data", "vlatrain.verbs.eval.evaluate"),
+    "predict": Verb("ask a trained model about your images", "vlatrain.verbs.predict.predict"),
+    "merge": Verb(
+        "average adapters, prune a fusion, or put an adapter into the model's weights", "vlatrain.verbs.merge.merge"
+    ),
+    "inspect": Verb("show what a training would adapt and cost; loads no weights", "vlatrain.verbs.inspect.inspect"),
+    "cache": Verb("list and remove what runs have kept of frozen prefixes", "vlatrain.verbs.cache.show"),
+}

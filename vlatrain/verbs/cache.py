@@ -1,0 +1,101 @@
+"""`vlatrain cache`: the prefixes that runs have kept on disk, what they are of, and how to be rid of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vlatrain.config import UserError
+from vlatrain.config.keys import did_you_mean
+from vlatrain.training.prefix_cache import store
+
+DAY = 86_400
+KEYS = ("prune", "older_than")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of kept states.
+
+    Attributes:
+        path: the folder; its name is the hash of the prefix.
+        note: what it is of: model, source, task, prefix, precision; empty if nothing whole is in it.
+        bytes: of what is in it.
+        days: since it was last used.
+    """
+
+    path: Path
+    note: dict[str, Any]
+    bytes: int
+    days: float
+
+
+def folders() -> list[Folder]:
+    """All that is kept, the last used first; what a killed run has left is among it."""
+    if os.path.isfile(store.root()):
+        raise UserError(f"VLATRAIN_CACHE={store.root()} is a file; set it to a folder")
+    found = []
+    for path in store.folders():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            days = (time.time() - path.stat().st_mtime) / DAY
+            found.append(Folder(path, store.note_of(path), store.sizes(path), days))
+    return sorted(found, key=lambda folder: folder.days)
+
+
+def show(words: Sequence[str], console: Console | None = None) -> None:
+    """List what is kept, or prune it.
+
+    Args:
+        words: `prune=all`, `prune=NAME` (its first letters do), `older_than=DAYS`; none: list.
+        console: where to print.
+
+    Raises:
+        UserError: other words, or a name that there is not.
+    """
+    console = console or Console()
+    asked = _asked(words)
+    found = folders()
+    chosen = [folder for folder in found if folder.days >= asked.get("older_than", 0.0)]
+    if (name := asked.get("prune", "all")) != "all":
+        chosen = [folder for folder in chosen if folder.path.name.startswith(name)]
+        if not chosen:
+            raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
+    if asked:
+        freed = store.clear(folder.path for folder in chosen)
+        console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
+        return
+    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.root()}")
+    for folder in found:
+        told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
+        table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
+    console.print(table)
+    console.print(
+        f"{sum(folder.bytes for folder in found) / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes"
+    )
+
+
+def _asked(words: Sequence[str]) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+    problems = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in KEYS or not value:
+            problems.append(f"{word}: cache takes prune=all, prune=NAME and older_than=DAYS{did_you_mean(key, KEYS)}")
+        elif key == "older_than":
+            try:
+                asked[key] = float(value)
+            except ValueError:
+                problems.append(f"{word}: expected a number of days")
+        else:
+            asked[key] = value
+    if problems:
+        raise UserError(problems)
+    return asked

@@ -1,0 +1,180 @@
+"""`vlatrain inspect`: what a configuration would train, counted on the meta device, with neither weights nor network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from vlatrain.backbones.describe import checkpoint_of, sites, stacks
+from vlatrain.backbones.loading import family_of, meta_model
+from vlatrain.backbones.quantise import BYTES, layers_of, linears
+from vlatrain.config import TrainConfig
+from vlatrain.config.methods import is_peft
+from vlatrain.config.methods import parts as methods
+from vlatrain.injection.attach import attach, group_of
+from vlatrain.injection.points import Sites, everything
+from vlatrain.tasks import prepare
+from vlatrain.tasks.base import TYPICAL
+from vlatrain.training.costs import Step, cost_table, costs, rehearsed
+
+ADAM_STATES = 2  # moments of each trainable parameter, fp32
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The counts of a configuration.
+
+    Attributes:
+        trainable: trainable parameters by group.
+        total: all parameters, adapters included, shared ones once.
+        adapter_bytes: size of the saved adapter's tensors (fp32).
+        memory: estimated bytes at the peak of training, by kind: weights, the optimizer's moments, activations and gradients
+            of one batch, and on a CPU the runtime, which is this process before it counts.
+        step: one step, counted on shapes; None where a method of PEFT looks at values: then activations are not known.
+    """
+
+    trainable: dict[str, int]
+    total: int
+    adapter_bytes: int
+    memory: dict[str, int]
+    step: Step | None
+
+    @property
+    def percent(self) -> float:
+        """Share of trainable parameters, in percent."""
+        return 100 * sum(self.trainable.values()) / self.total
+
+
+def count(config: TrainConfig) -> Inspection:
+    """Build the model with its adapters on the meta device and count.
+
+    Raises:
+        UserError: the backbone does not serve the task, or patterns select nothing.
+    """
+    return _counted(config, *without_values(config))
+
+
+def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module, runtime: int = 0) -> Inspection:
+    trainable = Counter[str]()
+    saved = 0  # a fusion's frozen sources too
+    for key, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            trainable[group_of(key)] += parameter.numel()
+        if parameter.requires_grad or group_of(key) == "adapter":
+            saved += parameter.numel()
+    total = sum(parameter.numel() for parameter in adapted.parameters())
+    trained = sum(trainable.values())
+    low = 2 if config.trainer.precision in ("bf16", "fp16") else 4
+    bits = config.model.quantize
+    quantised = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
+    memory = {"runtime": runtime} if runtime else {}
+    memory |= {
+        "weights": low * (total - trained) + 4 * trained + (int((BYTES[bits] - low) * quantised) if bits else 0),
+        "optimizer": 4 * ADAM_STATES * trained,
+    }
+    step = None
+    try:
+        step = rehearsed(config, model)
+        memory["activations and gradients"] = step.bytes * low // 4
+    except RuntimeError:
+        if not any(map(is_peft, methods(config.adapter).values())):
+            raise
+    return Inspection(dict(trainable), total, 4 * saved, memory, step)
+
+
+def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """The model, and the same with its adapters, on the meta device."""
+    name = config.task.name
+    where = sites(config.model, name, config.points)
+    for device in ("meta", "cpu"):  # BOFT looks at values while it is made
+        model = meta_model(config.model, name).requires_grad_(False)
+        if config.task.answer_list:  # a classifier has a row for each
+            prepare(config.task, family_of(config.model)(config.model, name, model, None, ""))
+        try:
+            with torch.device(device):
+                adapted = attach(model, config.adapter, where, [*config.task.parts])
+            break
+        except RuntimeError:
+            if device == "cpu" or not any(map(is_peft, methods(config.adapter).values())):
+                raise
+    return model, adapted.to("meta")
+
+
+def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
+    """Print towers and points, what is selected, and the counts."""
+    console = console or Console()
+    gpu = config.trainer.device == "cuda" or (config.trainer.device == "auto" and torch.cuda.is_available())
+    runtime = 0 if gpu else psutil.Process().memory_info().rss
+    model, adapted = without_values(config)
+    found = _counted(config, model, adapted, runtime)
+    where = sites(config.model, config.task.name, config.points)
+    console.print(
+        f"[bold]{config.model.name}[/] ({config.model.tasks[config.task.name].architecture}, "
+        f"{checkpoint_of(config.model, config.task.name)}) for [bold]{config.task.name}[/], adapter=[bold]{config.adapter.name}[/]"
+    )
+    console.print(_towers(config, where))
+    console.print(_counts(config, found))
+    if found.step:
+        console.print(cost_table(costs(config, model, found.step)))
+    lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
+    console.print(
+        f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
+        "measured as metrics.json's peak_mb.",
+        style="dim",
+    )
+    return found
+
+
+def as_json(found: Inspection) -> dict:
+    """The counts as JSON values."""
+    return {**asdict(found), "percent": found.percent}
+
+
+def _towers(config: TrainConfig, where: Sites) -> Table:
+    table = Table("tower", "layers", "sites (width)", "selected points", title="Injection points: tower.layer.site")
+    everywhere = sites(config.model, config.task.name, ["*"]).places
+    towers = stacks(config.model, config.task.name)
+    for tower, stack in towers.items():
+        first = [point for point in everything(towers) if point.tower == tower and point.layer == 0]
+        described = ", ".join(f"{point.site} ({everywhere[point].width})" for point in first)
+        selected = []
+        for site in stack.sites:
+            layers = [point.layer for point in where.places if point.tower == tower and point.site == site]
+            if layers and config.adapter.name not in ("full", "none"):
+                selected.append(f"{site}: {_ranges(layers)}")
+        table.add_row(tower, f"0-{stack.layers - 1}", described, "\n".join(selected) or "-")
+    return table
+
+
+def _counts(config: TrainConfig, found: Inspection) -> Table:
+    table = Table("what", "how much", title="Parameters and memory")
+    for group, number in found.trainable.items():
+        table.add_row(f"trainable: {group}", f"{number:,}")
+    table.add_row("trainable", f"{sum(found.trainable.values()):,} ({found.percent:.3f} % of {found.total:,})")
+    table.add_row("adapter file", _bytes(found.adapter_bytes))
+    for kind, size in found.memory.items():
+        table.add_row(f"training memory: {kind}", _bytes(size))
+    if not found.step:
+        table.add_row("training memory: activations", "not known: they depend on values here")
+    table.add_row("training memory, estimated", _bytes(sum(found.memory.values())))
+    return table
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

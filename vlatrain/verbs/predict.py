@@ -1,0 +1,335 @@
+"""`vlatrain predict`: answers, captions, and search in either direction, for one image, a folder, or a file of samples; results in
+the terminal and as JSONL. `Predictor` is what answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from vlatrain.config import PredictConfig, TrainConfig, UserError
+from vlatrain.config.joint import ASKED, asked, parts
+from vlatrain.data import load_inputs, picture_files
+from vlatrain.data.checks import Problems, check_pictures
+from vlatrain.data.features import check_shown, picture_of
+from vlatrain.data.sample import Picture, Sample, Turn
+from vlatrain.injection.context import for_task
+from vlatrain.metrics.retrieval import similarity, top_k
+from vlatrain.tasks import Batch
+from vlatrain.tasks.base import Collate, move
+from vlatrain.tasks.captioning import Captioning
+from vlatrain.tasks.classification import Classification
+from vlatrain.tasks.instruct import Instruct
+from vlatrain.tasks.joint import Joint
+from vlatrain.tasks.lengths import check_lengths
+from vlatrain.tasks.retrieval import Retrieval
+from vlatrain.tasks.retrieval_matching import Matching
+from vlatrain.tasks.sample_checks import check_samples
+from vlatrain.tasks.vqa import Vqa
+from vlatrain.training.display import SILENT
+from vlatrain.training.precision import autocast, choose_device, choose_precision
+from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.setup import finished
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer, caption or search result.
+
+    Attributes:
+        text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
+        score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
+            (search); None for captions and replies.
+    """
+
+    text: str
+    score: float | None
+
+
+class Predictor:
+    """A finished run, ready to be asked.
+
+    Args:
+        config: the run's configuration.
+        run: the run folder.
+        part: of a joint run, the part that is asked.
+
+    Raises:
+        UserError: the weights or the adapter cannot be had, or the device or precision.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path, part: str = "") -> None:
+        self.device = choose_device(config.trainer.device)
+        self.precision = choose_precision(config.trainer.precision, self.device)
+        task = finished(config, run, self.device, self.precision).task
+        self.config = config
+        self.task, self.part = task.parts[part] if isinstance(task, Joint) else task, part
+        self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
+
+    def recall(self, samples: Sequence[Sample]) -> None:
+        """Use what is kept of samples on disk."""
+        keep_prefix(self.task.backbone, self.config, {"asked": samples}, {}, self.precision, SILENT)
+
+    def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
+        """For each sample the best answers, classes, captions or replies, best first, as they come."""
+        collate, answer = self._asking()
+        for batch in self._batches(samples, collate):
+            with self._computing():
+                found = answer(batch, alternatives)
+            yield from ([Hit(*_scored(one)) for one in best] for best in found)
+
+    def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
+        """The k images that fit a text best."""
+        with self._computing():
+            return self._find_images(text, images, names, k)
+
+    def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
+        """The k texts that fit an image best."""
+        with self._computing():
+            return self._find_texts(image, texts, k)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
+            yield
+
+    def _asking(self) -> tuple[Collate, Callable[[Batch, int], list[list[Any]]]]:
+        """What makes a batch of samples to ask about, and what answers it: texts, or texts with scores."""
+        task = self.task
+        if isinstance(task, Vqa):
+            return task.questions, task.answer
+        if isinstance(task, Classification):
+            return task.images, task.classify
+        if isinstance(task, Instruct):
+            return task.asked, task.reply
+        assert isinstance(task, Captioning), "retrieval is searched, not asked"
+        return task.images, task.caption
+
+    def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
+        task = self._retrieval()
+        samples = [_sample(picture) for picture in images]
+        if isinstance(task, Matching):
+            asked = task.in_parts([text])
+            found = [task.scores(batch["inputs"], asked)[:, 0] for batch in self._batches(samples, task.images)]
+            return _best(names, torch.cat(found), k)
+        features = torch.cat(
+            [task.embedder.image_features(batch["inputs"])[0] for batch in self._batches(samples, task.images)]
+        )
+        query = task.embedder.text_features(self._text([text]))
+        best = top_k(query, features, k)[1][0].tolist()
+        scores = similarity(query, features[best])[0].tolist()
+        if task.config.rerank and task.embedder.matches:
+            batches = self._batches([samples[i] for i in best], task.images)
+            states = (task.embedder.image_features(batch["inputs"])[1] for batch in batches)
+            scores = [
+                score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()
+            ]
+        return _ranked([names[i] for i in best], scores)
+
+    def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
+        task = self._retrieval()
+        if isinstance(task, Matching):
+            batch = next(self._batches([_sample(image)], task.images))
+            return _best(texts, task.scores(batch["inputs"], task.in_parts(texts))[0], k)
+        feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["inputs"])
+        features = torch.cat(
+            [
+                task.embedder.text_features(self._text(texts[start : start + self.batch_size]))
+                for start in range(0, len(texts), self.batch_size)
+            ]
+        )
+        best = top_k(feature, features, k)[1][0].tolist()
+        scores = similarity(feature, features[best])[0].tolist()
+        if task.config.rerank and task.embedder.matches:
+            scores = task.match_scores(states.expand(len(best), -1, -1), self._text([texts[i] for i in best])).tolist()
+        return _ranked([texts[i] for i in best], scores)
+
+    def _retrieval(self) -> Retrieval:
+        assert isinstance(self.task, Retrieval)
+        return self.task
+
+    def _text(self, texts: Sequence[str]) -> Any:
+        return self.task.backbone.text(texts, self.task.longest("text")).to(self.device)
+
+    def _batches(self, samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+        for start in range(0, len(samples), self.batch_size):
+            yield move(collate(samples[start : start + self.batch_size]), self.device)
+
+
+def _scored(answer: str | tuple[str, float]) -> tuple[str, float | None]:
+    return (answer, None) if isinstance(answer, str) else answer
+
+
+def _sample(image: Picture) -> Sample:
+    return Sample(id="", image=image)
+
+
+def _best(texts: Sequence[str], scores: Tensor, k: int) -> list[Hit]:
+    """The k texts with the highest scores."""
+    values, places = scores.topk(min(k, len(texts)))
+    return [Hit(texts[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+
+
+def _ranked(texts: Sequence[str], scores: Sequence[float]) -> list[Hit]:
+    hits = [Hit(text, score) for text, score in zip(texts, scores, strict=True)]
+    return sorted(hits, key=lambda hit: -(hit.score or 0.0))
+
+
+SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
+CHOOSING = ("vqa", "classification")  # tasks with more than one answer, each with its probability
+
+
+def predict(config: PredictConfig, console: Console | None = None) -> list[dict[str, Any]]:
+    """Answer the queries of a configuration and show the results.
+
+    Args:
+        config: the run's configuration with the queries.
+        console: where to print.
+
+    Returns:
+        A record for each query: what was asked, and its hits, best first.
+
+    Raises:
+        UserError: queries that do not fit the task, or files that cannot be read; all of them at once.
+    """
+    console = console or Console()
+    part, whole = asked(config), config
+    config = parts(config)[part]  # of a joint run, what concerns the part that is asked
+    samples = _samples(config)  # before the weights: a missing file must not wait for them
+    predictor = Predictor(whole, Path(config.source), part)
+    check_samples(predictor.task.backbone, samples)
+    texts = [config.text] if config.text else _texts(config)
+    asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
+    check_lengths({"": predictor.task}, {"asked": asked_about})
+    if config.task.name != "retrieval":
+        predictor.recall(samples)
+    answer = _search if config.task.name == "retrieval" else _ask
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("predicting", total=1 if config.text else len(samples))
+        records = []
+        for record in answer(config, predictor, samples):
+            records.append(record)
+            progress.advance(bar)
+    console.print(_table(records[:SHOWN]))
+    if fewer := _fewer(config, predictor):
+        console.print(fewer, style="dim")
+    if config.output:
+        output = Path(config.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        output.write_text("".join(lines), encoding="utf-8")
+        console.print(f"{len(records)} predictions in [bold]{output}[/]")
+    elif len(records) > SHOWN:
+        console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
+    return records
+
+
+def _samples(config: PredictConfig) -> list[Sample]:
+    """The images asked about, each with its question if the task needs one."""
+    problems = _misfits(config)
+    if problems:
+        raise UserError(problems)
+    if config.input:
+        samples = load_inputs(config.input, config.data, config.task.name)
+        check_shown(config.model, samples)
+        return samples
+    assert config.image is not None
+    image = Path(config.image).expanduser()
+    if not image.exists():
+        raise UserError(f"image={config.image}: no such file or folder")
+    pictures = [picture_of(str(path)) for path in (picture_files(image) if image.is_dir() else [image])]
+    faults = Problems()
+    check_pictures([(picture, "") for picture in pictures], faults)
+    faults.raise_if_any()
+    said: dict[str, Any] = {}
+    if config.question:
+        said = {"turns": (Turn(config.question),)} if config.task.name == "instruct" else {"question": config.question}
+    samples = [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
+    check_shown(config.model, samples)
+    return samples
+
+
+def _misfits(config: PredictConfig) -> list[str]:
+    """What is wrong with the queries for this task."""
+    task, problems = config.task.name, []
+    if bool(config.image) == bool(config.input):
+        problems.append("set either image=FILE (or a folder of images) or input=FILE of samples, and not both")
+    if task in ASKED and config.image and not config.question:
+        problems.append('this run answers questions: set question="..."')
+    if task not in ASKED and config.question:
+        problems.append(f"question= is for {' and '.join(f'task={name}' for name in ASKED)}; this run's task is {task}")
+    if task == "retrieval" and bool(config.text) == bool(config.texts):
+        problems.append(
+            'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
+            "one a line) to rank texts for each image"
+        )
+    if task != "retrieval" and (config.text or config.texts):
+        problems.append(f"text= and texts= are for task=retrieval; this run's task is {task}")
+    if config.top_k < 1:
+        problems.append(f"top_k={config.top_k}: must be 1 or more")
+    return problems
+
+
+def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
+    hits = predictor.ask(samples, config.top_k if config.task.name in CHOOSING else 1)
+    for sample, found in zip(samples, hits, strict=True):
+        question = sample.turns[-1].user if sample.turns else sample.question
+        asked = {"question": question} if question else {}
+        yield {"id": sample.id, **asked, "prediction": found[0].text, "hits": _plain(found)}
+
+
+def _fewer(config: PredictConfig, predictor: Predictor) -> str:
+    """Why there may be fewer answers than asked for, if so: they come from the search of the run's evaluation, as it is."""
+    beams, part = config.task.decode.num_beams, predictor.part
+    generates = isinstance(predictor.task, Vqa) and predictor.task.decoding["answers"] == "generate"
+    if not generates or config.top_k <= beams:
+        return ""
+    key = f"task.parts.{part}.decode.num_beams" if part else "task.decode.num_beams"
+    return (
+        f"{'One answer' if beams == 1 else f'At most {beams} answers'} each, as {key}={beams}, the run's own unless set here; "
+        f"{key}={config.top_k} searches for more, and may find another best one"
+    )
+
+
+def _search(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
+    if config.text:
+        names = [sample.id for sample in samples]
+        found = predictor.find_images(config.text, [sample.image for sample in samples], names, config.top_k)
+        yield {"text": config.text, "prediction": found[0].text, "hits": _plain(found)}
+        return
+    texts = _texts(config)
+    for sample in samples:
+        found = predictor.find_texts(sample.image, texts, config.top_k)
+        yield {"id": sample.id, "prediction": found[0].text, "hits": _plain(found)}
+
+
+def _texts(config: PredictConfig) -> list[str]:
+    """The texts themselves, or the lines of a file that is named instead."""
+    if len(config.texts) == 1 and Path(config.texts[0]).is_file():
+        lines = Path(config.texts[0]).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return config.texts
+
+
+def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
+    return [asdict(hit) for hit in hits]
+
+
+def _table(records: list[dict[str, Any]]) -> Table:
+    table = Table("asked", "found", "score")
+    for record in records:
+        asked = " · ".join(str(record[key]) for key in ("id", "question", "text") if key in record)
+        for position, hit in enumerate(record["hits"]):
+            score = "" if hit["score"] is None else f"{hit['score']:.3f}"
+            table.add_row("" if position else asked, hit["text"], score)
+    return table

@@ -1,0 +1,245 @@
+"""`vlatrain train`: one training from its configuration to its run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from vlatrain import __version__
+from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.files import write_file, write_json
+from vlatrain.config.joint import parts
+from vlatrain.data.augment import augmented
+from vlatrain.data.parts import load_run
+from vlatrain.data.sample import Sample
+from vlatrain.injection.attach import check, group_of, save
+from vlatrain.injection.drop import drawn, dropping
+from vlatrain.injection.merging.fuse import usage
+from vlatrain.reporting.card import write_card
+from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.loggers import make_sinks
+from vlatrain.reporting.summary import show_run
+from vlatrain.runs import ADAPTER, CHECKPOINTS, find_config, is_run, run_folder, save_config, steps_in
+from vlatrain.tasks import Evaluation
+from vlatrain.training.loop import Loop
+from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
+from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.processes import rank, together
+from vlatrain.training.progress import Result
+from vlatrain.training.sample_cache import fill
+from vlatrain.training.setup import Bench, fresh, keep_processor, scored
+
+log = logging.getLogger("vlatrain")
+
+METRICS = "metrics.json"
+# What may differ where a run is continued: none of it changes what is learned.
+FREE = (
+    "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
+    "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
+    "trainer.cache", "trainer.cache_gb",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        metrics: the content of its `metrics.json`.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def train(config: TrainConfig) -> Finished:
+    """Train, evaluate, and write everything into the run folder.
+
+    Args:
+        config: the configuration, with `run.name` filled.
+
+    Raises:
+        UserError: data, weights, points or a run folder that cannot be used.
+        Interrupted: SIGTERM or Ctrl-C, after saving.
+    """
+    # a missing GPU, or an option that a method does not take, must not wait for the data
+    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    check(config.adapter)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        make_accelerator(config.trainer)  # the processes meet before anything can go wrong in one of them
+    with together():
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> Finished:
+    main = rank() == 0
+    folder = run_folder(config)
+    has_test = any(part.data.test for part in parts(config).values())
+    if main:
+        _refuse_other_run(config, folder)
+    console = Console(quiet=not main)
+    with logged(console, folder / "run.log" if main else None):
+        log.info("Run folder: %s", folder)
+        splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
+        samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
+        log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
+        bench = fresh(config, samples, folder if config.resume == "auto" else None)
+        fill(bench, samples["train"], config, console)
+        _announce(config, bench)
+        samples["train"] = augmented(samples["train"], config)
+        if main:
+            save_config(config, folder)
+            keep_processor(bench, folder)
+        loop = Loop(
+            config,
+            bench.task,
+            bench.model,
+            samples["train"],
+            samples["eval"],
+            folder,
+            save_adapter=None if config.adapter.name == "none" else lambda into: save(bench.model, into),
+            group_of=group_of,
+            layers=bench.layers,
+            display=console,
+            sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
+            within=lambda step: _dropping(config, bench, step),
+        )
+        cache = keep_prefix(bench.backbone, config, samples, loop.uses, loop.precision, console)
+        result = loop.run()
+        if shares := usage(bench.model):
+            log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        extra = {}
+        if "test" in samples:
+            extra["test"] = scored(bench, samples["test"], config.trainer, loop.device, loop.precision, console)
+        metrics = summary(config, bench, result, extra) | {"cache": cache.facts if cache else {"where": "off"}}
+        if main:
+            _write(folder, metrics, {"": result.evaluation, **{f"-{name}": found for name, found in extra.items()}})
+            if bench.is_adapter:
+                write_card(folder / ADAPTER, config, metrics)
+            show_run(config, folder, metrics)
+    return Finished(folder, metrics)
+
+
+def _dropping(config: TrainConfig, bench: Bench, step: int) -> AbstractContextManager[None]:
+    """What the layers of a step go without, if that is drawn."""
+    most = config.adapter.drop_random
+    return dropping(bench.model, drawn(most, config.seed, step)) if most else nullcontext()
+
+
+def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The content of `metrics.json`: scores in percent, sizes, speed, memory, and what they depend on."""
+    trainable = bench.parameters(trainable=True)
+    total = bench.parameters()
+    evaluation = result.evaluation
+    return {
+        "task": config.task.name,
+        "model": config.model.name,
+        "adapter": config.adapter.name,
+        "metric": config.task.metric,
+        "metrics": evaluation.metrics if evaluation else {},
+        "settings": evaluation.settings if evaluation else {},
+        **{name: {"metrics": found.metrics, "settings": found.settings} for name, found in extra.items()},
+        "parameters": {"trainable": trainable, "total": total, "percent": 100 * trainable / total},
+        "speed": {"samples_per_s": result.samples_per_s, "wall_s": result.wall_seconds},
+        "memory": {"peak_mb": result.peak_mb},
+        "training": {
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "samples": result.samples,
+            "best_step": result.best_step,
+            "stopped_early": result.stopped_early,
+            "resumed_from": result.resumed_from,
+            "seed": config.seed,
+        },
+        "machine": {"device": result.device, "precision": result.precision, "processes": result.processes},
+        **({"fusion": shares} if (shares := usage(bench.model)) else {}),
+        "frozen_hash": result.frozen_hash,
+        "backbone": bench.backbone.source,
+        "versions": {
+            "vlatrain": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, suffix: str = "") -> None:
+    """Write `predictions<suffix>.jsonl`: every evaluated sample with prediction, references and score."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
+    write_file(folder / f"predictions{suffix}.jsonl", "".join(lines))
+
+
+def _write(folder: Path, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
+    for suffix, evaluation in evaluations.items():
+        if evaluation is not None:
+            write_evaluation(folder, evaluation, suffix)
+    write_json(folder / METRICS, metrics)  # last: a folder with metrics.json is a finished run
+
+
+def _announce(config: TrainConfig, bench: Bench) -> None:
+    trainable, total = bench.parameters(trainable=True), bench.parameters()
+    log.info("Backbone: %s, %s", config.model.name, bench.backbone.source)
+    log.info(
+        "adapter=%s: %s trainable parameters (%.2f %% of %s)",
+        config.adapter.name, f"{trainable:,}", 100 * trainable / total, f"{total:,}",
+    )  # fmt: skip
+
+
+def _refuse_other_run(config: TrainConfig, folder: Path) -> None:
+    """Refuse a folder that holds a run, unless it is to be continued and its configuration agrees.
+
+    Raises:
+        UserError: with the differences.
+    """
+    if not is_run(folder):
+        return
+    if config.resume != "auto":
+        raise UserError(
+            f"{folder} holds a run already: continue it with resume=auto, or choose another run.name or run.dir"
+        )
+    saved, told = find_config(folder)
+    if saved is None and (folder / ADAPTER).exists() and not steps_in(folder / CHECKPOINTS):
+        raise UserError(f"{told}; {folder / ADAPTER} is not to be overwritten: choose another run.name or run.dir")
+    if told:
+        log.warning(told if saved else f"{told}: it is written anew, from this command")
+    if saved is None:
+        return
+    then, now = flat(saved), flat(dataclasses.asdict(config))
+    differing = [
+        f"{key}: {then.get(key)} there, {now.get(key)} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not _is_free(key)
+    ]
+    if differing:
+        raise UserError(
+            [f"{folder} holds a run with another configuration, so it cannot be continued; it differs in", *differing]
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + str(key)] = value
+    return found
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or fnmatch(key, f"{free}.*") or fnmatch(key, free) for free in FREE)
