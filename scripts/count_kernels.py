@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from tests.fake_cuda import TOGETHER, forward, unavailable
 from vlatrain.cli.registry import register
 from vlatrain.config.folder import conf_dir
-from vlatrain.data.parts import load_run
+from vlatrain.data.subtasks import load_run
 from vlatrain.injection.site import Site
-from vlatrain.training.setup import fresh
+from vlatrain.training.setup import new_setup
 
 
 def main(words: list[str]) -> None:
@@ -26,10 +26,10 @@ def main(words: list[str]) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = OmegaConf.to_object(compose("train", ["run.name=counted", *words]))
     samples = load_run(config, ["train", "eval"])
-    bench = fresh(config, samples)
-    sites = sum(isinstance(module, Site) for module in bench.model.modules())
-    batch = bench.task.collate(samples["train"][: config.trainer.batch_size])
-    _, counts = forward(bench.model, bench.task, batch)
+    setup = new_setup(config, samples)
+    sites = sum(isinstance(module, Site) for module in setup.model.modules())
+    batch = setup.task.collate(samples["train"][: config.trainer.batch_size])
+    _, counts = forward(setup.model, setup.task, batch)
     total, moved = counts.kernels.total(), counts.bytes.total()
     cast = sum(count for name, count in counts.bytes.items() if name.startswith(("cast ", TOGETHER)))
     print(

@@ -58,7 +58,7 @@ def wanted(extra: str = "") -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-def misfits(requirements: list[Requirement], box: dict[str, str]) -> list[str]:
+def incompatibilities(requirements: list[Requirement], box: dict[str, str]) -> list[str]:
     """The requirements that a box has in another version than is wanted."""
     there = ((requirement, box.get(canonicalize_name(requirement.name))) for requirement in requirements)
     return [
@@ -104,7 +104,7 @@ def fetch(name: str, versions: SpecifierSet, box: dict[str, str], folder: Path) 
             wheel = _download(f"{name}{versions}", Path(scratch))
             needs = needs_of(wheel)
             version = parse_wheel_filename(wheel.name)[1]
-            if not (wrong := misfits(needs, box)):
+            if not (wrong := incompatibilities(needs, box)):
                 folder.mkdir(parents=True, exist_ok=True)
                 return Path(shutil.move(wheel, folder / wheel.name)), needs
             told.append(f"{name} {version} wants {', '.join(wrong)}")
@@ -159,7 +159,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     box = read_box(options.box)
-    if wrong := misfits(wanted(), box):
+    if wrong := incompatibilities(wanted(), box):
         sys.exit(f"the box has what vlatrain does not run with: {', '.join(wrong)}")
     shutil.rmtree(options.into, ignore_errors=True)
     files = gather(wanted(), box, options.into)

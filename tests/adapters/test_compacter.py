@@ -46,7 +46,7 @@ def test_both_halves_follow_a_borrowed_rule_and_copies_are_whole() -> None:
     adapter, other = Compacter(8, 4, init="normal", init_std=0.5), Rule(4)
     other.start()
     borrow(adapter, "rule", other)
-    adapter.settle()
+    adapter.resolve()
     states = torch.randn(5, 8)
     copied = copy.deepcopy(adapter)
     before = copied(states)

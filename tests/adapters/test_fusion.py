@@ -55,8 +55,8 @@ def test_is_an_attention_over_what_the_sources_add(value: str) -> None:
     unit = fusion(source("a"), source("b", placement="parallel"), source("c", dim=4), value=value)
     states, inputs = torch.randn(2, 3, WIDTH), torch.randn(2, 3, WIDTH)
     assert_close(unit(states, Call(inputs)), by_hand(unit, states, inputs))
-    assert unit.hears
-    assert not fusion(source("a"), source("b")).hears
+    assert unit.reads_inputs
+    assert not fusion(source("a"), source("b")).reads_inputs
 
 
 def test_starts_as_the_mean_of_its_sources() -> None:

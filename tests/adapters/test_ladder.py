@@ -15,11 +15,11 @@ from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.ladder import Ladder, largest
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import ModelConfig, TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach
 from vlatrain.injection.context import context_of
 from vlatrain.tasks import build
@@ -199,9 +199,9 @@ def test_hidden_states_can_be_recorded() -> None:
 def test_refused_by_name_before_anything_loads(changes: dict[str, Any], message: str) -> None:
     config = TrainConfig(task=TaskConfig(name="captioning"), model=small_config("blip"))
     config.adapter = adapter_config("ladder", **changes)
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert message in problem
-    assert isinstance(problem, Unfit) == ("last layer" not in message)
+    assert isinstance(problem, Incompatible) == ("last layer" not in message)
 
 
 @pytest.mark.parametrize(

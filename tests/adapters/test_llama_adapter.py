@@ -14,9 +14,9 @@ from tests.conftest import adapter_config, small_config
 from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.llama_adapter import LlamaAdapter
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 
 WIDTH, HEADS, GROUPS, SIZE, DIM = 10, 6, 2, 4, 5  # heads that fill no width; three share a key-value head
 
@@ -100,8 +100,8 @@ def test_a_place_without_attention_is_refused() -> None:
 def test_other_sites_are_refused_by_name_before_anything_loads() -> None:
     config = TrainConfig(task=TaskConfig(name="captioning"), model=small_config("blip"))
     config.adapter = adapter_config("llama_adapter")
-    assert misfits(config) == []
+    assert incompatibilities(config) == []
     config.adapter.points = ["decoder.*.{attn,cross}", "vision.0.ffn"]
-    (problem,) = misfits(config)
-    assert isinstance(problem, Unfit)
+    (problem,) = incompatibilities(config)
+    assert isinstance(problem, Incompatible)
     assert "adapter=llama_adapter: goes to self-attention only, and not to cross, ffn" in problem

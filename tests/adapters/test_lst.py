@@ -18,14 +18,14 @@ from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.lst import Attention, Lst, buckets_of, kept, remembered
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import ModelConfig, TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.model import TowerConfig
 from vlatrain.injection.attach import attach
-from vlatrain.injection.context import bring, context_of, left
+from vlatrain.injection.context import context_of, exported, restore
 from vlatrain.tasks import build
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -104,7 +104,7 @@ def test_is_the_formula(reads: str) -> None:
         side = side + attended(rung.cross, rms(rung.cross_norm, side), source, 0.0)
         side = side + relu(rms(rung.norm, side) @ rung.inner.weight.T) @ rung.out.weight.T
     expected = 2 * (rms(rungs[1].end_norm, side) @ rungs[1].up.weight.T + rungs[1].up.bias)
-    call = Call(carried={}, left={"text": side_of_other})
+    call = Call(carried={}, exported={"text": side_of_other})
     arguments = {"hidden_states": start, "encoder_hidden_states": other}
     found = []
     for rung, states in zip(rungs, trunk, strict=True):
@@ -223,18 +223,18 @@ def test_what_the_encoder_leaves_is_taken_along_with_its_rows() -> None:
     model, _ = adapted("t5")
     encoder, owner = model.language.get_encoder(), torch.tensor([1, 0, 0])
     states = encoder(input_ids=IDS, attention_mask=MASK).last_hidden_state
-    values = {"states": states, **left(model)}
+    values = {"states": states, **exported(model)}
     expected = logits(model, written=IDS)[owner]
     encoder(input_ids=IDS[:1])  # of something else, meanwhile
     picked = {name: value.index_select(0, owner) for name, value in values.items()}
     outputs = (picked["states"],)
     arguments = {"encoder_outputs": outputs, "attention_mask": MASK[owner], "decoder_input_ids": IDS[owner]}
-    with bring(model, picked):
+    with restore(model, picked):
         found = model.language(**arguments).logits
     assert_close(found, expected, model)
     with pytest.raises(ValueError, match="but the last one, of text, has run for"):
         model.language(**{**arguments, "encoder_outputs": (torch.zeros(3, 5, 32),), "attention_mask": None})
-    context_of(model).left.clear()
+    context_of(model).exported.clear()
     with pytest.raises(ValueError, match="but none has run"):
         model.language(**arguments)
 
@@ -242,9 +242,9 @@ def test_what_the_encoder_leaves_is_taken_along_with_its_rows() -> None:
 def test_a_copy_while_it_is_at_work() -> None:
     model, adapter = adapted("bart")
     before = logits(model)
-    assert left(model)
+    assert exported(model)
     other = copy.deepcopy(adapter)
-    assert not left(other)
+    assert not exported(other)
     for parameter in other.parameters():
         parameter.data.zero_()
     assert torch.equal(logits(model), before)
@@ -284,16 +284,16 @@ def test_a_chain_of_towers_in_blip(task: str) -> None:
 def test_a_side_that_the_heads_do_not_divide_is_refused_with_one_that_they_do() -> None:
     config = TrainConfig(task=TaskConfig(name="vqa"), model=small_config("blip"))
     config.adapter = adapter_config("lst", options={"reduction": 7})
-    (problem,) = misfits(config)
-    assert isinstance(problem, Unfit)
+    (problem,) = incompatibilities(config)
+    assert isinstance(problem, Incompatible)
     assert "adapter.options.reduction=7" in problem
     assert "vision, 48 wide with 3 heads, a side of 6" not in problem
     assert "fusion, 48 wide with 4 heads, a side of 6" in problem
     assert problem.endswith("; 6 would do") is False
     config.adapter.options["reduction"] = int(problem.removesuffix(" would do").rpartition(" ")[2])
-    assert not misfits(config)
+    assert not incompatibilities(config)
     config.adapter.overrides = {"vision.*.*": {"reduction": 8}}
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert "a side is as wide beside all layers" in problem
 
 
@@ -334,9 +334,9 @@ def test_refused_by_name_before_anything_loads(model: str, task: str, changes: d
         task=TaskConfig(name=task), model=small_config(model) if model == "blip" else described(model, small=True)
     )
     config.adapter = adapter_config("lst", **changes)
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert message in problem
-    assert isinstance(problem, Unfit) == ("last layer" not in message)
+    assert isinstance(problem, Incompatible) == ("last layer" not in message)
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,13 @@ def test_refused_by_name_before_anything_loads(model: str, task: str, changes: d
 )
 def test_what_is_new_before_an_encoder_needs_a_side_there(name: str, changes: dict[str, Any], message: str) -> None:
     model = copy.deepcopy(described("bart", small=True))
-    model.tasks["captioning"].trained, model.tasks["captioning"].other = ["projection"], {"decoder": "projector"}
+    model.tasks["captioning"].trained, model.tasks["captioning"].other_modality = (
+        ["projection"],
+        {"decoder": "projector"},
+    )
     model.towers["projector"] = TowerConfig(width="text_config.d_model")
     config = TrainConfig(task=TaskConfig(name="captioning"), model=model, adapter=adapter_config(name, **changes))
-    found = misfits(config)
+    found = incompatibilities(config)
     assert message in "".join(found)
     assert len(found) == bool(message)
 

@@ -17,11 +17,11 @@ from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
 from vlatrain.adapters.prompt import Prompt, forget
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -219,7 +219,7 @@ def test_a_call_that_broke_off_leaves_nothing_behind() -> None:
 def test_dropping_layers_is_refused() -> None:
     config = TrainConfig(task=TaskConfig(name="captioning", points=["*"]), model=small_config("blip"))
     config.adapter = adapter_config("prompt", drop_layers=1)
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert "adapter.drop_layers" in problem
 
 
@@ -286,8 +286,8 @@ def test_relative_positions_allow_it_in_all_layers_of_an_encoder_only(points: li
         model.language(input_ids=ids, decoder_input_ids=ids)
     config = TrainConfig(task=TaskConfig(name="captioning", points=points), model=described("t5", small=True))
     config.adapter = adapter_config("prompt")
-    (problem,) = misfits(config)
-    assert isinstance(problem, Unfit)
+    (problem,) = incompatibilities(config)
+    assert isinstance(problem, Incompatible)
     assert "relative positions" in problem
 
 
@@ -297,7 +297,7 @@ def test_rotary_positions_are_refused_before_anything_loads() -> None:
     config = TrainConfig(
         task=TaskConfig(name="captioning", points=["*"]), model=model, adapter=adapter_config("prompt")
     )
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert "the decoder tower of model=bart has rotary positions" in problem
 
 

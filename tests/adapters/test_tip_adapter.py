@@ -12,7 +12,7 @@ from vlatrain.adapters.tip_adapter import TipAdapter
 
 def filled(**options: float) -> TipAdapter:
     unit = TipAdapter(7, size=4, **options)  # type: ignore[arg-type]
-    unit.fill(normalize(torch.randn(4, 7), dim=-1), normalize(torch.randn(4, 7), dim=-1))
+    unit.store(normalize(torch.randn(4, 7), dim=-1), normalize(torch.randn(4, 7), dim=-1))
     return unit
 
 
@@ -35,7 +35,7 @@ def test_what_it_adds_does_not_depend_on_the_length_of_the_features() -> None:
 
 def test_twice_the_same_samples_say_the_same() -> None:
     unit, twice, states = filled(), TipAdapter(7, size=8), torch.randn(3, 7)
-    twice.fill(unit.keys.repeat(2, 1), unit.values.repeat(2, 1))
+    twice.store(unit.keys.repeat(2, 1), unit.values.repeat(2, 1))
     assert_close(twice(states), unit(states))
 
 

@@ -48,5 +48,5 @@ def test_starts_at_zero_and_can_leave_it(call: Call) -> None:
 
 
 def test_only_what_fuses_wants_the_other_modality() -> None:
-    assert "other_width" in adapter_in("fusion").wants
-    assert "other_width" not in adapter_in("vision").wants
+    assert "other_width" in adapter_in("fusion").requires
+    assert "other_width" not in adapter_in("vision").requires

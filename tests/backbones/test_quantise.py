@@ -11,7 +11,7 @@ from tests.conftest import adapter_config, make_samples, model_config, small_con
 from vlatrain.adapters import Call
 from vlatrain.adapters.llama_adapter import LlamaAdapter
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import _quantised, layers_of, linears, quantise, size_of
@@ -120,7 +120,7 @@ def test_what_cannot_be_on_a_quantised_trunk_is_told(monkeypatch: pytest.MonkeyP
         model=model_config("blip", quantize=4),
         adapter=adapter_config("vera"),
     )
-    assert "PEFT does not put it on quantised layers" in misfits(config)[0]
+    assert "PEFT does not put it on quantised layers" in incompatibilities(config)[0]
     config.adapter = AdapterConfig(name="full")
     assert any("quantised weights cannot train" in problem for problem in problems(config))
     config.model.quantize = 5

@@ -48,10 +48,10 @@ def test_every_option_is_sound(choice: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(conf_dir().parent)
     if choice in ALONE:
         with pytest.raises(UserError, match=re.escape(ALONE[choice])) as error:
-            prepare(Request("train", [choice]), cli._check_fit)
+            prepare(Request("train", [choice]), cli._check_compatibility)
         assert len(error.value.problems) == 1
         return
-    assert prepare(Request("train", [choice, *needed(choice)]), cli._check_fit).overrides[0] == choice
+    assert prepare(Request("train", [choice, *needed(choice)]), cli._check_compatibility).overrides[0] == choice
 
 
 def test_every_group_has_options() -> None:
@@ -62,7 +62,7 @@ def test_every_group_has_options() -> None:
 def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
     tasks = "task=vqa,captioning,retrieval,classification"
     request = Request("train", ["model=blip,tiny_blip", tasks], multirun=True)
-    assert prepare(request, cli._check_fit).swept == ("model", "task")
+    assert prepare(request, cli._check_compatibility).swept == ("model", "task")
 
 
 def test_a_large_sweep_has_every_choice_checked() -> None:

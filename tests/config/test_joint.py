@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import adapter_config, model_config
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.config import DataConfig, PredictConfig, TaskConfig, TrainConfig, UserError, joint
 from vlatrain.config.checks import settings as validate
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 
 TWO = {"vqa": {}, "house": {"name": "captioning"}}
 POINTS = ["vision", "fusion", "decoder"]
@@ -30,24 +30,24 @@ def config(parts: dict[str, Any] | None = None, schema: Any = TrainConfig, **tas
 
 def test_a_part_is_its_task_with_what_it_says() -> None:
     made = config({"vqa": {}, "house": {"name": "captioning", "prompt": "a sheet of", "decode": {"num_beams": 5}}})
-    parts = joint.parts(made)
+    parts = joint.subtasks(made)
     assert [part.task.name for part in parts.values()] == ["vqa", "captioning"]
     own = parts["house"].task
     assert (own.metric, own.prompt, own.decode.num_beams, own.decode.max_new_tokens) == ("cider_d", "a sheet of", 5, 30)
-    assert joint.parts(made)["house"].task is own is made.task.parts["house"]  # what a task works out is kept
+    assert joint.subtasks(made)["house"].task is own is made.task.parts["house"]  # what a task works out is kept
 
 
 def test_any_other_run_is_its_own_only_part() -> None:
     made = TrainConfig()
-    assert joint.parts(made) == {"": made}
-    assert joint.parts(made)[""] is made
+    assert joint.subtasks(made) == {"": made}
+    assert joint.subtasks(made)[""] is made
 
 
 def test_data_is_shared_but_for_what_a_part_says() -> None:
     made = config()
     made.data.seed = 3
     made.data.parts = {"vqa": {"train": "a.jsonl", "columns": {"answers": "label"}}, "house": DataConfig(name="hub")}
-    data = {name: part.data for name, part in joint.parts(made).items()}
+    data = {name: part.data for name, part in joint.subtasks(made).items()}
     assert (data["vqa"].train, data["vqa"].seed, data["vqa"].columns.answers) == ("a.jsonl", 3, "label")
     assert (data["house"].name, data["house"].seed, data["house"].parts) == ("hub", 0, {})
     assert (made.data.train, made.data.columns.answers) == (None, None)
@@ -56,7 +56,7 @@ def test_data_is_shared_but_for_what_a_part_says() -> None:
 def test_a_sound_one_has_no_problems() -> None:
     assert validate.problems(config()) == []
     assert validate.problems(config(metric="house/cider_d", sampling="temperature", sampling_temperature=5.0)) == []
-    assert misfits(config()) == []
+    assert incompatibilities(config()) == []
 
 
 @pytest.mark.parametrize(
@@ -198,15 +198,15 @@ def test_two_of_a_kind_must_be_told_apart_and_a_single_part_need_not(tmp_path: P
 def test_adapters_for_each_part_are_refused_by_name(name: str, options: dict, told: str) -> None:
     made = config()
     made.adapter = adapter_config(name, by_task=True, **options)
-    (problem,) = misfits(made)
-    assert isinstance(problem, Unfit)
+    (problem,) = incompatibilities(made)
+    assert isinstance(problem, Incompatible)
     assert told in problem
 
 
 def test_adapters_for_each_part_need_parts_and_sharing_between_them_needs_those() -> None:
     single = TrainConfig(model=model_config("tiny_blip"), adapter=adapter_config("bottleneck", by_task=True))
     single.task.points = ["vision"]
-    assert misfits(single)[0].startswith("adapter.by_task=true: needs task=joint")
+    assert incompatibilities(single)[0].startswith("adapter.by_task=true: needs task=joint")
     made = config()
     made.adapter = adapter_config("bottleneck", share={"what": "down", "over": ["task"]})
-    assert misfits(made)[0].startswith("adapter.share.over: task")
+    assert incompatibilities(made)[0].startswith("adapter.share.over: task")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.writing import write_images, write_records
 from vlatrain.config import TaskConfig, TrainConfig, UserError
-from vlatrain.data.parts import load_run
+from vlatrain.data.subtasks import load_run
 
 
 def config(folder: Path, train: str, test: str = "", **task: object) -> TrainConfig:

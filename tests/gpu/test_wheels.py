@@ -41,13 +41,13 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[str, tuple
 
 def test_the_box_has_what_vlatrain_runs_with() -> None:
     box = gpu_wheels.read_box(gpu_wheels.BOX)
-    assert not gpu_wheels.misfits(gpu_wheels.wanted(), box)
+    assert not gpu_wheels.incompatibilities(gpu_wheels.wanted(), box)
     assert {need.name for need in gpu_wheels.wanted() if need.name not in box} == {
         "datasets",
         "hydra-core",
         "omegaconf",
     }
-    assert gpu_wheels.misfits([Requirement("torch>=2.12"), Requirement("rich>99")], box) == [
+    assert gpu_wheels.incompatibilities([Requirement("torch>=2.12"), Requirement("rich>99")], box) == [
         "torch>=2.12 (there: 2.11.0)"
     ]
 

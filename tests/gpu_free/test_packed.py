@@ -14,7 +14,7 @@ from tests.runs import tiny_run
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.training.modes import frozen_hashes, refuse_moved
-from vlatrain.training.setup import fresh, texts_of
+from vlatrain.training.setup import new_setup, texts_of
 
 bnb = pytest.importorskip("bitsandbytes")
 BITS = (8, 4)
@@ -72,6 +72,6 @@ def test_biases_of_packed_layers_are_refused_by_name(overrides: dict) -> None:
     config.model.quantize = 8
     named = r"model.quantize=8: \d+ biases of packed layers cannot train: \S+\.layers?\.0\.\S+\.bias"
     with pytest.raises(UserError, match=named):
-        fresh(config, {"train": make_samples()})
+        new_setup(config, {"train": make_samples()})
     config.model.quantize = None
-    fresh(config, {"train": make_samples()})
+    new_setup(config, {"train": make_samples()})

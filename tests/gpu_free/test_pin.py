@@ -19,7 +19,7 @@ from vlatrain.injection.attach import attach
 from vlatrain.tasks import Task
 from vlatrain.tasks.base import Batch, Collate
 from vlatrain.training.display import SILENT
-from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.prefix_cache.compute import cache_prefix
 
 CALLS = [*((name, "") for name in NAMES), ("llava", "instruct"), ("clip+gpt2", "instruct"), ("clip+gpt2", "captioning")]
 
@@ -59,13 +59,13 @@ def pin_all(task: Task) -> Batch:
 def test_batches_can_be_pinned_kept_and_not(name: str, asked: str) -> None:
     backbone, settings = set_up(config_of(name), asked)
     served = backbone.config.tasks[settings.name]
-    ends = [f"{tower}.last1.*" for tower in served.ends]
+    ends = [f"{tower}.last1.*" for tower in served.output_towers]
     attach(backbone.model, adapter_config("bottleneck", dim=2), sites(backbone.config, settings.name, ends))
     task = task_of(backbone, settings)
     pin_all(task)
     config = TrainConfig(task=settings, model=backbone.config, trainer=TrainerConfig(cache="memory", batch_size=4))
-    cache = keep_prefix(backbone, config, {"train": make_samples()}, {"train": 3.0}, "fp32", SILENT)
-    assert (cache is not None) == any(served.pure.values())
+    cache = cache_prefix(backbone, config, {"train": make_samples()}, {"train": 3.0}, "fp32", SILENT)
+    assert (cache is not None) == any(served.cacheable_inputs.values())
     if cache is None:
         return
     losses = []

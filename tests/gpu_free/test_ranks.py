@@ -31,7 +31,7 @@ from vlatrain.training.display import SILENT
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import own, refuse_shared
 from vlatrain.training.prefix_cache import compute as caching
-from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import average_gradients, gather
 
 SAMPLES = make_samples()
@@ -70,7 +70,7 @@ def train(task: Task, folder: Path, way: str, samples: Sequence[Sample] = SAMPLE
     )
     model = task.backbone.model
     loop = Loop(config, task, model, samples, [], folder / "run", None, group_of)
-    cache = keep_prefix(task.backbone, config, {"train": samples}, {"train": 1000.0}, "fp32", SILENT)
+    cache = cache_prefix(task.backbone, config, {"train": samples}, {"train": 1000.0}, "fp32", SILENT)
     loop.run()
     return [cache and cache.facts["where"], fingerprint(loop.parameters.values())]
 
@@ -169,7 +169,7 @@ def test_what_one_process_is_refused_is_told_by_all(when: str, tmp_path: Path) -
         if when == "in a pass" and rank:
             loop.task.loss = refused  # type: ignore[method-assign]
         if when == "saving" and not rank:
-            loop.keeper.checkpoints.save = refused  # type: ignore[method-assign]
+            loop.checkpointer.checkpoints.save = refused  # type: ignore[method-assign]
         loop.run()
         if when == "after" and not rank:
             refused()

@@ -34,8 +34,8 @@ def described(name: str, small: bool = False) -> ModelConfig:
     task = {
         "architecture": part["architecture"],
         "towers": part["towers"],
-        "other": {"decoder": "text"},
-        "ends": ["decoder"],
+        "other_modality": {"decoder": "text"},
+        "output_towers": ["decoder"],
     }
     towers = {name: read["towers"][name] for name in part["towers"]}
     settings = read["config"]["text_config"] | (SMALL[name] if small else {})

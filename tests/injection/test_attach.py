@@ -16,7 +16,7 @@ from tests.conftest import CONF, adapter_config, model_config, small_config
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import RunConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
-from vlatrain.config.errors import all_unfit
+from vlatrain.config.errors import all_incompatible
 from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, check, peft_config
 from vlatrain.verbs.inspect import count
@@ -38,7 +38,7 @@ def test_a_method_that_this_peft_lacks_is_refused_and_left_out_of_a_sweep() -> N
     config.name = "other"
     with pytest.raises(UserError, match=f"adapter.name=other: PEFT {peft.__version__} has no such method") as refusal:
         check(config)
-    assert all_unfit(refusal.value.problems)
+    assert all_incompatible(refusal.value.problems)
 
 
 @pytest.mark.parametrize("name", PEFT)

@@ -10,11 +10,11 @@ from tests.conftest import copied
 from tests.injection import rows_fusion, rows_mixed, rows_peft
 from tests.injection.test_methods import ROWS, is_variant, randomise
 from tests.tasks.test_joint import CONFIG, PARTS, TEXTS, gradients, loss_of, task_on, two_parts
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach
 
 BACKBONE = load(CONFIG, "joint", texts=TEXTS)
@@ -45,15 +45,15 @@ def of_both(name: str) -> TrainConfig:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_method_that_cannot_is_refused(name: str) -> None:
-    found = misfits(of_both(name))
-    assert all(isinstance(problem, Unfit) for problem in found)
+    found = incompatibilities(of_both(name))
+    assert all(isinstance(problem, Incompatible) for problem in found)
     assert any(REFUSED[name] in problem for problem in found)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_design_has_adapters_for_each_part(name: str) -> None:
     row, config = ROWS[name], of_both(name)
-    assert not misfits(config)
+    assert not incompatibilities(config)
     backbone = copied(BACKBONE)
     model = attach(backbone.model, config.adapter, sites(CONFIG, "joint", config.points), PARTS)
     task = task_on(backbone)

@@ -19,7 +19,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.cli import main as cli
 from vlatrain.config import TaskConfig
 from vlatrain.injection.attach import attach, peft_config
-from vlatrain.injection.context import context_of, hand, reads_other, recomputed
+from vlatrain.injection.context import context_of, provide, reads_other, recomputed
 from vlatrain.tasks import build
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -42,17 +42,17 @@ def images_and_captions(backbone: Any) -> tuple[torch.Tensor, Text]:
 def test_what_is_handed_is_over_with_its_block_whatever_happens() -> None:
     model = nn.Linear(2, 2)
     first, second = torch.zeros(1, 3, 2), torch.ones(1, 3, 2)
-    with hand(model, "text", first):
-        with hand(model, "text", second):
+    with provide(model, "text", first):
+        with provide(model, "text", second):
             assert context_of(model).handed["text"] == (second, None)
         assert context_of(model).handed["text"] == (first, None)
-        with pytest.raises(RuntimeError), hand(model, "text", second):
+        with pytest.raises(RuntimeError), provide(model, "text", second):
             model(torch.ones(1, 3))
         assert context_of(model).handed["text"] == (first, None)
     assert not context_of(model).handed
     with (
         pytest.raises(ValueError, match=r"text: states \(1, 3, 2\).* mask \(1, 2\)"),
-        hand(model, "text", first, torch.ones(1, 2)),
+        provide(model, "text", first, torch.ones(1, 2)),
     ):
         pass
 
@@ -60,7 +60,7 @@ def test_what_is_handed_is_over_with_its_block_whatever_happens() -> None:
 def test_a_recomputed_call_is_in_the_context_it_was_made_in() -> None:
     model = nn.Linear(2, 2)
     states = torch.zeros(1, 3, 2)
-    with hand(model, "text", states):
+    with provide(model, "text", states):
         _, again = recomputed(model)()
     for _ in range(2):  # a graph that is kept is recomputed as often as it is walked
         with again:
@@ -72,7 +72,7 @@ def test_states_of_another_number_of_rows_are_refused() -> None:
     backbone, _ = adapted("clip", "retrieval", ["text.*.*"])
     _, text = images_and_captions(backbone)
     with (
-        hand(backbone.model, "text", torch.randn(3, 5, 48)),
+        provide(backbone.model, "text", torch.randn(3, 5, 48)),
         pytest.raises(ValueError, match="text: 4 rows of states, but 3"),
     ):
         backbone.text_features(text)
@@ -95,7 +95,7 @@ def test_no_row_sees_another_rows_image_or_question(name: str) -> None:
         )
         assert_close(alone, scores, clip.model)
         features = clip.text_features(text)
-        with hand(clip.model, "text", states):
+        with provide(clip.model, "text", states):
             given = clip.text_features(text)
         assert not torch.allclose(given, features)
         assert not torch.allclose(given[swapped], _given(clip, states[swapped], text))  # it is this image that counts
@@ -110,7 +110,7 @@ def test_no_row_sees_another_rows_image_or_question(name: str) -> None:
 
 
 def _given(backbone: Any, states: torch.Tensor, text: Text) -> torch.Tensor:
-    with hand(backbone.model, "text", states):
+    with provide(backbone.model, "text", states):
         return backbone.text_features(text)
 
 
@@ -167,7 +167,7 @@ def test_a_pair_is_put_above_its_hard_negatives() -> None:
     samples = make_samples()[:2]  # of two images each has but one hard negative
     work = build(TaskConfig(name="retrieval", rerank=2), backbone)
     batch = work.collate(samples)
-    text, owner = batch["text"], batch["owner"].tolist()
+    text, group_index = batch["text"], batch["group_index"].tolist()
     with torch.no_grad():
         _, states = backbone.image_features(batch["inputs"])
         score = torch.stack(
@@ -175,8 +175,10 @@ def test_a_pair_is_put_above_its_hard_negatives() -> None:
         )  # (T, I)
         similarity = torch.full((4, 2), 0.0)
         similarity[2, 0], similarity[1, 1] = 1e4, 1e4  # the wrong captions that are drawn: 2 of image 0, 1 of image 1
-        found = work._matching_loss(similarity, states, text, batch["owner"], batch["wrong"])
-    pairs = [score[t, owner[t]] - score[t, 1 - owner[t]] for t in range(4)]  # a caption: its image, and the wrong one
+        found = work._matching_loss(similarity, states, text, batch["group_index"], batch["wrong"])
+    pairs = [
+        score[t, group_index[t]] - score[t, 1 - group_index[t]] for t in range(4)
+    ]  # a caption: its image, and the wrong one
     pairs += [score[0, 0] - score[2, 0], score[2, 1] - score[1, 1]]  # an image: its first caption, and the wrong one
     expected = -torch.nn.functional.logsigmoid(torch.stack(pairs)).mean()
     assert_close(found, expected, backbone.model, scale=float(score.abs().max()))

@@ -8,12 +8,12 @@ from torch import nn
 
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach
 from vlatrain.injection.context import context_of
 from vlatrain.injection.drop import drawn, dropping
@@ -103,9 +103,9 @@ def test_what_cannot_be_dropped_is_refused(method: str, changes: dict[str, int],
         model=small_config("blip"),
         adapter=adapter_config(method, **changes),
     )
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert said in problem
-    assert isinstance(problem, Unfit) == (method != "bottleneck")
+    assert isinstance(problem, Incompatible) == (method != "bottleneck")
 
 
 def test_a_design_that_needs_all_its_layers_is_refused() -> None:
@@ -113,8 +113,8 @@ def test_a_design_that_needs_all_its_layers_is_refused() -> None:
         task=TaskConfig(points=["*"]), model=small_config("blip"), adapter=adapter_config("bottleneck")
     )
     config.adapter.drop_layers = 2
-    assert misfits(config) == []
+    assert incompatibilities(config) == []
     config.adapter.needs = ["layers"]
-    (problem,) = misfits(config)
+    (problem,) = incompatibilities(config)
     assert "adapter=bottleneck" in problem
-    assert isinstance(problem, Unfit)
+    assert isinstance(problem, Incompatible)

@@ -38,12 +38,12 @@ from tests.injection import (
 from tests.injection.table import Row, randomise
 from tests.numerics import assert_close, near
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach, check, group_of, mixed_rows, restore, save
 from vlatrain.injection.older_peft import CURRENT
 from vlatrain.injection.points import Sites
@@ -126,7 +126,7 @@ def loaded(place: tuple[str, str]) -> Backbone:
 def adapted(row: Row, place: tuple[str, str], trained: bool = True) -> tuple[Backbone, nn.Module]:
     """A small backbone with the method; `trained` gives every trainable tensor random values."""
     backbone = loaded(place)
-    assert not misfits(train_config(row, place))
+    assert not incompatibilities(train_config(row, place))
     check(row.config)
     torch.manual_seed(3)
     model = attach(backbone.model, row.config, where_of(row, place))
@@ -176,8 +176,8 @@ def gradients(backbone: Backbone, model: nn.Module) -> dict[str, torch.Tensor | 
     ("name", "place", "reason"), REFUSED, ids=lambda value: value if isinstance(value, str) else "-".join(value)
 )
 def test_is_refused_where_it_cannot_go(name: str, place: tuple[str, str], reason: str) -> None:
-    found = misfits(train_config(ROWS[name], place))
-    assert any(isinstance(problem, Unfit) and reason in problem for problem in found)
+    found = incompatibilities(train_config(ROWS[name], place))
+    assert any(isinstance(problem, Incompatible) and reason in problem for problem in found)
 
 
 @cells(variants=True, both_ends=True)

@@ -13,12 +13,12 @@ from peft import PeftModel
 
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.rows_mixed import mixed
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load as load_backbone
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
-from vlatrain.config.errors import Unfit
-from vlatrain.config.methods import completed, parts, problems
+from vlatrain.config.errors import Incompatible
+from vlatrain.config.methods import completed, components, problems
 from vlatrain.injection.attach import attach, group_of, restore, save
 from vlatrain.injection.mixed import load
 from vlatrain.reporting.card import write_card
@@ -121,12 +121,12 @@ def test_the_card_says_how_to_load_it(tmp_path: Path) -> None:
 def test_a_part_without_points_gets_what_the_others_leave() -> None:
     config = train_config(adapter_config("mixed"))
     where = sites(config.model, "vqa", config.points)
-    divided = where.divided({name: part.points for name, part in parts(config.adapter).items()})
+    divided = where.divided({name: part.points for name, part in components(config.adapter).items()})
     assert {point.tower for point in divided["vision"].places} == {"vision"}
     assert {point.tower for point in divided["rest"].places} == {"fusion"}
     config.adapter.points = ["vision.0.attn", "decoder.1.*"]
     where = sites(config.model, "vqa", config.points)
-    divided = where.divided({name: part.points for name, part in parts(config.adapter).items()})
+    divided = where.divided({name: part.points for name, part in components(config.adapter).items()})
     assert [str(point) for point in divided["rest"].places] == ["decoder.1.attn", "decoder.1.cross", "decoder.1.ffn"]
 
 
@@ -156,8 +156,8 @@ def test_a_part_without_points_gets_what_the_others_leave() -> None:
     ],
 )
 def test_parts_that_get_into_each_others_way(method: Any, said: str | None) -> None:
-    found = misfits(train_config(method))
-    assert all(isinstance(problem, Unfit) for problem in found)
+    found = incompatibilities(train_config(method))
+    assert all(isinstance(problem, Incompatible) for problem in found)
     assert any(said in problem for problem in found) if said else not found
 
 

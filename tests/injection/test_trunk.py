@@ -15,9 +15,9 @@ from tests.conftest import adapter_config, small_config
 from tests.injection.language import Language, full_size, small, trainable, where
 from tests.injection.table import randomise
 from tests.numerics import assert_close
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.config import TaskConfig, TrainConfig, UserError
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.methods import problems
 from vlatrain.injection.attach import attach, group_of, restore, save
 from vlatrain.injection.points import Sites
@@ -176,7 +176,7 @@ def test_methods_that_it_does_not_go_with(name: str, task: str, message: str) ->
     model = small_config("clip") if task == "retrieval" else small_config("blip")
     config = TrainConfig(task=TaskConfig(name=task, points=["*"]), model=model, adapter=adapter_config(name))
     config.adapter.trunk = ["norms"]
-    assert any(isinstance(problem, Unfit) and message in problem for problem in misfits(config))
+    assert any(isinstance(problem, Incompatible) and message in problem for problem in incompatibilities(config))
 
 
 @pytest.mark.parametrize(

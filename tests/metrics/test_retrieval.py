@@ -11,10 +11,10 @@ from torch import Tensor
 from vlatrain.metrics import retrieval
 
 
-def brute_force(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[list[int], list[int]]:
+def brute_force(images: Tensor, texts: Tensor, group_index: Tensor) -> tuple[list[int], list[int]]:
     """Ranks by the definition, one query at a time, everything with an equal score ahead."""
     matrix = (images @ texts.T).tolist()
-    owners = owner.tolist()
+    owners = group_index.tolist()
     image_ranks = []
     for i, row in enumerate(matrix):
         own = [row[t] for t, o in enumerate(owners) if o == i]
@@ -27,12 +27,12 @@ def brute_force(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[list[int]
 
 def test_of_several_vectors_of_an_image_the_best_counts() -> None:
     images, texts = torch.randn(5, 3, 8), torch.randn(7, 8)
-    owner = torch.tensor([0, 1, 1, 2, 3, 4, 4])
+    group_index = torch.tensor([0, 1, 1, 2, 3, 4, 4])
     scores = torch.tensor([[max(float(v @ text) for v in image) for text in texts] for image in images])  # (I, T)
     torch.testing.assert_close(retrieval.similarity(images, texts), scores)
     torch.testing.assert_close(retrieval.similarity(texts, images), scores.T)
-    expected = retrieval.ranks_of_scores(scores, owner)
-    for found, own in zip(retrieval.ranks(images, texts, owner, chunk=2), expected, strict=True):
+    expected = retrieval.ranks_of_scores(scores, group_index)
+    for found, own in zip(retrieval.ranks(images, texts, group_index, chunk=2), expected, strict=True):
         assert torch.equal(found, own)
     assert torch.equal(retrieval.top_k(texts, images, 2, chunk=3)[1], scores.T.topk(2).indices)
 
@@ -41,10 +41,10 @@ def test_ranks_under_autocast_are_those_without() -> None:
     """In bf16 these cosines, all near 1, would be ties, which count against the positive."""
     images = torch.nn.functional.normalize(1 + 0.05 * torch.randn(50, 64), dim=-1)
     texts = torch.nn.functional.normalize(images + 0.01 * torch.randn(50, 64), dim=-1)
-    owner = torch.arange(50)
-    expected, best = retrieval.ranks(images, texts, owner), retrieval.top_k(images, texts, 3)
+    group_index = torch.arange(50)
+    expected, best = retrieval.ranks(images, texts, group_index), retrieval.top_k(images, texts, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        found, found_best = retrieval.ranks(images, texts, owner), retrieval.top_k(images, texts, 3)
+        found, found_best = retrieval.ranks(images, texts, group_index), retrieval.top_k(images, texts, 3)
     assert torch.equal(torch.stack(found), torch.stack(expected))
     assert torch.equal(found_best[0], best[0])
     assert torch.equal(found_best[1], best[1])
@@ -54,15 +54,15 @@ def test_ranks_under_autocast_are_those_without() -> None:
 def galleries(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     """Small integer features: exact in float32, full of ties and duplicates; some images without a text."""
     count, width = draw(st.integers(1, 7)), draw(st.integers(1, 3))
-    owner = draw(st.lists(st.integers(0, count - 1), min_size=0, max_size=12))
+    group_index = draw(st.lists(st.integers(0, count - 1), min_size=0, max_size=12))
     feature = st.lists(st.integers(-2, 2), min_size=width, max_size=width)
     images = draw(st.lists(feature, min_size=count, max_size=count))
-    texts = draw(st.lists(feature, min_size=len(owner), max_size=len(owner)))
-    shape = (len(owner), width)
+    texts = draw(st.lists(feature, min_size=len(group_index), max_size=len(group_index)))
+    shape = (len(group_index), width)
     return (
         torch.tensor(images).float(),
         torch.tensor(texts).float().reshape(shape),
-        torch.tensor(owner, dtype=torch.long),
+        torch.tensor(group_index, dtype=torch.long),
     )
 
 
@@ -150,13 +150,13 @@ def test_reranked_is_a_full_ranking_with_the_candidates_in_front(
     gallery: tuple[Tensor, Tensor, Tensor], k: int, random: object
 ) -> None:
     """Brute force: candidates get scores above everything else, the rest keeps its first score."""
-    images, texts, owner = gallery
+    images, texts, group_index = gallery
     if not len(texts):
         return
-    first, _ = retrieval.ranks(images, texts, owner)
+    first, _ = retrieval.ranks(images, texts, group_index)
     _, indices = retrieval.top_k(images, texts, k)
     fresh = torch.tensor([[float(random.randint(0, 3)) for _ in row] for row in indices])  # type: ignore[attr-defined]
-    positives = [[t for t, o in enumerate(owner.tolist()) if o == i] for i in range(len(images))]
+    positives = [[t for t, o in enumerate(group_index.tolist()) if o == i] for i in range(len(images))]
     full = (images @ texts.T).scatter(1, indices, fresh + 1000)
     expected = []
     for i, own in enumerate(positives):

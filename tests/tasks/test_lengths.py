@@ -18,7 +18,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.tasks import build, parts_of, prepare
+from vlatrain.tasks import build, prepare, subtasks_of
 from vlatrain.tasks.lengths import check_lengths
 
 LONG = "please look at the red shape " * 30
@@ -52,7 +52,7 @@ def checked(backbone: Any, config: TaskConfig, splits: dict[str, list[Sample]]) 
     logger = logging.getLogger("vlatrain")
     logger.addHandler(handler)
     try:
-        check_lengths(parts_of(build(config, backbone, splits.get("train", []))), splits)
+        check_lengths(subtasks_of(build(config, backbone, splits.get("train", []))), splits)
     finally:
         logger.removeHandler(handler)
     return records

@@ -51,7 +51,7 @@ def every_score(task: Matching, samples: Sequence[Sample]) -> torch.Tensor:
         rows.append(
             torch.cat(
                 [
-                    task.matcher.pair_scores(task.backbone.rows(context, torch.tensor([i])), one)
+                    task.matcher.pair_scores(task.backbone.select_rows(context, torch.tensor([i])), one)
                     for i in range(len(samples))
                 ]
             )
@@ -63,12 +63,12 @@ def every_score(task: Matching, samples: Sequence[Sample]) -> torch.Tensor:
 def test_pairs_are_the_right_ones_and_so_many_wrong_ones(negatives: int) -> None:
     task = made(negatives=negatives)
     generator = torch.Generator().manual_seed(0)
-    owner = torch.tensor([0, 0, 1, 2, 2, 3])
+    group_index = torch.tensor([0, 0, 1, 2, 2, 3])
     for _ in range(20):
         ids = torch.randint(0, 2, (6, 3), generator=generator)  # some captions are identical
-        pairs = task.pairs_of(ids, owner, 4)
-        own = owner[:, None] == torch.arange(4)
-        wrong = ~same_caption(ids, owner, 4)
+        pairs = task.pairs_of(ids, group_index, 4)
+        own = group_index[:, None] == torch.arange(4)
+        wrong = ~same_caption(ids, group_index, 4)
         assert pairs[own].all()
         assert not pairs[~own & ~wrong].any()
         drawn = pairs & wrong
@@ -82,7 +82,7 @@ def test_pairs_are_the_right_ones_and_so_many_wrong_ones(negatives: int) -> None
 def test_with_all_pairs_the_loss_is_that_of_the_whole_matrix() -> None:
     task = made()
     batch = task.collate(SAMPLES[:4])
-    expected = contrastive_loss(every_score(task, SAMPLES[:4]), batch["text"].ids, batch["owner"])
+    expected = contrastive_loss(every_score(task, SAMPLES[:4]), batch["text"].ids, batch["group_index"])
     assert_close(task.loss(batch), expected, task.backbone.model)
     assert torch.isfinite(made(negatives=1).loss(batch))
     assert made().loss(task.collate(SAMPLES[:1])) == 0  # nothing to compare with
@@ -95,10 +95,10 @@ def test_ranks_are_those_of_every_pair(caplog: pytest.LogCaptureFixture) -> None
         found = task.evaluate(SAMPLES, three_at_a_time)
         scores = every_score(task, SAMPLES)
     assert "8 images x 16 texts are 128 pairs" in caplog.text
-    owner = [i for i in range(8) for _ in range(2)]
+    group_index = [i for i in range(8) for _ in range(2)]
     for image, record in enumerate(found.predictions):
-        best = max(scores[t, image] for t in range(16) if owner[t] == image)
-        ahead = sum(bool(scores[t, image] >= best) for t in range(16) if owner[t] != image)
+        best = max(scores[t, image] for t in range(16) if group_index[t] == image)
+        ahead = sum(bool(scores[t, image] >= best) for t in range(16) if group_index[t] != image)
         assert record["rank"] == ahead + 1
         assert record["prediction"] == TEXTS[int(scores[:, image].argmax())]
     assert found.settings["scored"] == "pairs"
@@ -107,13 +107,13 @@ def test_ranks_are_those_of_every_pair(caplog: pytest.LogCaptureFixture) -> None
 def test_ranks_of_scores_are_those_of_features() -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = (torch.randn(n, 5, generator=generator).round(decimals=0) for n in (7, 12))  # with ties
-    owner = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5])  # the last image has no text
+    group_index = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5])  # the last image has no text
     for one, other in zip(
-        metric.ranks(images, texts, owner), metric.ranks_of_scores(images @ texts.T, owner), strict=True
+        metric.ranks(images, texts, group_index), metric.ranks_of_scores(images @ texts.T, group_index), strict=True
     ):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match=r"\(7, 12\) and \(3,\)"):
-        metric.ranks_of_scores(images @ texts.T, owner[:3])
+        metric.ranks_of_scores(images @ texts.T, group_index[:3])
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from vlatrain.data.sample import Sample, Turn
 from vlatrain.tasks import build
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.display import SILENT
-from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.prefix_cache.compute import cache_prefix
 
 
 def problems_of(backbone: Backbone, samples: list[Sample]) -> list[str]:
@@ -160,5 +160,5 @@ def test_so_does_the_cache_of_the_frozen_prefix(strips: Callable[..., list[Sampl
     config = TrainConfig(model=backbone.config, task=TaskConfig(name="captioning"))
     config.trainer.cache = "memory"
     with pytest.raises(UserError) as caught:
-        keep_prefix(backbone, config, {"train": samples}, {"train": 3.0}, "fp32", SILENT)
+        cache_prefix(backbone, config, {"train": samples}, {"train": 3.0}, "fp32", SILENT)
     assert caught.value.problems == [NAMED[0].format(samples[1].image.path)]  # type: ignore[attr-defined]

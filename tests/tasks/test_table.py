@@ -18,7 +18,7 @@ from tests.backbones.composites import small
 from tests.backbones.small import SETTINGS
 from tests.conftest import CONF, adapter_config, make_samples, model_config, small_config
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.compatibility import misfits
+from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import sites, stacks
 from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, TrainConfig
@@ -72,7 +72,7 @@ def cells() -> Iterator[object]:
 def settings(model: ModelConfig, task: str, method: str) -> TrainConfig:
     """The configuration of a cell: adapters everywhere, cross-modal ones wherever there is something to read."""
     served = model.tasks[task]
-    points = list(served.other) if method == "cross_modal" else ["*"]
+    points = list(served.other_modality) if method == "cross_modal" else ["*"]
     dim = {"dim": 8} if method == "lora" else {"dim": 16, "scaling": 1.0}
     return TrainConfig(
         task=TaskConfig(
@@ -123,11 +123,11 @@ def test_learns_saves_loads_predicts_inspects(name: str, task: str, method: str,
     config = settings(config_of(name), task, method)
     if method == "cross_modal" and (not config.task.points or task == "classification"):
         config.task.points = config.task.points or ["*"]
-        told = misfits(config)
+        told = incompatibilities(config)
         if told:
             assert "gets no states of another modality" in told[0] or "each made without the other" in told[0]
             return
-    assert not misfits(config)
+    assert not incompatibilities(config)
     where = sites(config.model, task, config.points)
     backbone = made(config)
     model = attach(backbone.model, config.adapter, where)

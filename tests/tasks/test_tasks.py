@@ -197,17 +197,17 @@ def test_generated_answers_carry_their_probability_whatever_the_beams() -> None:
     assert all(0 < probability < 1 for probability in probabilities)
 
 
-def brute_contrastive(logits: torch.Tensor, ids: list[tuple], owner: list[int]) -> float:
+def brute_contrastive(logits: torch.Tensor, ids: list[tuple], group_index: list[int]) -> float:
     """The definition, pair by pair."""
     images = logits.shape[1]
     total = 0.0
     for image in range(images):
-        pairs = [t for t, o in enumerate(owner) if o == image]
+        pairs = [t for t, o in enumerate(group_index) if o == image]
         own = {ids[t] for t in pairs}
         for t in pairs:
-            has_it = {o for i, o in zip(ids, owner, strict=True) if i == ids[t]}
+            has_it = {o for i, o in zip(ids, group_index, strict=True) if i == ids[t]}
             to_image = [logits[t, i].exp() for i in range(images) if i == image or i not in has_it]
-            negatives = [u for u in range(len(owner)) if owner[u] != image and ids[u] not in own]
+            negatives = [u for u in range(len(group_index)) if group_index[u] != image and ids[u] not in own]
             to_text = [logits[u, image].exp() for u in [t, *negatives]]
             loss = -math.log(logits[t, image].exp() / sum(to_image)) - math.log(logits[t, image].exp() / sum(to_text))
             total += loss / len(pairs) / images / 2
@@ -217,33 +217,35 @@ def brute_contrastive(logits: torch.Tensor, ids: list[tuple], owner: list[int]) 
 @pytest.mark.parametrize("seed", range(5))
 def test_contrastive_loss_is_the_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    owner = [0, 0, 1, 2, 2, 2, 3]
-    ids = torch.randint(0, 2, (len(owner), 3), generator=generator)  # so few tokens that some captions are identical
-    logits = torch.randn(len(owner), 4, generator=generator)
-    expected = brute_contrastive(logits, [tuple(row.tolist()) for row in ids], owner)
-    assert contrastive_loss(logits, ids, torch.tensor(owner)).item() == near(expected)
+    group_index = [0, 0, 1, 2, 2, 2, 3]
+    ids = torch.randint(
+        0, 2, (len(group_index), 3), generator=generator
+    )  # so few tokens that some captions are identical
+    logits = torch.randn(len(group_index), 4, generator=generator)
+    expected = brute_contrastive(logits, [tuple(row.tolist()) for row in ids], group_index)
+    assert contrastive_loss(logits, ids, torch.tensor(group_index)).item() == near(expected)
 
 
-def brute_sigmoid(logits: torch.Tensor, ids: list[tuple], owner: list[int]) -> float:
+def brute_sigmoid(logits: torch.Tensor, ids: list[tuple], group_index: list[int]) -> float:
     """The definition, pair by pair."""
     images = logits.shape[1]
     total = 0.0
-    for t, image in enumerate(owner):
-        has_it = {o for i, o in zip(ids, owner, strict=True) if i == ids[t]}
+    for t, image in enumerate(group_index):
+        has_it = {o for i, o in zip(ids, group_index, strict=True) if i == ids[t]}
         loss = math.log(1 + (-logits[t, image]).exp())
         loss += sum(math.log(1 + logits[t, i].exp()) for i in range(images) if i != image and i not in has_it)
-        total += loss / owner.count(image) / images
+        total += loss / group_index.count(image) / images
     return total
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_sigmoid_loss_is_the_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    owner = [0, 0, 1, 2, 2, 2, 3]
-    ids = torch.randint(0, 2, (len(owner), 3), generator=generator)
-    logits = 3 * torch.randn(len(owner), 4, generator=generator)
-    expected = brute_sigmoid(logits, [tuple(row.tolist()) for row in ids], owner)
-    assert sigmoid_loss(logits, ids, torch.tensor(owner)).item() == near(expected)
+    group_index = [0, 0, 1, 2, 2, 2, 3]
+    ids = torch.randint(0, 2, (len(group_index), 3), generator=generator)
+    logits = 3 * torch.randn(len(group_index), 4, generator=generator)
+    expected = brute_sigmoid(logits, [tuple(row.tolist()) for row in ids], group_index)
+    assert sigmoid_loss(logits, ids, torch.tensor(group_index)).item() == near(expected)
 
 
 def test_siglip_learns_by_the_loss_that_it_was_trained_with() -> None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tests.disk import room
 from vlatrain.config import UserError
 from vlatrain.training.checkpoints import Checkpoints
-from vlatrain.training.resume import Keeper
+from vlatrain.training.resume import Checkpointer
 
 
 def save(checkpoints: Checkpoints, step: int, best: int | None = None, size: int = 4) -> None:
@@ -47,9 +47,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, tensors: dict[str,
     checkpoints, model = Checkpoints(tmp_path), torch.nn.Linear(3, 2)
     before = model.weight.clone()
     checkpoints.save(1, {"trainable": tensors, "buffers": {}}, {})
-    keeper = Keeper(checkpoints, Accelerator(cpu=True), model, dict(model.named_parameters()), None, {}, config="")
+    checkpointer = Checkpointer(
+        checkpoints, Accelerator(cpu=True), model, dict(model.named_parameters()), None, {}, config=""
+    )
     with pytest.raises(UserError, match=rf"step_1/trainable.safetensors does not fit the model: .*{told}"):
-        keeper._load_weights(checkpoints.load(1))
+        checkpointer._load_weights(checkpoints.load(1))
     assert torch.equal(model.weight, before)
 
 

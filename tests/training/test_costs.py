@@ -13,7 +13,7 @@ from vlatrain.config import DataConfig, TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import attach
 from vlatrain.training.costs import Costs, cost_table, costs, rehearsed
 from vlatrain.training.display import SILENT
-from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.prefix_cache.compute import cache_prefix
 
 
 def config(task: str, points: list[str], small: bool = False) -> TrainConfig:
@@ -75,7 +75,7 @@ def test_bytes_are_those_that_are_kept(task: str, points: list[str]) -> None:
     backbone = load(settings.model, task, texts=[t for s in make_samples() for t in (s.question, *s.captions)])
     attach(backbone.model, settings.adapter, sites(settings.model, task, points))
     samples = make_samples()
-    cache = keep_prefix(backbone, settings, {"train": samples}, {"train": 9}, "fp32", SILENT)
+    cache = cache_prefix(backbone, settings, {"train": samples}, {"train": 9}, "fp32", SILENT)
     assert cache
     by_tower = {tower.name: tower.bytes for tower in found.towers if tower.bytes}
     assert by_tower.keys() == cache.stores.keys()

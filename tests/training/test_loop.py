@@ -90,7 +90,7 @@ def test_when_it_evaluates_and_saves(
     loop.sinks = [sink]
     assert loop.run().steps == steps
     assert sink.steps("eval/accuracy") == evaluated
-    assert sorted(loop.keeper.checkpoints.steps()) == saved
+    assert sorted(loop.checkpointer.checkpoints.steps()) == saved
     assert (sink.begun, sink.closed) == ([0], 1)
 
 
@@ -102,7 +102,7 @@ def test_the_best_weights_are_kept_and_given_back(small: SimpleNamespace) -> Non
     assert result.evaluation.metrics == {"accuracy": 50.0}
     assert same(load_adapter(small.folder / "run"), task.weights[1])
     assert same({name: p.detach() for name, p in loop.parameters.items()}, task.weights[1])
-    assert sorted(loop.keeper.checkpoints.steps()) == [12, 24]
+    assert sorted(loop.checkpointer.checkpoints.steps()) == [12, 24]
 
 
 def test_patience(small: SimpleNamespace) -> None:
@@ -179,7 +179,7 @@ def test_workers_and_evaluations_change_nothing(small: SimpleNamespace) -> None:
     def run(name: str, **trainer: Any) -> dict[str, torch.Tensor]:
         loop = small.loop(name, config=make_config(epochs=1, **trainer), eval=make_samples(10, 100))
         loop.run()
-        return loop.keeper.checkpoints.load(6).tensors["trainable"]
+        return loop.checkpointer.checkpoints.load(6).tensors["trainable"]
 
     alone = run("alone")
     assert same(alone, run("workers", workers=2))

@@ -18,7 +18,7 @@ from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import save
 from vlatrain.runs import ADAPTER
 from vlatrain.training.lowering import Lowering, lower_for_good
-from vlatrain.training.setup import finished, fresh, keep_processor
+from vlatrain.training.setup import keep_processor, load_setup, new_setup
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
@@ -96,11 +96,11 @@ def test_a_finished_run_is_cast_once_for_all(tmp_path: Path) -> None:
         adapter=adapter_config("bottleneck", dim=2),
         trainer=TrainerConfig(device="cpu"),
     )
-    bench = fresh(config, {"train": make_samples()})
-    keep_processor(bench, tmp_path)
-    save(bench.model, tmp_path / ADAPTER)
+    setup = new_setup(config, {"train": make_samples()})
+    keep_processor(setup, tmp_path)
+    save(setup.model, tmp_path / ADAPTER)
     for precision, dtypes in (("bf16", {torch.bfloat16}), ("fp32", set())):
-        model = finished(config, tmp_path, torch.device("cpu"), precision).model
+        model = load_setup(config, tmp_path, torch.device("cpu"), precision).model
         layers = [layer for layer in model.modules() if isinstance(layer, Dense)]
         assert len(layers) == 2 * 2 * 2, "two layers, two places each, down and up"
         assert {layer.lowered[0].dtype for layer in layers if layer.lowered} == dtypes

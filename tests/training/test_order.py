@@ -15,7 +15,7 @@ def test_an_epoch_holds_every_sample_once(samples: int, batch: int, accumulate: 
     order = Order(samples, batch, accumulate, processes)
     seen = []
     for step in range(order.steps_per_epoch):
-        ranks = [order.parts(step, rank) for rank in range(processes)]
+        ranks = [order.micro_batches(step, rank) for rank in range(processes)]
         assert len({len(parts) for parts in ranks}) == 1, "all processes make the same number of passes"
         assert 1 <= len(ranks[0]) <= accumulate
         counted = [index for parts in ranks for part in parts if part.weight for index in part.indices]
@@ -29,7 +29,7 @@ def test_an_epoch_holds_every_sample_once(samples: int, batch: int, accumulate: 
 def test_weighted_means_are_the_mean_over_the_step(samples: int, batch: int, accumulate: int, processes: int) -> None:
     order = Order(samples, batch, accumulate, processes)
     for step in range(order.steps_per_epoch):
-        parts = [part for rank in range(processes) for part in order.parts(step, rank)]
+        parts = [part for rank in range(processes) for part in order.micro_batches(step, rank)]
         averaged = sum(part.weight * sum(part.indices) / len(part.indices) for part in parts) / processes
         chosen = order.step(step)
         assert averaged == pytest.approx(sum(chosen) / len(chosen))

@@ -16,8 +16,8 @@ from vlatrain.adapters.tip_adapter import TipAdapter
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.training.display import SILENT
-from vlatrain.training.sample_cache import drawn, fill
-from vlatrain.training.setup import fresh
+from vlatrain.training.sample_cache import build_sample_cache, drawn
+from vlatrain.training.setup import new_setup
 
 SIZE = 6
 
@@ -39,9 +39,9 @@ def tip(**options: float) -> TrainConfig:
 
 def test_the_cache_holds_the_frozen_models_features_of_the_samples_drawn() -> None:
     config, samples = tip(), make_samples()
-    bench = fresh(config, {"train": samples})
-    fill(bench, samples, config, SILENT)
-    (unit,) = (module for module in bench.model.modules() if isinstance(module, TipAdapter))
+    setup = new_setup(config, {"train": samples})
+    build_sample_cache(setup, samples, config, SILENT)
+    (unit,) = (module for module in setup.model.modules() if isinstance(module, TipAdapter))
     frozen = load(config.model, "retrieval")
     for number, sample in enumerate(drawn(samples, SIZE, config.seed)):
         with torch.no_grad():

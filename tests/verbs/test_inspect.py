@@ -114,7 +114,7 @@ def test_a_steps_memory_on_shapes_is_that_of_a_real_step() -> None:
     attach(backbone.model, small.adapter, sites(small.model, "captioning", small.points))
     task = build(small.task, backbone)
     with Alive() as alive:
-        task.rehearse(3, "cpu").backward()
+        task.loss_on_meta(3, "cpu").backward()
     # the fused attention keeps another little for real than on shapes
     assert count(small).memory["activations and gradients"] == pytest.approx(alive.peak, rel=0.06)
 

@@ -17,8 +17,8 @@ class Call(NamedTuple):
         mask: (B, S) 1 for those that may be attended to; None: all.
         frozen: the frozen modules of the place, by role (`query`, `key`, `value` or `qkv`, `inner`, `out`, `norm`).
         carried: what the modules of a tower hand from layer to layer in one call (a module's own name for it: its value). The
-            first one (see `wants`) finds what a call that broke off has left there.
-        left: what the modules of the tower that ran last have left to those of towers to come, under its name; it stays.
+            first one (see `requires`) finds what a call that broke off has left there.
+        exported: what the modules of the tower that ran last have left to those of towers to come, under its name; it stays.
     """
 
     inputs: Tensor | None = None
@@ -26,21 +26,21 @@ class Call(NamedTuple):
     mask: Tensor | None = None
     frozen: Mapping[str, nn.Module] = {}
     carried: dict[str, Any] = {}
-    left: dict[str, Tensor] = {}
+    exported: dict[str, Tensor] = {}
 
 
 class Adapter(nn.Module):
     """A trainable module at a place in a frozen model.
 
-    A subclass is one design. Its constructor takes `width`, the width of the states; then, by keyword, the facts it `wants`; then
-    its own options, which are those of its YAML file. `forward(states, call)` returns what is added to the states.
+    A subclass is one design. Its constructor takes `width`, the width of the states; then, by keyword, the facts it `requires`;
+    then its own options, which are those of its YAML file. `forward(states, call)` returns what is added to the states.
 
     Of `at = "layer"`, a method `enter(arguments, call)` gets the layer's arguments by name and returns those it is called with.
 
     Attributes:
         at: where a design goes: `site` (the output of a sub-layer), `layer` (around whole layers, from `enter` to the output),
             `modules` (the output of each linear layer and norm of a site), `features` (image and text features).
-        wants: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
+        requires: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
             (attention heads), `tower`, `index` (number of the layer), `site`, `layers` (of its tower), `first` and `last`
             (whether no earlier or later layer of the tower has one), `whole` (whether all of its layers have one), `causal`
             (whether a token of the tower sees only those before it), `end` (whether the tower ends in a head), `cross` and
@@ -51,20 +51,20 @@ class Adapter(nn.Module):
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
             differ within a tie: any of tower, layer, site, task. An instance may set its own.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
-        hears: whether it needs `Call.inputs` too where it reads the output. An instance may set its own.
-        adds: False if `forward` returns the new states themselves, not what is added to them.
+        reads_inputs: whether it needs `Call.inputs` too where it reads the output. An instance may set its own.
+        residual: False if `forward` returns the new states themselves, not what is added to them.
         frozen: submodules that never train.
-        alone: True if it cannot take a part of a batch (and have others take the rest).
+        exclusive: True if it cannot take a part of a batch (and have others take the rest).
     """
 
     at: ClassVar[str] = "site"
-    wants: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
     ties: Mapping[str, tuple[str, ...]] = {}
     reads: str = "output"
-    hears: bool = False
-    adds: ClassVar[bool] = True
+    reads_inputs: bool = False
+    residual: ClassVar[bool] = True
     frozen: tuple[str, ...] = ()
-    alone: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
 
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
@@ -86,7 +86,7 @@ class Adapter(nn.Module):
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
         """Start from the frozen modules of the place (by role). Called once, when the module is new; by default nothing."""
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Called when its shared parts are in place: what refers to one of them does so from here. By default nothing."""
 
 

@@ -60,9 +60,9 @@ class Compacter(Bottleneck):
         )  # fmt: skip
         self.rule = Rule(terms)
         self.rule.start()
-        self.settle()
+        self.resolve()
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Both halves use the rule, whether it is this adapter's or borrowed."""
         for half in (self.down, self.up):
             borrow(half, "projection.rule", self.rule)

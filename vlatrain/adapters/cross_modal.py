@@ -40,7 +40,7 @@ class CrossModal(Bottleneck):
         ValueError: no states of another modality, or heads that do not divide the bottleneck.
     """
 
-    wants = ("other_width",)
+    requires = ("other_width",)
 
     def __init__(
         self, width: int, dim: int, other_width: int, latent_heads: int = 1, bias: bool = True, **options: Any

@@ -42,13 +42,13 @@ class Fusion(Adapter):
         dim: width of query and key.
         value: `identity` or `full`.
         sources: for each source its `design`, `options` and `overrides`, the `points` where it has an adapter, and its `name`.
-        facts: of the place, for the sources (`wants`).
+        facts: of the place, for the sources (`requires`).
 
     Raises:
         ValueError: an unknown value, or a source that does not adapt the output of a sub-layer.
     """
 
-    wants: tuple[str, ...] = ("other_width", "heads", "tower", "index", "site", "layers", "causal")
+    requires: tuple[str, ...] = ("other_width", "heads", "tower", "index", "site", "layers", "causal")
     frozen = ("sources",)
 
     def __init__(
@@ -67,9 +67,9 @@ class Fusion(Adapter):
         self.sources = nn.ModuleDict({key: _built(source, width, point, facts) for key, source in here.items()})
         self.attention = Attention(width, dim, len(self.sources), value)
         units: list[Any] = list(self.sources.values())
-        self.hears = any(unit.reads == "input" or unit.hears for unit in units)
-        if not any("other_width" in unit.wants for unit in units):
-            self.wants = ()  # nobody need hand it the other modality's states
+        self.reads_inputs = any(unit.reads == "input" or unit.reads_inputs for unit in units)
+        if not any("other_width" in unit.requires for unit in units):
+            self.requires = ()  # nobody need hand it the other modality's states
         self.sources.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Fusion:
@@ -86,7 +86,7 @@ class Fusion(Adapter):
     def _added(self, unit: Any, states: Tensor, call: Call) -> Tensor:
         read = call.inputs if unit.reads == "input" else states
         found = unit(read, call)
-        return found if unit.adds else found - read
+        return found if unit.residual else found - read
 
     @staticmethod
     def count(width: int, dim: int, value: str = "identity", sources: int = 2) -> int:
@@ -171,6 +171,6 @@ def _built(source: Mapping[str, Any], width: int, point: str, facts: Mapping[str
         "tasks": [],
     }
     options = {**source["options"], **source["overrides"].get(point, {})}
-    unit = design(width, **{name: known[name] for name in design.wants}, **options)
-    unit.settle()
+    unit = design(width, **{name: known[name] for name in design.requires}, **options)
+    unit.resolve()
     return unit

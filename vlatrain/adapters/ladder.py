@@ -50,7 +50,7 @@ class Ladder(Adapter):
     """
 
     at: ClassVar[str] = "layer"
-    wants = ("first", "last", "index")
+    requires = ("first", "last", "index")
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class LlamaAdapter(Adapter):
         ValueError: no attention heads.
     """
 
-    wants = ("heads",)
+    requires = ("heads",)
     reads = "input"
 
     def __init__(self, width: int, dim: int = 10, init_std: float = 1.0, heads: int = 1) -> None:

@@ -64,10 +64,10 @@ class Lst(Adapter):
     """
 
     at: ClassVar[str] = "layer"
-    wants = (
+    requires = (
         "first", "last", "index", "layers", "tower", "readers", "cross", "cross_width", "towers", "heads", "causal", "end",
     )  # fmt: skip
-    alone: ClassVar[bool] = True
+    exclusive: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -181,8 +181,8 @@ class Lst(Adapter):
         del call.carried[TABLE]
         side = self.end_norm(side)
         if self.read:
-            call.left.clear()  # of the towers before it, none is attended to any more
-            call.left[self.tower] = side
+            call.exported.clear()  # of the towers before it, none is attended to any more
+            call.exported[self.tower] = side
         return None if self.up is None else (self.scaling * self.up(side)).to(states.dtype)
 
     def source(self, other: Tensor, call: Call) -> Tensor:
@@ -194,7 +194,7 @@ class Lst(Adapter):
         if not self.beside:
             return other.detach()
         # of the tower that ran last (b, S, d); there may be several rows here (beams) for each
-        name, found = next(iter(call.left.items()), ("", None))
+        name, found = next(iter(call.exported.items()), ("", None))
         if found is None or len(other) % len(found) or found.shape[1] != other.shape[1]:
             last = (
                 f"the last one, of {name}, has run for {tuple(found.shape[:2])}"

@@ -50,8 +50,8 @@ class Prompt(Adapter):
     """
 
     at: ClassVar[str] = "layer"
-    wants = ("first", "last", "index", "causal", "whole")
-    adds: ClassVar[bool] = False
+    requires = ("first", "last", "index", "causal", "whole")
+    residual: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class Routing(Bottleneck):
         ValueError: no states of another modality, or an unknown function.
     """
 
-    wants = ("other_width",)
+    requires = ("other_width",)
 
     def __init__(
         self, width: int, dim: int, other_width: int, function: str = "multiply", bias: bool = True, **options: Any

@@ -36,7 +36,7 @@ class TaskLora(Adapter):
     """
 
     at: ClassVar[str] = "modules"
-    wants = ("inputs",)
+    requires = ("inputs",)
     reads = "input"
 
     def __init__(

@@ -68,7 +68,7 @@ class TipAdapter(Adapter):
         """The image's features."""
         return role == "image"
 
-    def fill(self, keys: Tensor, values: Tensor) -> None:
+    def store(self, keys: Tensor, values: Tensor) -> None:
         """Fill the cache.
 
         Args:

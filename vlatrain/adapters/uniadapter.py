@@ -47,7 +47,7 @@ class UniAdapter(Adapter):
         ValueError: an unknown activation.
     """
 
-    wants: tuple[str, ...] = ("other_width", "tower")
+    requires: tuple[str, ...] = ("other_width", "tower")
     reads = "input"
 
     def __init__(
@@ -70,7 +70,7 @@ class UniAdapter(Adapter):
         self.fusion = None if tower in ALONE else Dense(dim, width, bias=bias)
         self.norm = None if tower in ALONE else nn.LayerNorm(width)
         if tower in ALONE:
-            self.wants = ("tower",)  # nothing here reads the other modality, so it need not be handed over
+            self.requires = ("tower",)  # nothing here reads the other modality, so it need not be handed over
         self.scaling = scaling
         self.down.start("zero", 0, up=False)
         self.up.start("zero", 0, up=True)

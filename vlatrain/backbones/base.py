@@ -17,7 +17,7 @@ from vlatrain.backbones.architecture import image_processor_class, model_class, 
 from vlatrain.backbones.attention import masks_once
 from vlatrain.backbones.describe import positions_in
 from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
-from vlatrain.backbones.prefix import Keeping
+from vlatrain.backbones.prefix import PrefixReplay
 from vlatrain.backbones.pretrained import (
     read_image_processor,
     read_model,
@@ -113,7 +113,7 @@ class Backbone:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
         settings = model.config.to_dict()
         self._max_positions = {name: positions_in(settings, tower) for name, tower in config.towers.items()}
-        self.keeping: Keeping | None = None
+        self.prefix_replay: PrefixReplay | None = None
         self.cache: Any = (
             None  # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
         )
@@ -209,14 +209,14 @@ class Backbone:
         return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
 
     def prefix(self, tower: str, inputs: Inputs) -> AbstractContextManager[Any]:
-        """The context of a tower's call whose states are a function of the sample (`ModelTaskConfig.pure`): its frozen prefix is
-        put back, if the inputs have it."""
-        if self.keeping is None:
+        """The context of a tower's call whose states are a function of the sample (`ModelTaskConfig.cacheable_inputs`): its frozen
+        prefix is put back, if the inputs have it."""
+        if self.prefix_replay is None:
             return nullcontext()
         states = inputs.get("prefix", {}).get(tower)
-        return self.keeping.around(self.model, self.config.towers[tower], tower, states)
+        return self.prefix_replay.around(self.model, self.config.towers[tower], tower, states)
 
-    def foresee(self, inputs: Inputs) -> None:
+    def run_frozen_towers(self, inputs: Inputs) -> None:
         """Run all towers whose states are a function of the sample."""
         run: Any = getattr(self, "context", None) or self.image_features  # type: ignore[attr-defined]
         run(inputs)
@@ -285,9 +285,9 @@ class Backbone:
         """The length that texts of so many tokens get where they are not padded for others' sake."""
         return tokens
 
-    def rows(self, context: Inputs, owner: Tensor) -> Inputs:
-        """A context with its rows repeated or picked: row i of the result is row `owner[i]`, (N,)."""
-        return {name: value.index_select(0, owner) for name, value in context.items()}
+    def select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
+        """A context with its rows repeated or picked: row i of the result is row `group_index[i]`, (N,)."""
+        return {name: value.index_select(0, group_index) for name, value in context.items()}
 
 
 def unit(features: Tensor) -> Tensor:
@@ -355,7 +355,7 @@ class Generator(Protocol):
     """
 
     def context(self, inputs: Inputs) -> Inputs:
-        """What all texts about a row's image have in common, a row for each row of the inputs (see `Backbone.rows`)."""
+        """What all texts about a row's image have in common, a row for each row of the inputs (see `Backbone.select_rows`)."""
         ...
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
@@ -467,7 +467,7 @@ class Matcher(Protocol):
     """A backbone that scores pairs of an image and a text, and has no features to search by."""
 
     def image_context(self, inputs: Inputs) -> Inputs:
-        """What all pairs with a row's image have in common, a row for each row of the inputs (see `Backbone.rows`)."""
+        """What all pairs with a row's image have in common, a row for each row of the inputs (see `Backbone.select_rows`)."""
         ...
 
     def pair_scores(self, context: Inputs, text: Text) -> Tensor:

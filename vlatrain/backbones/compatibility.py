@@ -8,9 +8,9 @@ from itertools import combinations
 from vlatrain.backbones.describe import crossed, sites, stacks, widths
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.checks.composites import ill_composed
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.joint import JOINT
-from vlatrain.config.methods import BARE, is_peft, parts
+from vlatrain.config.methods import BARE, components, is_peft
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
 from vlatrain.injection.merging.mergeable import unmergeable
 from vlatrain.injection.points import Place, Point, Stack, select
@@ -24,15 +24,15 @@ PLACES = {
 ON_QUANTISED = ("lora", "ia3", "hira", "randlora", "road")  # of PEFT's methods, those that take bitsandbytes' layers
 
 
-def misfits(config: TrainConfig) -> list[str]:
-    """Everything that keeps the method from the points it is to go to; `Unfit` where each part is sound by itself."""
+def incompatibilities(config: TrainConfig) -> list[str]:
+    """Everything that keeps the method from the points it is to go to; `Incompatible` where each part is sound by itself."""
     if isinstance(config, MergeConfig):
         return unmergeable(config)
     found = list(_by_task(config))
     if config.model.parts:
         found += ill_composed(config)
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
-        found.append(Unfit(_no_drop(config.adapter)))
+        found.append(Incompatible(_no_drop(config.adapter)))
     if config.adapter.parts:
         found += _of_parts(config)
     elif config.adapter.name not in BARE:
@@ -42,17 +42,19 @@ def misfits(config: TrainConfig) -> list[str]:
 
 def _of_parts(config: TrainConfig) -> list[str]:
     """What is wrong with each part of a mixed method where it goes, and whether two get into each other's way."""
-    methods = parts(config.adapter)
+    methods = components(config.adapter)
     if wrong := _errors(config.points, stacks(config.model, config.task.name)):
         return wrong
     where = sites(config.model, config.task.name, config.points).divided({n: m.points for n, m in methods.items()})
     found: list[str] = []
     for name, method in methods.items():
         if "sources" in method.needs:
-            found.append(Unfit(f"adapter.parts.{name}: adapter={method.name} cannot be a part of another method"))
+            found.append(
+                Incompatible(f"adapter.parts.{name}: adapter={method.name} cannot be a part of another method")
+            )
         elif not where[name].places:
             key = f"adapter.parts.{name}"
-            found.append(Unfit(f"{key}: the other parts leave it no point; say where it goes with {key}.points"))
+            found.append(Incompatible(f"{key}: the other parts leave it no point; say where it goes with {key}.points"))
         else:
             found += _of_method(config, method, [str(point) for point in where[name].places])
     for one, two in combinations(methods, 2):
@@ -64,7 +66,9 @@ def _of_parts(config: TrainConfig) -> list[str]:
         else:
             both = [str(point) for point in where[two].places if point in where[one].places]
         if both:
-            found.append(Unfit(f"adapter.parts: {one} and {two} both change {both[0]}: give them points of their own"))
+            found.append(
+                Incompatible(f"adapter.parts: {one} and {two} both change {both[0]}: give them points of their own")
+            )
     return found
 
 
@@ -114,35 +118,39 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     if "features" in method.needs and not served.features:
         able = [task for task, other in config.model.tasks.items() if other.features]
         where = f"model={config.model.name} has them for {', '.join(able)}" if able else "this backbone has none"
-        yield Unfit(f"{title}: works on the features of image and text, which task={config.task.name} has not; {where}")
+        yield Incompatible(
+            f"{title}: works on the features of image and text, which task={config.task.name} has not; {where}"
+        )
     if "features" in method.needs and method.heads:
-        yield Unfit(f"adapter.heads=true: {title} adapts what these heads put out; either it trains or they do")
+        yield Incompatible(f"adapter.heads=true: {title} adapts what these heads put out; either it trains or they do")
     if "sources" in method.needs and not method.sources:
-        yield Unfit(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
+        yield Incompatible(f"{title}: needs adapter.sources=[RUN,RUN], the folders of finished runs")
     if "sources" in method.needs and config.adapter.trunk:
-        yield Unfit(f"adapter.trunk: {title} weighs adapters that were trained in the trunk as it is")
+        yield Incompatible(f"adapter.trunk: {title} weighs adapters that were trained in the trunk as it is")
     if {"end", "chain"} & set(method.needs) and config.adapter.trunk:
-        yield Unfit(f"adapter.trunk: {title} never goes back through the trunk, so nothing in it can train")
+        yield Incompatible(f"adapter.trunk: {title} never goes back through the trunk, so nothing in it can train")
     if "frozen" in method.needs and config.adapter.trunk:
-        yield Unfit(f"adapter.trunk: {title} keeps what the frozen trunk says of samples, so nothing in it may train")
+        yield Incompatible(
+            f"adapter.trunk: {title} keeps what the frozen trunk says of samples, so nothing in it may train"
+        )
     if "norms" in config.adapter.trunk and any(target.rpartition(".")[2] == "norm" for target in method.targets or []):
-        yield Unfit(f"adapter.trunk: norms: {title} trains copies of them, which take their place")
+        yield Incompatible(f"adapter.trunk: norms: {title} trains copies of them, which take their place")
     if method.sources and "sources" not in method.needs:
         yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
     if "parts" in method.needs and not method.parts:
-        yield Unfit(f"{title}: needs adapter.parts, methods with points of their own")
+        yield Incompatible(f"{title}: needs adapter.parts, methods with points of their own")
 
 
 def _quantised(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     if config.model.quantize and is_peft(method) and method.name not in ON_QUANTISED:
-        yield Unfit(
+        yield Incompatible(
             f"adapter={method.name}: PEFT does not put it on quantised layers (model.quantize={config.model.quantize}); there it "
             f"has {', '.join(ON_QUANTISED)}, and all of vlatrain's own designs fit"
         )
 
 
 def _by_task(config: TrainConfig) -> Iterator[str]:
-    for name, method in {"": config.adapter, **parts(config.adapter)}.items():
+    for name, method in {"": config.adapter, **components(config.adapter)}.items():
         key = f"adapter.parts.{name}" if name else "adapter"
         if not method.by_task:
             if method.share.what != "none" and "task" in method.share.over:
@@ -150,7 +158,7 @@ def _by_task(config: TrainConfig) -> Iterator[str]:
         elif config.task.name != JOINT:
             yield f"{key}.by_task=true: needs task=joint; with a single task its adapters are the task's anyway"
         elif name or is_peft(method) or method.name in BARE or {"sources", "parts"} & set(method.needs):
-            yield Unfit(
+            yield Incompatible(
                 f"{key}.by_task=true: adapter={method.name} trains one for all parts; only vlatrain's own designs have one for each"
                 + ("; LoRA as one of them is adapter=task_lora" if method.name == "lora" else "")
             )
@@ -160,16 +168,16 @@ def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int
     if "other" not in method.needs:
         return
     task = config.task.name
-    other = config.model.tasks[task].other
+    other = config.model.tasks[task].other_modality
     for tower in layers:
         if tower not in other:
             able = ", ".join(name for name in other) or "none"
-            yield Unfit(
+            yield Incompatible(
                 f"adapter={method.name}: the {tower} tower of model={config.model.name} gets no states of another modality in "
                 f"task={task}; towers that do: {able}"
             )
         elif task == "classification" and config.model.tasks[task].features:
-            yield Unfit(
+            yield Incompatible(
                 f"adapter={method.name}: reads the other modality, and task=classification compares features of image and class, "
                 "each made without the other"
             )
@@ -181,9 +189,11 @@ def _second_look(config: TrainConfig, method: AdapterConfig, tower: str) -> Iter
     """A tower without cross-attention of its own is handed the other modality's states only where pairs are matched."""
     title = f"adapter={method.name}: the {tower} tower of model={config.model.name} gets states of another modality only where"
     if not config.task.rerank:
-        yield Unfit(f"{title} the best pairs are ranked again, and task.rerank=0 never does: set task.rerank=16")
+        yield Incompatible(f"{title} the best pairs are ranked again, and task.rerank=0 never does: set task.rerank=16")
     if not config.task.matching:
-        yield Unfit(f"{title} pairs are matched, and task.matching=false never trains that: set task.matching=true")
+        yield Incompatible(
+            f"{title} pairs are matched, and task.matching=false never trains that: set task.matching=true"
+        )
 
 
 def _attention(
@@ -191,7 +201,7 @@ def _attention(
 ) -> Iterator[str]:
     others = {point.site for point in select(patterns, towers)} - {"attn"}
     if "attn" in method.needs and others:
-        yield Unfit(
+        yield Incompatible(
             f"adapter={method.name}: goes to self-attention only, and not to {', '.join(sorted(others))}: choose points such "
             "as adapter.points=[*.*.attn]"
         )
@@ -206,9 +216,9 @@ def _inserting(
             f"adapter={method.name}: the {tower} tower of model={config.model.name}",
         )
         if kind.positions in PLACES:
-            yield Unfit(f"{title} {PLACES[kind.positions]}; leave it out of adapter.points")
+            yield Incompatible(f"{title} {PLACES[kind.positions]}; leave it out of adapter.points")
         elif kind.positions == "relative" and (kind.causal or len(chosen) < towers[tower].layers):
-            yield Unfit(
+            yield Incompatible(
                 f"{title} has relative positions, which tokens can be put among in all layers of an encoder only; leave it out of "
                 "adapter.points" + ("" if kind.causal else ", or choose all of its layers")
             )
@@ -224,7 +234,7 @@ def _ends(
     read = {attended.get(tower, "") for tower in layers} if _reads_sides(method) else set()
     for tower, chosen in layers.items():
         if not towers[tower].end and tower not in read:
-            yield Unfit(
+            yield Incompatible(
                 f"{title}: never goes back through the trunk, so it fits only towers that end in a head "
                 f"({', '.join(ends)}), {'those that these attend to, ' if _reads_sides(method) else ''}and not {tower}: "
                 "leave it out of adapter.points"
@@ -234,7 +244,7 @@ def _ends(
         if tower in attended:
             yield from _beside(config, method, tower, attended[tower], layers)
         elif (new := _new_before(config)) and min(chosen) > 0:
-            yield Unfit(
+            yield Incompatible(
                 f"{title}: layer 0 of {tower} must be among its points, or what is new before it ({new}) could not learn"
             )
 
@@ -261,7 +271,7 @@ def _side_widths(method: AdapterConfig, places: dict[str, Place]) -> Iterator[st
     if wrong:
         fitting = [r for r in range(1, 65) if all(divided(place, r) for place in places.values())]
         nearest = f"; {min(fitting, key=lambda r: abs(r - reduction))} would do" if fitting else ""
-        yield Unfit(
+        yield Incompatible(
             f"adapter.options.reduction={reduction}: the attention heads of the trunk must divide the width of its side, and give "
             f"{', '.join(wrong)}{nearest}"
         )
@@ -278,15 +288,15 @@ def _beside(
     """A tower beside which a side network runs, and which attends to another."""
     title, key = f"adapter={method.name}", "adapter.options.reads"
     if _reads_sides(method) and other not in layers:
-        yield Unfit(
+        yield Incompatible(
             f"{title}: the side of {tower} attends to that of {other}, which has no points; add them, or {key}=trunk"
         )
     elif _reads_sides(method) and config.task.name == "retrieval":
-        yield Unfit(
+        yield Incompatible(
             f"{title}: task=retrieval matches texts with images anew, and keeps no side of them; {key}=trunk does without"
         )
     elif other not in layers and (new := _new_before(config)):
-        yield Unfit(
+        yield Incompatible(
             f"{title}: nothing goes back from {tower} to {other}, so what is new before it ({new}) could not learn; "
             "adapter=lst has a side in both"
         )
@@ -295,7 +305,7 @@ def _beside(
 def _new_before(config: TrainConfig) -> str:
     """What is new in a backbone and makes what its towers are given, other than by another tower: a visual projection."""
     served = config.model.tasks[config.task.name]
-    return ", ".join(served.trained) if set(served.other.values()) - set(served.towers) else ""
+    return ", ".join(served.trained) if set(served.other_modality.values()) - set(served.towers) else ""
 
 
 def _dropping(
@@ -305,7 +315,7 @@ def _dropping(
     if not fixed and not drawn:
         return
     if is_peft(method) or {"layers", "features"} & set(method.needs):
-        yield Unfit(_no_drop(method))
+        yield Incompatible(_no_drop(method))
         return
     depth = max(towers[tower].layers for tower in layers)
     if fixed > depth:
@@ -329,7 +339,7 @@ def _widths(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[in
     wide = {name: width for name, width in widths(config.model, config.task.name).items() if name in layers}
     if len(set(wide.values())) > 1:
         told = ", ".join(f"{name} {width}" for name, width in wide.items())
-        yield Unfit(
+        yield Incompatible(
             f"adapter.share.what={share.what}: cannot be shared over towers of different widths ({told}); share columns, or "
             "leave tower out of adapter.share.over"
         )

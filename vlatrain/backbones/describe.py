@@ -85,7 +85,7 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
         name: Stack(
             number_in(settings, config, name, "depth"),
             tuple(config.towers[name].sites),
-            end=name in served.ends,
+            end=name in served.output_towers,
             every={
                 site: _number(settings, config, found.every, f"distance of the {site} sites of the {name} tower")
                 for site, found in config.towers[name].sites.items()
@@ -103,7 +103,7 @@ def widths(config: ModelConfig, task: str) -> dict[str, int]:
         UserError: the task is not served, or the settings lack a width.
     """
     settings, served = settings_of(config, task), config.tasks[task]
-    names = dict.fromkeys([*served.towers, *served.other.values()])
+    names = dict.fromkeys([*served.towers, *served.other_modality.values()])
     return {name: number_in(settings, config, name, "width") for name in names}
 
 
@@ -121,7 +121,7 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
     for point in points:
         tower = config.towers[point.tower]
         site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
-        other = served.other.get(point.tower, "")
+        other = served.other_modality.get(point.tower, "")
         crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
         cross = attended.get(point.tower, "") if crosses else ""
         places[point] = Place(

@@ -40,7 +40,7 @@ class Boundary:
 
 
 @dataclass
-class Kept:
+class CachedStates:
     """What was kept of a call: states (B, taps, L, width), and whether the layers return tuples."""
 
     states: Tensor
@@ -52,7 +52,7 @@ class Enough(Exception):  # noqa: N818, no error
 
 
 @dataclass
-class Keeping:
+class PrefixReplay:
     """What a backbone keeps of its towers, and puts back. It is at work in the calls that `around` is entered for.
 
     Attributes:
@@ -63,10 +63,10 @@ class Keeping:
     boundaries: dict[str, Boundary]
     in_tuple: dict[str, bool]
     wanted: Sequence[str] = ()
-    recorded: dict[str, Kept] = field(default_factory=dict)
+    recorded: dict[str, CachedStates] = field(default_factory=dict)
 
     @contextmanager
-    def recording(self, towers: Sequence[str]) -> Iterator[dict[str, Kept]]:
+    def recording(self, towers: Sequence[str]) -> Iterator[dict[str, CachedStates]]:
         """Keep what leaves the frozen layers of some towers: in the end it is in what this gives. Raises `Enough` inside."""
         self.wanted, self.recorded = towers, {}
         try:
@@ -79,7 +79,7 @@ class Keeping:
     ) -> AbstractContextManager[Any]:
         """The context of one call of a tower: states (B, taps, L, width) are put back; None: recorded, if asked for."""
         if states is not None:
-            return replaying(model, tower, self.boundaries[name], Kept(states, self.in_tuple[name]))
+            return replaying(model, tower, self.boundaries[name], CachedStates(states, self.in_tuple[name]))
         return self._recording(model, tower, name) if name in self.wanted else nullcontext()
 
     @contextmanager
@@ -92,7 +92,7 @@ class Keeping:
                 return
             in_tuple = isinstance(output, tuple)
             found = [seen[tap][0] if in_tuple else seen[tap] for tap in boundary.taps]
-            self.recorded[name] = Kept(torch.stack(found, dim=1).detach(), in_tuple)  # (B, taps, L, width)
+            self.recorded[name] = CachedStates(torch.stack(found, dim=1).detach(), in_tuple)  # (B, taps, L, width)
             if all(other in self.recorded for other in self.wanted):
                 raise Enough
 
@@ -109,7 +109,7 @@ class Keeping:
 
 
 @contextmanager
-def replaying(model: nn.Module, tower: TowerConfig, boundary: Boundary, kept: Kept) -> Iterator[None]:
+def replaying(model: nn.Module, tower: TowerConfig, boundary: Boundary, kept: CachedStates) -> Iterator[None]:
     """Put back what was kept: embeddings and frozen layers return it, whatever they are called with."""
     layers = model.get_submodule(tower.layers)
     with ExitStack() as stack:

@@ -33,7 +33,7 @@ from vlatrain.cli.overrides import check as check_overrides
 from vlatrain.cli.registry import register
 from vlatrain.config.checks.owners import unread
 from vlatrain.config.checks.settings import problems as value_problems
-from vlatrain.config.errors import Unfit, UserError, all_unfit
+from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
@@ -268,14 +268,14 @@ def _of_jobs(request: Request, checked: Checked, check: Check | None, bad: bool)
     if few:
         found = [problems(list(job)) for job in itertools.product(*choices)]
     else:  # every choice once, beside others that go together
-        base = next((job for job in _variations(first, choices) if not all_unfit(problems(job))), first)
+        base = next((job for job in _variations(first, choices) if not all_incompatible(problems(job))), first)
         found = [problems(job) for job in _variations(base, choices)]
-    runs = any(not any(isinstance(problem, Unfit) for problem in of_job) for of_job in found)
+    runs = any(not any(isinstance(problem, Incompatible) for problem in of_job) for of_job in found)
     return [
         problem
         for of_job in found
         for problem in of_job
-        if not (request.sweeps and runs and isinstance(problem, Unfit))
+        if not (request.sweeps and runs and isinstance(problem, Incompatible))
     ]
 
 

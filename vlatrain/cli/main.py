@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlatrain import __version__
 from vlatrain.cli import help as texts
-from vlatrain.config.errors import UserError, all_unfit
+from vlatrain.config.errors import UserError, all_incompatible
 from vlatrain.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _hydra(verb: str, rest: list[str]) -> int:
         _place_verb(request)
         prepared = Prepared(request.overrides)
     else:
-        prepared = prepare(request, _check_fit, whole=request.sweeps or bool(tells))
+        prepared = prepare(request, _check_compatibility, whole=request.sweeps or bool(tells))
     overrides = prepared.overrides
     job = _Jobs(request, prepared.swept)
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
@@ -206,11 +206,11 @@ def _complete(decorated: Callable[[], Any], words: list[str]) -> None:
     print(re.sub(r"\S+=(?:\w+_schema|from_run)(?:\s|$)", "", answer.getvalue()), end="")
 
 
-def _check_fit(config: TrainConfig) -> list[str]:
+def _check_compatibility(config: TrainConfig) -> list[str]:
     """What keeps the method from its points, as far as descriptions tell. Imports no torch."""
-    from vlatrain.backbones.compatibility import misfits
+    from vlatrain.backbones.compatibility import incompatibilities
 
-    return misfits(config)
+    return incompatibilities(config)
 
 
 class _Jobs:
@@ -272,14 +272,16 @@ class _Jobs:
 
         config = typed(composed, SCHEMAS[self.verb])
         job = [str(text) for text in HydraConfig.get().overrides.task]
-        if found := problems_of(config, self.request, job, _check_fit):  # a sweep's job, or values as ${hydra:job.num}
+        if found := problems_of(
+            config, self.request, job, _check_compatibility
+        ):  # a sweep's job, or values as ${hydra:job.num}
             raise UserError(found)
         return config
 
     def _call(self, config: TrainConfig, job: str) -> Any:
         from vlatrain.backbones.describe import checkpoints_of
         from vlatrain.config import EvalConfig, MergeConfig, hub
-        from vlatrain.config.joint import parts
+        from vlatrain.config.joint import subtasks
         from vlatrain.runs import name_output, name_run, run_folder
 
         if self.verb == "train":
@@ -288,10 +290,10 @@ class _Jobs:
             config.output = name_output(config, job)
         self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
         wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
-        wanted += [part.data.path or "" for part in parts(config).values() if part.data.name == "hub"]
+        wanted += [part.data.path or "" for part in subtasks(config).values() if part.data.name == "hub"]
         offline = self.verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter")
         if not offline and not all(Path(name).expanduser().is_dir() for name in wanted):
-            hub.settle()
+            hub.resolve()
         return VERBS[self.verb].call(config)
 
     def _sweep_job(self, composed: DictConfig, settings: Any) -> float | None:
@@ -313,7 +315,7 @@ class _Jobs:
             outcome.metrics = getattr(result, "metrics", None) or {}
             outcome.failure = ""
         except UserError as error:
-            if all_unfit(error.problems):
+            if all_incompatible(error.problems):
                 outcome.failure, outcome.left_out = "", "; ".join(error.problems)
                 print(f"left out: {' '.join(varied or overrides)}: {outcome.left_out}")
             else:

@@ -23,12 +23,12 @@ class UserError(ValueError):
         return type(self), (self.problems,)
 
 
-class Unfit(str):
+class Incompatible(str):
     """A problem of a combination of task, backbone and method, each sound by itself: a sweep leaves it out, and says so."""
 
     __slots__ = ()
 
 
-def all_unfit(problems: list[str]) -> bool:
+def all_incompatible(problems: list[str]) -> bool:
     """Whether there are problems, and none but of the combination."""
-    return bool(problems) and all(isinstance(problem, Unfit) for problem in problems)
+    return bool(problems) and all(isinstance(problem, Incompatible) for problem in problems)

@@ -46,7 +46,7 @@ def write_file(path: Path, data: str | bytes) -> None:
     try:
         replace_file(path, data)
     except OSError as error:
-        raise UserError(_told(path, error)) from error
+        raise UserError(_described(path, error)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,7 +79,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise UserError(_told(folder, error)) from error
+        raise UserError(_described(folder, error)) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -101,7 +101,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _told(path: Path, error: Exception) -> str:
+def _described(path: Path, error: Exception) -> str:
     return f"{path} could not be written ({error}); make room there, then run the same again (a training: with resume=auto)"
 
 

@@ -14,7 +14,7 @@ from urllib.request import getproxies
 TIMEOUT = 5.0  # seconds
 
 
-def settle() -> None:
+def resolve() -> None:
     """Set `HF_HUB_OFFLINE=1` if the hub cannot be reached, unless the user has set it or a proxy may know the way."""
     if "HF_HUB_OFFLINE" in os.environ or getproxies():
         return

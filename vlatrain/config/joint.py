@@ -49,7 +49,7 @@ def tasks(config: TaskConfig) -> dict[str, TaskConfig]:
     return dict(config.parts)
 
 
-def parts(config: Config) -> dict[str, Config]:
+def subtasks(config: Config) -> dict[str, Config]:
     """The parts of a joint run by name, each the configuration of a run of its own; any other run itself under an empty name.
 
     Raises:
@@ -92,7 +92,7 @@ def asked(config: PredictConfig) -> str:
     Raises:
         UserError: it cannot be told.
     """
-    known = parts(config)
+    known = subtasks(config)
     if config.task.name != JOINT:
         return ""
     if config.part is not None:

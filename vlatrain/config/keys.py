@@ -60,13 +60,13 @@ def is_open(schema: type, key: str) -> bool:
     return typing.get_origin(required(type_of(schema, key))) is dict
 
 
-def all_keys(schema: type, prefix: str = "") -> Iterator[str]:
+def all_keys(schema: type, key_prefix: str = "") -> Iterator[str]:
     """Every dotted key, the groups included."""
     for name, hint in _hints(schema).items():
-        yield prefix + name
+        yield key_prefix + name
         inner = required(hint)
         if dataclasses.is_dataclass(inner):
-            yield from all_keys(cast(type, inner), f"{prefix}{name}.")
+            yield from all_keys(cast(type, inner), f"{key_prefix}{name}.")
 
 
 def leaves(value: Any, key: str = "") -> dict[str, Any]:
@@ -82,13 +82,13 @@ def leaves(value: Any, key: str = "") -> dict[str, Any]:
 
 def nearest(word: str, candidates: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
     """The candidate that was probably meant, or None. The last part counts most: `dim` means `adapter.dim`."""
-    prefix, _, last = word.rpartition(".")
+    key_prefix, _, last = word.rpartition(".")
 
     def likeness(candidate: str) -> float:
         other_prefix, _, other_last = candidate.rpartition(".")
         whole = difflib.SequenceMatcher(None, word, candidate).ratio()
         end = difflib.SequenceMatcher(None, last, other_last).ratio()
-        start = difflib.SequenceMatcher(None, prefix, other_prefix).ratio() if prefix else 0.5
+        start = difflib.SequenceMatcher(None, key_prefix, other_prefix).ratio() if key_prefix else 0.5
         return max(whole, 0.8 * end + 0.2 * start)
 
     best = max(candidates, key=likeness, default=None)
@@ -141,15 +141,15 @@ def problems_in(schema: type, value: Any, key: str = "", source: str = "") -> li
     return []
 
 
-def unknown_keys(schema: type, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def unknown_keys(schema: type, values: Mapping[str, Any], key_prefix: str = "") -> Iterator[str]:
     """The dotted keys of nested values that the schema lacks."""
     hints = _hints(schema)
     for name, inner in values.items():
         hint = required(hints.get(name))
         if name not in hints:
-            yield f"{prefix}{name}"
+            yield f"{key_prefix}{name}"
         elif dataclasses.is_dataclass(hint) and isinstance(inner, Mapping):
-            yield from unknown_keys(cast(type, hint), inner, f"{prefix}{name}.")
+            yield from unknown_keys(cast(type, hint), inner, f"{key_prefix}{name}.")
 
 
 @cache

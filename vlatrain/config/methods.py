@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlatrain.config.adapter import COMMON, AdapterConfig
-from vlatrain.config.errors import Unfit, UserError
+from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
@@ -41,7 +41,9 @@ def completed(config: AdapterConfig) -> AdapterConfig:
     if config.parts:
         if any(wrong_parts(config)):
             return config  # `problems` tells
-        return dataclasses.replace(config, parts={name: completed(method) for name, method in parts(config).items()})
+        return dataclasses.replace(
+            config, parts={name: completed(method) for name, method in components(config).items()}
+        )
     schema = described(config.name)
     if schema is None or config.name in BARE:
         return config
@@ -60,7 +62,7 @@ def completed(config: AdapterConfig) -> AdapterConfig:
     )
 
 
-def part(value: AdapterConfig | Mapping[str, Any]) -> AdapterConfig:
+def component(value: AdapterConfig | Mapping[str, Any]) -> AdapterConfig:
     """A part of a mixed method, typed.
 
     Raises:
@@ -82,9 +84,9 @@ def _of_file(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**inner, **{key: other for key, other in value.items() if key not in ("adapter", "optim")}}
 
 
-def parts(config: AdapterConfig) -> dict[str, AdapterConfig]:
+def components(config: AdapterConfig) -> dict[str, AdapterConfig]:
     """The methods by name: those of a mixed one, else the method itself under an empty name."""
-    return {name: part(value) for name, value in config.parts.items()} if config.parts else {"": config}
+    return {name: component(value) for name, value in config.parts.items()} if config.parts else {"": config}
 
 
 def patterns(config: AdapterConfig, default: list[str]) -> list[str]:
@@ -92,7 +94,7 @@ def patterns(config: AdapterConfig, default: list[str]) -> list[str]:
     own = default if config.points is None else config.points
     if not config.parts:
         return own
-    methods = parts(config).values()
+    methods = components(config).values()
     found = [pattern for method in methods for pattern in method.points or []]
     return [*found, *(own if any(method.points is None for method in methods) else [])]
 
@@ -107,7 +109,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     if wrong := list(wrong_parts(config, key)):
         yield from wrong
     else:
-        for name, method in parts(config).items() if config.parts else ():
+        for name, method in components(config).items() if config.parts else ():
             yield from problems(method, f"{key}.parts.{name}")
     for name in config.trunk:
         if name not in TRUNK:
@@ -123,7 +125,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if getattr(config, name) is not None and name not in has:
             known = ", ".join([*has, *schema.get("options", {})]) or "none"
             known += f"; its parts may: {key}.parts.NAME.{name}" if config.parts else ""
-            yield Unfit(f"{key}.{name}: {title} has no such option; it has {known}")
+            yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
     yield from _shared(config, schema, f"{key}.share", title)
@@ -155,7 +157,7 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if found := problems_in(AdapterConfig, plain):
             yield from (f"{where}: {problem}" for problem in found)
             continue
-        method = part(value)
+        method = component(value)
         if method.parts or method.name in BARE:
             yield f"{where}: adapter={method.name} cannot be a part of another method"
         if method.heads or config.heads:

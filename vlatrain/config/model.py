@@ -71,14 +71,16 @@ class ModelTaskConfig:
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         points: where adapters go in this backbone unless the task or the method says otherwise; empty: the task's own choice.
         towers: the towers the class has, in the order data flows through them.
-        other: by tower, the tower of the other modality whose states its layers can be given (cross-modal adapters read them).
-        ends: the towers whose last states go to a head, and through no further tower.
+        other_modality: by tower, the tower of the other modality whose states its layers can be given (cross-modal adapters read
+            them).
+        output_towers: the towers whose last states go to a head, and through no further tower.
         heads: modules outside the towers that a task may train with the adapters (path prefixes), e.g. projections.
         features: those of them that give the features of image and text (CLIP-Adapter and Tip-Adapter adapt these).
         trained: modules outside the towers that are new and hence always train with an adapter (path prefixes): a visual
             projection, a classifier.
-        pure: by tower, what its states are a function of in a call for a sample: image, question, text, or another tower. Those of
-            such a tower can be kept as long as nothing before them trains (`training/prefix_cache/`); empty: they cannot.
+        cacheable_inputs: by tower, what its states are a function of in a call for a sample: image, question, text, or another
+            tower. Those of such a tower can be kept as long as nothing before them trains (`training/prefix_cache/`); empty: they
+            cannot.
         contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
         config: settings of the architecture that differ from `model.config` in this task.
         parts: of a joint task, the tasks that can be parts of it.
@@ -90,12 +92,12 @@ class ModelTaskConfig:
     checkpoint: str = ""
     points: list[str] = field(default_factory=list)
     towers: list[str] = field(default_factory=list)
-    other: dict[str, str] = field(default_factory=dict)
-    ends: list[str] = field(default_factory=list)
+    other_modality: dict[str, str] = field(default_factory=dict)
+    output_towers: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     features: dict[str, str] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
-    pure: dict[str, list[str]] = field(default_factory=dict)
+    cacheable_inputs: dict[str, list[str]] = field(default_factory=dict)
     contrast: str = "softmax"
     config: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
@@ -111,14 +113,14 @@ class ModelPartConfig:
         architecture: name of its transformers class; `features`: there is none, images come as features extracted before.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         towers: the towers that it has, in the order data flows through them.
-        other: by tower, the tower whose states its layers can be handed.
+        other_modality: by tower, the tower whose states its layers can be handed.
         norm: path, in the part, of the norm that its last states must still go through; empty: none.
     """
 
     architecture: str = ""
     checkpoint: str = ""
     towers: list[str] = field(default_factory=list)
-    other: dict[str, str] = field(default_factory=dict)
+    other_modality: dict[str, str] = field(default_factory=dict)
     norm: str = ""
 
 

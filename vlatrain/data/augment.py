@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vlatrain.config import DataConfig, TrainConfig
-from vlatrain.config.joint import parts
+from vlatrain.config.joint import subtasks
 from vlatrain.data.sample import Picture, Sample
 
 RATIO = 4 / 3  # the widest side to the other that a crop has; the inverse the narrowest
@@ -118,7 +118,7 @@ class Augmented(Sequence[Sample]):
 
 def augmented(samples: Sequence[Sample], config: TrainConfig) -> Sequence[Sample]:
     """Training samples as a configuration has them: with crops and flips, or as they are."""
-    settings = {name: part.data for name, part in parts(config).items()}
+    settings = {name: part.data for name, part in subtasks(config).items()}
     return Augmented(samples, settings) if any(map(augments, settings.values())) else samples
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from vlatrain.adapters import DESIGNS, Adapter
 from vlatrain.config import AdapterConfig, UserError
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, is_peft
 from vlatrain.injection.context import context_of, rows
@@ -65,7 +65,7 @@ def check(config: AdapterConfig) -> None:
             if config.share.what == "columns" and "columns" not in signature(design).parameters:
                 raise _not_shareable(config)
             with torch.device("meta"):
-                unit = design(64, **{name: facts.get(name, []) for name in design.wants}, **_options(config))
+                unit = design(64, **{name: facts.get(name, []) for name in design.requires}, **_options(config))
             if PARTS.get(config.share.what, "") not in dict(unit.named_modules()):
                 raise _not_shareable(config)
 
@@ -202,7 +202,7 @@ def _peft_config_class(config: AdapterConfig) -> type[PeftConfig]:
     if kind is None:
         known = ", ".join(PeftType.__members__).lower()
         raise UserError(
-            Unfit(f"adapter.name={config.name}: PEFT {peft.__version__} has no such method; it has {known}")
+            Incompatible(f"adapter.name={config.name}: PEFT {peft.__version__} has no such method; it has {known}")
         )
     return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 ATTRIBUTE = "_vlatrain_context"
 BASE = "__base__"  # the name of no adapter, as in PEFT
-LEFT = "left."  # what the names of `left` start with
+LEFT = "left."  # what the names of `exported` start with
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Context:
         dropped: adapters in so many of the lowest layers of each tower are left out.
         readers: the sites with adapters that read states of the other modality.
         carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
-        left: by adapter and tower, what its modules have left to those of towers to come (of the last one to do so).
+        exported: by adapter and tower, what its modules have left to those of towers to come (of the last one to do so).
         trunk: names of the trunk's own parameters that train in place.
     """
 
@@ -45,12 +45,12 @@ class Context:
     dropped: int = 0
     readers: list[Any] = field(default_factory=list)
     carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    left: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    exported: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     trunk: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """A copy without what is of a call: its tensors may be of no use, and cannot be copied while they have a graph."""
-        kept = replace(self, carried={}, left={}, handed={}, heard=(None, None))
+        kept = replace(self, carried={}, exported={}, handed={}, heard=(None, None))
         memo[id(self)] = copied = Context()
         vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(kept).items()})
         return copied
@@ -83,7 +83,7 @@ def setting(model: nn.Module, **values: Any) -> Iterator[None]:
 
 
 @contextmanager
-def hand(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = None) -> Iterator[None]:
+def provide(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = None) -> Iterator[None]:
     """Hand a tower the states of the other modality.
 
     Args:
@@ -120,24 +120,24 @@ def rows(
     return setting(model, rows=list(adapters), repeats=repeats)
 
 
-def left(model: nn.Module) -> dict[str, Tensor]:
+def exported(model: nn.Module) -> dict[str, Tensor]:
     """What adapters of the towers that have run leave to those of towers to come, by name, each a row for each row of the batch.
 
     What goes on with other rows, or later, than those that the towers ran for takes this along and gives it back by `bring`.
     """
-    found = context_of(model).left
+    found = context_of(model).exported
     return {f"{LEFT}{adapter}.{tower}": states for adapter, own in found.items() for tower, states in own.items()}
 
 
 @contextmanager
-def bring(model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Give back what `left` returned, its rows picked or repeated, for the time of a call; other values are no matter."""
+def restore(model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give back what `exported` returned, its rows picked or repeated, for the time of a call; other values are no matter."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, states in values.items():
         if name.startswith(LEFT):
             adapter, _, tower = name.removeprefix(LEFT).partition(".")
             found.setdefault(adapter, {})[tower] = states
-    with setting(model, **({"left": found} if found else {})):
+    with setting(model, **({"exported": found} if found else {})):
         yield
 
 

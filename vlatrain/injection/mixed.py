@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from vlatrain.config import AdapterConfig
-from vlatrain.config.methods import is_peft, parts
+from vlatrain.config.methods import components, is_peft
 from vlatrain.injection.peft_method import VlatrainConfig
 from vlatrain.injection.saved import load_peft
 from vlatrain.injection.site import UNITS
@@ -102,7 +102,7 @@ def _belongs(key: str, model: Any) -> bool:
 
 def in_order(config: AdapterConfig) -> dict[str, AdapterConfig]:
     """The parts in the order in which they go into a model: PEFT's first."""
-    return dict(sorted(parts(config).items(), key=lambda item: not is_peft(item[1])))
+    return dict(sorted(components(config).items(), key=lambda item: not is_peft(item[1])))
 
 
 def load(model: nn.Module, folder: Path | str) -> Mixed:

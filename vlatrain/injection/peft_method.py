@@ -148,10 +148,12 @@ class VlatrainModel(Tuner):
             self.sites.append(site)
         unit: Any = self._unit(peft_config, adapter_name, point, place, target)
         design = DESIGNS[peft_config.design]
-        site.attend(
+        site.register_hooks(
             target,
-            self._module(place, "input") if place.get("input") and (unit.reads == "input" or unit.hears) else None,
-            self._module(place, "layer") if place.get("other") and "other_width" in unit.wants else None,
+            self._module(place, "input")
+            if place.get("input") and (unit.reads == "input" or unit.reads_inputs)
+            else None,
+            self._module(place, "layer") if place.get("other") and "other_width" in unit.requires else None,
             hasattr(design, "enter"),
         )
         weight = next(target.parameters())
@@ -187,8 +189,8 @@ class VlatrainModel(Tuner):
             "index": point.layer,
             "site": point.site,
             "layers": depth,
-            "first": "first" in design.wants and point.layer == min(config.layers_of(point.tower)),
-            "last": "last" in design.wants and point.layer == max(config.layers_of(point.tower)),
+            "first": "first" in design.requires and point.layer == min(config.layers_of(point.tower)),
+            "last": "last" in design.requires and point.layer == max(config.layers_of(point.tower)),
             "whole": bool(place.get("layers")) and config.layers_of(point.tower) == [*range(depth)],
             "causal": place.get("causal", False),
             "cross": place.get("cross", ""),
@@ -202,7 +204,7 @@ class VlatrainModel(Tuner):
         }
         unit = design(
             width_of(target, place.get("width", 0)),
-            **{name: facts[name] for name in design.wants},
+            **{name: facts[name] for name in design.requires},
             **{**config.options, **config.overrides.get(str(point), {})},
         )
         if not any(parameter.is_meta for parameter in (*unit.parameters(), *target.parameters())):
@@ -222,7 +224,7 @@ class VlatrainModel(Tuner):
                 return Alias(owner)
             _refuse_other_shapes(owner, own, part, point)
             borrow(unit, part, owner)
-        unit.settle()
+        unit.resolve()
         return unit
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -323,11 +325,11 @@ def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Poi
         for module in (owner, own)
     ]
     if shapes[0] != shapes[1]:
-        there, elsewhere = _told(shapes[1]), _told(shapes[0])
+        there, elsewhere = _described(shapes[1]), _described(shapes[0])
         raise ValueError(f"{point} cannot share {part}: it is {there} there and {elsewhere} elsewhere")
 
 
-def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _described(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 

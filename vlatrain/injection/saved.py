@@ -46,22 +46,22 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{file}: the weights cannot be read ({error})") from error
 
 
-def differences(found: Shapes, wanted: Shapes) -> str:
+def differences(shapes: Shapes, wanted: Shapes) -> str:
     """How tensors differ from those that are wanted, in words; empty if they do not.
 
     Args:
-        found: the shapes that there are, by name.
+        shapes: the shapes that there are, by name.
         wanted: those that there should be.
     """
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    other = [name for name in wanted if name in found and found[name] != wanted[name]]
-    shapes = [
-        f"{name} {'x'.join(map(str, found[name]))} instead of {'x'.join(map(str, wanted[name]))}" for name in other
+    missing = [name for name in wanted if name not in shapes]
+    extra = [name for name in shapes if name not in wanted]
+    other = [name for name in wanted if name in shapes and shapes[name] != wanted[name]]
+    sizes = [
+        f"{name} {'x'.join(map(str, shapes[name]))} instead of {'x'.join(map(str, wanted[name]))}" for name in other
     ]
     told = [f"{len(missing)} of {len(wanted)} tensors missing ({few(missing)})"] if missing else []
     told += [f"{len(extra)} tensor{'s' * (len(extra) > 1)} without a place ({few(extra)})"] if extra else []
-    told += [f"{len(other)} of {len(wanted)} tensors of another shape ({few(shapes)})"] if other else []
+    told += [f"{len(other)} of {len(wanted)} tensors of another shape ({few(sizes)})"] if other else []
     return ", ".join(told)
 
 
@@ -71,7 +71,7 @@ def made_for(config: PeftConfig) -> str:
     return f"it was made for {kind or 'a backbone'}{f' from {name}' if name else ''}"
 
 
-def refuse_partial(model: nn.Module, config: Any, adapter: str, found: Iterable[str]) -> None:
+def refuse_partial(model: nn.Module, config: Any, adapter: str, names: Iterable[str]) -> None:
     """Refuse to load an adapter of which a tensor is missing, or has no place in the model.
 
     Shapes are torch's to compare, as PEFT may be told to pass over them.
@@ -80,7 +80,7 @@ def refuse_partial(model: nn.Module, config: Any, adapter: str, found: Iterable[
         model: the model with the adapter in it, PEFT's wrapper around it or not.
         config: the adapter's configuration.
         adapter: its name.
-        found: the tensors that are to be loaded, called as in the model.
+        names: the tensors that are to be loaded, called as in the model.
 
     Raises:
         RuntimeError: as torch's `load_state_dict` does.
@@ -88,7 +88,7 @@ def refuse_partial(model: nn.Module, config: Any, adapter: str, found: Iterable[
     there = {name.removeprefix(INSIDE) for name in model.state_dict()}
     units = tuple(f"{place['output']}.{CHILD}.{UNITS}.{adapter}." for place in config.points.values())
     wanted: Shapes = {name: () for name in sorted(there) if name.startswith(units)}
-    names = [name.removeprefix(INSIDE) for name in found]
+    names = [name.removeprefix(INSIDE) for name in names]
     if told := differences({name: () for name in names if name in wanted or name not in there}, wanted):
         raise RuntimeError(f"adapter {adapter!r} is not loaded as it was saved: {told}; {made_for(config)}")
 

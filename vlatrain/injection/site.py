@@ -54,14 +54,16 @@ class Site(nn.Module, BaseTunerLayer):
             return False
         names = self.active_adapters if self.context.rows is None else self.context.rows
         units: list[Any] = [self.units[name] for name in names if name in self.units]
-        return any("other_width" in unit.wants for unit in units)
+        return any("other_width" in unit.requires for unit in units)
 
     @property
     def contextual(self) -> bool:
         """Whether what its adapters compute depends on the call they are in, beyond the states and inputs they get."""
         return self.hears_other or self.around or any(isinstance(unit, ByTask) for unit in self.units.values())
 
-    def attend(self, target: nn.Module, module: nn.Module | None, layer: nn.Module | None, around: bool) -> None:
+    def register_hooks(
+        self, target: nn.Module, module: nn.Module | None, layer: nn.Module | None, around: bool
+    ) -> None:
         """Register the hooks that an adapter needs; those that are there already stay.
 
         Args:
@@ -134,7 +136,7 @@ class Site(nn.Module, BaseTunerLayer):
         if self.context.rows is None:
             adapted = read = states
             for name in reversed(self._at_work()):  # what entered last leaves first
-                if not self.units[name].adds:
+                if not self.units[name].residual:
                     read = adapted = self._applied(name, adapted, adapted, inputs, given, mask)
                 else:
                     adapted = self._applied(name, read, adapted, inputs, given, mask)
@@ -157,14 +159,14 @@ class Site(nn.Module, BaseTunerLayer):
         found = unit(inputs if unit.reads == "input" else states, self._call(name, inputs, other, mask))
         if found is None:
             return adapted
-        return adapted + found if unit.adds else found
+        return adapted + found if unit.residual else found
 
     def _call(
         self, name: str, inputs: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
     ) -> Call:
         carried = self.context.carried.setdefault((self.tower, name), {}) if self.around else {}
-        left = self.context.left.setdefault(name, {}) if self.around else {}
-        return Call(inputs, other, mask, self.frozen[name], carried, left)
+        exported = self.context.exported.setdefault(name, {}) if self.around else {}
+        return Call(inputs, other, mask, self.frozen[name], carried, exported)
 
     def _at_work(self) -> list[str]:
         """The adapters that are here and that take part in the call.
@@ -176,7 +178,7 @@ class Site(nn.Module, BaseTunerLayer):
         found = [name for name in dict.fromkeys(names) if name in self.units]
         for name in found if self.context.rows is not None else ():
             unit: Any = self.units[name]
-            if not unit.adds or unit.alone:
+            if not unit.residual or unit.exclusive:
                 raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
         return found
 
@@ -278,7 +280,7 @@ class ByTask(nn.Module):
         return self.units[f"task_{self.context.task}"]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "hears", "adds", "wants", "alone"):  # the same for all
+        if name in ("reads", "reads_inputs", "residual", "requires", "exclusive"):  # the same for all
             return getattr(next(iter(self.units.values())), name)
         if name == "enter":
             return getattr(self.current, name)
@@ -297,7 +299,7 @@ class Alias(nn.Module):
         self.__dict__["unit"] = unit
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "hears", "adds", "wants", "alone", "enter"):
+        if name in ("reads", "reads_inputs", "residual", "requires", "exclusive", "enter"):
             return getattr(self.unit, name)
         return super().__getattr__(name)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlatrain.config.errors import Unfit, UserError
+from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.methods import BARE
 from vlatrain.injection.points import Place, Point
 from vlatrain.runs import ADAPTER, CONFIG, is_run, read_config
@@ -145,28 +145,32 @@ def unfusable(folders: Sequence[str], model: str, places: Mapping[Point, Place])
 def _of_source(source: Source, model: str, places: Mapping[Point, Place]) -> Iterator[str]:
     where = f"adapter.sources: {source.folder}"
     if source.model != model:
-        yield Unfit(f"{where}: trained in model={source.model}, not in model={model}")
+        yield Incompatible(f"{where}: trained in model={source.model}, not in model={model}")
         return
     if not source.is_ours:
-        yield Unfit(
+        yield Incompatible(
             f"{where}: is adapter={source.method}; only vlatrain's own adapters can be fused, such as bottleneck"
         )
         return
     if source.trunk:
-        yield Unfit(
+        yield Incompatible(
             f"{where}: its adapters go with weights of the trunk that trained with them, and fit no other trunk"
         )
         return
     if source.adapter.get("tasks"):
-        yield Unfit(f"{where}: has adapters for each task (adapter.by_task=true), of which none is the run's")
+        yield Incompatible(f"{where}: has adapters for each task (adapter.by_task=true), of which none is the run's")
         return
     points = {text: Point.parse(text) for text in source.points}
     if any(point.tower == "features" or point.site == "layer" or ":" in point.site for point in points.values()):
-        yield Unfit(f"{where}: adapter={source.method} does not adapt the output of sub-layers, and cannot be fused")
+        yield Incompatible(
+            f"{where}: adapter={source.method} does not adapt the output of sub-layers, and cannot be fused"
+        )
         return
     common = {text: point for text, point in points.items() if point in places}
     if not common:
-        yield Unfit(f"{where}: has adapters at {', '.join([*points][:3])}, ..., none of which is among the points here")
+        yield Incompatible(
+            f"{where}: has adapters at {', '.join([*points][:3])}, ..., none of which is among the points here"
+        )
     facts = ["width"]
     if "other" in source.run.get("adapter", {}).get("needs", []):
         facts.append("other_width")
@@ -177,6 +181,6 @@ def _of_source(source: Source, model: str, places: Mapping[Point, Place]) -> Ite
         if differing:
             there, here = source.points[differing[0]].get(fact, 0), getattr(places[points[differing[0]]], fact)
             what = "states" if fact == "width" else "states of the other modality"
-            yield Unfit(
+            yield Incompatible(
                 f"{where}: at {differing[0]} it was trained with {what} of width {there}; here it is {here or 'none'}"
             )

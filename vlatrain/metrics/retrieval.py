@@ -63,28 +63,28 @@ def ranks(
         ValueError: shapes or indices that do not fit together.
     """
     images, texts = image_features.float(), text_features.float()
-    owner = text_to_image.to(device=texts.device, dtype=torch.long)
+    group_index = text_to_image.to(device=texts.device, dtype=torch.long)
     if (
         images.ndim not in (2, 3)
         or texts.ndim != 2
         or images.shape[-1] != texts.shape[1]
-        or owner.shape != texts.shape[:1]
+        or group_index.shape != texts.shape[:1]
     ):
         raise ValueError(
             f"features (I, D) and (T, D) with text_to_image (T,) are needed, not {tuple(images.shape)}, "
-            f"{tuple(texts.shape)} and {tuple(owner.shape)}"
+            f"{tuple(texts.shape)} and {tuple(group_index.shape)}"
         )
-    if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < len(images):
+    if group_index.numel() and not 0 <= int(group_index.min()) <= int(group_index.max()) < len(images):
         raise ValueError(
-            f"text_to_image holds indices from {int(owner.min())} to {int(owner.max())} for {len(images)} images"
+            f"text_to_image holds indices from {int(group_index.min())} to {int(group_index.max())} for {len(images)} images"
         )
 
     image_ranks = torch.zeros(len(images), dtype=torch.long, device=images.device)
     for rows, scores in _scores(images, texts, chunk):
-        image_ranks[rows] = _of_images(scores, rows, owner)
+        image_ranks[rows] = _of_images(scores, rows, group_index)
     text_ranks = torch.zeros(len(texts), dtype=torch.long, device=texts.device)
     for rows, scores in _scores(texts, images, chunk):
-        text_ranks[rows] = _of_texts(scores, owner[rows])
+        text_ranks[rows] = _of_texts(scores, group_index[rows])
     return image_ranks, text_ranks
 
 
@@ -105,9 +105,9 @@ def ranks_of_scores(scores: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tens
         raise ValueError(
             f"scores (I, T) and text_to_image (T,) are needed, not {tuple(scores.shape)} and {tuple(text_to_image.shape)}"
         )
-    owner = text_to_image.to(device=scores.device, dtype=torch.long)
+    group_index = text_to_image.to(device=scores.device, dtype=torch.long)
     rows = torch.arange(len(scores), device=scores.device)
-    return _of_images(scores, rows, owner), _of_texts(scores.T, owner)
+    return _of_images(scores, rows, group_index), _of_texts(scores.T, group_index)
 
 
 def recalls(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -184,9 +184,9 @@ def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Se
     return result.to(first_ranks.device)
 
 
-def _of_images(scores: Tensor, rows: Tensor, owner: Tensor) -> Tensor:
-    """Ranks (N,) of the images of these rows (N,) from their scores (N, T) with all texts, whose images are `owner` (T,)."""
-    own = owner[None] == rows[:, None]  # (N, T)
+def _of_images(scores: Tensor, rows: Tensor, group_index: Tensor) -> Tensor:
+    """Ranks (N,) of the images of these rows (N,) from their scores (N, T) with all texts, whose images are `group_index` (T,)."""
+    own = group_index[None] == rows[:, None]  # (N, T)
     best = (
         scores.masked_fill(~own | scores.isnan(), -torch.inf).amax(dim=1, keepdim=True) if scores.shape[1] else scores
     )
@@ -195,9 +195,9 @@ def _of_images(scores: Tensor, rows: Tensor, owner: Tensor) -> Tensor:
     return torch.where(own.any(dim=1), ahead + 1, 0)
 
 
-def _of_texts(scores: Tensor, owner: Tensor) -> Tensor:
-    """Ranks (N,) of texts from their scores (N, I) with all images, of which `owner` (N,) are theirs."""
-    own = scores.gather(1, owner[:, None])
+def _of_texts(scores: Tensor, group_index: Tensor) -> Tensor:
+    """Ranks (N,) of texts from their scores (N, I) with all images, of which `group_index` (N,) are theirs."""
+    own = scores.gather(1, group_index[:, None])
     return (~(scores < own)).sum(dim=1)  # the image itself among them: it is not below itself
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file
-from vlatrain.config.methods import parts
+from vlatrain.config.methods import components
 from vlatrain.injection.sources import TRUNK
 
 CARD = """---
@@ -87,7 +87,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         config: the run's configuration.
         metrics: the content of its `metrics.json`.
     """
-    named = parts(config.adapter) if config.adapter.parts else {}
+    named = components(config.adapter) if config.adapter.parts else {}
     text = CARD.format(
         backbone=metrics["backbone"],
         task=config.task.name,

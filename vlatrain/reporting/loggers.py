@@ -139,14 +139,14 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat(record: Mapping[str, Any], key_prefix: str = "") -> dict[str, float]:
     """Nested records as `lr/adapter`; what is no number is left out."""
     values: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{key}/")
+            values |= flat(value, f"{key_prefix}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[prefix + key] = value
+            values[key_prefix + key] = value
     return values
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlatrain.config import TrainConfig
-from vlatrain.config.joint import parts
+from vlatrain.config.joint import subtasks
 
 EXAMPLES = {
     "vqa": 'image=PHOTO.jpg question="..."',
@@ -86,7 +86,7 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
     given = " ".join(select) + " " if select else ""
     commands = [
         f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{EXAMPLES[part.task.name]}"
-        for name, part in parts(config).items()
+        for name, part in subtasks(config).items()
     ]
     if config.adapter.name == "bottleneck":
         commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
@@ -95,7 +95,7 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
         )
     if config.data.name == "shapes":
         files = [
-            f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in parts(config)
+            f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in subtasks(config)
         ]
         commands.append(f"vlatrain {given}data=files {' '.join(files)}     # your own images")
     commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")

@@ -14,7 +14,7 @@ from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.tasks.vqa import Vqa
-from vlatrain.tasks.vqa_classifier import Answering, settle_answers
+from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
 
 def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Joint:
@@ -52,7 +52,7 @@ def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()
         train: the training samples; none for a finished run.
     """
     if config.name == "vqa" and isinstance(backbone, Answerer):
-        settle_answers(config, backbone, train)
+        resolve_answers(config, backbone, train)
 
 
 def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:
@@ -71,9 +71,9 @@ def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) 
     return TASKS[config.name](config, backbone, train)
 
 
-def parts_of(task: Task) -> dict[str, Task]:
+def subtasks_of(task: Task) -> dict[str, Task]:
     """The tasks of a joint one by the names of its parts; any other itself under an empty name."""
     return task.parts if isinstance(task, Joint) else {"": task}
 
 
-__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "parts_of", "prepare"]
+__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "prepare", "subtasks_of"]

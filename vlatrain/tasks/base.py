@@ -79,7 +79,7 @@ class Task(ABC):
         """Predict and score samples."""
 
     @abstractmethod
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A loss from inputs that have only shapes, of typical lengths (`TYPICAL`): for estimating memory on the meta device."""
 
     @property
@@ -176,12 +176,12 @@ def sequence_losses(logits: Tensor, target: Text, given: int) -> Tensor:
     return losses.sum(dim=1) / learned.sum(dim=1).clamp(min=1)
 
 
-def owned(counts: Sequence[int]) -> Tensor:
+def group_index_of(counts: Sequence[int]) -> Tensor:
     """For groups of `counts[i]` rows laid one after the other, the group of each row: (sum,)."""
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
 
-def mean_per_owner(values: Tensor, weights: Tensor, owner: Tensor, groups: int) -> Tensor:
-    """Weighted mean (groups,) of values (N,) by their owner (N,)."""
-    total = values.new_zeros(groups).index_add(0, owner, values * weights)
-    return total / weights.new_zeros(groups).index_add(0, owner, weights)
+def mean_per_owner(values: Tensor, weights: Tensor, group_index: Tensor, groups: int) -> Tensor:
+    """Weighted mean (groups,) of values (N,) by their group_index (N,)."""
+    total = values.new_zeros(groups).index_add(0, group_index, values * weights)
+    return total / weights.new_zeros(groups).index_add(0, group_index, weights)

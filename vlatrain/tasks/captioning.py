@@ -18,8 +18,8 @@ from vlatrain.tasks.base import (
     Batches,
     Evaluation,
     Task,
+    group_index_of,
     mean_per_owner,
-    owned,
     sequence_losses,
 )
 from vlatrain.tasks.lengths import Use, reference_use, writing
@@ -51,17 +51,17 @@ class Captioning(Task):
         """Images, and every caption, each sample's one after the other: all captions of an image share its states."""
         texts = [caption for sample in samples for caption in sample.captions]
         target, given = self.generator.target(texts, self.longest("target"), self.config.prompt)
-        owner = owned([len(sample.captions) for sample in samples])
-        return {**self.images(samples), "caption": target, "given": given, "owner": owner}
+        group_index = group_index_of([len(sample.captions) for sample in samples])
+        return {**self.images(samples), "caption": target, "given": given, "group_index": group_index}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the images of the mean over their captions of the captions' losses."""
         context = self.generator.context(batch["inputs"])
-        logits = self.generator.logits(self.backbone.rows(context, batch["owner"]), batch["caption"])
+        logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["caption"])
         losses = sequence_losses(logits, batch["caption"], batch["given"])
-        return mean_per_owner(losses, torch.ones_like(losses), batch["owner"], len(batch["ids"])).mean()
+        return mean_per_owner(losses, torch.ones_like(losses), batch["group_index"], len(batch["ids"])).mean()
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image."""
         return self.loss(
             {
@@ -69,7 +69,7 @@ class Captioning(Task):
                 "inputs": self.backbone.blank(batch_size, device),
                 "caption": blank_text(batch_size, TYPICAL["caption"], device),
                 "given": 1,
-                "owner": torch.arange(batch_size, device=device),
+                "group_index": torch.arange(batch_size, device=device),
             }
         )
 

@@ -166,7 +166,7 @@ class ByFeatures(Classification):
         one_hot = torch.linalg.pinv(self.known()).T  # (C, D); times the classes' features (D, C) it is the unit matrix
         return self.embedder.image_features(batch["inputs"])[0], one_hot[batch["label"]]
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A few classes, where they are not known yet."""
         texts = (len(self.config.classes) or UNKNOWN) * len(self.config.templates)
         prompts = blank_text(texts, self.backbone.padded_to(TYPICAL["prompt"]), device)
@@ -232,9 +232,9 @@ class ByWords(Classification):
         """Log-probabilities (B, C) of the classes' names."""
         return self.vqa.rank(batch)
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """As of answers."""
-        return self.vqa.rehearse(batch_size, device)
+        return self.vqa.loss_on_meta(batch_size, device)
 
     def _settings(self) -> dict[str, Any]:
         return {"question": self.config.question}

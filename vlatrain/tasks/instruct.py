@@ -74,7 +74,7 @@ class Instruct(Task):
         logits = self.converser.conversation_logits(batch["inputs"])
         return sequence_losses(logits, batch["target"], given=1).mean()
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """Conversations all of whose tokens are learned."""
         logits = self.converser.conversation_logits(self.backbone.blank(batch_size, device, TYPICAL["conversation"]))
         return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()

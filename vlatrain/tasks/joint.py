@@ -33,9 +33,9 @@ class Joint(Task):
         parts: the tasks by name of the part.
     """
 
-    def __init__(self, config: TaskConfig, backbone: Backbone, parts: Mapping[str, Task]) -> None:
+    def __init__(self, config: TaskConfig, backbone: Backbone, subtasks: Mapping[str, Task]) -> None:
         super().__init__(config, backbone)
-        self.parts = dict(parts)
+        self.parts = dict(subtasks)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """By part, the batch of its task; parts without samples are left out."""
@@ -68,13 +68,13 @@ class Joint(Task):
         mean = sum(metrics[name] for name in headlines) / len(headlines)
         return Evaluation({MEAN: mean, **metrics}, {"mean_of": headlines, "parts": settings}, predictions)
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """An equal share of the batch for each part, rounded up."""
         size = -(-batch_size // len(self.parts))
         losses = []
         for name, part in self.parts.items():
             with for_task(self.backbone.model, name):
-                losses.append(part.rehearse(size, device))
+                losses.append(part.loss_on_meta(size, device))
         return torch.stack(losses).mean()
 
     def _grouped(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:

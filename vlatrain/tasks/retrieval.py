@@ -21,7 +21,7 @@ from vlatrain.backbones.base import Backbone, Biased, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, owned, similarity_scale
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, group_index_of, similarity_scale
 from vlatrain.tasks.lengths import Use, reading, tokens_of
 
 PAIRS = 64  # image-text pairs that are matched at a time
@@ -54,55 +54,55 @@ class Retrieval(Task):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and all their captions, each image's one after the other."""
-        owner = owned([len(sample.captions) for sample in samples])
-        batch = {**self.images(samples), "text": self.texts(samples)["text"], "owner": owner}
-        return {**batch, **self.negatives(batch["text"].ids, owner, len(samples))}
+        group_index = group_index_of([len(sample.captions) for sample in samples])
+        batch = {**self.images(samples), "text": self.texts(samples)["text"], "group_index": group_index}
+        return {**batch, **self.negatives(batch["text"].ids, group_index, len(samples))}
 
-    def negatives(self, ids: Tensor, owner: Tensor, images: int) -> Batch:
+    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Batch:
         """What a matching loss must know of wrong pairs. Found with the batch, as a GPU would be waited for to count them.
 
         Args:
             ids: (T, L) token ids of the captions.
-            owner: (T,) the captions' images.
+            group_index: (T,) the captions' images.
             images: number of images I.
         """
         if not (self.config.matching and self.embedder.matches):
             return {}
-        return {"wrong": with_wrong_partner(ids, owner, images)}
+        return {"wrong": with_wrong_partner(ids, group_index, images)}
 
     def loss(self, batch: Batch) -> Tensor:
         """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
-        text, owner = batch["text"], batch["owner"]
+        text, group_index = batch["text"], batch["group_index"]
         image_features, states = self.embedder.image_features(batch["inputs"])
         text_features = self.embedder.text_features(text)
         cosine = metric.similarity(text_features, image_features)  # (T, I)
-        loss = self._contrast(cosine * self._scale(), text.ids, owner)
+        loss = self._contrast(cosine * self._scale(), text.ids, group_index)
         if self.config.matching and self.embedder.matches and len(states) > 1:
             similarity = cosine.detach() * self._scale().detach()
-            loss = loss + self._matching_loss(similarity, states, text, owner, batch["wrong"])
+            loss = loss + self._matching_loss(similarity, states, text, group_index, batch["wrong"])
         return loss
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""
         images = torch.cat([self.embedder.image_features(b["inputs"])[0] for b in batches(samples, self.images)])
         texts = torch.cat([self.embedder.text_features(b["text"]) for b in batches(samples, self.texts)])
-        owner = owned([len(sample.captions) for sample in samples]).to(images.device)
+        group_index = group_index_of([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
-        ranks = metric.ranks(images, texts, owner)
+        ranks = metric.ranks(images, texts, group_index)
         best = metric.top_k(images, texts, 1)[1][:, 0].tolist()
         if k:
             ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
         return evaluation(samples, ranks, best, {"rerank": k})
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
         text = blank_text(batch_size, self.backbone.padded_to(TYPICAL["caption"]), device)
-        owner = torch.arange(batch_size, device=device)
+        group_index = torch.arange(batch_size, device=device)
         image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
         logits = metric.similarity(self.embedder.text_features(text), image_features) * self._scale()
-        loss = self._contrast(logits, text.ids, owner)
+        loss = self._contrast(logits, text.ids, group_index)
         if self.config.matching and self.embedder.matches:
-            three = owner.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
+            three = group_index.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
             loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).mean()
         return loss
 
@@ -120,17 +120,17 @@ class Retrieval(Task):
             chunks.append(logits if logits.dim() == 1 else logits[:, 1] - logits[:, 0])
         return torch.cat(chunks)
 
-    def _contrast(self, logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+    def _contrast(self, logits: Tensor, ids: Tensor, group_index: Tensor) -> Tensor:
         """The loss of image-text contrast that the backbone was trained with."""
         if self.backbone.config.tasks[self.backbone.task].contrast == "sigmoid":
-            return sigmoid_loss(logits + cast(Biased, self.backbone).logit_bias(), ids, owner)
-        return contrastive_loss(logits, ids, owner)
+            return sigmoid_loss(logits + cast(Biased, self.backbone).logit_bias(), ids, group_index)
+        return contrastive_loss(logits, ids, group_index)
 
     def _scale(self) -> Tensor:
         return similarity_scale(self.config, self.backbone)
 
     def _matching_loss(
-        self, similarity: Tensor, states: Tensor, text: Text, owner: Tensor, wrong: dict[str, Tensor]
+        self, similarity: Tensor, states: Tensor, text: Text, group_index: Tensor, wrong: dict[str, Tensor]
     ) -> Tensor:
         """Every caption with its image, with a hard wrong image, and every image with a hard wrong caption.
 
@@ -140,23 +140,27 @@ class Retrieval(Task):
             similarity: (T, I) scaled similarities.
             states: (I, S, width) states of the images.
             text: (T, L) the captions.
-            owner: (T,) the captions' images.
+            group_index: (T,) the captions' images.
             wrong: what `with_wrong_partner` found.
         """
-        positive = same_caption(text.ids, owner, len(states))  # (T, I)
+        positive = same_caption(text.ids, group_index, len(states))  # (T, I)
         # one that is no number makes no choice; the loop says so with the loss, which is none then either
         odds = similarity.nan_to_num().masked_fill(positive, float("-inf"))
         captions, others = wrong["captions"], wrong["images"]
-        images = [owner, drawn(odds[captions].softmax(dim=1)), others]
-        texts = [torch.arange(len(owner), device=owner.device), captions, drawn(odds.T[others].softmax(dim=1))]
+        images = [group_index, drawn(odds[captions].softmax(dim=1)), others]
+        texts = [
+            torch.arange(len(group_index), device=group_index.device),
+            captions,
+            drawn(odds.T[others].softmax(dim=1)),
+        ]
         image, caption = torch.cat(images), torch.cat(texts)
         logits = self.embedder.match(states[image], Text(text.ids[caption], text.mask[caption]))
         if logits.dim() == 1:
-            below = logits[len(owner) :]
+            below = logits[len(group_index) :]
             right = torch.cat([captions, wrong["right"]])
             return softplus(below - logits[right]).sum() / max(1, len(below))
         labels = torch.zeros(len(image), dtype=torch.long, device=image.device)
-        labels[: len(owner)] = 1
+        labels[: len(group_index)] = 1
         return cross_entropy(logits, labels)
 
     def _reranked(
@@ -173,7 +177,7 @@ class Retrieval(Task):
         One pass over the images serves both directions.
         """
         captions = [caption for sample in samples for caption in sample.captions]
-        owner = owned([len(sample.captions) for sample in samples]).tolist()
+        group_index = group_index_of([len(sample.captions) for sample in samples]).tolist()
         by_image, by_text = metric.top_k(images, texts, k)[1], metric.top_k(texts, images, k)[1]  # (I, k), (T, k)
         image_scores = torch.empty(by_image.shape, device=images.device)
         text_scores = torch.empty(by_text.shape, device=images.device)
@@ -188,11 +192,11 @@ class Retrieval(Task):
                 text_scores[asked, place] = scores[k:]
                 row += 1
         own: list[list[int]] = [[] for _ in samples]
-        for text_row, image_row in enumerate(owner):
+        for text_row, image_row in enumerate(group_index):
             own[image_row].append(text_row)
         best = by_image.gather(1, image_scores.argmax(dim=1, keepdim=True))[:, 0].tolist()
         to_text = metric.reranked(ranks[0], by_image, image_scores, own)
-        to_image = metric.reranked(ranks[1], by_text, text_scores, [[image] for image in owner])
+        to_image = metric.reranked(ranks[1], by_text, text_scores, [[image] for image in group_index])
         return (to_text, to_image), best
 
 
@@ -228,32 +232,32 @@ def evaluation(
     return Evaluation(scores, told, predictions)
 
 
-def same_caption(ids: Tensor, owner: Tensor, images: int) -> Tensor:
+def same_caption(ids: Tensor, group_index: Tensor, images: int) -> Tensor:
     """Which images (T, I) are no negatives of a caption: its own, and those that have the same caption word for word.
 
     Args:
         ids: (T, L) token ids.
-        owner: (T,) the captions' images.
+        group_index: (T,) the captions' images.
         images: number of images I.
     """
     equal = (ids[:, None] == ids[None]).all(dim=-1)  # (T, T)
-    return equal.new_zeros((len(ids), images), dtype=torch.long).index_add(1, owner, equal.long()) > 0
+    return equal.new_zeros((len(ids), images), dtype=torch.long).index_add(1, group_index, equal.long()) > 0
 
 
-def with_wrong_partner(ids: Tensor, owner: Tensor, images: int) -> dict[str, Tensor]:
+def with_wrong_partner(ids: Tensor, group_index: Tensor, images: int) -> dict[str, Tensor]:
     """Who has a wrong partner in a batch.
 
     Args:
         ids: (T, L) token ids of the captions.
-        owner: (T,) the captions' images.
+        group_index: (T,) the captions' images.
         images: number of images I.
 
     Returns:
         `captions` (C,) and `images` (J,) that have one, and for each of these images its first caption, `right` (J,).
     """
-    wrong = ~same_caption(ids, owner, images)  # (T, I)
+    wrong = ~same_caption(ids, group_index, images)  # (T, I)
     having = wrong.any(dim=0).nonzero()[:, 0]
-    right = (owner == having[:, None]).int().argmax(dim=1)
+    right = (group_index == having[:, None]).int().argmax(dim=1)
     return {"captions": wrong.any(dim=1).nonzero()[:, 0], "images": having, "right": right}
 
 
@@ -262,40 +266,42 @@ def drawn(odds: Tensor) -> Tensor:
     return (odds / torch.empty_like(odds).exponential_()).argmax(dim=1)
 
 
-def contrastive_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+def contrastive_loss(logits: Tensor, ids: Tensor, group_index: Tensor) -> Tensor:
     """Symmetric InfoNCE over pairs of a caption and its image, other positives left out of both softmaxes.
 
     Args:
         logits: (T, I) scaled similarities, fp32.
         ids: (T, L) token ids of the captions.
-        owner: (T,) the captions' images.
+        group_index: (T,) the captions' images.
     """
-    captions = torch.arange(len(owner), device=owner.device)
-    positive = same_caption(ids, owner, logits.shape[1])
+    captions = torch.arange(len(group_index), device=group_index.device)
+    positive = same_caption(ids, group_index, logits.shape[1])
     to_image = logits.masked_fill(
-        positive & (owner[:, None] != torch.arange(logits.shape[1], device=owner.device)), float("-inf")
+        positive & (group_index[:, None] != torch.arange(logits.shape[1], device=group_index.device)), float("-inf")
     )
-    pair = logits.T[owner]  # (T, T): row t is caption t's image against every caption
-    to_text = pair.masked_fill(positive.T[owner] & (captions[:, None] != captions), float("-inf"))
-    losses = cross_entropy(to_image, owner, reduction="none") + cross_entropy(to_text, captions, reduction="none")
-    return (losses * _share(owner, logits.shape[1])).sum() / 2
+    pair = logits.T[group_index]  # (T, T): row t is caption t's image against every caption
+    to_text = pair.masked_fill(positive.T[group_index] & (captions[:, None] != captions), float("-inf"))
+    losses = cross_entropy(to_image, group_index, reduction="none") + cross_entropy(to_text, captions, reduction="none")
+    return (losses * _share(group_index, logits.shape[1])).sum() / 2
 
 
-def sigmoid_loss(logits: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
+def sigmoid_loss(logits: Tensor, ids: Tensor, group_index: Tensor) -> Tensor:
     """Of each caption the log-losses of belonging to its image and to no other, added up; other positives are left out.
 
     Args:
         logits: (T, I) scaled similarities with the bias, fp32.
         ids: (T, L) token ids of the captions.
-        owner: (T,) the captions' images.
+        group_index: (T,) the captions' images.
     """
-    own = owner[:, None] == torch.arange(logits.shape[1], device=owner.device)  # (T, I)
-    counted = own | ~same_caption(ids, owner, logits.shape[1])
+    own = group_index[:, None] == torch.arange(logits.shape[1], device=group_index.device)  # (T, I)
+    counted = own | ~same_caption(ids, group_index, logits.shape[1])
     losses = softplus(torch.where(own, -logits, logits)) * counted
-    return (losses.sum(dim=1) * _share(owner, logits.shape[1])).sum()
+    return (losses.sum(dim=1) * _share(group_index, logits.shape[1])).sum()
 
 
-def _share(owner: Tensor, images: int) -> Tensor:
+def _share(group_index: Tensor, images: int) -> Tensor:
     """Weights (T,) of captions in a mean over the images of the means over their captions."""
-    captions = torch.zeros(images, device=owner.device).index_add(0, owner, torch.ones_like(owner, dtype=torch.float))
-    return 1 / captions[owner] / images
+    captions = torch.zeros(images, device=group_index.device).index_add(
+        0, group_index, torch.ones_like(group_index, dtype=torch.float)
+    )
+    return 1 / captions[group_index] / images

@@ -22,7 +22,7 @@ from vlatrain.backbones.base import Backbone, Inputs, Matcher, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, owned
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, group_index_of
 from vlatrain.tasks.retrieval import PAIRS, Retrieval, contrastive_loss, evaluation, same_caption
 
 log = logging.getLogger("vlatrain")
@@ -34,33 +34,33 @@ class Matching(Retrieval):
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         super().__init__(config, backbone, train)
         self.matcher = cast(Matcher, backbone)
-        self._told = False
+        self._described = False
 
-    def negatives(self, ids: Tensor, owner: Tensor, images: int) -> Batch:
+    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Batch:
         """The pairs (P, 2) of a caption and an image that are scored in a step, right ones too."""
-        return {"pairs": self.pairs_of(ids, owner, images).nonzero()}
+        return {"pairs": self.pairs_of(ids, group_index, images).nonzero()}
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the right pairs' scores among those of wrong ones, both ways."""
-        text, owner = batch["text"], batch["owner"]
+        text, group_index = batch["text"], batch["group_index"]
         context = self.matcher.image_context(batch["inputs"])
         caption, image = batch["pairs"].unbind(dim=1)  # (P,) each
         scores = self._scored(context, image, Text(text.ids[caption], text.mask[caption]))
-        logits = scores.new_full((len(owner), len(batch["ids"])), float("-inf"))  # (T, I)
+        logits = scores.new_full((len(group_index), len(batch["ids"])), float("-inf"))  # (T, I)
         logits = logits.index_put((caption, image), scores)
-        return contrastive_loss(logits, text.ids, owner)
+        return contrastive_loss(logits, text.ids, group_index)
 
-    def pairs_of(self, ids: Tensor, owner: Tensor, images: int) -> Tensor:
+    def pairs_of(self, ids: Tensor, group_index: Tensor, images: int) -> Tensor:
         """Which pairs (T, I) are scored in a step: each caption with its image, and wrong ones drawn for each caption and image.
 
         Args:
             ids: (T, L) token ids of the captions.
-            owner: (T,) the captions' images.
+            group_index: (T,) the captions' images.
             images: number of images I.
         """
-        wrong = ~same_caption(ids, owner, images)
+        wrong = ~same_caption(ids, group_index, images)
         drawn = torch.rand(wrong.shape, device=ids.device).masked_fill(~wrong, -1.0)  # (T, I)
-        found = owner[:, None] == torch.arange(images, device=ids.device)
+        found = group_index[:, None] == torch.arange(images, device=ids.device)
         for dim in (0, 1):  # wrong captions of each image, wrong images of each caption
             best = drawn.topk(min(self.config.negatives, drawn.shape[dim]), dim=dim).indices
             found = found | (torch.zeros_like(wrong).scatter(dim, best, True) & wrong)
@@ -85,19 +85,19 @@ class Matching(Retrieval):
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions, from the scores of all pairs."""
         captions = [caption for sample in samples for caption in sample.captions]
-        if not self._told:
-            self._told = True
+        if not self._described:
+            self._described = True
             log.info(
                 "Retrieval by matching: %s images x %s texts are %s pairs, a pass each (data.eval_size takes fewer)",
                 f"{len(samples):,}", f"{len(captions):,}", f"{len(samples) * len(captions):,}",
             )  # fmt: skip
         texts = self.in_parts(captions)
         scores = torch.cat([self.scores(batch["inputs"], texts).cpu() for batch in batches(samples, self.images)])
-        owner = owned([len(sample.captions) for sample in samples])
-        ranks = metric.ranks_of_scores(scores, owner)
+        group_index = group_index_of([len(sample.captions) for sample in samples])
+        ranks = metric.ranks_of_scores(scores, group_index)
         return evaluation(samples, ranks, scores.argmax(dim=1).tolist(), {"scored": "pairs"})
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image, and as many pairs as there can be."""
         pairs = min(batch_size**2, batch_size * (1 + 2 * self.config.negatives))
         row = torch.arange(pairs, device=device) % batch_size
@@ -106,4 +106,4 @@ class Matching(Retrieval):
 
     def _scored(self, context: Inputs, image: Tensor, text: Text) -> Tensor:
         """Scores (N,) of texts with the images in these rows (N,) of a context."""
-        return self.matcher.pair_scores(self.backbone.rows(context, image), text)
+        return self.matcher.pair_scores(self.backbone.select_rows(context, image), text)

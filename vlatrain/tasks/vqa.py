@@ -24,8 +24,8 @@ from vlatrain.tasks.base import (
     Evaluation,
     Task,
     as_referred,
+    group_index_of,
     mean_per_owner,
-    owned,
     sequence_losses,
     token_losses,
 )
@@ -83,17 +83,17 @@ class Vqa(Task):
             "answer": target,
             "given": given,
             "weights": torch.tensor([weight for weighted in answers for weight in weighted.values()]),
-            "owner": owned([len(weighted) for weighted in answers]),
+            "group_index": group_index_of([len(weighted) for weighted in answers]),
         }
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the samples of the weighted mean over their answers of the answers' losses."""
         context = self.generator.context(batch["inputs"])
-        logits = self.generator.logits(self.backbone.rows(context, batch["owner"]), batch["answer"])
+        logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["answer"])
         losses = sequence_losses(logits, batch["answer"], batch["given"])
-        return mean_per_owner(losses, batch["weights"], batch["owner"], len(batch["ids"])).mean()
+        return mean_per_owner(losses, batch["weights"], batch["group_index"], len(batch["ids"])).mean()
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One answer a question."""
         return self.loss(
             {
@@ -102,7 +102,7 @@ class Vqa(Task):
                 "answer": blank_text(batch_size, TYPICAL["answer"], device),
                 "given": 1,
                 "weights": torch.ones(batch_size, device=device),
-                "owner": torch.arange(batch_size, device=device),
+                "group_index": torch.arange(batch_size, device=device),
             }
         )
 
@@ -118,7 +118,7 @@ class Vqa(Task):
         count, beams = len(batch["ids"]), self.config.decode.num_beams
         context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, alternatives=beams)
-        scores = self._beam_scores(self._rows(context, owned([beams] * count)), texts).tolist()
+        scores = self._beam_scores(self._select_rows(context, group_index_of([beams] * count)), texts).tolist()
         found = []
         for start in range(0, len(texts), beams):
             best: dict[str, float] = {}  # two ways to write a text are one answer
@@ -132,7 +132,7 @@ class Vqa(Task):
         context, answers = self.generator.context(batch["inputs"]), self.config.answer_list
         per_question = []
         for row in range(len(batch["ids"])):  # one question at a time: its states times the answers is the batch
-            repeated = self._rows(context, torch.full((len(answers),), row))
+            repeated = self._select_rows(context, torch.full((len(answers),), row))
             per_question.append(self._log_probs(repeated, answers)[0])
         return torch.stack(per_question)
 
@@ -172,8 +172,8 @@ class Vqa(Task):
         """How answers are found."""
         return {"answers": self.config.answers, **vars(self.config.decode)}
 
-    def _rows(self, context: Inputs, owner: Tensor) -> Inputs:
-        return self.backbone.rows(context, owner.to(self.backbone.device))
+    def _select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
+        return self.backbone.select_rows(context, group_index.to(self.backbone.device))
 
     def _likeliest(self, probabilities: Tensor, alternatives: int) -> list[list[tuple[str, float]]]:
         answers = self.config.answer_list

@@ -35,7 +35,7 @@ class Answering(Vqa):
 
     Args:
         config: its settings.
-        backbone: the backbone, with the answers that `settle_answers` gave it.
+        backbone: the backbone, with the answers that `resolve_answers` gave it.
         train: the training samples.
     """
 
@@ -86,7 +86,7 @@ class Answering(Vqa):
         logits = self.answerer.answer_logits(batch["inputs"])
         return binary_cross_entropy_with_logits(logits, batch["targets"], reduction="none").sum(dim=1).mean()
 
-    def rehearse(self, batch_size: int, device: torch.device | str) -> Tensor:
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """Questions that no answer is right for."""
         targets = torch.zeros(batch_size, len(self.answerer.answers), device=device)
         return self.loss({"inputs": self.backbone.blank(batch_size, device, TYPICAL["question"]), "targets": targets})
@@ -101,7 +101,7 @@ class Answering(Vqa):
         return {"answers": "classify", "list": len(self.config.answer_list)}
 
 
-def settle_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> None:
+def resolve_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> None:
     """Give a backbone the answers that it is to choose from, and keep them in the task's settings.
 
     They are `task.answer_list`; else the checkpoint's own, if nearly all training questions have an answer among them; else the

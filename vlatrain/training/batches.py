@@ -75,7 +75,7 @@ def training_batches(
     Close it when done: that ends the workers.
     """
     passes = _Passes(order, samples, collate, rank)
-    keys = ((step, part) for step in steps for part in range(len(order.parts(step, rank))))
+    keys = ((step, micro_batch) for step in steps for micro_batch in range(len(order.micro_batches(step, rank))))
     for weight, batch in _loader(passes, keys, workers, device):
         yield move(_unwrap(batch), device), weight
 
@@ -99,9 +99,9 @@ class _Passes(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[float, Batch | UserError]:
         step, number = key
-        part = self.order.parts(step, self.rank)[number]
+        micro_batch = self.order.micro_batches(step, self.rank)[number]
         with seeded_cpu(self.order.seed, step, number, self.rank):
-            return part.weight, _collated(self.collate, [self.samples[index] for index in part.indices])
+            return micro_batch.weight, _collated(self.collate, [self.samples[index] for index in micro_batch.indices])
 
 
 def _collated(collate: Collate, samples: list[Sample]) -> Batch | UserError:

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlatrain.backbones.loading import family_of
-from vlatrain.backbones.prefix import Enough, Keeping, Kept
+from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay
 from vlatrain.config import TrainConfig
-from vlatrain.config.joint import parts
+from vlatrain.config.joint import subtasks
 from vlatrain.data import SHAPES_SIZE
 from vlatrain.data.augment import augments
 from vlatrain.tasks import build
@@ -83,7 +83,7 @@ def rehearsed(config: TrainConfig, model: nn.Module) -> Step:
     size = config.trainer.batch_size
     task = build(config.task, backbone)
     with FlopCounterMode(display=False) as counter, Alive() as alive, torch.device("meta"), Shapes():
-        loss = task.rehearse(size, "meta")
+        loss = task.loss_on_meta(size, "meta")
         if loss.requires_grad:
             loss.backward()
     model.zero_grad(set_to_none=True)
@@ -102,16 +102,16 @@ def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
     found = frontiers(model, config.model, config.task.name)
     boundaries = {name: frontier.boundary for name, frontier in found.items() if frontier.boundary}
     wanted = needed(found)
-    keeping, saved, states = Keeping(boundaries, {}), 0, dict[str, Kept]()
+    replay, saved, states = PrefixReplay(boundaries, {}), 0, dict[str, CachedStates]()
     if wanted:
-        backbone.keeping = keeping
+        backbone.prefix_replay = replay
         asked = TYPICAL["question"] if any("question" in found[name].of for name in wanted) else 0
         with ExitStack() as stack:
             prefix = stack.enter_context(FlopCounterMode(display=False))
             for context in (torch.device("meta"), Shapes(), torch.no_grad(), suppress(Enough)):
                 stack.enter_context(context)
-            states = stack.enter_context(keeping.recording(wanted))
-            backbone.foresee(backbone.blank(1, "meta", asked))
+            states = stack.enter_context(replay.recording(wanted))
+            backbone.run_frozen_towers(backbone.blank(1, "meta", asked))
         saved = prefix.get_total_flops()
     rows = []
     for name, frontier in found.items():
@@ -125,7 +125,7 @@ def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
 def _samples(config: TrainConfig) -> int | None:
     """Samples of training and evaluation, as far as the configuration tells."""
     total = 0
-    for part in parts(config).values():
+    for part in subtasks(config).values():
         data = part.data
         default = SHAPES_SIZE if data.name == "shapes" else {}
         sizes = (data.train_size or default.get("train"), data.eval_size or default.get("eval"))
@@ -136,23 +136,23 @@ def _samples(config: TrainConfig) -> int | None:
     return total
 
 
-def cost_table(found: Costs) -> Table:
+def cost_table(costs: Costs) -> Table:
     """As it is shown."""
     table = Table(
         "tower", "can be kept", "a sample", "begins to train, or keeps it from being kept", title="The frozen prefix"
     )
-    for tower in found.towers:
+    for tower in costs.towers:
         size = f"{tower.bytes / 1e6:.2f} MB" if tower.bytes else "-"
         what = tower.kept or "nothing"
         if tower.kept and not tower.bytes:
             what += " (and need not: what reads it is kept)"
         table.add_row(tower.name, what, size, tower.pinned or "nothing: it is frozen as a whole")
-    each = sum(tower.bytes for tower in found.towers)
-    if each and found.samples:
+    each = sum(tower.bytes for tower in costs.towers)
+    if each and costs.samples:
         table.add_row(
-            "all", "", f"{each / 1e6:.2f} MB", f"{each * found.samples / 1e9:.2f} GB for {found.samples:,} samples"
+            "all", "", f"{each / 1e6:.2f} MB", f"{each * costs.samples / 1e9:.2f} GB for {costs.samples:,} samples"
         )
-    without, rest = found.flops / 1e9, (found.flops - found.kept_flops) / 1e9
+    without, rest = costs.flops / 1e9, (costs.flops - costs.kept_flops) / 1e9
     table.add_row(
         "FLOPs",
         "",

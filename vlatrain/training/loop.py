@@ -53,7 +53,7 @@ from vlatrain.training.precision import (
 )
 from vlatrain.training.processes import agree, average_gradients, broadcast, from_main, gather, refuse_differing
 from vlatrain.training.progress import Progress, Result
-from vlatrain.training.resume import Keeper, identity
+from vlatrain.training.resume import Checkpointer, identity
 from vlatrain.training.signals import Interrupted, Signals
 
 log = logging.getLogger("vlatrain")
@@ -136,7 +136,7 @@ class Loop:
         self.outcomes = Outcomes(
             self.raw_optimizer, late=self.device.type == "cuda" and self.accelerator.scaler is None
         )
-        self.keeper = Keeper(
+        self.checkpointer = Checkpointer(
             Checkpoints(folder / CHECKPOINTS, self.trainer.keep), self.accelerator, model, self.parameters,
             self.raw_optimizer, known, config_text(config),
         )  # fmt: skip
@@ -223,7 +223,7 @@ class Loop:
         rates = set_rates(self.raw_optimizer, rate(step, self.total, self.config.optim))
         losses: list[Tensor] = []
         ids: list[list[str]] = []
-        for _ in self.order.parts(step):
+        for _ in self.order.micro_batches(step):
             batch, weight = next(passes)
             with self.accelerator.autocast(), self.lowering:
                 loss = self.task.loss(batch)
@@ -363,17 +363,17 @@ class Loop:
         return step > 0 and due and self.saved != step
 
     def _save(self) -> None:
-        self.keeper.save(self.progress, self._seconds())
+        self.checkpointer.save(self.progress, self._seconds())
         self.saved = self.progress.step
 
     def _resume(self) -> None:
         if self.config.resume != "auto":
-            if self.keeper.checkpoints.steps():
+            if self.checkpointer.checkpoints.steps():
                 raise UserError(
                     f"{self.folder} holds a begun run; continue it with resume=auto, or choose another run.name"
                 )
             return
-        progress = self.keeper.resume()
+        progress = self.checkpointer.resume()
         if progress is not None:
             self.progress = progress
             self.resumed_from = self.saved = progress.step
@@ -394,7 +394,7 @@ class Loop:
         """Back to the best weights; write them; make sure that nothing else has moved."""
         progress = self.progress
         best = progress.step if progress.best_step is None else progress.best_step
-        if best != progress.step and not from_main(self.keeper.load_weights(best)):
+        if best != progress.step and not from_main(self.checkpointer.load_weights(best)):
             best, self.best_evaluation = progress.step, None
         self.model.eval()
         self._write_adapter()  # first: whatever else may fail here, the training is not lost

@@ -18,7 +18,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """The slice of one forward pass that one process computes.
 
     Attributes:
@@ -64,16 +64,16 @@ class Order:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self._permutation(epoch)[within * self.step_size : (within + 1) * self.step_size]
 
-    def parts(self, step: int, rank: int = 0) -> list[Part]:
+    def micro_batches(self, step: int, rank: int = 0) -> list[MicroBatch]:
         """The forward passes of a step in one process. Every process has the same number of them."""
         samples = self.step(step)
-        parts = []
+        micro_batches = []
         for start in range(0, len(samples), self.batch * self.processes):
             together = samples[start : start + self.batch * self.processes]
             low, high = (len(together) * r // self.processes for r in (rank, rank + 1))
             weight = (high - low) * self.processes / len(samples)
-            parts.append(Part(tuple(together[low:high] or together[:1]), weight))
-        return parts
+            micro_batches.append(MicroBatch(tuple(together[low:high] or together[:1]), weight))
+        return micro_batches
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._epoch[0] != epoch:

@@ -41,7 +41,7 @@ def identity(
     }
 
 
-class Keeper:
+class Checkpointer:
     """Saves a training and brings it back.
 
     Args:

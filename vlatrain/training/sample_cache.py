@@ -17,7 +17,7 @@ from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
 from vlatrain.training.precision import choose_device, own
 from vlatrain.training.processes import from_main
-from vlatrain.training.setup import Bench
+from vlatrain.training.setup import TrainingSetup
 
 log = logging.getLogger("vlatrain")
 
@@ -28,7 +28,7 @@ class Cache(Protocol):
 
     size: int
 
-    def fill(self, keys: Tensor, values: Tensor) -> None:
+    def store(self, keys: Tensor, values: Tensor) -> None:
         """Take (size, width) unit image features, and what is added to features like them."""
         ...
 
@@ -41,30 +41,30 @@ class Paired(Protocol):
         ...
 
 
-def fill(bench: Bench, samples: Sequence[Sample], config: TrainConfig, display: Display) -> None:
+def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: TrainConfig, display: Display) -> None:
     """Fill what the model's design keeps with a seeded draw of training samples. Most designs keep nothing.
 
     Args:
-        bench: the model, before its training.
+        setup: the model, before its training.
         samples: training samples.
         config: the configuration.
         display: where progress is shown.
     """
-    caches = [module for module in bench.model.modules() if isinstance(module, Cache)]
+    caches = [module for module in setup.model.modules() if isinstance(module, Cache)]
     if not caches:
         return
     chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
     log.info("Filling the cache with %s of %s training samples", f"{len(chosen):,}", f"{len(samples):,}")
     device = own(choose_device(config.trainer.device))
-    bench.model.to(device).eval()
-    task = cast(Paired, bench.task)
+    setup.model.to(device).eval()
+    task = cast(Paired, setup.task)
     batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
     with torch.no_grad():
-        found = [task.pairs(batch) for batch in batches(chosen, bench.task.collate)]
+        found = [task.pairs(batch) for batch in batches(chosen, setup.task.collate)]
     # (size, width) each; they are frozen, so all processes must have the same, whatever their devices round
     keys, values = from_main([torch.cat(parts).cpu() for parts in zip(*found, strict=True)])
     for cache in caches:
-        cache.fill(keys[: cache.size], values[: cache.size])
+        cache.store(keys[: cache.size], values[: cache.size])
 
 
 def drawn(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:

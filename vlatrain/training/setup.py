@@ -22,7 +22,7 @@ from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
 from vlatrain.runs import ADAPTER
-from vlatrain.tasks import Evaluation, Task, build, parts_of, prepare
+from vlatrain.tasks import Evaluation, Task, build, prepare, subtasks_of
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import make_batches
@@ -42,7 +42,7 @@ from vlatrain.training.stopwatch import Stopwatch
 
 
 @dataclass
-class Bench:
+class TrainingSetup:
     """Everything a run works with.
 
     Attributes:
@@ -70,7 +70,7 @@ class Bench:
         return sum(size_of(p) for p in self.model.parameters() if p.requires_grad or not trainable)
 
 
-def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Path | None = None) -> Bench:
+def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Path | None = None) -> TrainingSetup:
     """A backbone with new adapters, for training.
 
     Args:
@@ -109,16 +109,16 @@ def fresh(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run: Pat
             "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
             "or set model.quantize=null"
         )
-    return Bench(backbone, model, task)
+    return TrainingSetup(backbone, model, task)
 
 
-def finished(
+def load_setup(
     config: TrainConfig,
     run: Path,
     device: torch.device,
     precision: str,
     samples: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
-) -> Bench:
+) -> TrainingSetup:
     """A backbone with a finished run's adapters, for inference.
 
     Args:
@@ -146,7 +146,7 @@ def finished(
     model.requires_grad_(False).eval()
     if precision != "fp32":
         lower_for_good(model, DTYPES[precision])
-    return Bench(backbone, model, task)
+    return TrainingSetup(backbone, model, task)
 
 
 def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:
@@ -158,11 +158,11 @@ def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> to
 def _check(task: Task, samples: Mapping[str, Sequence[Sample]]) -> None:
     """Everything about samples that a model must be there for to tell."""
     check_samples(task.backbone, (sample for split in samples.values() for sample in split))
-    check_lengths(parts_of(task), samples)
+    check_lengths(subtasks_of(task), samples)
 
 
 def scored(
-    bench: Bench,
+    setup: TrainingSetup,
     samples: Sequence[Sample],
     config: TrainerConfig,
     device: torch.device,
@@ -174,13 +174,13 @@ def scored(
     size = config.eval_batch_size or 2 * config.batch_size
     batches = make_batches(device, size, config.workers, display)
     with torch.no_grad(), autocast(device, precision):
-        return bench.task.evaluate(samples, watch.timed(batches) if watch else batches)
+        return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)
 
 
-def keep_processor(bench: Bench, run: Path) -> None:
+def keep_processor(setup: TrainingSetup, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
-    if bench.backbone.config.random_init:
-        replace_folder(run / PROCESSOR, lambda folder: bench.backbone.processor.save_pretrained(str(folder)))
+    if setup.backbone.config.random_init:
+        replace_folder(run / PROCESSOR, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
 
 
 def texts_of(samples: Sequence[Sample]) -> list[str]:

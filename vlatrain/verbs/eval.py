@@ -12,13 +12,13 @@ from rich.table import Table
 
 from vlatrain.config import EvalConfig
 from vlatrain.config.files import write_json
-from vlatrain.data.parts import load_run
+from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.runs import name_output
 from vlatrain.training.precision import choose_device, choose_precision
-from vlatrain.training.prefix_cache.compute import keep_prefix
-from vlatrain.training.setup import finished, scored
+from vlatrain.training.prefix_cache.compute import cache_prefix
+from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.verbs.train import METRICS, Finished, write_evaluation
 
@@ -42,10 +42,10 @@ def evaluate(config: EvalConfig) -> Finished:
     with logged(console, run / "run.log"):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
-        bench = finished(config, run, device, precision, {config.split: samples})
-        keep_prefix(bench.backbone, config, {config.split: samples}, {}, precision, console)
+        setup = load_setup(config, run, device, precision, {config.split: samples})
+        cache_prefix(setup.backbone, config, {config.split: samples}, {}, precision, console)
         watch, started = Stopwatch(device), time.perf_counter()
-        evaluation = scored(bench, samples, config.trainer, device, precision, console, watch)
+        evaluation = scored(setup, samples, config.trainer, device, precision, console, watch)
         speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
     metrics: dict[str, Any] = {
         "task": config.task.name,

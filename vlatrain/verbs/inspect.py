@@ -15,8 +15,8 @@ from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
 from vlatrain.backbones.quantise import BYTES, layers_of, linears
 from vlatrain.config import TrainConfig
+from vlatrain.config.methods import components as methods
 from vlatrain.config.methods import is_peft
-from vlatrain.config.methods import parts as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
 from vlatrain.tasks import prepare
@@ -131,9 +131,9 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     return found
 
 
-def as_json(found: Inspection) -> dict:
+def as_json(inspection: Inspection) -> dict:
     """The counts as JSON values."""
-    return {**asdict(found), "percent": found.percent}
+    return {**asdict(inspection), "percent": inspection.percent}
 
 
 def _towers(config: TrainConfig, where: Sites) -> Table:
@@ -152,17 +152,19 @@ def _towers(config: TrainConfig, where: Sites) -> Table:
     return table
 
 
-def _counts(config: TrainConfig, found: Inspection) -> Table:
+def _counts(config: TrainConfig, inspection: Inspection) -> Table:
     table = Table("what", "how much", title="Parameters and memory")
-    for group, number in found.trainable.items():
+    for group, number in inspection.trainable.items():
         table.add_row(f"trainable: {group}", f"{number:,}")
-    table.add_row("trainable", f"{sum(found.trainable.values()):,} ({found.percent:.3f} % of {found.total:,})")
-    table.add_row("adapter file", _bytes(found.adapter_bytes))
-    for kind, size in found.memory.items():
+    table.add_row(
+        "trainable", f"{sum(inspection.trainable.values()):,} ({inspection.percent:.3f} % of {inspection.total:,})"
+    )
+    table.add_row("adapter file", _bytes(inspection.adapter_bytes))
+    for kind, size in inspection.memory.items():
         table.add_row(f"training memory: {kind}", _bytes(size))
-    if not found.step:
+    if not inspection.step:
         table.add_row("training memory: activations", "not known: they depend on values here")
-    table.add_row("training memory, estimated", _bytes(sum(found.memory.values())))
+    table.add_row("training memory, estimated", _bytes(sum(inspection.memory.values())))
     return table
 
 

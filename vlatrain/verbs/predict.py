@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vlatrain.config import PredictConfig, TrainConfig, UserError
-from vlatrain.config.joint import ASKED, asked, parts
+from vlatrain.config.joint import ASKED, asked, subtasks
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import check_shown, picture_of
@@ -37,8 +37,8 @@ from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.tasks.vqa import Vqa
 from vlatrain.training.display import SILENT
 from vlatrain.training.precision import autocast, choose_device, choose_precision
-from vlatrain.training.prefix_cache.compute import keep_prefix
-from vlatrain.training.setup import finished
+from vlatrain.training.prefix_cache.compute import cache_prefix
+from vlatrain.training.setup import load_setup
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Predictor:
         UserError: the weights or the adapter cannot be had, or the device or precision.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, part: str = "") -> None:
+    def __init__(self, config: TrainConfig, run: Path, subtask: str = "") -> None:
         self.device = choose_device(config.trainer.device)
         self.precision = choose_precision(config.trainer.precision, self.device)
-        task = finished(config, run, self.device, self.precision).task
+        task = load_setup(config, run, self.device, self.precision).task
         self.config = config
-        self.task, self.part = task.parts[part] if isinstance(task, Joint) else task, part
+        self.task, self.part = task.parts[subtask] if isinstance(task, Joint) else task, subtask
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
-    def recall(self, samples: Sequence[Sample]) -> None:
+    def load_cached(self, samples: Sequence[Sample]) -> None:
         """Use what is kept of samples on disk."""
-        keep_prefix(self.task.backbone, self.config, {"asked": samples}, {}, self.precision, SILENT)
+        cache_prefix(self.task.backbone, self.config, {"asked": samples}, {}, self.precision, SILENT)
 
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
         """For each sample the best answers, classes, captions or replies, best first, as they come."""
@@ -203,7 +203,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     """
     console = console or Console()
     part, whole = asked(config), config
-    config = parts(config)[part]  # of a joint run, what concerns the part that is asked
+    config = subtasks(config)[part]  # of a joint run, what concerns the part that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait for them
     predictor = Predictor(whole, Path(config.source), part)
     check_samples(predictor.task.backbone, samples)
@@ -211,7 +211,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
     check_lengths({"": predictor.task}, {"asked": asked_about})
     if config.task.name != "retrieval":
-        predictor.recall(samples)
+        predictor.load_cached(samples)
     answer = _search if config.task.name == "retrieval" else _ask
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -236,7 +236,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
 
 def _samples(config: PredictConfig) -> list[Sample]:
     """The images asked about, each with its question if the task needs one."""
-    problems = _misfits(config)
+    problems = _incompatibilities(config)
     if problems:
         raise UserError(problems)
     if config.input:
@@ -259,7 +259,7 @@ def _samples(config: PredictConfig) -> list[Sample]:
     return samples
 
 
-def _misfits(config: PredictConfig) -> list[str]:
+def _incompatibilities(config: PredictConfig) -> list[str]:
     """What is wrong with the queries for this task."""
     task, problems = config.task.name, []
     if bool(config.image) == bool(config.input):

@@ -20,10 +20,10 @@ import transformers
 from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import write_file, write_json
-from vlatrain.config.joint import parts
+from vlatrain.config.joint import subtasks
 from vlatrain.data.augment import augmented
-from vlatrain.data.parts import load_run
 from vlatrain.data.sample import Sample
+from vlatrain.data.subtasks import load_run
 from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.merging.fuse import usage
@@ -35,11 +35,11 @@ from vlatrain.runs import ADAPTER, CHECKPOINTS, find_config, is_run, run_folder,
 from vlatrain.tasks import Evaluation
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
-from vlatrain.training.prefix_cache.compute import keep_prefix
+from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.progress import Result
-from vlatrain.training.sample_cache import fill
-from vlatrain.training.setup import Bench, fresh, keep_processor, scored
+from vlatrain.training.sample_cache import build_sample_cache
+from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
 
 log = logging.getLogger("vlatrain")
 
@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> Finished:
 def _train(config: TrainConfig) -> Finished:
     main = rank() == 0
     folder = run_folder(config)
-    has_test = any(part.data.test for part in parts(config).values())
+    has_test = any(part.data.test for part in subtasks(config).values())
     if main:
         _refuse_other_run(config, folder)
     console = Console(quiet=not main)
@@ -96,53 +96,55 @@ def _train(config: TrainConfig) -> Finished:
         splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
         samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
-        bench = fresh(config, samples, folder if config.resume == "auto" else None)
-        fill(bench, samples["train"], config, console)
-        _announce(config, bench)
+        setup = new_setup(config, samples, folder if config.resume == "auto" else None)
+        build_sample_cache(setup, samples["train"], config, console)
+        _announce(config, setup)
         samples["train"] = augmented(samples["train"], config)
         if main:
             save_config(config, folder)
-            keep_processor(bench, folder)
+            keep_processor(setup, folder)
         loop = Loop(
             config,
-            bench.task,
-            bench.model,
+            setup.task,
+            setup.model,
             samples["train"],
             samples["eval"],
             folder,
-            save_adapter=None if config.adapter.name == "none" else lambda into: save(bench.model, into),
+            save_adapter=None if config.adapter.name == "none" else lambda into: save(setup.model, into),
             group_of=group_of,
-            layers=bench.layers,
+            layers=setup.layers,
             display=console,
             sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
-            within=lambda step: _dropping(config, bench, step),
+            within=lambda step: _dropping(config, setup, step),
         )
-        cache = keep_prefix(bench.backbone, config, samples, loop.uses, loop.precision, console)
+        cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
         result = loop.run()
-        if shares := usage(bench.model):
+        if shares := usage(setup.model):
             log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
         extra = {}
         if "test" in samples:
-            extra["test"] = scored(bench, samples["test"], config.trainer, loop.device, loop.precision, console)
-        metrics = summary(config, bench, result, extra) | {"cache": cache.facts if cache else {"where": "off"}}
+            extra["test"] = scored(setup, samples["test"], config.trainer, loop.device, loop.precision, console)
+        metrics = summary(config, setup, result, extra) | {"cache": cache.facts if cache else {"where": "off"}}
         if main:
             _write(folder, metrics, {"": result.evaluation, **{f"-{name}": found for name, found in extra.items()}})
-            if bench.is_adapter:
+            if setup.is_adapter:
                 write_card(folder / ADAPTER, config, metrics)
             show_run(config, folder, metrics)
     return Finished(folder, metrics)
 
 
-def _dropping(config: TrainConfig, bench: Bench, step: int) -> AbstractContextManager[None]:
+def _dropping(config: TrainConfig, setup: TrainingSetup, step: int) -> AbstractContextManager[None]:
     """What the layers of a step go without, if that is drawn."""
     most = config.adapter.drop_random
-    return dropping(bench.model, drawn(most, config.seed, step)) if most else nullcontext()
+    return dropping(setup.model, drawn(most, config.seed, step)) if most else nullcontext()
 
 
-def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[str, Evaluation]) -> dict[str, Any]:
+def summary(
+    config: TrainConfig, setup: TrainingSetup, result: Result, extra: Mapping[str, Evaluation]
+) -> dict[str, Any]:
     """The content of `metrics.json`: scores in percent, sizes, speed, memory, and what they depend on."""
-    trainable = bench.parameters(trainable=True)
-    total = bench.parameters()
+    trainable = setup.parameters(trainable=True)
+    total = setup.parameters()
     evaluation = result.evaluation
     return {
         "task": config.task.name,
@@ -165,9 +167,9 @@ def summary(config: TrainConfig, bench: Bench, result: Result, extra: Mapping[st
             "seed": config.seed,
         },
         "machine": {"device": result.device, "precision": result.precision, "processes": result.processes},
-        **({"fusion": shares} if (shares := usage(bench.model)) else {}),
+        **({"fusion": shares} if (shares := usage(setup.model)) else {}),
         "frozen_hash": result.frozen_hash,
-        "backbone": bench.backbone.source,
+        "backbone": setup.backbone.source,
         "versions": {
             "vlatrain": __version__,
             "torch": torch.__version__,
@@ -190,9 +192,9 @@ def _write(folder: Path, metrics: Mapping[str, Any], evaluations: Mapping[str, E
     write_json(folder / METRICS, metrics)  # last: a folder with metrics.json is a finished run
 
 
-def _announce(config: TrainConfig, bench: Bench) -> None:
-    trainable, total = bench.parameters(trainable=True), bench.parameters()
-    log.info("Backbone: %s, %s", config.model.name, bench.backbone.source)
+def _announce(config: TrainConfig, setup: TrainingSetup) -> None:
+    trainable, total = setup.parameters(trainable=True), setup.parameters()
+    log.info("Backbone: %s, %s", config.model.name, setup.backbone.source)
     log.info(
         "adapter=%s: %s trainable parameters (%.2f %% of %s)",
         config.adapter.name, f"{trainable:,}", 100 * trainable / total, f"{total:,}",
@@ -230,14 +232,14 @@ def _refuse_other_run(config: TrainConfig, folder: Path) -> None:
         )
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{key_prefix}{key}.")
         else:
-            found[prefix + str(key)] = value
+            found[key_prefix + str(key)] = value
     return found
 
 

@@ -57,9 +57,11 @@ def test_scores_are_transformers_own_whatever_else_is_in_the_batch(name: str) ->
         alone = backbone.logits(backbone.context(inputs), own)
         assert_close(alone, own_logits(backbone, name, inputs, own.ids), backbone.model)
         assert_close(logits[number, : own.ids.shape[1]], alone[0], backbone.model)
-    owner = torch.tensor([2, 0, 0, 3])
-    picked = backbone.logits(backbone.rows(context, owner), Text(target.ids[owner], target.mask[owner]))
-    assert_close(picked, logits[owner], backbone.model)
+    group_index = torch.tensor([2, 0, 0, 3])
+    picked = backbone.logits(
+        backbone.select_rows(context, group_index), Text(target.ids[group_index], target.mask[group_index])
+    )
+    assert_close(picked, logits[group_index], backbone.model)
     others = backbone.logits(backbone.context(backbone.inputs(images()[::-1], QUESTIONS, 40)), target)
     assert (others - logits).abs().amax(dim=(1, 2)).min() > 1e-3, "the image is seen"
 
@@ -162,7 +164,7 @@ def test_adapters_read_the_image_alone_and_in_a_batch_scoring_and_writing(name: 
     backbone = make(name)
     config = backbone.config
     reader = backbone.reader
-    assert config.tasks["vqa"].other[reader] == "projector"
+    assert config.tasks["vqa"].other_modality[reader] == "projector"
     torch.manual_seed(0)
     method = adapter_config("cross_modal", dim=8, init="normal", init_std=0.5)
     attach(backbone.model, method, sites(config, "vqa", [f"{reader}.*.*"]))

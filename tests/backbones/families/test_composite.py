@@ -168,7 +168,7 @@ def test_adapters_read_their_own_rows_image(language: str, visual_way: str) -> N
     alone = [backbone.logits(backbone.context(inputs), target) for inputs in pairs]
     assert not torch.allclose(alone[0], alone[2], atol=1e-2)
     inputs = backbone.inputs([seen[2], seen[0]], QUESTIONS[:1] * 2, 40)
-    context = backbone.rows(backbone.context(inputs), torch.tensor([1, 1, 0]))
+    context = backbone.select_rows(backbone.context(inputs), torch.tensor([1, 1, 0]))
     both = backbone.logits(context, replace_text(target.ids.expand(3, -1)))
     assert_close(both, torch.cat([alone[0], alone[0], alone[2]]), backbone.model)
     texts = backbone.generate(backbone.context(inputs), replace(SHORT, num_beams=3))  # beams are rows of one image

@@ -17,7 +17,7 @@ from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.families.dual import Dual
 from vlatrain.backbones.loading import load
-from vlatrain.backbones.prefix import Boundary, Enough, Keeping
+from vlatrain.backbones.prefix import Boundary, Enough, PrefixReplay
 from vlatrain.config import UserError
 from vlatrain.injection.attach import attach
 
@@ -111,15 +111,17 @@ def test_features_are_adapted_where_they_are_made(name: str) -> None:
     assert all((one - other).abs().max() > 1e-3 for one, other in zip(before, changed, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in DUALS if model_config(name).tasks["retrieval"].pure.get("vision")])
+@pytest.mark.parametrize(
+    "name", [name for name in DUALS if model_config(name).tasks["retrieval"].cacheable_inputs.get("vision")]
+)
 def test_a_kept_prefix_is_put_back(name: str) -> None:
     backbone = loaded(name)
     inputs = backbone.inputs(images())
     whole = backbone.image_features(inputs)
-    backbone.keeping = Keeping({"vision": Boundary("vision", 1, (0,))}, {})
-    with backbone.keeping.recording(["vision"]) as recorded, suppress(Enough):
-        backbone.foresee(inputs)
-    backbone.keeping.in_tuple["vision"] = recorded["vision"].in_tuple
+    backbone.prefix_replay = PrefixReplay({"vision": Boundary("vision", 1, (0,))}, {})
+    with backbone.prefix_replay.recording(["vision"]) as recorded, suppress(Enough):
+        backbone.run_frozen_towers(inputs)
+    backbone.prefix_replay.in_tuple["vision"] = recorded["vision"].in_tuple
     given = {**backbone.given(4), "prefix": {"vision": recorded["vision"].states}}
     for one, other in zip(whole, backbone.image_features(given), strict=True):
         assert_close(one, other, backbone.model)  # AIMv2's states lie otherwise in memory

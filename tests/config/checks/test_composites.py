@@ -29,7 +29,7 @@ def composed(*overrides: str, folder: Path | None = None) -> TrainConfig:
     """The configuration of a command line."""
     made: list[TrainConfig] = []
     request = Request("train", list(overrides), config_dir=str(folder) if folder else None)
-    prepare(request, lambda config: made.append(config) or cli._check_fit(config))  # type: ignore[func-returns-value]
+    prepare(request, lambda config: made.append(config) or cli._check_compatibility(config))  # type: ignore[func-returns-value]
     return made[0]
 
 
@@ -87,7 +87,7 @@ def test_a_sweep_leaves_out_what_would_be_blind() -> None:
     request = Request(
         "train", ["model=composite", "adapter=bottleneck,cross_modal", "model.options.visual=adapters"], multirun=True
     )
-    assert prepare(request, cli._check_fit).swept == ("adapter",)
+    assert prepare(request, cli._check_compatibility).swept == ("adapter",)
 
 
 def test_a_part_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vlatrain.cli.compose import prepare
 from vlatrain.cli.overrides import Request, keys_in
 from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TrainConfig, UserError, families
 from vlatrain.config.checks import owners
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.folder import options_of
 from vlatrain.config.keys import type_of
 from vlatrain.config.schema import READ_BY
@@ -188,7 +188,7 @@ def test_who_compares_features_is_as_the_task_has_it(name: str) -> None:
 
 def problems(verb: str, *overrides: str, multirun: bool = False, folder: Path | None = None) -> list[str]:
     try:
-        prepare(Request(verb, list(overrides), multirun, str(folder) if folder else None), cli._check_fit)
+        prepare(Request(verb, list(overrides), multirun, str(folder) if folder else None), cli._check_compatibility)
     except UserError as error:
         return error.problems
     return []
@@ -211,7 +211,7 @@ def test_own_data_beside_the_built_in_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_sweep_leaves_out_the_jobs_that_do_not_read_it() -> None:
     assert problems("train", "adapter=bottleneck,bitfit", "adapter.dim=4", multirun=True) == []
     (problem,) = problems("train", "task.rerank=interval(1,4)", multirun=True)
-    assert isinstance(problem, Unfit)
+    assert isinstance(problem, Incompatible)
 
 
 def test_files_of_the_users_own_are_asked_too(tmp_path: Path) -> None:
@@ -227,7 +227,9 @@ def test_a_runs_own_configuration_can_be_used_again(tmp_path: Path) -> None:
     made: list[TrainConfig] = []
     prepare(Request("train", ["trainer.epochs=3"]), lambda found: made.append(found) or [])  # type: ignore[func-returns-value]
     save_config(made[0], tmp_path)
-    prepare(Request("train", ["trainer.epochs=1"], config_dir=str(tmp_path), config_name="config"), cli._check_fit)
+    prepare(
+        Request("train", ["trainer.epochs=1"], config_dir=str(tmp_path), config_name="config"), cli._check_compatibility
+    )
 
 
 EXAMPLES = [

@@ -17,7 +17,7 @@ from vlatrain.adapters import Call
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, UserError
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.merging.fuse import usage
 from vlatrain.injection.peft_method import CHILD
@@ -101,7 +101,7 @@ def test_what_cannot_be_fused_is_refused_by_name(tmp_path: Path) -> None:
     }
     for folder, said in wrong.values():
         (problem,) = unfusable([str(good), str(folder)], "blip", places)
-        assert isinstance(problem, Unfit)
+        assert isinstance(problem, Incompatible)
         assert str(folder) in problem
         assert said in problem
     assert "nothing to weigh" in "".join(unfusable([str(good)], "blip", places))

@@ -18,7 +18,7 @@ from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.tasks import Task
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache import store
-from vlatrain.training.prefix_cache.compute import PrefixCache, keep_prefix
+from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 
 SAMPLES = make_samples()
 OFTEN, ONCE = {"train": 1000.0}, {"train": 1.01}  # how often each is seen: it pays to keep it, or not
@@ -38,14 +38,14 @@ def task() -> Task:
 @pytest.fixture(autouse=True)
 def _as_new(task: Task) -> Iterator[None]:
     yield
-    task.backbone.keeping = task.backbone.cache = None
+    task.backbone.prefix_replay = task.backbone.cache = None
 
 
 def keep(task: Task, way: str, uses: dict[str, float], split: str = "train", **more: Any) -> PrefixCache | None:
     config = TrainConfig(
         task=task.config, model=task.backbone.config, trainer=TrainerConfig(batch_size=2, cache=way), **more
     )
-    return keep_prefix(task.backbone, config, {split: SAMPLES}, uses, "fp32", SILENT)
+    return cache_prefix(task.backbone, config, {split: SAMPLES}, uses, "fp32", SILENT)
 
 
 def loss(task: Task) -> torch.Tensor:

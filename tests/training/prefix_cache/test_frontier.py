@@ -107,7 +107,7 @@ def test_nothing_before_it_builds_a_graph(name: str, task: str, points: list[str
                     any(state.requires_grad for state in ([out] if torch.is_tensor(out) else out) if state is not None)
                 )
             )
-    build(TaskConfig(name=task), backbone).rehearse(2, "cpu")
+    build(TaskConfig(name=task), backbone).loss_on_meta(2, "cpu")
     for tower, frontier in frontiers(backbone.model, backbone.config, task).items():
         kept = frontier.boundary.layers if frontier.boundary else 0
         for number in range(3 if tower == VISION else 2):

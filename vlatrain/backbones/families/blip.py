@@ -7,10 +7,10 @@ Differences from the forward passes in transformers 5.23, each on purpose:
   transformers starts it with [CLS] in training;
 - generation is told of the padding of questions; transformers' own passes a mask of ones;
 - attention is torch's fused kernel, where transformers computes it step by step in both towers and keeps every step's result for
-  the backward pass; the same numbers within rounding. Cross-attention from a short text to an image does not even make the image's keys
-  and values, which would be most of all that a decoder computes: see `FastTextAttention.absorbed`. The modules stay what they are,
-  with their names and weights; only their class is another, a subclass. Where somebody asks for the attention's weights, which the
-  kernel does not give, the original is used.
+  the backward pass; the same numbers within rounding. Cross-attention from a short text to an image does not even make the
+  image's keys and values, which would be most of all that a decoder computes: see `FastTextAttention.absorbed`. The modules stay
+  what they are, with their names and weights; only their class is another, a subclass. Where somebody asks for the attention's
+  weights, which the kernel does not give, the original is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.lengths import Room, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
-from vlatrain.injection.context import bring, hand, left, reads_other
+from vlatrain.injection.context import exported, provide, reads_other, restore
 
 SHORT = 32
 """Tokens of a text up to which absorbed cross-attention costs less than keys and values of 64 features a head, training included.
@@ -207,7 +207,7 @@ class Blip(Backbone):
             states = self._image_states(inputs)
         mask = states.new_ones(states.shape[:2], dtype=torch.long)
         if question is None:
-            return {"states": states, "mask": mask, **left(self.model)}
+            return {"states": states, "mask": mask, **exported(self.model)}
         with self.prefix("fusion", inputs):
             fused = self.model.text_encoder(
                 input_ids=question.ids,
@@ -215,7 +215,7 @@ class Blip(Backbone):
                 encoder_hidden_states=states,
                 encoder_attention_mask=mask,
             )
-        return {"states": fused.last_hidden_state, "mask": question.mask, **left(self.model)}
+        return {"states": fused.last_hidden_state, "mask": question.mask, **exported(self.model)}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """`[DEC] prompt text [SEP]`."""
@@ -233,7 +233,7 @@ class Blip(Backbone):
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
-        with bring(self.model, context):
+        with restore(self.model, context):
             return self.model.text_decoder(
                 input_ids=target.ids,
                 attention_mask=target.mask,
@@ -247,7 +247,7 @@ class Blip(Backbone):
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
         search = self.search(decode, alternatives)
-        with bring(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
+        with restore(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
             ids = self.model.text_decoder.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
@@ -292,7 +292,7 @@ class Blip(Backbone):
         if question is None or not reads_other(self.model, "vision"):
             return nullcontext()
         states = self.model.text_encoder(input_ids=question.ids, attention_mask=question.mask).last_hidden_state
-        return hand(self.model, "vision", states, question.mask)
+        return provide(self.model, "vision", states, question.mask)
 
     @property
     def _end(self) -> int:

@@ -33,7 +33,7 @@ from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
-from vlatrain.injection.context import hand, reads_other
+from vlatrain.injection.context import provide, reads_other
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -241,10 +241,10 @@ class Chat(Backbone):
     def _rows(self, states: Any, inputs: Inputs) -> list[Tensor]:
         return older.in_rows(states, inputs["input_ids"], self.model.config.image_token_id)
 
-    def rows(self, context: Inputs, owner: Tensor) -> Inputs:
+    def select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
         """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
         return {
-            name: value if owner.is_meta and not value.is_meta else value.index_select(0, owner)
+            name: value if group_index.is_meta and not value.is_meta else value.index_select(0, group_index)
             for name, value in context.items()
         }
 
@@ -278,7 +278,7 @@ class Chat(Backbone):
         """Hand the image to the adapters that read it."""
         if not reads_other(self.model, self.reader):
             return nullcontext()
-        return hand(self.model, self.reader, context["states"], context["visible"])
+        return provide(self.model, self.reader, context["states"], context["visible"])
 
     def _encoded(self, context: Inputs, prompt: Inputs) -> AbstractContextManager[dict[str, Any]]:
         """The arguments by which the model takes the image's states."""

@@ -38,7 +38,7 @@ from vlatrain.backbones.pretrained import (
 )
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.data.features import FeaturePicture
-from vlatrain.injection.context import bring, hand, reads_other
+from vlatrain.injection.context import provide, reads_other, restore
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Picture
@@ -287,10 +287,10 @@ class Composite(Backbone):
         """Hand the image to the adapters that read it, in every tower of the language model; and what the encoder's leave to the
         decoder's."""
         with ExitStack() as stack:
-            stack.enter_context(bring(self.model, context))
+            stack.enter_context(restore(self.model, context))
             for tower in self.config.parts["language"].towers if self.hands else ():
                 if reads_other(self.model, tower):
-                    stack.enter_context(hand(self.model, tower, context["visual"], context["visible"]))
+                    stack.enter_context(provide(self.model, tower, context["visual"], context["visible"]))
             yield
 
     def _written(self, inputs: dict[str, Any], decode: DecodeConfig, alternatives: int, skip: int) -> list[str]:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from vlatrain.backbones.base import Inputs, Text, padded_text
 from vlatrain.backbones.families.composite import Composite
 from vlatrain.config import DecodeConfig
-from vlatrain.injection.context import left
+from vlatrain.injection.context import exported
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Turn
@@ -129,7 +129,7 @@ class Seq2SeqComposite(Composite):
             mask = mask.take_along_dim(order, dim=1)
         with self._shown(visual):
             states = self.language.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return {**visual, "states": states, "mask": mask, **left(self.model)}
+        return {**visual, "states": states, "mask": mask, **exported(self.model)}
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""

@@ -28,7 +28,7 @@ from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as, un
 from vlatrain.backbones.pretrained import read_tokenizer
 from vlatrain.config import ModelConfig
 from vlatrain.config.families import DualOptions
-from vlatrain.injection.context import hand, reads_other
+from vlatrain.injection.context import provide, reads_other
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -157,7 +157,7 @@ class Dual(Backbone):
                 images = images.mean(dim=1)
             else:
                 images = self.model.get_submodule(step)(images, *([] if mask is None else [mask]))
-        with hand(self.model, "text", states, mask):
+        with provide(self.model, "text", states, mask):
             texts = self.text_features(text)
         return (unit(images) * texts).sum(dim=-1) * self.logit_scale()
 

@@ -21,7 +21,7 @@ from vlatrain.backbones.chat_template import cut
 from vlatrain.backbones.families.chat import Chat
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
-from vlatrain.injection.context import bring, left
+from vlatrain.injection.context import exported, restore
 
 
 class Prefix(Chat):
@@ -130,7 +130,7 @@ class Seq2Seq(Prefix):
         embeddings, mask = self._embedded(seen, seen["input_ids"]), seen["attention_mask"]
         with self._shown(seen):
             states = self.model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return {"states": states, "mask": mask, **left(self.model)}
+        return {"states": states, "mask": mask, **exported(self.model)}
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """The decoder's start, the text's own prompt, the text, the end."""
@@ -149,7 +149,7 @@ class Seq2Seq(Prefix):
 
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
-        with bring(self.model, context):
+        with restore(self.model, context):
             return self.writer(
                 **self._decoded(context),
                 decoder_input_ids=target.ids,
@@ -161,7 +161,7 @@ class Seq2Seq(Prefix):
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)
-        with bring(self.model, context):
+        with restore(self.model, context):
             ids = self.writer.generate(
                 **self._decoded(context), decoder_input_ids=start, **self.search(decode, alternatives)
             )  # (B * alternatives, P + new)

@@ -23,7 +23,7 @@ from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, exact
 from vlatrain.config import ModelConfig
-from vlatrain.injection.context import hand, reads_other
+from vlatrain.injection.context import provide, reads_other
 
 
 class FastViltAttention(ViltSelfAttention):
@@ -167,7 +167,7 @@ class Vilt(Backbone):
     def _pooled(self, context: Inputs, text: Text) -> Tensor:
         """The pooled state (N, width) of texts with images."""
         states, mask = context["states"], context["mask"]
-        handed = hand(self.model, "fusion", states, mask) if reads_other(self.model, "fusion") else nullcontext()
+        handed = provide(self.model, "fusion", states, mask) if reads_other(self.model, "fusion") else nullcontext()
         with handed:
             return self.model.vilt(
                 input_ids=text.ids, attention_mask=text.mask, image_embeds=states, pixel_mask=mask

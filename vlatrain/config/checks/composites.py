@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlatrain.config import TrainConfig
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITE
 from vlatrain.config.keys import did_you_mean, type_name
-from vlatrain.config.methods import BARE, parts
+from vlatrain.config.methods import BARE, components
 
 
 def ill_composed(config: TrainConfig) -> Iterator[str]:
@@ -35,14 +35,14 @@ def _sight(config: TrainConfig) -> Iterator[str]:
     visual, name = config.model.options.get("visual", "both"), config.adapter.name
     if name == "none":
         return
-    reads = name not in BARE and any("other" in method.needs for method in parts(config.adapter).values())
+    reads = name not in BARE and any("other" in method.needs for method in components(config.adapter).values())
     if visual == "adapters" and not reads:
-        yield Unfit(
+        yield Incompatible(
             f"adapter={name}: with model.options.visual=adapters only adapters that read the image see it (adapter=cross_modal); "
             "set model.options.visual=both or tokens"
         )
     if visual == "tokens" and reads:
-        yield Unfit(
+        yield Incompatible(
             f"adapter={name}: reads the image, which model.options.visual=tokens shows as tokens only; set "
             "model.options.visual=both"
         )

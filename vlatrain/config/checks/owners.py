@@ -17,7 +17,7 @@ import yaml
 
 from vlatrain.config import joint, methods
 from vlatrain.config.adapter import COMMON
-from vlatrain.config.errors import Unfit
+from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
 from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.keys import did_you_mean
@@ -61,7 +61,7 @@ def compares_features(config: TrainConfig) -> bool:
 
 def _matches(config: TrainConfig) -> bool:
     """Whether a retrieval can match pairs: by a head, or by adapters that read the other modality."""
-    reads = any("other" in method.needs for method in methods.parts(config.adapter).values())
+    reads = any("other" in method.needs for method in methods.components(config.adapter).values())
     return config.model.family not in DUALS or reads
 
 
@@ -165,7 +165,7 @@ CONDITIONS = (
 )
 
 
-def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -> Iterator[Unfit]:
+def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -> Iterator[Incompatible]:
     """The written keys that nothing reads, each with who does. A sweep leaves such a job out.
 
     Args:
@@ -174,7 +174,7 @@ def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -
         written: dotted keys, each with the file it was written in; empty: on the command line.
     """
     verb = "train" if verb == "inspect" else verb  # it shows what a training would do, and takes what train takes
-    parts = joint.parts(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
+    parts = joint.subtasks(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
     for key, file in written:
         found = _PART.fullmatch(key)
         if found and found[2] in parts:
@@ -186,7 +186,7 @@ def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -
         else:
             told = _refused(key, config, verb, file)
         if told:
-            yield Unfit(f"{file}: {told}" if file else told)
+            yield Incompatible(f"{file}: {told}" if file else told)
 
 
 def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
@@ -194,7 +194,7 @@ def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
     if file:
         return _of_option(key, config, verb)
     if verb not in (verbs := _verbs(key)):
-        return _told(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
+        return _described(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
     unmet = (c.told for c in CONDITIONS if any(_within(key, known) for known in c.keys) and not c.holds(config))
     return _of_option(key, config, verb) or next(unmet, "").format(key=key, c=config)
 
@@ -206,18 +206,18 @@ def _of_option(key: str, config: TrainConfig, verb: str) -> str:
         option = getattr(config, group).name
         able = [name for name in _options(group) if _sets(group, name, rest)]
         if able and option not in able:
-            return _told(f"{group}={option}", key, [f"{group}={name}" for name in able])
+            return _described(f"{group}={option}", key, [f"{group}={name}" for name in able])
     if key.startswith("model.options."):
         name, own = rest.split(".")[1], OPTIONS.get(config.model.family)
         if own is not None and name not in own:
             able = [f"family={family}" for family, names in OPTIONS.items() if name in names and family not in FORMER]
             known = f", only {', '.join(own)}" if own and not able else ""
             title = f"model={config.model.name} (family={config.model.family})"
-            return _told(title, key + known, able) + did_you_mean(name, own)
+            return _described(title, key + known, able) + did_you_mean(name, own)
     return ""
 
 
-def _told(who: str, key: str, others: list[str]) -> str:
+def _described(who: str, key: str, others: list[str]) -> str:
     *most, last = others or [""]
     does = f"{', '.join(most)} and {last} do" if most else f"{last} does"
     return f"{who} takes no {key}" + (f"; {does}" if others else "")

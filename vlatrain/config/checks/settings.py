@@ -11,7 +11,7 @@ from typing import Any
 
 from vlatrain.config import joint, methods
 from vlatrain.config.checks.serving import serving
-from vlatrain.config.errors import Unfit, UserError
+from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
@@ -154,7 +154,7 @@ def _values(config: TrainConfig, key: str) -> Iterable[tuple[str, Any]]:
     found = {key: _get(config, key)}
     group, _, rest = key.partition(".")
     if group == "adapter" and config.adapter.parts and not any(methods.wrong_parts(config.adapter)):
-        for name, method in methods.parts(config.adapter).items():
+        for name, method in methods.components(config.adapter).items():
             found[f"adapter.parts.{name}.{rest}"] = _get(method, rest)
     return [(shown, value) for shown, value in found.items() if value is not None]
 
@@ -205,7 +205,7 @@ def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
         yield f"model={model.name}: its description names no task that it serves"
     elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
         others = f"; {config.task.name}: {', '.join(able)}" if (able := serving(config.task.name, folders)) else ""
-        yield Unfit(
+        yield Incompatible(
             f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}{others}"
         )
     for task, served in model.tasks.items():
@@ -215,7 +215,9 @@ def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
     if model.quantize and importlib.util.find_spec("bitsandbytes") is None:
         yield f"model.quantize={model.quantize}: needs a package; pip install 'vlatrain[quantize]'"
     if model.quantize and config.adapter.name == "full":
-        yield Unfit(f"model.quantize={model.quantize}: quantised weights cannot train, and adapter=full trains them")
+        yield Incompatible(
+            f"model.quantize={model.quantize}: quantised weights cannot train, and adapter=full trains them"
+        )
     checkpoint = model.checkpoint or ""
     if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).expanduser().exists():
         yield f"model.checkpoint={checkpoint}: no such folder"
@@ -223,11 +225,11 @@ def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
         yield "adapter.points=[]: selects nothing; adapter=none trains nothing, null takes the task's points"
 
 
-def _parts(config: TrainConfig, told: list[str]) -> Iterable[str]:
+def _parts(config: TrainConfig, reported: list[str]) -> Iterable[str]:
     """What is wrong with the parts of a joint run, each taken as a run of its own, beyond what has been told of the whole."""
     served = config.model.tasks.get(joint.JOINT)
     found: dict[str, list[str]] = {}
-    for name, part in joint.parts(config).items():
+    for name, part in joint.subtasks(config).items():
         if served and part.task.name not in served.parts:
             yield (
                 f"task.parts.{name}: model={config.model.name} cannot do {part.task.name} as a part: its "
@@ -235,7 +237,7 @@ def _parts(config: TrainConfig, told: list[str]) -> Iterable[str]:
             )
         data = [] if isinstance(part, PredictConfig) else _data(part)
         for problem in [*_out_of_range(part), *_unknown_names(part), *data]:
-            if problem not in told:
+            if problem not in reported:
                 found.setdefault(problem, []).append(name)
     for problem, names in found.items():
         yield f"part {', '.join(names)}: {problem}"
@@ -294,7 +296,7 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         if path and not Path(path).expanduser().exists():
             yield f"{key}={path}: no such file or folder"
     try:
-        task = joint.parts(config)[joint.asked(config)].task.name
+        task = joint.subtasks(config)[joint.asked(config)].task.name
     except UserError as error:
         yield from error.problems
         return

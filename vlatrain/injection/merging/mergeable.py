@@ -60,7 +60,7 @@ def _average(sources: list[Source], total: float) -> Iterator[str]:
         same_kind = other.adapter["peft_type"] == first.adapter["peft_type"]
         for what, one, two in _compared(first, other) if same_kind else [("method", first.method, other.method)]:
             if one != two:
-                there, here = _told(one, two)
+                there, here = _described(one, two)
                 those = "those" if here.startswith("are") else "that"
                 yield f"sources: {other.folder}: its {what} {here}, {those} of {first.folder} {there}"
     if abs(total - 1) > 1e-6 and any(source.adapter.get("modules_to_save") or source.trunk for source in sources):
@@ -117,7 +117,7 @@ def _but_dropout(options: Any) -> Any:
     )
 
 
-def _told(one: Any, two: Any) -> tuple[str, str]:
+def _described(one: Any, two: Any) -> tuple[str, str]:
     """Two values that differ, in words; of several, those that do: `is lora`, `are dim=8`."""
     if not isinstance(one, Mapping) or not isinstance(two, Mapping):
         return f"is {_short(one)}", f"is {_short(two)}"

@@ -1,6 +1,6 @@
 """The frozen prefix of every sample, computed once: by the first run that needs it, for all its epochs and all runs to come.
 
-`keep_prefix` finds what is frozen (`backbones.frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at
+`cache_prefix` finds what is frozen (`backbones.frontier`), computes what the store (`store`) lacks, and leaves a `PrefixCache` at
 the backbone: from then on tasks feed the model kept states where they would have loaded images, and the frozen layers do
 nothing. A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
 
@@ -27,7 +27,7 @@ import transformers
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.prefix import Enough, Keeping, Kept, padded
+from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay, padded
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
@@ -105,7 +105,7 @@ class PrefixCache:
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
-def keep_prefix(
+def cache_prefix(
     backbone: Backbone,
     config: TrainConfig,
     samples: Mapping[str, Sequence[Sample]],
@@ -153,7 +153,7 @@ def keep_prefix(
     if where is None:
         return None
     work.fill(where, [s for split in samples.values() for s in split])
-    backbone.keeping, backbone.cache = work.keeping, work.result
+    backbone.prefix_replay, backbone.cache = work.prefix_replay, work.result
     return work.result
 
 
@@ -178,7 +178,7 @@ class _Work:
         self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
         parts = tasks(config.task) if config.task.name == JOINT else {"": config.task}
         self.result = PrefixCache(kept, {}, {name: backbone.longest(task, "question") for name, task in parts.items()})
-        self.keeping = Keeping({name: f.boundary for name, f in kept.items() if f.boundary}, {})
+        self.prefix_replay = PrefixReplay({name: f.boundary for name, f in kept.items() if f.boundary}, {})
         ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
         self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
@@ -354,7 +354,7 @@ class _Work:
             elif isinstance(store, Disk):
                 store.refresh()
                 store.touch()
-            self.keeping.in_tuple[name] = store.in_tuple
+            self.prefix_replay.in_tuple[name] = store.in_tuple
         faults = [found for found, _ in everyone if found]
         left = max(gather(len(self._missing(missing))))
         for store in stores.values():
@@ -389,18 +389,18 @@ class _Work:
         images = [sample.image.load() for sample in samples]
         with images_named(backbone, samples, images):
             inputs = backbone.inputs(images, questions, length)
-        backbone.keeping = self.keeping
+        backbone.prefix_replay = self.prefix_replay
         towers = self.result.towers(asked)
         with (
             torch.no_grad(),
             autocast(backbone.device, self.precision),
-            self.keeping.recording(towers) as recorded,
+            self.prefix_replay.recording(towers) as recorded,
             suppress(Enough),
         ):
-            backbone.foresee(move(inputs, backbone.device))
-        backbone.keeping = None
+            backbone.run_frozen_towers(move(inputs, backbone.device))
+        backbone.prefix_replay = None
         for tower in towers:
-            kept: Kept = recorded[tower]
+            kept: CachedStates = recorded[tower]
             states = kept.states.cpu()  # (B, taps, L, width)
             lengths = [states.shape[2]] * len(samples)
             if "question" in self.result.frontiers[tower].of:
@@ -409,9 +409,9 @@ class _Work:
             self.result.stores[tower].add(keyed, kept.in_tuple)
 
 
-def content(backbone: Backbone, found: Mapping[str, Frontier], tower: str, precision: str) -> str:
+def content(backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str, precision: str) -> str:
     """Hash of all that a tower's kept states depend on besides the sample: weights, settings, versions, boundary, precision."""
-    frontier = found[tower]
+    frontier = frontiers[tower]
     assert frontier.boundary is not None
     processor = backbone.image_processor.to_dict()
     about: dict[str, Any] = {
@@ -426,16 +426,16 @@ def content(backbone: Backbone, found: Mapping[str, Frontier], tower: str, preci
         words = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
         about["words"] = {**words, "truncation": None, "padding": None}  # both are as the last call left them
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in sorted(_weights(backbone, found, tower)):
+    for name, tensor in sorted(_weights(backbone, frontiers, tower)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _weights(backbone: Backbone, found: Mapping[str, Frontier], tower: str) -> list[tuple[str, Tensor]]:
+def _weights(backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str) -> list[tuple[str, Tensor]]:
     """Parameters and buffers before a tower's boundary, and those of what it reads."""
-    towers = {tower, *(name for name in found[tower].reads if name in found)}
-    boundary = found[tower].boundary
+    towers = {tower, *(name for name in frontiers[tower].reads if name in frontiers)}
+    boundary = frontiers[tower].boundary
     assert boundary is not None
     path = backbone.config.towers[tower].layers
     roots = tuple(f"{backbone.config.towers[name].layers.split('.')[0]}." for name in towers)

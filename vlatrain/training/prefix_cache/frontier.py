@@ -52,8 +52,8 @@ def frontiers(model: nn.Module, config: ModelConfig, task: str) -> dict[str, Fro
     served = config.tasks[task]
     outside = _outside(model, config, task)
     found: dict[str, Frontier] = {}
-    for tower in (name for name in served.towers if served.pure.get(name)):
-        reads = served.pure[tower]
+    for tower in (name for name in served.towers if served.cacheable_inputs.get(name)):
+        reads = served.cacheable_inputs[tower]
         of = dict.fromkeys(what for name in reads for what in (found[name].of if name in found else (name,)))
         blocked = next((found[name].pinned or name for name in reads if name in found and not found[name].whole), "")
         own = _of_tower(model, config, tower, blocked or outside, tuple(of))
@@ -103,13 +103,13 @@ def _outside(model: nn.Module, config: ModelConfig, task: str) -> str:
     return ""
 
 
-def needed(found: Mapping[str, Frontier], asked: bool = True) -> list[str]:
+def needed(frontiers: Mapping[str, Frontier], asked: bool = True) -> list[str]:
     """The towers whose states a call takes: those that can be kept, but for those that only a tower reads that is kept as a whole.
 
     Args:
-        found: what `frontiers` returned.
+        frontiers: what `frontiers` returned.
         asked: whether a question is put.
     """
-    kept = [name for name, own in found.items() if own.boundary and (asked or "question" not in own.of)]
-    whole = {reads for name in kept if found[name].whole for reads in found[name].reads}
+    kept = [name for name, own in frontiers.items() if own.boundary and (asked or "question" not in own.of)]
+    whole = {reads for name in kept if frontiers[name].whole for reads in frontiers[name].reads}
     return [name for name in kept if name not in whole]

@@ -142,8 +142,8 @@ class Disk:
         note: what the folder is for, as `vlatrain cache` lists it.
     """
 
-    def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any]) -> None:
-        self.folder, self.prefix, self.note, self.name = folder, prefix, dict(note), str(folder)
+    def __init__(self, folder: Path, key_prefix: str, note: Mapping[str, Any]) -> None:
+        self.folder, self.prefix, self.note, self.name = folder, key_prefix, dict(note), str(folder)
         self.in_tuple = False
         self.places: dict[str, Path] = {}
         self.open: dict[Path, Any] = {}  # in a worker process too, which a fork has given them

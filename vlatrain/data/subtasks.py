@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlatrain.config import TaskConfig, TrainConfig, UserError
-from vlatrain.config.joint import JOINT, parts
+from vlatrain.config.joint import JOINT, subtasks
 from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.features import check_shown
@@ -37,7 +37,7 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
         return _load(config, splits, config.trainer.batch_size)
     found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
-    for name, part in parts(config).items():
+    for name, part in subtasks(config).items():
         try:
             for split, samples in _load(part, splits).items():
                 found[split][name] = [replace(sample, id=f"{name}/{sample.id}", part=name) for sample in samples]

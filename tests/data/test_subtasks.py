@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import make_samples
 from vlatrain.config import TaskConfig, TrainConfig, UserError
-from vlatrain.data.parts import load_run, sampled, shares
+from vlatrain.data.subtasks import load_run, sampled, shares
 
 SIZES = {"big": 900, "small": 100}
 
