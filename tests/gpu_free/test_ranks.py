@@ -31,6 +31,7 @@ from vlatrain.training.display import SILENT
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import own, refuse_shared
 from vlatrain.training.prefix_cache import compute as caching
+from vlatrain.training.prefix_cache.build import Builder
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import average_gradients, gather
 
@@ -126,13 +127,13 @@ def test_the_memory_of_a_machine_keeps_each_state_once(
     task: Task, without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[Sample] = []
-    compute = caching._Work._compute_alike
+    build = Builder.build
 
-    def counting(self: Any, samples: Sequence[Sample], length: int) -> None:
+    def counting(self: Any, cache: Any, samples: Sequence[Sample], *rest: Any) -> None:
         computed.extend(samples)
-        compute(self, samples, length)
+        build(self, cache, samples, *rest)
 
-    monkeypatch.setattr(caching._Work, "_compute_alike", counting)
+    monkeypatch.setattr(Builder, "build", counting)
 
     def work(rank: int) -> list[Any]:
         found = train(task, tmp_path, "memory")

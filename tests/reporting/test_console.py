@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests.disk import FORK
 from vlatrain.reporting.console import Console, duration, joined, logged
 
 log = logging.getLogger("vlatrain")
@@ -77,3 +79,25 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_facts() -> None:
     assert joined({"loss": "0.1", "speed": "3 samples/s", "peak": "9 MB"}) == "loss 0.1  3 samples/s  peak 9 MB"
+
+
+def test_a_worker_shows_a_line_though_a_lock_was_held_when_it_was_forked() -> None:
+    console, held, done = Console(io.StringIO(), live=True), threading.Event(), threading.Event()
+    assert console._rich is not None
+
+    def hold() -> None:
+        with console._rich._lock:  # type: ignore[union-attr]
+            held.set()
+            done.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    worker = FORK.Process(target=console.message, args=("damaged",))
+    worker.start()
+    worker.join(5)
+    done.set()
+    holder.join()
+    hangs = worker.is_alive()
+    worker.kill()
+    assert not hangs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Console:
         self._rich = RichConsole(file=self.stream, force_terminal=True) if self.live else None
         self._bars: Progress | None = None
         self._open = 0
+        self._process = os.getpid()
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0) -> Iterator[Track]:
@@ -64,7 +66,8 @@ class Console:
         """Show a line, above the bars if there are any."""
         if self.quiet:
             return
-        if self._rich is not None:
+        # in a data-loading worker, whatever held rich's lock when it was forked holds it for ever
+        if self._rich is not None and os.getpid() == self._process:
             self._rich.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)

@@ -19,6 +19,7 @@ from vlatrain.training.order import Order
 from vlatrain.training.rng import seeded_cpu
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
+PREFETCH = 2  # batches that each worker has ready
 
 
 def make_batches(
@@ -45,15 +46,23 @@ def make_batches(
 
     def batches(samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
         keys = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
-        loader = _loader(_Groups(samples, collate), keys, workers, device)
+        loader = batches_by(keys, samples, collate, workers, device)
         with display.track(label, len(samples)) as progress:
             for group, batch in zip(keys, loader, strict=True):
                 if interrupted():
                     raise EvaluationStopped
-                yield move(_unwrap(batch), device)
+                yield batch
                 progress.advance(len(group))
 
     return batches
+
+
+def batches_by(
+    keys: Sequence[range], samples: Sequence[Sample], collate: Collate, workers: int, device: torch.device | str
+) -> Generator[Batch, None, None]:
+    """What `collate` makes of the samples at each range of positions, in order, on the device. Close it when done."""
+    for batch in _loader(_Groups(samples, collate), keys, workers, device):
+        yield move(_unwrap(batch), device)
 
 
 class EvaluationStopped(Exception):  # noqa: N818, no error
@@ -126,6 +135,7 @@ def _loader(dataset: Dataset, keys: Iterable[Any], workers: int, device: torch.d
         batch_size=None,
         sampler=keys,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         # a fork shares the samples and the task with its backbone; other methods would pickle them for every worker
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_outlast_signals,

@@ -16,6 +16,7 @@ from tests.disk import FORK, room
 from tests.training.conftest import captioning_with_adapters
 from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.tasks import Task
+from vlatrain.training.batches import make_batches
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache import store
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
@@ -162,6 +163,32 @@ def test_what_is_pruned_while_it_is_used_changes_nothing(task: Task, place: Path
         folder.mkdir()
         for name, data in kept.items():
             (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_that_is_damaged_is_computed_where_it_is_read_and_kept_anew_by_the_next_run(
+    workers: int, task: Task, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = loss(task)
+    keep(task, "disk", OFTEN)
+    (shard,) = place.glob("*/*.safetensors")
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    found = keep(task, "disk", OFTEN)
+    assert found is not None
+    assert found.facts["computed"] == 0
+    (batch,) = make_batches("cpu", len(SAMPLES), workers)(SAMPLES, task.collate)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.equal(task.loss(batch), without)
+    if not workers:  # a worker's lines are in its own process
+        (told,) = warnings(caplog)
+        assert told.startswith(f"Cache: {shard} is damaged")
+    assert not shard.exists()
+    again = keep(task, "disk", OFTEN)
+    assert again is not None
+    assert again.facts["computed"] == len({sample.image.key for sample in SAMPLES})
+    assert torch.equal(loss(task), without)
 
 
 def test_what_is_whole_is_read_where_nothing_can_be_written(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.disk import killed_while_writing, room
 from vlatrain.config import UserError
+from vlatrain.training.prefix_cache import store as module
 from vlatrain.training.prefix_cache.store import LEFT, Disk, Unwritable, clear, note_of, sizes, unwritable
 
 STATES = {f"sample-{number}": torch.randn(1, 3 + number, 4) for number in range(3)}
@@ -51,15 +52,13 @@ def test_what_was_added_is_there_before_and_after_it_is_written(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut", "longer", "empty", "flipped", "noise", "foreign", "no header of ours", "another's header"]
+    "kind", ["cut", "longer", "empty", "noise", "foreign", "no header of ours", "another's header"]
 )
 def test_a_bad_shard_is_named_and_removed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard = filled(tmp_path)
     data = shard.read_bytes()
     if kind == "cut":
         shard.write_bytes(data[: len(data) // 2])
-    elif kind == "flipped":  # a single bit of a state
-        shard.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
     elif kind == "longer":
         shard.write_bytes(data + b"x")
     elif kind == "empty":
@@ -78,6 +77,61 @@ def test_a_bad_shard_is_named_and_removed(kind: str, tmp_path: Path, caplog: pyt
     found.add(STATES, False)
     found.flush()
     assert torch.equal(store(tmp_path, found.prefix).get("sample-2"), STATES["sample-2"])
+
+
+def flipped(shard: Path) -> None:
+    """Change a single bit of the state that lies last in a shard."""
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+
+
+def read(found: Disk) -> set[str]:
+    """The keys of the states that can be read, each of them twice, and are what was written."""
+    states = {key: found.get(key) for key in (*STATES, *STATES)}
+    return {key for key, state in states.items() if state is not None and torch.equal(state, STATES[key])}
+
+
+def test_states_are_checked_when_they_are_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    sums, checked = module._sum, []
+    monkeypatch.setattr(module, "_sum", lambda state: checked.append(state) or sums(state))
+    found = store(tmp_path)
+    assert not checked, "at the start only headers are read"
+    found.get("sample-0")
+    assert len(checked) == 1
+    assert read(found) == STATES.keys()
+    assert len(checked) == len(STATES)
+
+
+def test_a_damaged_state_is_named_once_and_the_others_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = filled(tmp_path)
+    flipped(shard)
+    with caplog.at_level(logging.WARNING, "vlatrain"):
+        found, other = store(tmp_path), store(tmp_path)  # as in two workers
+        assert not caplog.records
+        assert len(read(found)) == len(read(other)) == len(STATES) - 1
+    (told,) = caplog.messages
+    assert told.startswith(f"Cache: {shard} is damaged: a state differs from its checksum")
+    assert not shard.exists()
+    assert len([key for key in STATES if key in found]) == len(STATES) - 1
+    assert store(tmp_path).places == {}, "the next run keeps them anew"
+
+
+def test_a_damaged_shard_that_cannot_be_removed_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flipped(filled(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with caplog.at_level(logging.WARNING, "vlatrain"):
+        assert len(read(store(tmp_path))) == len(STATES) - 1
+    (told,) = caplog.messages
+    assert told.endswith("It cannot be removed (Permission denied): remove it")
 
 
 def _write(folder: Path, number: int) -> None:

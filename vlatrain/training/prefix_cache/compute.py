@@ -5,7 +5,8 @@ the backbone: from then on tasks feed the model kept states where they would hav
 nothing. A kept state is found by content: the prefix's weights and settings name the folder, image and text name the state.
 
 On a CPU in fp32 the course of a training is bit for bit the one without; texts are padded to multiples of `backbones.base.BUCKET`,
-as with other lengths sums are rounded otherwise. In a lower precision states are kept in the type they are computed in.
+as with other lengths sums are rounded otherwise. In a lower precision states are kept in the type they are computed in, or in a
+lower one if all that reads them casts them to it (`stored_type`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -27,16 +27,15 @@ import transformers
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay, padded
+from vlatrain.backbones.prefix import PrefixReplay, padded
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
-from vlatrain.tasks.base import move
-from vlatrain.tasks.sample_checks import images_named
-from vlatrain.training.display import Display, Track
-from vlatrain.training.precision import autocast
+from vlatrain.training.display import Display
+from vlatrain.training.precision import DTYPES
+from vlatrain.training.prefix_cache.build import Builder, at_once, loaded, size_of
 from vlatrain.training.prefix_cache.frontier import Frontier, frontiers, needed
 from vlatrain.training.prefix_cache.store import (
     Disk,
@@ -49,12 +48,13 @@ from vlatrain.training.prefix_cache.store import (
     sizes,
     unwritable,
 )
+from vlatrain.training.prefix_cache.stored_type import read_low
 from vlatrain.training.processes import count, from_main, gather, neighbours, rank
 
 log = logging.getLogger("vlatrain")
 
 # raise it when what a prefix computes or a shard says changes: nothing kept under other rules is used again
-RULES = "vlatrain-prefix-2"
+RULES = "vlatrain-prefix-3"
 TRIED = 2  # batches that `trainer.cache=auto` measures
 SHARE = 0.5  # of the free memory, or of the free disk, that may be used
 
@@ -71,7 +71,7 @@ class PrefixCache:
     """
 
     frontiers: dict[str, Frontier]
-    stores: dict[str, Store]
+    stores: Mapping[str, Store]
     lengths: Mapping[str, int]
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -85,11 +85,12 @@ class PrefixCache:
         """
         found: dict[str, Tensor] = {}
         for tower in self.towers(asked):
-            keys = [self.key(tower, sample) for sample in samples]
-            store = self.stores[tower]
-            if not all(key in store for key in keys):
-                return {}
-            states = [store.get(key) for key in keys]
+            store, states = self.stores[tower], []
+            for sample in samples:
+                state = store.get(self.key(tower, sample))
+                if state is None:
+                    return {}
+                states.append(state)
             found[tower] = padded(states, length if "question" in self.frontiers[tower].of else None)
         return found
 
@@ -180,8 +181,10 @@ class _Work:
         self.result = PrefixCache(kept, {}, {name: backbone.longest(task, "question") for name, task in parts.items()})
         self.prefix_replay = PrefixReplay({name: f.boundary for name, f in kept.items() if f.boundary}, {})
         ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
-        self.asks = True in ways
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
+        low = read_low(config.task, backbone, {name: kept[name] for name in self.needed}, precision)
+        self.types = dict.fromkeys(low, DTYPES[precision])
+        self.builder = Builder(backbone, self.prefix_replay, precision, True in ways, self.types)
         self.machine = neighbours()
         self.shares = len(self.machine) > 1 and Shared.possible  # whether memory is one for the processes of a machine
 
@@ -203,7 +206,7 @@ class _Work:
             if not self._room(where, need):
                 continue
             try:
-                if not auto or self._pays(missing[: TRIED * self._batch], samples, uses):
+                if not auto or self._pays(missing[: TRIED * self._pass], samples, uses):
                     return where
             except Unwritable as error:
                 _warn(str(error))
@@ -226,14 +229,14 @@ class _Work:
             store.withdraw()
 
     @property
-    def _batch(self) -> int:
-        """Samples computed at once: on a CPU more than a step's are no faster, and would set the run's peak of memory."""
+    def _pass(self) -> int:
+        """Samples of a pass that is known to fit: of an evaluation's on a GPU, of a step's on a CPU."""
         trainer = self.config.trainer
         gpu = self.backbone.device.type == "cuda"
         return (trainer.eval_batch_size or 2 * trainer.batch_size) if gpu else trainer.batch_size
 
     def _disk(self, tower: str) -> Disk:
-        name = content(self.backbone, self.result.frontiers, tower, self.precision)
+        name = content(self.backbone, self.result.frontiers, tower, self.precision, self.types.get(tower))
         boundary = self.result.frontiers[tower].boundary
         assert boundary is not None
         note = {"model": self.config.model.name, "source": self.backbone.source, "task": self.config.task.name}
@@ -243,14 +246,11 @@ class _Work:
         """Those whose states are not all there, one of those with the same states."""
         found: dict[tuple[str, ...], Sample] = {}
         for sample in samples:
-            towers = self.result.towers(self._asked(sample))
+            towers = self.result.towers(self.builder.asked(sample))
             keys = tuple(self.result.key(tower, sample) for tower in towers)
             if not all(key in self.result.stores[tower] for tower, key in zip(towers, keys, strict=True)):
                 found.setdefault(keys, sample)
         return list(found.values())
-
-    def _asked(self, sample: Sample) -> bool:
-        return bool(sample.question) and self.asks
 
     def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> float:
         """How often a sample is seen that has been seen before."""
@@ -274,7 +274,8 @@ class _Work:
             own.add(store.states, store.in_tuple)
             own.flush()
             for key in store.states:
-                own.get(key).clone()
+                if (state := own.get(key)) is not None:
+                    state.clone()
         reading = (time.perf_counter() - started) / len(tried)
         pays = computing * once + reading * (once + again) < computing * again
         log.info(
@@ -293,10 +294,8 @@ class _Work:
     def _in_memory(self, samples: Sequence[Sample]) -> dict[str, Memory]:
         """By tower, the states of samples, computed and not kept."""
         memory = {name: Memory() for name in self.needed}
-        kept, self.result = self.result, PrefixCache(self.result.frontiers, dict(memory), self.result.lengths)
         with self.display.track("trying the frozen prefix", len(samples)) as track:
-            self._compute_all(samples, track)
-        self.result = kept
+            self.builder.build(replace(self.result, stores=memory), samples, self._pass, track)
         return memory
 
     def _room(self, where: str, need: int) -> bool:
@@ -317,8 +316,9 @@ class _Work:
         own = self._share(where, missing)
         started, fault = time.perf_counter(), ""
         try:
+            size, workers = self._at_once(own), self.config.trainer.workers
             with self.display.track("keeping the frozen prefix", len(own)) as track:
-                self._compute_all(own, track)
+                self.builder.build(self.result, own, size, track, workers)
             for store in self.result.stores.values():
                 store.flush()
         except Unwritable as error:
@@ -337,6 +337,19 @@ class _Work:
             ", ".join(self.result.facts["towers"]), f"{len(samples):,}", self.result.facts["bytes"] / 1e9,
             f"in {root()}" if where == "disk" else "in memory", f"{len(missing) - left:,}", self.result.facts["seconds"],
         )  # fmt: skip
+
+    def _at_once(self, samples: Sequence[Sample]) -> int:
+        """Samples computed at once: on a CPU a step's, as more are no faster, and would set the run's peak of memory."""
+        device, workers = self.backbone.device, self.config.trainer.workers
+        if device.type != "cuda" or len(samples) <= self._pass:
+            return self._pass
+        for _ in range(2):  # the first pass allocates what stays
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            self._in_memory(samples[:1])
+        need = torch.cuda.max_memory_allocated(device) - before
+        length = self.result.lengths[samples[0].part] if self.builder.asked(samples[0]) else 0
+        return at_once(self._pass, need, size_of(loaded(self.backbone, length, samples[:1])), workers)
 
     def _share(self, where: str, missing: Sequence[Sample]) -> list[Sample]:
         """What this process computes: on disk all of them share the work, in memory those that share it, if any do."""
@@ -367,57 +380,21 @@ class _Work:
 
     def _number(self, sample: Sample) -> int:
         """A number by which processes share the samples, whatever each of them has found on disk."""
-        return int(self.result.key(self.result.towers(self._asked(sample))[0], sample), 16)
-
-    def _compute_all(self, samples: Sequence[Sample], track: Track) -> None:
-        """Compute the states of samples, and keep them."""
-        began = time.perf_counter()
-        for start in range(0, len(samples), self._batch):
-            batch = samples[start : start + self._batch]
-            alike: dict[int, list[Sample]] = {}  # by what their questions are cut to; 0: none are asked
-            for sample in batch:
-                length = self.result.lengths[sample.part] if self._asked(sample) else 0
-                alike.setdefault(length, []).append(sample)
-            for length, part in sorted(alike.items()):
-                self._compute_alike(part, length)
-            speed = (start + len(batch)) / (time.perf_counter() - began)
-            track.advance(len(batch), speed=f"{speed:,.1f} samples/s")
-
-    def _compute_alike(self, samples: Sequence[Sample], length: int) -> None:
-        backbone, asked = self.backbone, length > 0
-        questions = [sample.question for sample in samples] if asked else None
-        images = [sample.image.load() for sample in samples]
-        with images_named(backbone, samples, images):
-            inputs = backbone.inputs(images, questions, length)
-        backbone.prefix_replay = self.prefix_replay
-        towers = self.result.towers(asked)
-        with (
-            torch.no_grad(),
-            autocast(backbone.device, self.precision),
-            self.prefix_replay.recording(towers) as recorded,
-            suppress(Enough),
-        ):
-            backbone.run_frozen_towers(move(inputs, backbone.device))
-        backbone.prefix_replay = None
-        for tower in towers:
-            kept: CachedStates = recorded[tower]
-            states = kept.states.cpu()  # (B, taps, L, width)
-            lengths = [states.shape[2]] * len(samples)
-            if "question" in self.result.frontiers[tower].of:
-                lengths = inputs["question"].mask.sum(dim=1).tolist()
-            keyed = {self.result.key(tower, s): states[row, :, : lengths[row]] for row, s in enumerate(samples)}
-            self.result.stores[tower].add(keyed, kept.in_tuple)
+        return int(self.result.key(self.result.towers(self.builder.asked(sample))[0], sample), 16)
 
 
-def content(backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str, precision: str) -> str:
-    """Hash of all that a tower's kept states depend on besides the sample: weights, settings, versions, boundary, precision."""
+def content(
+    backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str, precision: str, dtype: torch.dtype | None = None
+) -> str:
+    """Hash of all that a tower's kept states depend on besides the sample: weights, settings, versions, boundary, precision, and
+    the type that they are cast to (None: to none)."""
     frontier = frontiers[tower]
     assert frontier.boundary is not None
     processor = backbone.image_processor.to_dict()
     about: dict[str, Any] = {
         "rules": RULES,
         "boundary": [frontier.boundary.layers, *frontier.boundary.taps],
-        "precision": precision,
+        "precision": [precision, str(dtype or "")],
         "device": backbone.device.type,
         "versions": [torch.__version__, transformers.__version__],
         "images": processor,

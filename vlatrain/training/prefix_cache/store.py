@@ -3,8 +3,10 @@
 A folder of the disk store belongs to one prefix, whose content its name is the hash of, and holds shards and nothing else. A shard
 is a safetensors file, written whole or not at all, read by memory mapping, never changed. Its header says all there is to know of
 it: the prefix, what that is of, whether the layers return tuples, and the checksum of each state. So whatever was killed while it
-filled a folder, what is there is sound. A shard that is cut off, damaged, or of another prefix is named and removed, and what it
-held is made anew. A folder that cannot be written can still be read, and what a run has opened stays even if it is removed.
+filled a folder, what is there is sound. At the start only headers are read: a shard that is cut off, cannot be read, or is of
+another prefix is named and removed, and what it held is made anew. A state is compared with its checksum when a process first reads
+it. If it is damaged, its shard is named and removed, this run computes the state whenever it needs it, and the next run keeps it
+anew. A folder that cannot be written can still be read, and what a run has opened stays even if it is removed.
 """
 
 from __future__ import annotations
@@ -79,8 +81,8 @@ class Store(Protocol):
 
     def __contains__(self, key: str) -> bool: ...
 
-    def get(self, key: str) -> Tensor:
-        """The state of a key, on the CPU."""
+    def get(self, key: str) -> Tensor | None:
+        """The state of a key, on the CPU; None: it is not there, or it is damaged, which is logged once a shard."""
         ...
 
     def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
@@ -111,9 +113,9 @@ class Memory:
     def __contains__(self, key: str) -> bool:
         return key in self.states
 
-    def get(self, key: str) -> Tensor:
+    def get(self, key: str) -> Tensor | None:
         """The state of a key."""
-        return self.states[key]
+        return self.states.get(key)
 
     def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
         """Keep states."""
@@ -142,10 +144,11 @@ class Disk:
         note: what the folder is for, as `vlatrain cache` lists it.
     """
 
-    def __init__(self, folder: Path, key_prefix: str, note: Mapping[str, Any]) -> None:
-        self.folder, self.prefix, self.note, self.name = folder, key_prefix, dict(note), str(folder)
+    def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any]) -> None:
+        self.folder, self.prefix, self.note, self.name = folder, prefix, dict(note), str(folder)
         self.in_tuple = False
         self.places: dict[str, Path] = {}
+        self.unchecked: dict[str, int] = {}  # checksums of the states that this process has not read yet
         self.open: dict[Path, Any] = {}  # in a worker process too, which a fork has given them
         self.waiting: dict[str, Tensor] = {}
         self.own: list[Path] = []
@@ -175,23 +178,46 @@ class Disk:
             if about["prefix"] != self.prefix:
                 return "belongs to another prefix"
             sums = about["sums"]
-            if sums.keys() != set(shard.keys()) or any(_sum(shard.get_tensor(key)) != sums[key] for key in sums):
-                return "is damaged"
+            if sums.keys() != set(shard.keys()):
+                return "is damaged: its header names other states than its index"
             self.in_tuple = about["in_tuple"]
         except OSError:  # another process has just removed it, or it is not for us to read
             return ""
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"cannot be read ({str(error).splitlines()[0]})"
         self.places.update(dict.fromkeys(sums, path))
+        self.unchecked.update(sums)
         self.open[path] = shard
         return ""
 
     def __contains__(self, key: str) -> bool:
         return key in self.places or key in self.waiting
 
-    def get(self, key: str) -> Tensor:
-        """The state of a key."""
-        return self.waiting[key] if key in self.waiting else self.open[self.places[key]].get_tensor(key)
+    def get(self, key: str) -> Tensor | None:
+        """The state of a key; None: it is not there, or it is damaged. Its bytes, type and shape are checked the first time."""
+        if key in self.waiting:
+            return self.waiting[key]
+        path = self.places.get(key)
+        if path is None:
+            return None
+        state = self.open[path].get_tensor(key)
+        expected = self.unchecked.pop(key, None)
+        if expected is None or _sum(state) == expected:
+            return state
+        del self.places[key]
+        self._refuse(path)
+        return None
+
+    def _refuse(self, path: Path) -> None:
+        """Name a shard with a damaged state, and remove it; of several processes that meet it, the one that removes it names it."""
+        what = "is damaged: a state differs from its checksum; it is computed whenever it is needed"
+        try:
+            path.unlink()
+            log.warning("Cache: %s %s, and kept anew by the next run", path, what)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("Cache: %s %s. It cannot be removed (%s): remove it", path, what, error.strerror)
 
     def add(self, states: Mapping[str, Tensor], in_tuple: bool) -> None:
         """Keep states; a shard is written when there is enough for one."""
@@ -214,6 +240,7 @@ class Disk:
                 self.folder.rmdir()  # if it is empty
             raise Unwritable(f"{self.name} cannot be written ({error.strerror or error})") from error
         self.places.update(dict.fromkeys(self.waiting, path))
+        self.unchecked.update(sums)
         self.own.append(path)
         self.waiting = {}
 
@@ -286,7 +313,9 @@ class Shared(Disk):
 
 
 def _sum(state: Tensor) -> int:
-    return zlib.crc32(state.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """The checksum of a state's type, shape and bytes."""
+    about = zlib.crc32(f"{state.dtype} {tuple(state.shape)}".encode())
+    return zlib.crc32(state.contiguous().reshape(-1).view(torch.uint8).numpy().data, about)
 
 
 def note_of(folder: Path) -> dict[str, Any]:
