@@ -112,7 +112,7 @@ def fusion(folder: Path) -> list[str]:
     pruned = folder / "pruned"
     vlatrain("merge", f"sources=[{folder / 'fusion'}]", "keep=2", f"output={pruned}")
     vlatrain("eval", f"run={pruned}")
-    rows.append(["fusion, keep=2", "-", f"{metrics(pruned / 'eval-eval')['metrics']['accuracy']:.1f}"])
+    rows.append(["fusion, keep=2", "-", f"{metrics(pruned / 'evaluations/eval')['metrics']['accuracy']:.1f}"])
     return table(["what", "trainable", "accuracy on all questions"], rows)
 
 

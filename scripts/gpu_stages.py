@@ -110,7 +110,7 @@ def runs(report: Report) -> None:
                 report, folder, task, *words, "trainer.max_steps=2" if report.tiny else "trainer.max_steps=4"
             )
             command("eval", f"run={folder}", report.where)
-            again = read(folder / "eval-eval" / "metrics.json")["metrics"]
+            again = read(folder / "evaluations" / "eval" / "metrics.json")["metrics"]
             if not all(
                 math.isclose(again[key], value, rel_tol=1e-3, abs_tol=1e-2) for key, value in figures["metrics"].items()
             ):

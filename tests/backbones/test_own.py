@@ -9,7 +9,7 @@ import pytest
 from transformers import CLIPConfig, CLIPModel
 
 from tests.backbones.small import DUAL
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.tokenizers import make_wordpiece, token_ids
 
@@ -50,7 +50,7 @@ def test_a_yaml_of_ones_own_is_a_backbone(own: Path, capsys: pytest.CaptureFixtu
     assert metrics["model"] == "mine"
     assert metrics["training"]["steps"] == 3
     assert command("eval", f"run={run}") == 0  # needs the folder no more: the run has it all
-    again = json.loads((run / "eval-eval" / "metrics.json").read_text())
+    again = json.loads((run / "evaluations" / "eval" / "metrics.json").read_text())
     assert again["metrics"] == pytest.approx(metrics["metrics"])
 
 

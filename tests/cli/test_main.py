@@ -446,7 +446,7 @@ def test_answers_without_importing_torch(tmp_path: Path) -> None:
     misfit = ["adapter=cross_modal", "task=captioning", "adapter.points=[vision.*.ffn]"]
     lines = [["--help"], ["--cfg", "job"], ["adapter.dmi=3", "adapter.points=[a.1.b]"], misfit]
     code = (
-        "import sys; from vlatrain import cli\n"
+        "import sys; from vlatrain.cli import main as cli\n"
         f"for line in {lines}:\n"
         "    status = cli.main(line)\n"
         "    loaded = {'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules)\n"

@@ -14,12 +14,12 @@ from vlatrain.config.files import replace_file, replace_folder, write_file
 from vlatrain.reporting.loggers import JsonLines
 from vlatrain.runs import save_config
 from vlatrain.tasks import Evaluation
-from vlatrain.verbs.train import write_evaluation
+from vlatrain.verbs.train import write_predictions
 
 WRITERS: dict[str, Callable[[Path, int], object]] = {
     "config.yaml": lambda folder, number: save_config(TrainConfig(seed=number), folder),
-    "predictions.jsonl": lambda folder, number: write_evaluation(
-        folder, Evaluation({}, {}, [{"id": str(number)}] * 99)
+    "predictions.jsonl": lambda folder, number: write_predictions(
+        folder / "predictions.jsonl", Evaluation({}, {}, [{"id": str(number)}] * 99)
     ),
     "metrics.jsonl": lambda folder, number: JsonLines(folder / "metrics.jsonl").begin(number),
     "folder": lambda folder, number: replace_folder(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.commands import command
 from tests.conftest import model_config
-from tests.runs import command
 from vlatrain.config import DataConfig, UserError
 from vlatrain.data import load
 from vlatrain.data.features import FeaturePicture, check_shown, picture_of

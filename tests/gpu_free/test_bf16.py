@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import asked, command, tiny_run
+from tests.commands import asked, command, tiny_run
 from vlatrain.data.shapes import build
 
 BF16 = "trainer.precision=bf16"
@@ -24,7 +24,7 @@ def test_retrieval_is_trained_scored_again_and_searched(words: tuple[str, ...], 
     metrics = json.loads((run / "metrics.json").read_text())
     assert (run / "adapter").is_dir()
     assert command("eval", f"run={run}") == 0
-    again = json.loads((run / "eval-eval" / "metrics.json").read_text())
+    again = json.loads((run / "evaluations" / "eval" / "metrics.json").read_text())
     assert again["metrics"] == pytest.approx(metrics["metrics"])
     picture = tmp_path / "asked.png"
     build("retrieval", "test", 1, 0)[0].image.load().save(picture)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.commands import tiny_run
 from tests.conftest import adapter_config, make_samples, small_config
-from tests.runs import tiny_run
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.training.modes import frozen_hashes, refuse_moved

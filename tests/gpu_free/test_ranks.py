@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.commands import command
 from tests.conftest import make_samples
 from tests.gpu_free.ranks import collectives, ranks
-from tests.runs import command
 from tests.training.conftest import captioning_with_adapters, make_config, make_loop, make_model
 from vlatrain.config import OptimConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample

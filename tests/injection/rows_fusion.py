@@ -19,7 +19,7 @@ from vlatrain.injection.attach import attach, save
 from vlatrain.injection.merging.fuse import fill
 from vlatrain.injection.points import Sites
 from vlatrain.injection.sources import read_sources
-from vlatrain.runs import ADAPTER, save_config
+from vlatrain.runs import RunFolder, save_config
 
 KEPT = tempfile.TemporaryDirectory(prefix="vlatrain-sources-")  # until the process ends
 SOURCES = {
@@ -34,7 +34,7 @@ def written(folder: Path, family: str, task: str, config: AdapterConfig, points:
     backbone = load(run.model, task, texts=["a red picture"])
     model = attach(backbone.model, config, sites(run.model, task, run.points))
     randomise(model, seed=sum(map(ord, folder.name)))
-    save(model, folder / ADAPTER)
+    save(model, RunFolder(folder).adapter)
     save_config(run, folder)
     return folder
 

@@ -65,7 +65,7 @@ def randomise(model: nn.Module, seed: int = 5) -> None:
     for site in (module for module in model.modules() if isinstance(module, Site)):
         for unit in (site.units[name] for name in site.active_adapters if name in site.units):
             if isinstance(unit, TipAdapter):
-                unit.fill(*(torch.randn(unit.values.shape, generator=generator) * 0.3 for _ in range(2)))
+                unit.store(*(torch.randn(unit.values.shape, generator=generator) * 0.3 for _ in range(2)))
 
 
 def each(count: Callable[[Place], int]) -> Callable[[Sites], int]:

@@ -158,7 +158,7 @@ def loss_of(backbone: Backbone, samples: Any = None) -> float:
             return float(task.loss(batch))
         # only with adapters that read the image is there a matching loss: the pairs' own scores can always be compared
         task.config.matching = False
-        states = backbone.image_features(batch["inputs"])[1][batch["owner"]]  # type: ignore[attr-defined]
+        states = backbone.image_features(batch["inputs"])[1][batch["group_index"]]  # type: ignore[attr-defined]
         return float(task.loss(batch)) + float(backbone.match(states, batch["text"]).mean())  # type: ignore[attr-defined]
 
 

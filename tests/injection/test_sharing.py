@@ -190,7 +190,7 @@ def test_refused_by_name(words: list[str], said: str, capsys: pytest.CaptureFixt
 
 def test_refused_before_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from vlatrain import cli;"
+        "import sys; from vlatrain.cli import main as cli;"
         "status = cli.main(['model=clip', 'task=retrieval', 'adapter=uniadapter']);"
         "assert status == 2 and 'torch' not in sys.modules"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import command
+from tests.commands import command
 
 # what the likeliest answer of each question scores, and the best of a hundred captions in the house style for every image
 BLIND = {"vqa": 50.0, "captioning": 105.0}

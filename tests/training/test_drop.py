@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 from tests.training.conftest import SmallTask, make_config, make_model
 from vlatrain.injection.context import context_of
 from vlatrain.injection.drop import drawn

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 
 BY_TASK = ("adapter.by_task=true", "adapter.share.what=down", "adapter.share.over=[task]")
 

@@ -16,7 +16,7 @@ from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.projections import Dense
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import save
-from vlatrain.runs import ADAPTER
+from vlatrain.runs import RunFolder
 from vlatrain.training.lowering import Lowering, lower_for_good
 from vlatrain.training.setup import keep_processor, load_setup, new_setup
 
@@ -98,7 +98,7 @@ def test_a_finished_run_is_cast_once_for_all(tmp_path: Path) -> None:
     )
     setup = new_setup(config, {"train": make_samples()})
     keep_processor(setup, tmp_path)
-    save(setup.model, tmp_path / ADAPTER)
+    save(setup.model, RunFolder(tmp_path).adapter)
     for precision, dtypes in (("bf16", {torch.bfloat16}), ("fp32", set())):
         model = load_setup(config, tmp_path, torch.device("cpu"), precision).model
         layers = [layer for layer in model.modules() if isinstance(layer, Dense)]

@@ -41,7 +41,9 @@ def test_two_processes_see_what_one_with_twice_the_batch_sees(samples: int, batc
     one, two = Order(samples, 2 * batch, accumulate), Order(samples, batch, accumulate, processes=2)
     for step in range(2 * one.steps_per_epoch):
         assert one.step(step) == two.step(step)
-        for mine, *theirs in zip(one.micro_batches(step), two.micro_batches(step, 0), two.micro_batches(step, 1), strict=True):
+        for mine, *theirs in zip(
+            one.micro_batches(step), two.micro_batches(step, 0), two.micro_batches(step, 1), strict=True
+        ):
             together = [index for part in theirs if part.weight for index in part.indices]
             assert list(mine.indices) == together
 

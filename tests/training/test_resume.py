@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import command
+from tests.commands import command
 
 SETTINGS = [
     "task=vqa", "data.train_size=40", "data.eval_size=4", "trainer.max_steps=14", "trainer.batch_size=4", "trainer.accumulate=2",

@@ -9,9 +9,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from tests.commands import command, tiny_run
 from tests.conftest import adapter_config, make_samples, model_config
 from tests.numerics import assert_close
-from tests.runs import command, tiny_run
 from vlatrain.adapters.tip_adapter import TipAdapter
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig

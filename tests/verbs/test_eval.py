@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import command, tiny_run
 from tests.conftest import make_samples
-from tests.runs import command, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands import command, tiny_run
 from tests.injection import rows_peft
 from tests.injection.test_methods import adapted, loss_of
-from tests.runs import command, tiny_run
 from vlatrain.injection.attach import merged
 
 LORA = ("adapter=lora", "optim.lr=0.05")
@@ -47,7 +47,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def evaluated(run: Path, *words: str) -> list[str]:
     assert command("eval", f"run={run}", "trainer.threads=1", *words) == 0
-    lines = (run / "eval-eval" / "predictions.jsonl").read_text().splitlines()
+    lines = (run / "evaluations" / "eval" / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line)["prediction"] for line in lines]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import asked, command, tiny_run
+from tests.commands import asked, command, tiny_run
 from tests.tasks.talker import Talker, write_yaml
 from vlatrain.backbones.loading import FAMILIES
 from vlatrain.runs import read_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import asked, command, tiny_run
+from tests.commands import asked, command, tiny_run
 from vlatrain.config import DataConfig
 from vlatrain.data import load
 

@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
+from tests.commands import SMALL_BLIP, command, tiny_run
 from tests.conftest import model_config
 from tests.numerics import assert_close
-from tests.runs import SMALL_BLIP, command, tiny_run
 from tests.training.conftest import make_config, make_loop
 from vlatrain.backbones.describe import ASSETS
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, UserError
-from vlatrain.runs import save_config, saved_config
+from vlatrain.runs import RunFolder, save_config, saved_config
 from vlatrain.verbs.train import _refuse_other_run
 
 TASKS = {
@@ -138,21 +138,24 @@ def test_a_configuration_that_is_nowhere_to_be_read(tmp_path: Path, caplog: pyte
     config = TrainConfig(resume="auto")
     save_config(config, tmp_path)
     (tmp_path / "config.yaml").write_text("task:")
-    with pytest.raises(UserError, match="resume=auto"):
-        _refuse_other_run(TrainConfig(), tmp_path)
-    _refuse_other_run(config, tmp_path)  # killed before its first checkpoint: there is nothing to lose
-    assert caplog.messages[-1].endswith("no checkpoint holds the configuration: it is written anew, from this command")
+    _refuse_other_run(
+        TrainConfig(), RunFolder(tmp_path)
+    )  # killed before its first checkpoint: there is nothing to lose
     (tmp_path / "adapter").mkdir()
+    with pytest.raises(UserError, match="resume=auto"):
+        _refuse_other_run(TrainConfig(), RunFolder(tmp_path))
     with pytest.raises(UserError, match="adapter is not to be overwritten: choose another"):
-        _refuse_other_run(config, tmp_path)
+        _refuse_other_run(config, RunFolder(tmp_path))
     (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)  # of an earlier version; it tells itself what it is of
-    _refuse_other_run(config, tmp_path)
+    _refuse_other_run(config, RunFolder(tmp_path))
+    assert caplog.messages[-1].endswith("no checkpoint holds the configuration: it is written anew, from this command")
 
 
 def test_a_text_that_looks_like_an_interpolation_is_no_other_configuration(tmp_path: Path) -> None:
     config = TrainConfig(task=TaskConfig(prompt="${oc.env:HOME} costs"), resume="auto")
     save_config(config, tmp_path)
-    _refuse_other_run(config, tmp_path)
+    (tmp_path / "adapter").mkdir()
+    _refuse_other_run(config, RunFolder(tmp_path))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 
 NORMS, LORA = "adapter.trunk=[norms]", ("adapter=lora", "adapter.trunk=[biases]", "optim.lr=0.05")
 
@@ -46,7 +46,7 @@ def trunk(run: Path) -> dict[str, torch.Tensor]:
 
 def evaluated(run: Path) -> list[str]:
     assert command("eval", f"run={run}", "trainer.threads=1") == 0
-    return answers(run / "eval-eval")
+    return answers(run / "evaluations" / "eval")
 
 
 def answers(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
 from vlatrain.backbones.families.vilt import Vilt
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
 from vlatrain.config import ModelConfig, UserError
+from vlatrain.runs import RunFolder
 
 FAMILIES: dict[str, type[Backbone]] = {
     "blip": Blip,
@@ -34,7 +35,6 @@ FAMILIES: dict[str, type[Backbone]] = {
     "prefix": Prefix,
     "seq2seq": Seq2Seq,
 }
-PROCESSOR = "processor"  # folder in a run that keeps the processor of a random backbone
 
 
 def load(
@@ -128,8 +128,8 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str, stored: bool) -
 
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Backbone:
     family, settings = family_of(config), settings_of(config, task)
-    if run is not None and (run / PROCESSOR).is_dir():
-        processor = family.read_processor(str(run / PROCESSOR))
+    if run is not None and (saved := RunFolder(run).processor).is_dir():
+        processor = family.read_processor(str(saved))
     else:
         processor = family.make_processor(config, settings, texts)
     # a model that is to be quantised is drawn then, layer by layer

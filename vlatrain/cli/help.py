@@ -53,7 +53,7 @@ _VERB_TEXTS = {
         "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise: data=files for files of\n"
         "yours where the run was on other data. What only training reads (optim, trainer.epochs) is refused.\n"
         "  split=eval|test         which data (default: eval)\n"
-        "  output=FOLDER           where the results go (default: <run>/eval-<split>)",
+        "  output=FOLDER           where the results go (default: <run>/evaluations/<split>)",
         "  vlatrain eval run=outputs/vqa/blip/NAME\n"
         "  vlatrain eval run=outputs/vqa/blip/NAME split=test data=files data.test=test.jsonl\n"
         "  vlatrain eval run=outputs/vqa/blip/NAME data=files data.eval=other.jsonl data.root=images\n"

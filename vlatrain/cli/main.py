@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         if verb == "cache":
             VERBS[verb].call(rest)
             return 0
-        return _hydra(verb, rest)
+        return _hydra(verb, rest, ["vlatrain", *argv])
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
@@ -119,7 +119,7 @@ def _help(argv: Sequence[str], verb: str) -> str:
     return texts.of_verb(verb, options) if argv and argv[0] == verb else texts.overview(options)
 
 
-def _hydra(verb: str, rest: list[str]) -> int:
+def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     from hydra import main as hydra_main
     from hydra.errors import HydraException
 
@@ -139,7 +139,7 @@ def _hydra(verb: str, rest: list[str]) -> int:
     else:
         prepared = prepare(request, _check_compatibility, whole=request.sweeps or bool(tells))
     overrides = prepared.overrides
-    job = _Jobs(request, prepared.swept)
+    job = _Jobs(request, words, prepared.swept)
     decorated = hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=request.verb)(job.run)
     if arguments.shell_completion:
         _complete(decorated, [*flags, *overrides])
@@ -216,11 +216,12 @@ def _check_compatibility(config: TrainConfig) -> list[str]:
 class _Jobs:
     """The function Hydra calls once a job, and the end of them all. A launcher may call a copy in another process."""
 
-    def __init__(self, request: Request, swept: Sequence[str] = ()) -> None:
+    def __init__(self, request: Request, words: Sequence[str], swept: Sequence[str] = ()) -> None:
         from vlatrain.runs import new_name
 
         self.request, self.verb = request, request.verb
         self.swept = swept
+        self.words, self.overrides = list(words), list(request.overrides)  # as typed; the second of the job
         self.stamp = new_name()
         self.error: Exception | None = None
         self.stopped: Exception | None = None  # a training that a signal ended, after saving
@@ -282,26 +283,30 @@ class _Jobs:
         from vlatrain.backbones.describe import checkpoints_of
         from vlatrain.config import EvalConfig, MergeConfig, hub
         from vlatrain.config.joint import subtasks
-        from vlatrain.runs import name_output, name_run, run_folder
+        from vlatrain.runs import COMMAND, Command, RunFolder, evaluation_named, named, run_folder
 
         if self.verb == "train":
-            name_run(config, job, self.stamp)
+            config = named(config, job, self.stamp)
         elif isinstance(config, EvalConfig):
-            config.output = name_output(config, job)
-        self.log = run_folder(config) / "run.log" if self.verb != "inspect" else None
+            config = evaluation_named(config, job)
+        self.log = RunFolder(run_folder(config)).log if self.verb != "inspect" else None
         wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
         wanted += [part.data.path or "" for part in subtasks(config).values() if part.data.name == "hub"]
         offline = self.verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter")
         if not offline and not all(Path(name).expanduser().is_dir() for name in wanted):
             hub.resolve()
-        return VERBS[self.verb].call(config)
+        typed = COMMAND.set(Command(self.words, self.overrides))
+        try:
+            return VERBS[self.verb].call(config)
+        finally:
+            COMMAND.reset(typed)
 
     def _sweep_job(self, composed: DictConfig, settings: Any) -> float | None:
         from vlatrain.reporting.sweep import BEGUN, JOBS, Outcome, announce
         from vlatrain.runs import job_name
 
         number = int(settings.job.num)
-        overrides = [str(text) for text in settings.overrides.task]
+        overrides = self.overrides = [str(text) for text in settings.overrides.task]
         outcome = Outcome(number, overrides, failure=BEGUN)
         self._leave(outcome)
         varied = [text for text in overrides if text.lstrip("+").partition("=")[0] in self.swept]

@@ -68,7 +68,7 @@ class EvalConfig(TrainConfig):
     Attributes:
         source: the run folder (`run=FOLDER` on the command line).
         split: eval or test.
-        output: folder of the results; null: `<run>/eval-<split>`.
+        output: folder of the results; null: `<run>/evaluations/<split>`, with a number behind it from the second on.
     """
 
     source: str = ""

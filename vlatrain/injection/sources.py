@@ -12,7 +12,7 @@ from typing import Any
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.methods import BARE
 from vlatrain.injection.points import Place, Point
-from vlatrain.runs import ADAPTER, CONFIG, is_run, read_config
+from vlatrain.runs import RunFolder, is_run, read_config
 
 OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
 TRUNK = "trunk.safetensors"  # weights of the trunk that trained with an adapter, beside it
@@ -47,12 +47,12 @@ class Source:
     @property
     def weights(self) -> Path:
         """The file of its adapter's tensors."""
-        return self.folder / ADAPTER / "adapter_model.safetensors"
+        return RunFolder(self.folder).adapter / "adapter_model.safetensors"
 
     @property
     def trunk(self) -> Path | None:
         """The file of the trunk's weights that trained with it, if any did."""
-        file = self.folder / ADAPTER / TRUNK
+        file = RunFolder(self.folder).adapter / TRUNK
         return file if file.is_file() else None
 
     @property
@@ -89,9 +89,9 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
             problems.append(f"{key}: {path} is named {times} times")
     for path in paths:
         if not is_run(path):
-            problems.append(f"{key}: {path}: no finished run there (it has no {CONFIG})")
+            problems.append(f"{key}: {path}: no finished run there (it has no {RunFolder(path).config.name})")
             continue
-        name = path.resolve().name
+        name, inside = path.resolve().name, RunFolder(path).adapter.name
         try:
             run, adapter = read_config(path), _read_adapter(path)
         except UserError as error:
@@ -99,16 +99,16 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
             continue
         sources.append(Source(name if names[name] == 1 else str(path.resolve()), path, run, adapter))
         if not adapter and sources[-1].method not in BARE and not run.get("adapter", {}).get("parts"):
-            problems.append(f"{key}: {path}: no {ADAPTER}/adapter_config.json there; the run has not finished")
+            problems.append(f"{key}: {path}: no {inside}/adapter_config.json there; the run has not finished")
         elif adapter and not sources[-1].weights.is_file():
-            problems.append(f"{key}: {path}: no {ADAPTER}/{sources[-1].weights.name} there; the run has not finished")
+            problems.append(f"{key}: {path}: no {inside}/{sources[-1].weights.name} there; the run has not finished")
     if problems:
         raise UserError(problems)
     return sources
 
 
 def _read_adapter(run: Path) -> dict[str, Any]:
-    file = run / ADAPTER / "adapter_config.json"
+    file = RunFolder(run).adapter / "adapter_config.json"
     if not file.is_file():
         return {}
     try:

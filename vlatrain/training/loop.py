@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.data.sample import Sample
-from vlatrain.runs import ADAPTER, CHECKPOINTS, config_text
+from vlatrain.runs import RunFolder, config_text
 from vlatrain.tasks.base import Batch, Evaluation, Task
 from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
@@ -137,7 +137,7 @@ class Loop:
             self.raw_optimizer, late=self.device.type == "cuda" and self.accelerator.scaler is None
         )
         self.checkpointer = Checkpointer(
-            Checkpoints(folder / CHECKPOINTS, self.trainer.keep), self.accelerator, model, self.parameters,
+            Checkpoints(RunFolder(folder).checkpoints, self.trainer.keep), self.accelerator, model, self.parameters,
             self.raw_optimizer, known, config_text(config),
         )  # fmt: skip
 
@@ -426,7 +426,7 @@ class Loop:
         problems: list[str] = []
         if self.accelerator.is_main_process and self.save_adapter is not None:
             try:
-                replace_folder(self.folder / ADAPTER, self.save_adapter)
+                replace_folder(RunFolder(self.folder).adapter, self.save_adapter)
             except UserError as error:
                 problems = error.problems
         agree(problems)

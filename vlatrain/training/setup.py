@@ -13,7 +13,7 @@ from torch import nn
 
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.loading import PROCESSOR, load
+from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
@@ -21,7 +21,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
-from vlatrain.runs import ADAPTER
+from vlatrain.runs import RunFolder
 from vlatrain.tasks import Evaluation, Task, build, prepare, subtasks_of
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
@@ -142,7 +142,7 @@ def load_setup(
     if device.type == "cuda" and dtype != torch.float32:
         cast_trunk(backbone.model, dtype, config.trainer.low_norms)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
-    model = restore(backbone.model, config.adapter, run / ADAPTER, where).to(device)
+    model = restore(backbone.model, config.adapter, RunFolder(run).adapter, where).to(device)
     model.requires_grad_(False).eval()
     if precision != "fp32":
         lower_for_good(model, DTYPES[precision])
@@ -180,7 +180,7 @@ def scored(
 def keep_processor(setup: TrainingSetup, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if setup.backbone.config.random_init:
-        replace_folder(run / PROCESSOR, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
+        replace_folder(RunFolder(run).processor, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
 
 
 def texts_of(samples: Sequence[Sample]) -> list[str]:

@@ -10,23 +10,24 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from vlatrain.config import EvalConfig
+from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json
+from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.summary import scores
-from vlatrain.runs import name_output
+from vlatrain.runs import Run, RunFolder, save_config, versions
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
-from vlatrain.verbs.train import METRICS, Finished, write_evaluation
+from vlatrain.verbs.train import write_predictions
 
 log = logging.getLogger("vlatrain")
 
 
-def evaluate(config: EvalConfig) -> Finished:
-    """Score a finished run; write `metrics.json` and `predictions.jsonl` into a folder of their own.
+def evaluate(config: EvalConfig) -> Run:
+    """Score a finished run; write its configuration, scores and predictions into a folder of its own.
 
     Args:
         config: the run's configuration with what is to differ.
@@ -35,11 +36,13 @@ def evaluate(config: EvalConfig) -> Finished:
         UserError: data, weights or an adapter that cannot be had.
     """
     run = Path(config.source)
-    folder = Path(name_output(config))
+    chosen = RunFolder(Path(config.output)) if config.output else None
+    if chosen is not None and chosen.metrics.exists():
+        raise UserError(f"output={chosen.path}: holds an evaluation already; choose another folder")
     device = choose_device(config.trainer.device)
     precision = choose_precision(config.trainer.precision, device)
     console = Console()
-    with logged(console, run / "run.log"):
+    with logged(console, RunFolder(run).log):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         setup = load_setup(config, run, device, precision, {config.split: samples})
@@ -54,18 +57,23 @@ def evaluate(config: EvalConfig) -> Finished:
         "run": str(run),
         "split": config.split,
         "samples": len(samples),
+        "data": {"name": config.data.name, config.split: fingerprint(samples)},
         "metric": config.task.metric,
         "metrics": evaluation.metrics,
         "settings": evaluation.settings,
         "speed": speed,
+        "machine": {"device": device.type, "precision": precision},
+        "versions": versions(),
     }
-    write_evaluation(folder, evaluation)
-    write_json(folder / METRICS, metrics)
+    files = chosen or RunFolder(run).new_evaluation(config.split)
+    save_config(config, files.path)
+    write_predictions(files.predictions(), evaluation)
+    write_json(files.metrics, metrics)
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
     for row in scores(metrics):
         table.add_row(*row)
     table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
     out = RichConsole()
     out.print(table)
-    out.print(f"Scores and predictions are in [bold]{folder}[/]")
-    return Finished(folder, metrics)
+    out.print(f"Scores and predictions are in [bold]{files.path}[/]")
+    return Run(files.path)

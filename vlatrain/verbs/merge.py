@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.loading import PROCESSOR, load, write
+from vlatrain.backbones.loading import load, write
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
 from vlatrain.config.files import replace_folder, write_json
 from vlatrain.injection.attach import merged, restore
 from vlatrain.injection.merging.combine import Saved, added, pruned, side_by_side, summed
 from vlatrain.injection.sources import TRUNK, Source, read_sources
-from vlatrain.runs import ADAPTER, save_config
+from vlatrain.runs import RunFolder, save_config
 from vlatrain.tasks import prepare
 
 NOTE = "merge.json"  # says in the result what it was made of
@@ -101,9 +101,9 @@ def _write_run(
             plain = {key: tensor.contiguous() for key, tensor in group.items()}
             save_file(plain, folder / name, metadata={"format": "pt"})
 
-    replace_folder(output / ADAPTER, write_adapter)
-    if (first.folder / PROCESSOR).is_dir():
-        shutil.copytree(first.folder / PROCESSOR, output / PROCESSOR)
+    replace_folder(RunFolder(output).adapter, write_adapter)
+    if (processor := RunFolder(first.folder).processor).is_dir():
+        shutil.copytree(processor, RunFolder(output).processor)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     save_config(TrainConfig(**{**values, "adapter": method}), output)
 
@@ -114,7 +114,7 @@ def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
     backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
     prepare(config.task, backbone)
     where = sites(config.model, config.task.name, config.points)
-    write(backbone, merged(restore(backbone.model, config.adapter, source.folder / ADAPTER, where)), output)
+    write(backbone, merged(restore(backbone.model, config.adapter, RunFolder(source.folder).adapter, where)), output)
 
 
 def _described(note: dict[str, Any]) -> str:

@@ -8,21 +8,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
-import transformers
-
-from vlatrain import __version__
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import write_file, write_json
 from vlatrain.config.joint import subtasks
 from vlatrain.data.augment import augmented
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
@@ -31,7 +25,7 @@ from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
-from vlatrain.runs import ADAPTER, CHECKPOINTS, find_config, is_run, run_folder, save_config, steps_in
+from vlatrain.runs import Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
@@ -43,7 +37,6 @@ from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, sc
 
 log = logging.getLogger("vlatrain")
 
-METRICS = "metrics.json"
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
     "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
@@ -52,24 +45,11 @@ FREE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run.
-
-    Attributes:
-        folder: the run folder.
-        metrics: the content of its `metrics.json`.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-
-
-def train(config: TrainConfig) -> Finished:
+def train(config: TrainConfig) -> Run:
     """Train, evaluate, and write everything into the run folder.
 
     Args:
-        config: the configuration, with `run.name` filled.
+        config: the configuration; a run without a name gets one.
 
     Raises:
         UserError: data, weights, points or a run folder that cannot be used.
@@ -81,20 +61,22 @@ def train(config: TrainConfig) -> Finished:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         make_accelerator(config.trainer)  # the processes meet before anything can go wrong in one of them
     with together():
-        return _train(config)
+        return _train(config if config.run.name else named(config))
 
 
-def _train(config: TrainConfig) -> Finished:
+def _train(config: TrainConfig) -> Run:
     main = rank() == 0
-    folder = run_folder(config)
+    files = RunFolder(run_folder(config))
+    folder = files.path
     has_test = any(part.data.test for part in subtasks(config).values())
-    if main:
-        _refuse_other_run(config, folder)
     console = Console(quiet=not main)
-    with logged(console, folder / "run.log" if main else None):
+    with files.taken() if main else nullcontext(), logged(console, files.log if main else None):
+        if main:
+            _refuse_other_run(config, files)
         log.info("Run folder: %s", folder)
         splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
         samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
+        data = {split: fingerprint(found) for split, found in samples.items()}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         setup = new_setup(config, samples, folder if config.resume == "auto" else None)
         build_sample_cache(setup, samples["train"], config, console)
@@ -102,6 +84,7 @@ def _train(config: TrainConfig) -> Finished:
         samples["train"] = augmented(samples["train"], config)
         if main:
             save_config(config, folder)
+            files.note_start(data)
             keep_processor(setup, folder)
         loop = Loop(
             config,
@@ -124,13 +107,16 @@ def _train(config: TrainConfig) -> Finished:
         extra = {}
         if "test" in samples:
             extra["test"] = scored(setup, samples["test"], config.trainer, loop.device, loop.precision, console)
-        metrics = summary(config, setup, result, extra) | {"cache": cache.facts if cache else {"where": "off"}}
+        metrics = summary(config, setup, result, extra) | {
+            "data": data,
+            "cache": cache.facts if cache else {"where": "off"},
+        }
         if main:
-            _write(folder, metrics, {"": result.evaluation, **{f"-{name}": found for name, found in extra.items()}})
+            _write(files, metrics, {"eval": result.evaluation, **extra})
             if setup.is_adapter:
-                write_card(folder / ADAPTER, config, metrics)
+                write_card(files.adapter, config, metrics)
             show_run(config, folder, metrics)
-    return Finished(folder, metrics)
+    return Run(folder)
 
 
 def _dropping(config: TrainConfig, setup: TrainingSetup, step: int) -> AbstractContextManager[None]:
@@ -170,26 +156,21 @@ def summary(
         **({"fusion": shares} if (shares := usage(setup.model)) else {}),
         "frozen_hash": result.frozen_hash,
         "backbone": setup.backbone.source,
-        "versions": {
-            "vlatrain": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
+        "versions": versions(),
     }
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, suffix: str = "") -> None:
-    """Write `predictions<suffix>.jsonl`: every evaluated sample with prediction, references and score."""
+def write_predictions(file: Path, evaluation: Evaluation) -> None:
+    """Write every evaluated sample with prediction, references and score, a line each."""
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
-    write_file(folder / f"predictions{suffix}.jsonl", "".join(lines))
+    write_file(file, "".join(lines))
 
 
-def _write(folder: Path, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
-    for suffix, evaluation in evaluations.items():
+def _write(files: RunFolder, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
+    for split, evaluation in evaluations.items():
         if evaluation is not None:
-            write_evaluation(folder, evaluation, suffix)
-    write_json(folder / METRICS, metrics)  # last: a folder with metrics.json is a finished run
+            write_predictions(files.predictions(split), evaluation)
+    write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
 
 
 def _announce(config: TrainConfig, setup: TrainingSetup) -> None:
@@ -201,21 +182,22 @@ def _announce(config: TrainConfig, setup: TrainingSetup) -> None:
     )  # fmt: skip
 
 
-def _refuse_other_run(config: TrainConfig, folder: Path) -> None:
+def _refuse_other_run(config: TrainConfig, files: RunFolder) -> None:
     """Refuse a folder that holds a run, unless it is to be continued and its configuration agrees.
 
     Raises:
         UserError: with the differences.
     """
-    if not is_run(folder):
+    if not files.holds_work:
         return
+    folder = files.path
     if config.resume != "auto":
         raise UserError(
             f"{folder} holds a run already: continue it with resume=auto, or choose another run.name or run.dir"
         )
     saved, told = find_config(folder)
-    if saved is None and (folder / ADAPTER).exists() and not steps_in(folder / CHECKPOINTS):
-        raise UserError(f"{told}; {folder / ADAPTER} is not to be overwritten: choose another run.name or run.dir")
+    if saved is None and files.adapter.exists() and not steps_in(files.checkpoints):
+        raise UserError(f"{told}; {files.adapter} is not to be overwritten: choose another run.name or run.dir")
     if told:
         log.warning(told if saved else f"{told}: it is written anew, from this command")
     if saved is None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.backbones.small import SETTINGS
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 from vlatrain.data.shapes import build
 
 
@@ -31,7 +31,7 @@ def test_a_run_is_scored_again_and_searched(name: str, words: tuple[str, ...], t
     run = tiny_run(tmp_path / "run", "retrieval", "--config-dir", str(tmp_path / "conf"), "model=small", *words)
     metrics = json.loads((run / "metrics.json").read_text())
     assert command("eval", f"run={run}") == 0
-    again = json.loads((run / "eval-eval" / "metrics.json").read_text())
+    again = json.loads((run / "evaluations" / "eval" / "metrics.json").read_text())
     assert again["metrics"] == pytest.approx(metrics["metrics"])
     picture, output = tmp_path / "asked.png", tmp_path / "found.jsonl"
     build("retrieval", "test", 1, 0)[0].image.load().save(picture)

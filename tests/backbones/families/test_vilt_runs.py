@@ -10,7 +10,7 @@ import yaml
 from transformers import ViltForQuestionAnswering
 
 from tests.backbones.small import SETTINGS
-from tests.runs import command, tiny_run
+from tests.commands import command, tiny_run
 from vlatrain.data.shapes import build
 
 OWN = {"defaults": ["vilt", "_self_"], "name": "small_vilt", "random_init": True, "config": SETTINGS["vilt"]}
@@ -39,7 +39,7 @@ def test_answers_come_from_a_list_that_the_run_keeps(
     answers = yaml.safe_load((run / "config.yaml").read_text())["task"]["answer_list"]
     assert set(answers) == {a for sample in build("vqa", "train", 24, 0) for a in sample.answers}
     assert command("eval", f"run={run}") == 0
-    metrics, again = (json.loads((run / name / "metrics.json").read_text()) for name in (".", "eval-eval"))
+    metrics, again = (json.loads((run / name / "metrics.json").read_text()) for name in (".", "evaluations" / "eval"))
     assert again["metrics"] == metrics["metrics"]
     found = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert {record["prediction"] for record in found} <= set(answers)

@@ -22,7 +22,7 @@ from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.merging.fuse import usage
 from vlatrain.injection.peft_method import CHILD
 from vlatrain.injection.sources import unfusable
-from vlatrain.runs import ADAPTER
+from vlatrain.runs import RunFolder
 from vlatrain.training.modes import cast_trunk
 
 BLIP = small_config("blip")
@@ -47,7 +47,7 @@ def test_each_source_does_as_it_did_in_its_own_run(config: AdapterConfig, tmp_pa
     fused = load(BLIP, "vqa", texts=["a"])
     attach(fused.model, method("fusion", sources=[str(folder), str(other)]), where)
     own = load(BLIP, "vqa", texts=["a"])
-    points = restore(own.model, config, folder / ADAPTER).peft_config["default"].points
+    points = restore(own.model, config, RunFolder(folder).adapter).peft_config["default"].points
     assert points
     for point, place in points.items():
         units = [getattr(each.model.get_submodule(place["output"]), CHILD).units["default"] for each in (fused, own)]
@@ -107,14 +107,14 @@ def test_what_cannot_be_fused_is_refused_by_name(tmp_path: Path) -> None:
     assert "nothing to weigh" in "".join(unfusable([str(good)], "blip", places))
     assert "named 2 times" in "".join(unfusable([str(good), str(good)], "blip", places))
     assert "no finished run there" in "".join(unfusable([str(good), str(tmp_path / "none")], "blip", places))
-    (good / ADAPTER / "adapter_config.json").unlink()
+    (RunFolder(good).adapter / "adapter_config.json").unlink()
     assert "has not finished" in "".join(unfusable([str(good)], "blip", places))
 
 
 def test_states_of_another_width_are_refused(tmp_path: Path) -> None:
     folders = [str(written(tmp_path / name, "blip", "vqa", method("cross_modal"), ["fusion.*.cross"])) for name in "ab"]
     assert not [*unfusable(folders, "blip", sites(BLIP, "vqa", ["*"]).places)]
-    file = tmp_path / "a" / ADAPTER / "adapter_config.json"
+    file = RunFolder(tmp_path / "a").adapter / "adapter_config.json"
     saved = json.loads(file.read_text())
     saved["points"]["fusion.0.cross"]["other_width"] = 56
     file.write_text(json.dumps(saved))
@@ -124,7 +124,7 @@ def test_states_of_another_width_are_refused(tmp_path: Path) -> None:
 
 def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     folders = [written(tmp_path / name, "blip", "vqa", method("bottleneck", dim=4)) for name in "ab"]
-    file = folders[0] / ADAPTER / "adapter_config.json"
+    file = RunFolder(folders[0]).adapter / "adapter_config.json"
     saved = json.loads(file.read_text())
     saved["options"]["dim"] = 8
     file.write_text(json.dumps(saved))
@@ -135,7 +135,7 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
         attach(backbone.model, method("fusion", sources=[*map(str, folders)]), sites(BLIP, "vqa", ["*"]))
     saved["options"]["dim"] = 4
     file.write_text(json.dumps(saved))
-    weights = folders[1] / ADAPTER / "adapter_model.safetensors"
+    weights = RunFolder(folders[1]).adapter / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(weights).items() if "up" not in key}, weights)
     with pytest.raises(UserError, match=r"b/\S+ does not fit: 36 of 72 tensors missing \(up.projection"):
         attach(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import SMALL_BLIP, command
 from tests.conftest import make_samples, model_config
-from tests.runs import SMALL_BLIP, command
 from vlatrain.backbones.loading import load
 from vlatrain.data.scenes import Scene
 from vlatrain.training.prefix_cache.compute import PrefixCache, content

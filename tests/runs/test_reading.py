@@ -7,83 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from vlatrain import runs as paths
-from vlatrain.config import EvalConfig, TrainConfig, UserError
-
-
-def test_the_run_folder_is_named_after_task_model_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    config = TrainConfig()
-    config.run.name = "mine"
-    assert paths.run_folder(config) == Path("outputs/vqa/tiny_blip/mine")
-    config.run.dir = "elsewhere/x"
-    assert paths.run_folder(config) == Path("elsewhere/x")
-    unnamed = TrainConfig()
-    assert paths.run_folder(unnamed) == paths.run_folder(unnamed)  # once chosen, it stays
-    assert paths.run_folder(EvalConfig(source="some/run")) == Path("some/run")
-
-
-def test_new_names_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert len({paths.new_name() for _ in range(20)}) > 1
-
-
-def test_processes_of_one_training_agree_on_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
-    names = set()
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        names.add(paths.new_name())
-    assert len(names) == 1
-
-
-def test_several_machines_need_a_common_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with pytest.raises(UserError, match=r"run\.name"):
-        paths.new_name()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "17")
-    assert paths.new_name() == paths.new_name()
-
-
-def test_jobs_of_a_sweep_never_share_a_folder() -> None:
-    folders = set()
-    for fixed in ({"name": "x"}, {"dir": "d"}, {}):
-        for job in ("00-dim-16", "01-dim-64"):
-            config = TrainConfig()
-            for key, value in fixed.items():
-                setattr(config.run, key, value)
-            paths.name_run(config, job, stamp="stamp")
-            folders.add(paths.run_folder(config))
-    assert len(folders) == 6
-
-
-def test_job_names_are_plain_folder_names() -> None:
-    assert paths.job_name(2, ["adapter.dim=64", "task=vqa", "++optim.groups.head=0.1"]) == "02-dim-64-head-0.1"
-    odd = paths.job_name(0, ["adapter.points=['vision.*.{attn,ffn}']", "data.train=/a/b c.jsonl", "a=" + "x" * 200])
-    assert len(odd) <= 80
-    assert not set("/*{}'[], ") & set(odd)
+from vlatrain import runs
+from vlatrain.config import TrainConfig, UserError
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     config = TrainConfig()
     config.task.prompt = "größer: ${oc.env:HOME}"
-    paths.save_config(config, tmp_path / "run")
-    read = paths.read_config(tmp_path / "run")
+    runs.save_config(config, tmp_path / "run")
+    read = runs.read_config(tmp_path / "run")
     assert read["adapter"]["dim"] == config.adapter.dim
     assert read["task"]["prompt"] == "größer: \\${oc.env:HOME}"  # escaped: nothing is interpolated from a file
 
 
 def test_a_folder_that_is_no_run_names_those_that_are(tmp_path: Path) -> None:
     for age, name in enumerate(["old", "new"]):
-        paths.save_config(TrainConfig(), tmp_path / "vqa" / "blip" / name)
+        runs.save_config(TrainConfig(), tmp_path / "vqa" / "blip" / name)
         os.utime(tmp_path / "vqa" / "blip" / name / "config.yaml", (age, age))
     with pytest.raises(UserError, match=r"there is no such folder; there are: .*blip/new.*blip/old"):
-        paths.read_config(tmp_path / "vqa" / "blip" / "nwe")
+        runs.read_config(tmp_path / "vqa" / "blip" / "nwe")
     with pytest.raises(UserError, match=r"has no config\.yaml"):
-        paths.read_config(tmp_path / "vqa")
+        runs.read_config(tmp_path / "vqa")
 
 
 def begun(folder: Path, *seeds: int) -> Path:
@@ -91,15 +35,15 @@ def begun(folder: Path, *seeds: int) -> Path:
     for step, seed in enumerate(seeds, start=1):
         checkpoint = folder / "checkpoints" / f"step_{step}"
         checkpoint.mkdir(parents=True)
-        state = json.dumps({"config": paths.config_text(TrainConfig(seed=seed))})
+        state = json.dumps({"config": runs.config_text(TrainConfig(seed=seed))})
         (checkpoint / "state.json").write_text(state)
         about = {"files": {"state.json": {"sha256": hashlib.sha256(state.encode()).hexdigest()}}}
         (checkpoint / "manifest.json").write_text(json.dumps(about))
-    paths.save_config(TrainConfig(seed=seeds[-1] if seeds else 0), folder)
+    runs.save_config(TrainConfig(seed=seeds[-1] if seeds else 0), folder)
     return folder
 
 
-TEXT = paths.config_text(TrainConfig())
+TEXT = runs.config_text(TrainConfig())
 BROKEN = {
     "cut in a line": TEXT[: len(TEXT) // 2].rstrip() + "\n  x",
     "cut between lines": "".join(TEXT.splitlines(keepends=True)[:-1]),
@@ -119,13 +63,13 @@ def test_a_configuration_that_cannot_be_read_is_restored_from_the_newest_checkpo
     (folder / "config.yaml").unlink()
     if text is not None:
         (folder / "config.yaml").write_bytes(text.encode("latin-1"))
-    assert paths.read_config(folder)["seed"] == 2
+    assert runs.read_config(folder)["seed"] == 2
     (told,) = caplog.messages
     assert told.startswith(f"{folder / 'config.yaml'}: ")
     assert told.endswith(f"it is restored from {folder / 'checkpoints' / 'step_2'}")
     assert "\n" not in told
     assert (folder / "config.yaml").read_bytes() == before
-    assert paths.read_config(folder)["seed"] == 2
+    assert runs.read_config(folder)["seed"] == 2
     assert len(caplog.messages) == 1, "once restored, there is nothing to say"
 
 
@@ -135,7 +79,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
     state.write_text(state.read_text().replace("seed: 3", "seed: 4"))
     (folder / "checkpoints" / "step_2" / "state.json").write_text("{")
     (folder / "config.yaml").write_text("")
-    assert paths.read_config(folder)["seed"] == 1
+    assert runs.read_config(folder)["seed"] == 1
     assert "step_1" in caplog.text
 
 
@@ -143,6 +87,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
 def test_without_a_checkpoint_a_broken_file_is_told_with_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"config\.yaml: .*no checkpoint holds the configuration; put a copy") as caught:
-        paths.read_config(tmp_path)
+        runs.read_config(tmp_path)
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Where runs lie: naming a new one, finding and reading a finished one. No torch here."""
+"""Finding and reading runs, and their configuration, which is restored from a checkpoint where `config.yaml` is damaged."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import re
-import secrets
-from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,86 +16,66 @@ import yaml
 from vlatrain.config.errors import UserError
 from vlatrain.config.files import write_file
 from vlatrain.config.keys import nearest
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import TrainConfig
+from vlatrain.runs.folder import RunFolder, steps_in
+from vlatrain.runs.naming import ROOT
 
 log = logging.getLogger("vlatrain")
 
-CONFIG = "config.yaml"
-LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends it
-ADAPTER = "adapter"  # folder in a run that holds what was trained
-CHECKPOINTS = "checkpoints"  # folder in a run that holds `step_N`, each with these files:
-MANIFEST, STATE = "manifest.json", "state.json"
-ROOT = Path("outputs")
+LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends a config.yaml
+MANIFEST, STATE = "manifest.json", "state.json"  # files of a checkpoint
+RENAMED = {"pure": "cacheable_inputs", "ends": "output_towers", "other": "other_modality"}
+"""Keys in the description of a backbone, as configurations saved before have them."""
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """The run folder: `run.dir`, else `outputs/<task>/<model>/<run.name>`; for eval and predict, the run asked about;
-    for merge, the new one.
+@dataclass(frozen=True)
+class Run:
+    """A finished run, or an evaluation of one, read from its folder when asked.
 
-    The command line has filled `run.name` by then (`name_run`); it is the same for every process of a training.
+    Attributes:
+        folder: the folder.
     """
-    if isinstance(config, (EvalConfig, PredictConfig)):
-        return Path(config.source)
-    if isinstance(config, MergeConfig):
-        return Path(config.output)
-    if config.run.dir:
-        return Path(config.run.dir)
-    if not config.run.name:
-        name_run(config)
-    return ROOT / config.task.name / config.model.name / str(config.run.name)
+
+    folder: Path
+
+    @property
+    def files(self) -> RunFolder:
+        """Its files by name."""
+        return RunFolder(self.folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its resolved configuration, as plain values."""
+        return saved_config(self.folder)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of `metrics.json`.
+
+        Raises:
+            UserError: it is not finished.
+        """
+        return dict(_read(self.files.metrics))
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of the training, in order."""
+        return _read_lines(self.files.history)
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """Each evaluated sample with its prediction."""
+        return _read_lines(self.files.predictions())
+
+    @property
+    def evaluations(self) -> list[Run]:
+        """The evaluations afterwards, by name."""
+        return [Run(path.parent) for path in sorted(self.files.evaluations.glob("*/metrics.json"))]
 
 
-def name_run(config: TrainConfig, job: str = "", stamp: str | None = None) -> None:
-    """Fill `run.name`, in place.
-
-    Args:
-        config: the configuration.
-        job: what tells a job of a sweep from the others; part of its name and folder even where they are fixed.
-        stamp: name for runs that have none; null: `new_name()`.
-    """
-    name = config.run.name or (Path(config.run.dir).name if config.run.dir else (stamp or new_name()))
-    if job and config.run.dir:
-        config.run.dir = str(Path(config.run.dir) / job)
-    config.run.name = f"{name}-{job}" if job else name
-
-
-def name_output(config: EvalConfig, job: str = "") -> str:
-    """The folder of an evaluation's results: `output`, by default `<run>/eval-<split>`; in a sweep, one in it for each job."""
-    return str(Path(config.output or Path(config.source) / f"eval-{config.split}") / job)
-
-
-def new_name() -> str:
-    """A timestamp and a short id; for the processes of one training, the same in all of them.
-
-    Under `torchrun` and `accelerate launch` the processes of a machine share their parent, which gives time and id.
-    Over several machines only the job id given to the launcher is common.
-
-    Raises:
-        UserError: several machines and no job id.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        if job == "none":
-            raise UserError("training on several machines needs run.name=NAME, the same on each")
-        return f"job-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
-    import psutil
-
-    parent = psutil.Process(os.getppid())
-    started = parent.create_time()
-    short = hashlib.sha256(f"{job} {parent.pid} {started}".encode()).hexdigest()[:4]
-    return f"{datetime.fromtimestamp(started):%Y%m%d-%H%M%S}-{short}"
-
-
-def job_name(number: int, overrides: Iterable[str]) -> str:
-    """Name of a sweep's job as part of a folder name: `02-dim-64-lr-0.001`. Task and model are in the path already."""
-    parts = [f"{number:02d}"]
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key not in ("task", "model"):
-            parts.append(f"{key.rpartition('.')[2]}-{value}")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))[:80].rstrip("-._")
+def list_runs(folder: str | Path = ROOT) -> list[Run]:
+    """The runs in a folder, newest first."""
+    return [Run(path) for path in runs_below(Path(folder))]
 
 
 def config_text(config: TrainConfig) -> str:
@@ -116,8 +92,9 @@ def save_config(config: TrainConfig, folder: Path) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    write_file(folder / CONFIG, config_text(config))
-    return folder / CONFIG
+    path = RunFolder(folder).config
+    write_file(path, config_text(config))
+    return path
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -133,7 +110,9 @@ def saved_config(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not is_run(folder):
-        what = f"has no {CONFIG}, so it is no run" if folder.is_dir() else "there is no such folder"
+        what = (
+            f"has no {RunFolder(folder).config.name}, so it is no run" if folder.is_dir() else "there is no such folder"
+        )
         raise UserError(f"run={folder}: {what}; {_nearby(folder)}")
     values, told = find_config(folder)
     if values is None:
@@ -149,14 +128,14 @@ def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
     Returns:
         Its plain values, None if there are none; and what there is to say of a `config.yaml` that could not be read.
     """
-    path = folder / CONFIG
+    path = RunFolder(folder).config
     try:
         return _parsed(path.read_bytes()), ""
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     except ValueError as error:
         fault = str(error)
-    text, source = _in_checkpoints(folder / CHECKPOINTS)
+    text, source = _in_checkpoints(RunFolder(folder).checkpoints)
     if source is None:
         return None, f"{path}: {fault}, and no checkpoint holds the configuration"
     with suppress(UserError):  # a folder that cannot be written can be read all the same
@@ -166,13 +145,8 @@ def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a run was begun in a folder: it has a configuration, or checkpoints, which hold it too."""
-    return (folder / CONFIG).is_file() or bool(steps_in(folder / CHECKPOINTS))
-
-
-def steps_in(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints in a folder."""
-    found = (re.fullmatch(r"step_(\d+)", path.name) for path in checkpoints.glob("step_*") if path.is_dir())
-    return [int(match[1]) for match in found if match]
+    files = RunFolder(folder)
+    return files.config.is_file() or bool(steps_in(files.checkpoints))
 
 
 def _in_checkpoints(folder: Path) -> tuple[str, Path | None]:
@@ -201,13 +175,24 @@ def _parsed(data: bytes) -> dict[str, Any]:
         raise ValueError("not a run's configuration")
     if LAST not in values:  # cut between two lines, it is sound YAML
         raise ValueError(f"cut short: its last key, {LAST}, is missing")
+    return _renamed(values)
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of before in the keys of today."""
+    model = values.get("model") or {}
+    for described in [*(model.get("tasks") or {}).values(), *(model.get("parts") or {}).values()]:
+        for old, new in RENAMED.items():
+            if isinstance(described, dict) and old in described:
+                described[new] = described.pop(old)
     return values
 
 
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:
     """The runs in a folder, newest first."""
-    patterns = ["/".join(["*"] * level + [CONFIG]) for level in range(depth + 1)]
+    patterns = ["/".join(["*"] * level + ["config.yaml"]) for level in range(depth + 1)]
     files = [file for pattern in patterns for file in folder.glob(pattern)]
+    files = [file for file in files if file.parent.parent.name != "evaluations"]
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
@@ -234,3 +219,18 @@ def _escaped(value: Any) -> Any:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is none: the run is not finished") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

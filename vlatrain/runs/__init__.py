@@ -1,0 +1,44 @@
+"""Run folders: their names, their files, and what is read from them. No torch here.
+
+The room stands just above the configuration, as all above it read or write run folders: sources of adapters, checkpoints, cards.
+"""
+
+from vlatrain.runs.folder import COMMAND, Command, RunFolder, steps_in, versions
+from vlatrain.runs.naming import evaluation_named, job_name, named, new_name, run_folder
+from vlatrain.runs.reading import (
+    MANIFEST,
+    STATE,
+    Run,
+    config_text,
+    find_config,
+    is_run,
+    list_runs,
+    read_config,
+    runs_below,
+    save_config,
+    saved_config,
+)
+
+__all__ = [
+    "COMMAND",
+    "MANIFEST",
+    "STATE",
+    "Command",
+    "Run",
+    "RunFolder",
+    "config_text",
+    "evaluation_named",
+    "find_config",
+    "is_run",
+    "job_name",
+    "list_runs",
+    "named",
+    "new_name",
+    "read_config",
+    "run_folder",
+    "runs_below",
+    "save_config",
+    "saved_config",
+    "steps_in",
+    "versions",
+]  # fmt: skip
