@@ -81,7 +81,7 @@ def problems(row: dict[str, Any], found: Counted) -> Iterator[str]:
     for what in ("trainable", "total"):
         if row.get(what, getattr(found, what)) != getattr(found, what):
             yield f"{what}: {getattr(found, what):,} counted, {row[what]:,} expected"
-    for what, of in (("published", found.total), ("alone", found.exclusive)):
+    for what, of in (("published", found.total), ("alone", found.alone)):
         if what in row and (found.shown(row[what], of) == row[what]) == ("differs" in row):
             yield (
                 "excepted, and yet the same"
@@ -117,7 +117,7 @@ def main(wanted: list[str], console: Console) -> int:
             found = counted(recipe)
             bad = list(problems(row, found))
             wrong += [f"{recipe}: {problem}" for problem in bad]
-            percents = [f"{100 * found.trainable / of:.3f} %" for of in (found.total, found.exclusive)]
+            percents = [f"{100 * found.trainable / of:.3f} %" for of in (found.total, found.alone)]
             table.add_row(
                 row["name"], f"{found.trainable:,}", percents[0], row.get("published", "-"),
                 percents[1] if described["folder"].startswith("vl_adapter") else "-", row.get("alone", "-"),

@@ -139,11 +139,10 @@ def question(task: str) -> tuple[str, ...]:
 def small_conf(folder: Path) -> Path:
     """A folder for `--config-dir` with the tests' small backbones, as models named small_NAME."""
     from tests.backbones.small import SETTINGS
+    from tests.commands import small_model
 
-    (folder / "model").mkdir(parents=True)
-    for name, settings in SETTINGS.items():
-        own = {"defaults": [name, "_self_"], "name": f"small_{name}", "random_init": True, "config": settings}
-        (folder / "model" / f"small_{name}.yaml").write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+    for name in SETTINGS:
+        small_model(folder, name)
     return folder
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from tests.backbones.small import SETTINGS
 from vlatrain.cli.main import main
 
 SMALL_BLIP = (  # sizes of a BLIP with random weights
@@ -12,6 +14,14 @@ SMALL_BLIP = (  # sizes of a BLIP with random weights
     "model.config.text_config={hidden_size: 32, intermediate_size: 112, num_hidden_layers: 2, num_attention_heads: 4}",
     "model.config.vision_config.image_size=64",
     "model.config.text_config.encoder_hidden_size=48",
+)
+MOMENT = (  # two steps, each told
+    "data.train_size=8",
+    "data.eval_size=2",
+    "trainer.max_steps=2",
+    "trainer.batch_size=2",
+    "trainer.accumulate=1",
+    "trainer.log_every=1",
 )
 
 
@@ -39,6 +49,43 @@ def tiny_run(folder: Path, task: str, *overrides: str) -> Path:
     )
     assert command(f"task={task}", f"run.dir={folder}", *sizes, *overrides) == 0
     return folder
+
+
+def small_model(conf: Path, name: str, **config: Any) -> tuple[str, ...]:
+    """Describe a small backbone with random weights in a folder for `--config-dir`.
+
+    Args:
+        conf: the folder.
+        name: the backbone whose architecture it is; VISION+LANGUAGE for a composite.
+        config: what differs from its settings in `SETTINGS`.
+
+    Returns:
+        The words of a command line that take it.
+    """
+    vision, _, language = name.partition("+")
+    base: list[Any] = [name]
+    if language:
+        from tests.backbones.composites import LANGUAGE, VISION  # imports torch
+
+        base = ["composite", {"override vision": vision}, {"override language": language}]
+        settings = {"vision_config": VISION[vision], "text_config": LANGUAGE[language]}
+    else:
+        settings = SETTINGS[name]
+    own = {
+        "defaults": [*base, "_self_"],
+        "name": f"small_{name}",
+        "random_init": True,
+        "config": {**settings, **config},
+    }
+    (conf / "model").mkdir(parents=True, exist_ok=True)
+    (conf / "model" / f"small_{name}.yaml").write_text(json.dumps(own), encoding="utf-8")  # JSON is YAML
+    return ("--config-dir", str(conf), f"model=small_{name}")
+
+
+def losses_of(run: Path) -> list[float]:
+    """The losses that a run has logged, in the order of its steps."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def asked(output: Path, *words: str) -> list[dict]:

@@ -15,7 +15,7 @@ mirrors = runpy.run_path(str(ROOT / "scripts" / "changed_tests.py"))["mirrors"]
     ("changed", "tested"),
     [
         (["vlatrain/data/rows.py", "vlatrain/data/cells.py"], ["tests/data", "tests/test_architecture.py"]),
-        (["vlatrain/runs.py"], ["tests/test_architecture.py", "tests/runs/test_reading.py"]),
+        (["vlatrain/runs/folder.py"], ["tests/runs", "tests/test_architecture.py"]),
         (["vlatrain/cli/main.py"], ["tests/cli", "tests/test_architecture.py"]),
         (["conf/task/vqa.yaml"], ["tests/config"]),
         (["tests/test_sweeps.py", "README.md"], ["tests/test_packaging.py", "tests/test_sweeps.py"]),

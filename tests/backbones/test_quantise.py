@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
 from vlatrain.adapters import Call
@@ -72,6 +72,19 @@ def test_computes_what_the_packed_weights_stand_for(bits: int) -> None:
         expected = states @ dequantised(new).T + new.bias
         torch.testing.assert_close(new(states), expected, rtol=0.02, atol=0.02)
         torch.testing.assert_close(dequantised(new), old.weight.T, rtol=0, atol=old.weight.abs().max().item() * 0.2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+def test_t5_computes_nearly_the_same(kind: str, bits: int) -> None:
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 3, "num_layers": 2, "vocab_size": 50}
+    model = T5EncoderModel(T5Config(**sizes, feed_forward_proj=kind)).eval()
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+        quantise(model, model.encoder.block, bits, torch.device("cpu"), torch.float32)
+        found = model(ids).last_hidden_state
+    assert (found - expected).norm() < 0.2 * expected.norm()
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -15,7 +15,7 @@ from hydra._internal.hydra import Hydra
 from vlatrain.cli import main as cli
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
 from vlatrain.config.folder import conf_dir, options_of
-from vlatrain.runs import run_folder, save_config
+from vlatrain.runs import named, run_folder, save_config
 from vlatrain.verbs import Verb
 
 METHODS = options_of(conf_dir())["adapter"]
@@ -38,10 +38,11 @@ class Calls:
 
     def __call__(self, config: Any) -> Any:
         self.configs.append(config)
+        folder = run_folder(named(config))
         if type(config) is TrainConfig:
-            save_config(config, run_folder(config))
+            save_config(config, folder)
         self.act(config)
-        return types.SimpleNamespace(folder=run_folder(config), metrics=METRICS)
+        return types.SimpleNamespace(folder=folder, metrics=METRICS)
 
 
 @pytest.fixture
@@ -455,7 +456,7 @@ def test_answers_without_importing_torch(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
         capture_output=True,
         text=True,
         check=True,

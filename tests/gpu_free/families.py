@@ -15,6 +15,10 @@ from vlatrain.tasks import Task, build, prepare
 COMPOSITES = ("clip+gpt2", "siglip+llama", "dinov2+bart", "dinov3+t5")
 SAME = {"siglip_so400m", "siglip2", "qwen2_5_vl_3b", "smolvlm_2b"}  # at this size, as others
 NAMES = (*(name for name in SETTINGS if name not in SAME), *COMPOSITES)
+BY_FAMILY = (
+    "blip", "clip", "vilt", "clip+gpt2", "clip+t5", "blip2_opt", "blip2_itm", "llava", "paligemma", "florence2",
+)  # fmt: skip
+"""Of these, one for each kind of code that runs them, on each of its tasks: for tests that take long."""
 
 
 def config_of(name: str) -> ModelConfig:

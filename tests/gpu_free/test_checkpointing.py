@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
+from tests.commands import MOMENT, losses_of, small_model, tiny_run
 from tests.conftest import adapter_config, make_samples
-from tests.gpu_free.families import NAMES, config_of, set_up, task_of, with_dropout
+from tests.gpu_free.families import BY_FAMILY, NAMES, config_of, set_up, task_of, with_dropout
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.quantise import layers_of
 from vlatrain.injection.attach import attach
@@ -51,3 +54,25 @@ def test_losses_and_gradients_are_equal_with_and_without_it(name: str) -> None:
         torch.testing.assert_close(recomputed[key], gradient, rtol=1e-5, atol=1e-6, msg=key)
     # but for one whose output nobody wants: LLaVA takes the states of the last layer but one
     assert sum(more[number] == 2 * calls[number] for number in calls) >= len(calls) - 1
+
+
+@pytest.mark.parametrize("quantize", [None, 8, 4])
+@pytest.mark.parametrize("name", BY_FAMILY)
+def test_a_run_in_bf16_is_the_same_with_and_without_it(name: str, quantize: int | None, tmp_path: Path) -> None:
+    if quantize:
+        pytest.importorskip("bitsandbytes")
+    words = [*small_model(tmp_path / "conf", name), "trainer.precision=bf16", "trainer.cache=off", *MOMENT]
+    words += [f"model.quantize={quantize or 'null'}"]
+    task = next(iter(config_of(name).tasks))
+    losses, calls = [], []
+    for checkpointing in (False, True):
+        done: Counter[str] = Counter()
+        with register_module_forward_hook(lambda *_, done=done: done.update(["forward"])):
+            run = tiny_run(
+                tmp_path / f"{checkpointing}", task, *words, f"trainer.gradient_checkpointing={checkpointing}"
+            )
+        assert (run / "adapter" / "adapter_model.safetensors").is_file()
+        losses.append(losses_of(run))
+        calls.append(done.total())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert calls[1] > calls[0], "layers are computed again"

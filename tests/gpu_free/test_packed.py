@@ -1,15 +1,11 @@
-"""Packed trunks in mixed precision: they train, stay as they are, and what was trained is saved."""
+"""Packed trunks in mixed precision: what they are packed from, and that they stay as they are. test_checkpointing.py has runs."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.commands import tiny_run
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
@@ -18,16 +14,6 @@ from vlatrain.training.setup import new_setup, texts_of
 
 bnb = pytest.importorskip("bitsandbytes")
 BITS = (8, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", BITS)
-def test_a_run_in_bf16_ends_with_an_adapter(bits: int, tmp_path: Path) -> None:
-    moment = ("data.train_size=8", "data.eval_size=2", "trainer.max_steps=1", "trainer.cache=off")
-    own = (f"model.quantize={bits}", "trainer.precision=bf16")
-    folder = tiny_run(tmp_path / "run", "captioning", *own, *moment)
-    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
-    assert json.loads((folder / "metrics.json").read_text())["machine"]["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.commands import command, tiny_run
+from tests.commands import asked, command, tiny_run
 
 BY_TASK = ("adapter.by_task=true", "adapter.share.what=down", "adapter.share.over=[task]")
 
@@ -23,6 +23,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.parts.easy.seed=5",
         "data.parts.easy.train_size=7",
         "task.sampling=balanced",
+        "adapter.points=[decoder]",
+        "trainer.cache=memory",
     )
     return tiny_run(folder, "joint", *other, *BY_TASK)
 
@@ -51,23 +53,30 @@ def test_eval_scores_them_again(run: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "metrics.json")["metrics"] == pytest.approx(read(run / "metrics.json")["metrics"])
 
 
+def test_a_part_is_asked_where_towers_are_kept(run: Path, tmp_path: Path) -> None:
+    assert "Cache: vision.0-3, fusion.0-2 of" in (run / "run.log").read_text()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    (answer,) = asked(
+        tmp_path / "out.jsonl", f"run={run}", f"image={tmp_path / 'red.png'}", "part=easy", "question=what is it?"
+    )
+    assert answer["question"] == "what is it?"
+
+
 @pytest.mark.slow
 def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(image)
 
-    def asked(*words: str) -> list[dict]:
-        output = tmp_path / "out.jsonl"
-        assert command("predict", f"run={run}", f"image={image}", f"output={output}", *words) == 0
-        return [json.loads(line) for line in output.read_text().splitlines()]
+    def answers(*words: str) -> list[dict]:
+        return asked(tmp_path / "out.jsonl", f"run={run}", f"image={image}", *words)
 
-    (caption,) = asked()  # without a question only the captioning part can be meant
-    assert caption == asked("part=captioning")[0]
-    (answer,) = asked("part=easy", "question=what is it?", "top_k=2")
+    (caption,) = answers()  # without a question only the captioning part can be meant
+    assert caption == answers("part=captioning")[0]
+    (answer,) = answers("part=easy", "question=what is it?", "top_k=2")
     assert len(answer["hits"]) == 1
     more = "task.parts.easy.decode.num_beams=2"
     assert f"{more} searches for more" in " ".join(capsys.readouterr().out.split())
-    (answer,) = asked("part=easy", "question=what is it?", "top_k=2", more)
+    (answer,) = answers("part=easy", "question=what is it?", "top_k=2", more)
     assert len(answer["hits"]) == 2
     assert command("predict", f"run={run}", f"image={image}", "question=what is it?") == 2
     assert "say which one is asked with part=" in capsys.readouterr().err

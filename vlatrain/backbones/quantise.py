@@ -3,9 +3,9 @@
 4 bit: NF4 with double quantisation (Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023); 8 bit:
 vector-wise with outliers in the higher precision (Dettmers et al., "LLM.int8()", NeurIPS 2022).
 
-What is quantised are the linear layers inside the towers' layers; embeddings, norms, heads and whatever trains keep their
-precision. One layer after the other is quantised on its way to the device, which hence never holds the whole model in a higher
-precision; a model with random weights is even drawn layer by layer, and no machine ever holds it whole.
+What is quantised are the linear layers inside the towers' layers (but for T5's `wo`); embeddings, norms, heads and whatever
+trains keep their precision. One layer after the other is quantised on its way to the device, which hence never holds the whole
+model in a higher precision; a model with random weights is even drawn layer by layer, and no machine ever holds it whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense
 from transformers.pytorch_utils import Conv1D
 
 from vlatrain.config import ModelConfig
@@ -33,11 +34,16 @@ def layers_of(model: nn.Module, config: ModelConfig, task: str) -> list[nn.Modul
 
 
 def linears(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """The linear layers in some layers: the module that each is a child of, its name there, and itself."""
+    """The linear layers in some layers that are packed: the module that each is a child of, its name there, and itself.
+
+    T5's `wo` is not, as with transformers: what it puts out is more than fp16's largest number, and T5 casts the states to the
+    type of its weights, which in 4 bit are bytes.
+    """
     for layer in layers:
         for parent in layer.modules():
             for name, child in parent.named_children():
-                if type(child) in (nn.Linear, Conv1D):
+                exact = name == "wo" and isinstance(parent, (T5DenseActDense, T5DenseGatedActDense))
+                if type(child) in (nn.Linear, Conv1D) and not exact:
                     yield parent, name, child
 
 

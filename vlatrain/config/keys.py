@@ -161,6 +161,9 @@ def _fits(hint: Any, value: Any) -> bool:
     """Whether OmegaConf would take the value for the type."""
     if hint is Any or (isinstance(value, str) and (value == "???" or "${" in value)):
         return True  # an interpolation is decided when everything is put together
+    inner = required(hint)
+    if (value is None and inner is not hint) or (inner in _NAMES and type(value) is inner):
+        return True  # most values, and OmegaConf takes its time over them
     try:
         OmegaConf.update(OmegaConf.structured(_holder(hint)), "value", value, merge=False)
     except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError):

@@ -204,12 +204,12 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     console = console or Console()
     part, whole = asked(config), config
     config = subtasks(config)[part]  # of a joint run, what concerns the part that is asked
-    samples = _samples(config)  # before the weights: a missing file must not wait for them
+    samples = [replace(one, part=part) for one in _samples(config)]  # before the weights: a missing file must not wait
     predictor = Predictor(whole, Path(config.source), part)
     check_samples(predictor.task.backbone, samples)
     texts = [config.text] if config.text else _texts(config)
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
-    check_lengths({"": predictor.task}, {"asked": asked_about})
+    check_lengths({part: predictor.task}, {"asked": asked_about})
     if config.task.name != "retrieval":
         predictor.load_cached(samples)
     answer = _search if config.task.name == "retrieval" else _ask

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.backbones.small import SETTINGS
-from tests.commands import command, tiny_run
+from tests.commands import command, small_model, tiny_run
 from vlatrain.data.shapes import build
 
 
@@ -25,10 +23,7 @@ from vlatrain.data.shapes import build
     ],
 )
 def test_a_run_is_scored_again_and_searched(name: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    own = {"defaults": [name, "_self_"], "name": "small", "random_init": True, "config": SETTINGS[name]}
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "small.yaml").write_text(yaml.safe_dump(own))
-    run = tiny_run(tmp_path / "run", "retrieval", "--config-dir", str(tmp_path / "conf"), "model=small", *words)
+    run = tiny_run(tmp_path / "run", "retrieval", *small_model(tmp_path / "conf", name), *words)
     metrics = json.loads((run / "metrics.json").read_text())
     assert command("eval", f"run={run}") == 0
     again = json.loads((run / "evaluations" / "eval" / "metrics.json").read_text())

@@ -9,18 +9,13 @@ import pytest
 import yaml
 from transformers import ViltForQuestionAnswering
 
-from tests.backbones.small import SETTINGS
-from tests.commands import command, tiny_run
+from tests.commands import command, small_model, tiny_run
 from vlatrain.data.shapes import build
-
-OWN = {"defaults": ["vilt", "_self_"], "name": "small_vilt", "random_init": True, "config": SETTINGS["vilt"]}
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[str, ...]:
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "small_vilt.yaml").write_text(yaml.safe_dump(OWN))
-    return ("--config-dir", str(tmp_path / "conf"), "model=small_vilt")
+    return small_model(tmp_path / "conf", "vilt")
 
 
 def asked(folder: Path, task: str) -> Path:
@@ -34,7 +29,7 @@ def test_answers_come_from_a_list_that_the_run_keeps(
     tmp_path: Path, small: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("inspect", "task=vqa", *small) == 0
-    assert "0-1" in capsys.readouterr().out
+    assert "0-2" in capsys.readouterr().out
     run = tiny_run(tmp_path / "run", "vqa", *small)
     answers = yaml.safe_load((run / "config.yaml").read_text())["task"]["answer_list"]
     assert set(answers) == {a for sample in build("vqa", "train", 24, 0) for a in sample.answers}
