@@ -110,7 +110,8 @@ class Bottleneck(Adapter):
 
     def hidden(self, states: Tensor, call: Call) -> Tensor:
         """The bottleneck's states, (..., dim). What a design does in the bottleneck, it does here."""
-        return self.dropout(self.activation(self.down(states)))
+        hidden: Tensor = self.dropout(self.activation(self.down(states)))
+        return hidden
 
     def factor(self, states: Tensor) -> Tensor | float:
         """The scale: a number, or one for each token (..., 1)."""
@@ -163,12 +164,14 @@ class Half(nn.Module):
         """Norm, then projection: (..., in) -> (..., out), in the parameters' type unless autocast says otherwise."""
         if not autocasts(states):  # which would only undo it
             states = states.to(next(self.parameters()).dtype)
-        return self.projection(states if self.norm is None else self.norm(states))
+        found: Tensor = self.projection(states if self.norm is None else self.norm(states))
+        return found
 
     def out(self, states: Tensor) -> Tensor:
         """Projection, then norm: (..., in) -> (..., out)."""
         out = self.projection(states)
-        return out if self.norm is None else self.norm(out)
+        found: Tensor = out if self.norm is None else self.norm(out)
+        return found
 
 
 def one_of(key: str, value: str, known: object) -> None:

@@ -60,7 +60,8 @@ class CrossModal(Bottleneck):
         hidden = self.down(states)  # (B, L, dim)
         if call.other is not None:
             hidden = hidden + torch.tanh(self.cross_gate) * self.attended(hidden, call.other, call.mask)
-        return self.dropout(self.activation(hidden))
+        out: Tensor = self.dropout(self.activation(hidden))
+        return out
 
     def attended(self, hidden: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
         """What states (B, L, dim) find in those of the other modality, (B, S, other_width), where the mask (B, S) lets them."""
@@ -70,7 +71,9 @@ class CrossModal(Bottleneck):
         return found.transpose(1, 2).flatten(2)  # (B, heads, L, dim / heads) -> (B, L, dim)
 
     def _split(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, dim) -> (B, heads, N, dim / heads)
+        # (B, N, dim) -> (B, heads, N, dim / heads)
+        split: Tensor = states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
     @staticmethod
     def count(width: int, dim: int, bias: bool = True, other_width: int = 0) -> int:

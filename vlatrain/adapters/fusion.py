@@ -81,12 +81,14 @@ class Fusion(Adapter):
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the states."""
         outputs = [self._added(unit, states, call) for unit in self.sources.values()]
-        return self.attention(states, torch.stack(outputs, dim=-2)).to(states.dtype)  # (B, L, S, width) in
+        found: Tensor = self.attention(states, torch.stack(outputs, dim=-2)).to(states.dtype)  # of (B, L, S, width)
+        return found
 
     def _added(self, unit: Any, states: Tensor, call: Call) -> Tensor:
         read = call.inputs if unit.reads == "input" else states
         found = unit(read, call)
-        return found if unit.residual else found - read
+        added: Tensor = found if unit.residual else found - read
+        return added
 
     @staticmethod
     def count(width: int, dim: int, value: str = "identity", sources: int = 2) -> int:
@@ -148,7 +150,8 @@ class Attention(nn.Module):
         assert self.key is not None
         query = self.query(states.to(self.query.weight.dtype)).unsqueeze(-2)  # (B, L, 1, dim)
         keys = self.key(outputs.to(self.key.weight.dtype))  # (B, L, S, dim)
-        return (query * keys).sum(-1).softmax(-1)
+        weights: Tensor = (query * keys).sum(-1).softmax(-1)
+        return weights
 
 
 def _built(source: Mapping[str, Any], width: int, point: str, facts: Mapping[str, Any]) -> Adapter:

@@ -95,7 +95,8 @@ class Hyperformer(Adapter):
     def code(self) -> Tensor:
         """What this place's weights are generated from: (projected,)."""
         parts: list[Tensor] = [part.weight for part in (self.task, self.layer, self.site) if part is not None]
-        return self.network(torch.cat(parts))
+        code: Tensor = self.network(torch.cat(parts))
+        return code
 
 
 class Embedding(nn.Module):

@@ -94,7 +94,8 @@ class Ladder(Adapter):
         if self.up is None:
             call.carried[STATES] = side
             return None
-        return (self.scaling * self.up(side)).to(states.dtype)
+        found: Tensor = (self.scaling * self.up(side)).to(states.dtype)
+        return found
 
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
         """Start the block from the trunk's feed-forward, cut down."""

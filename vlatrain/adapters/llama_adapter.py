@@ -74,23 +74,27 @@ class LlamaAdapter(Adapter):
     def _by_head(self, states: Tensor, size: int) -> Tensor:
         """(dim, key-value heads * d) -> (heads, dim, d): each is repeated for the heads of its group."""
         split = states.unflatten(-1, (-1, size)).transpose(0, 1)  # (key-value heads, dim, d)
-        return split.repeat_interleave(self.heads // len(split), dim=0)
+        repeated: Tensor = split.repeat_interleave(self.heads // len(split), dim=0)
+        return repeated
 
 
 def projected(frozen: Mapping[str, nn.Module], role: str, states: Tensor) -> Tensor:
     """The query, key or value of states, by a module of its own or by its third of a fused one."""
+    made: Tensor
     if role in frozen:
-        return plain(frozen[role]).forward(states)
+        made = plain(frozen[role]).forward(states)
+        return made
     whole, third = plain(frozen["qkv"]), FUSED.index(role)
     if type(whole) is nn.Linear:  # the other two need not be computed
         return linear(states, whole.weight.chunk(3)[third], None if whole.bias is None else whole.bias.chunk(3)[third])
-    return whole.forward(states).chunk(3, dim=-1)[third]
+    made = whole.forward(states).chunk(3, dim=-1)[third]
+    return made
 
 
 def without_bias(module: nn.Module, states: Tensor) -> Tensor:
     """What a linear layer makes of states, but for its bias."""
-    made = plain(module).forward(states)
-    bias = module.bias
+    made: Tensor = plain(module).forward(states)
+    bias: Tensor | None = module.bias  # type: ignore[assignment]  # a linear layer's
     return made if bias is None else made - bias.to(made.dtype)
 
 

@@ -268,11 +268,13 @@ class Attention(nn.Module):
                 scores = torch.where(mask, scores, torch.finfo(query.dtype).min)
             scores = scores.expand(len(query), self.heads, query.shape[2], key.shape[2])
         found = scaled_dot_product_attention(query, key, value, attn_mask=scores)  # (B, heads, L, d / heads)
-        return self.out(found.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return out
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, L, d) -> (B, heads, L, d / heads)."""
-        return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = states.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split
 
 
 def kept(mask: Tensor | None) -> Tensor | None:
@@ -312,4 +314,5 @@ def remembered(cache: Any, index: int, key: Tensor, value: Tensor) -> tuple[Tens
         raise ValueError(f"a side network needs a key-value cache that grows with the text, not a {kind.__name__}")
     while len(layers) <= index:
         layers.append(kind())
-    return layers[index].update(key, value)
+    both: tuple[Tensor, Tensor] = layers[index].update(key, value)
+    return both

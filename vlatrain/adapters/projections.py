@@ -77,7 +77,8 @@ class LowRank(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return self.second(self.first(states))
+        found: Tensor = self.second(self.first(states))
+        return found
 
 
 class Phm(nn.Module):
@@ -129,7 +130,8 @@ class Phm(nn.Module):
         inputs = n * (self.right if self.full is None else self.full).shape[-1]  # type: ignore[union-attr]
         if self.full is not None:
             return 1 / math.sqrt(inputs)
-        return (1 / (inputs * self.left.shape[-1])) ** 0.25  # type: ignore[union-attr]
+        bound: float = (1 / (inputs * self.left.shape[-1])) ** 0.25  # type: ignore[union-attr]
+        return bound
 
     def matrix(self) -> Tensor:
         """W, (out, in)."""
@@ -172,7 +174,8 @@ class LoraDense(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return linear(states, self.base) + self.second(self.first(states))  # type: ignore[arg-type]
+        found: Tensor = linear(states, self.base) + self.second(self.first(states))  # type: ignore[arg-type]
+        return found
 
 
 class Columns(nn.Module):

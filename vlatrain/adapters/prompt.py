@@ -143,9 +143,9 @@ class Prompt(Adapter):
             forget(cache, self.index, self.dim)
         sizes = [states.shape[1] - self.dim, self.dim]
         parts = states.split(sizes if self.causal else sizes[::-1], dim=1)
-        tokens, prompt = parts if self.causal else parts[::-1]
+        tokens: Tensor = parts[0 if self.causal else 1]
         if self.passes:
-            call.carried[STATES] = prompt
+            call.carried[STATES] = parts[1 if self.causal else 0]
         return tokens
 
 

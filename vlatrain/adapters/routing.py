@@ -64,7 +64,8 @@ class Routing(Bottleneck):
         if call.other is not None:
             latent = (self.down if self.latent is None else self.latent)(call.other)  # (B, S, dim)
             hidden = self.routed(hidden, latent, call.mask)
-        return self.dropout(self.activation(hidden))
+        out: Tensor = self.dropout(self.activation(hidden))
+        return out
 
     def routed(self, hidden: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
         """The function of states (B, L, dim) and the other modality's (B, S, dim), of which the mask (B, S) lets some count."""

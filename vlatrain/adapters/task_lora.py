@@ -70,7 +70,8 @@ class TaskLora(Adapter):
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the layer's output, from its input (B, L, inputs): (B, L, width)."""
         inputs = self.dropout(states.to(self.down.weight.dtype))
-        return (self.up(self.down(inputs)) * self.scaling).to(states.dtype)
+        found: Tensor = (self.up(self.down(inputs)) * self.scaling).to(states.dtype)
+        return found
 
     @staticmethod
     def count(inputs: int, outputs: int, dim: int) -> int:

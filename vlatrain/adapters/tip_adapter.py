@@ -84,4 +84,5 @@ class TipAdapter(Adapter):
         features = states.to(self.keys.dtype)
         likeness = normalize(features, dim=-1) @ self.keys.T  # (B, size)
         said = (self.beta * likeness).softmax(dim=-1).to(self.values.dtype) @ self.values  # (B, width)
-        return (features.norm(dim=-1, keepdim=True) * self.alpha * said).to(states.dtype)
+        found: Tensor = (features.norm(dim=-1, keepdim=True) * self.alpha * said).to(states.dtype)
+        return found

@@ -83,4 +83,5 @@ class UniAdapter(Adapter):
         out = self.up(hidden)  # (B, L, width)
         if self.fusion is not None and self.norm is not None and call.other is not None:
             out = self.norm(self.fusion(hidden) + out)
-        return (out * self.scaling).to(states.dtype)
+        found: Tensor = (out * self.scaling).to(states.dtype)
+        return found

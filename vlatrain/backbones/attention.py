@@ -19,7 +19,9 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return made.clamp(min=least) if torch.finfo(mask.dtype).min < least else made
 
 
-def masks_once(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def masks_once(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of a stack of layers that is called with states: its masks are `additive` ones in the type that all the layers'
     products have, lest each layer make its own."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]

@@ -157,7 +157,8 @@ class Backbone:
     @classmethod
     def vocabulary(cls, settings: Any) -> int:
         """How many words a model with such settings has embeddings for."""
-        return getattr(settings, "text_config", settings).vocab_size
+        size: int = getattr(settings, "text_config", settings).vocab_size
+        return size
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:
@@ -237,7 +238,8 @@ class Backbone:
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""
-        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixels
 
     def positions(self, tower: str) -> int | None:
         """The number of positions that a tower has for tokens; None: there is no limit."""
@@ -261,12 +263,14 @@ class Backbone:
     @property
     def around(self) -> int:
         """Special tokens around a question, or a text that is read, which `max_length` counts too."""
-        return self.tokenizer.num_special_tokens_to_add()
+        count: int = self.tokenizer.num_special_tokens_to_add()
+        return count
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of questions, or of texts that are read, without special ones; not cut."""
         said = [self.clean(text) for text in texts]
-        return self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     def text(self, texts: Sequence[str], max_length: int, multiple: int = 1) -> Text:
         """Tokenised texts with their special tokens, cut to `max_length` and to the model's positions, padded to the longest or a
@@ -298,7 +302,8 @@ def unit(features: Tensor) -> Tensor:
 def exact(head: nn.Module, states: Tensor) -> Tensor:
     """What a head makes of states, in fp32: the computation in the type of its weights, without autocast."""
     with full_precision(states.device):
-        return head(states.to(next(head.parameters()).dtype)).float()
+        scores: Tensor = head(states.to(next(head.parameters()).dtype)).float()
+        return scores
 
 
 def square_processor(settings: dict[str, Any]) -> Any:
@@ -344,7 +349,8 @@ def options_as(kind: type[Kind], config: ModelConfig) -> Kind:
             f"model.options.{name}: family={config.family} has no such option{did_you_mean(name, known)}"
             for name in unknown
         )
-    return kind(**config.options)
+    options: Kind = kind(**config.options)
+    return options
 
 
 @runtime_checkable

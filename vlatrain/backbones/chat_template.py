@@ -90,9 +90,10 @@ class Script:
         return [f"{self.lead}{reply.strip()}{self.end}"] if reply.strip() else []
 
     def _rendered(self, messages: list[dict[str, Any]], goes_on: bool) -> str:
-        return self.processor.apply_chat_template(
+        rendered: str = self.processor.apply_chat_template(
             messages, chat_template=self.template, add_generation_prompt=goes_on, tokenize=False
         )
+        return rendered
 
     def _unreadable(self, what: str) -> UserError:
         return UserError(

@@ -69,7 +69,8 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return settings
     except (OSError, ValueError) as error:
         raise UserError(f"model.checkpoint={folder}: no readable config.json ({error})") from error
 

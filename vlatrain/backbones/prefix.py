@@ -86,7 +86,7 @@ class PrefixReplay:
     def _recording(self, model: nn.Module, tower: TowerConfig, name: str) -> Iterator[None]:
         boundary, layers, seen = self.boundaries[name], model.get_submodule(tower.layers), {}
 
-        def keep(number: int, module: nn.Module, args: tuple, output: Any) -> None:
+        def keep(number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             seen[number] = output
             if number != boundary.taps[-1]:
                 return

@@ -116,7 +116,8 @@ def read_model(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    model, report = loaded
+    model: PreTrainedModel = loaded[0]
+    report = loaded[1]
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new))):
         raise UserError(
             f"{named} lacks {len(missing)} of the weights of {kind.__name__} ({missing[0]}, ...): it is no checkpoint for it"

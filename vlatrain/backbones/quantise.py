@@ -115,7 +115,8 @@ def _quantised(linear: nn.Module, bits: int, device: torch.device, dtype: torch.
             made.support_avx512bf16_for_cpu = False  # it would repack the frozen weights in place
     if linear.bias is not None:
         made.bias = nn.Parameter(linear.bias.data.to(dtype), requires_grad=False)  # type: ignore
-    return made.to(device).train(linear.training)
+    packed: nn.Module = made.to(device).train(linear.training)
+    return packed
 
 
 def keep_others_exact(model: nn.Module) -> None:

@@ -29,7 +29,8 @@ def described(name: str) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return values.get("adapter", values)
+    found: Mapping[str, Any] | None = values.get("adapter", values)
+    return found
 
 
 def completed(config: AdapterConfig) -> AdapterConfig:

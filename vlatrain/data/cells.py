@@ -22,13 +22,13 @@ class CellError(Exception):
 def text(value: Any) -> str:
     """A cell as text, stripped; empty for a missing value. Raises `CellError` for what is no text."""
     if isinstance(value, str):
-        value = value.strip()
-        if not value.isascii():
+        stripped: str = value.strip()
+        if not stripped.isascii():
             try:
-                value.encode("utf-8")
+                stripped.encode("utf-8")
             except UnicodeEncodeError:
                 raise CellError("text with half a surrogate pair") from None
-        return value
+        return stripped
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -70,7 +70,7 @@ def _pair(item: Any, key: str) -> tuple[str, float | None]:
     return text(item[key]), None if weight is None else _number(weight)
 
 
-def _object_of_lists(value: Mapping, key: str) -> list:
+def _object_of_lists(value: Mapping[str, Any], key: str) -> list[Any]:
     """One object as a list of it; an object of lists, as some libraries store a list of objects, as that list."""
     columns = {name: cells for name, cells in value.items() if name in (key, "weight") and isinstance(cells, list)}
     if key not in columns:

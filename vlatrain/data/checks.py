@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -181,7 +181,7 @@ def fault_of(picture: Picture) -> str:
     """What is wrong with a picture in a few words, or nothing. Reads the header and the end, rarely all of it."""
     if isinstance(picture, FeaturePicture):
         return picture.fault()
-    opener: Callable | None = getattr(picture, "open", None)
+    opener: Callable[..., Any] | None = getattr(picture, "open", None)
     if opener is None:  # generated on the fly: nothing stored that could be broken
         return ""
     try:

@@ -33,7 +33,8 @@ class FeaturePicture(FilePicture):
 
     def shape(self) -> tuple[int, ...]:
         """The shape that the file's header says. Raises what NumPy raises on a file that is none of its own."""
-        return np.load(self.path, mmap_mode="r", allow_pickle=False).shape
+        shape: tuple[int, ...] = np.load(self.path, mmap_mode="r", allow_pickle=False).shape
+        return shape
 
     def fault(self) -> str:
         """What is wrong with the file in a few words, or nothing."""

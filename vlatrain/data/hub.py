@@ -138,9 +138,11 @@ def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name
         builder.add((f"[{index}]", _with_names(record, used.features)), picture)
 
 
-def _add_some(first: dict, rows: Iterator[dict], features: Any, builder: Builder, limit: int | None) -> None:
+def _add_some(
+    first: dict[str, Any], rows: Iterator[dict[str, Any]], features: Any, builder: Builder, limit: int | None
+) -> None:
     """Take samples off a stream until `limit` are there and the next row would begin another."""
-    record: dict | None = first
+    record: dict[str, Any] | None = first
     index = 0
     while record is not None:
         picture = builder.picture(record, f"{builder.name}[{index}]")
@@ -151,7 +153,7 @@ def _add_some(first: dict, rows: Iterator[dict], features: Any, builder: Builder
         record, index = next(rows, None), index + 1
 
 
-def _stream_rows(dataset: Any) -> Iterator[dict]:
+def _stream_rows(dataset: Any) -> Iterator[dict[str, Any]]:
     """The rows of a stream, remote images fetched."""
     for record in dataset:
         for name, value in record.items():
@@ -163,7 +165,7 @@ def _stream_rows(dataset: Any) -> Iterator[dict]:
         yield record
 
 
-def _with_names(record: dict, features: Any) -> dict:
+def _with_names(record: dict[str, Any], features: Any) -> dict[str, Any]:
     """The record with class labels by name: the hub stores them as numbers."""
     import datasets
 

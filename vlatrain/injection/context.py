@@ -62,7 +62,8 @@ def context_of(model: nn.Module) -> Context:
         model = inner()
     if ATTRIBUTE not in model.__dict__:
         model.__dict__[ATTRIBUTE] = Context()
-    return model.__dict__[ATTRIBUTE]
+    context: Context = model.__dict__[ATTRIBUTE]
+    return context
 
 
 def reads_other(model: nn.Module, tower: str) -> bool:
@@ -141,7 +142,7 @@ def restore(model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def recomputed(model: nn.Module) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+def recomputed(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
     """For `context_fn` of `torch.utils.checkpoint`: a call is recomputed in the context it was made in, which by the time of the
     backward pass may be over.
 

@@ -47,7 +47,7 @@ def name_tensors(method: str, tuner: Any, part: str) -> None:
 
     @wraps(get)
     def saved(model: Any, state_dict: Any = None, adapter_name: str = "default", **kwargs: Any) -> dict[str, Tensor]:
-        tensors = get(model, state_dict, adapter_name, **kwargs)
+        tensors: dict[str, Tensor] = get(model, state_dict, adapter_name, **kwargs)
         if model.peft_config[adapter_name].peft_type != method:
             return tensors
         # those of an adapter whose name has this one in it are among them; of a parameter of a unit itself the name is out already

@@ -91,9 +91,8 @@ class VlatrainModel(Tuner):
     tuner_layer_cls = Site
     target_module_mapping: dict[str, list[str]] = {}
     sites: list[Site]
-    owners: dict[
-        tuple[str, str, tuple], nn.Module
-    ]  # what is shared, by adapter, part and what the places have in common
+    # what is shared, by adapter, part and what the places have in common
+    owners: dict[tuple[str, str, tuple[Any, ...]], nn.Module]
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         # not registered: they are in the model already. Found once, so that switching need not look for them
@@ -101,7 +100,7 @@ class VlatrainModel(Tuner):
         self.__dict__["owners"] = {}
         super().__init__(model, *args, **kwargs)
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         if not peft_config.points:
             raise ValueError("VlatrainConfig.points is empty: name the points to adapt")
         return peft_config
@@ -167,7 +166,8 @@ class VlatrainModel(Tuner):
         site.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _module(self, place: Mapping[str, Any], key: str) -> nn.Module:
-        return self.model.get_submodule(place[key])
+        module: nn.Module = self.model.get_submodule(place[key])
+        return module
 
     def _unit(
         self, config: VlatrainConfig, adapter: str, point: Point, place: Mapping[str, Any], target: nn.Module

@@ -67,7 +67,9 @@ def _repeats(model: nn.Module, kwargs: Mapping[str, Any]) -> frozenset[int]:
     return frozenset({1, *(number for number in asked if isinstance(number, int))})
 
 
-def _with_names(names: list[str], module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _with_names(
+    names: list[str], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of a trained head: each row its own adapter's, or the frozen one where that has none."""
     times = max(len(args[0]) // len(names), 1)
     own = [name if name in module.modules_to_save else BASE for name in names for _ in range(times)]

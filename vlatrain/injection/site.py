@@ -45,7 +45,8 @@ class Site(nn.Module, BaseTunerLayer):
     @property
     def units(self) -> nn.ModuleDict:
         """The adapters by name."""
-        return getattr(self, UNITS)
+        units: nn.ModuleDict = getattr(self, UNITS)
+        return units
 
     @property
     def reads_other(self) -> bool:
@@ -96,11 +97,11 @@ class Site(nn.Module, BaseTunerLayer):
         self.listening.clear()
         self.context.readers[:] = [site for site in self.context.readers if site is not self]
 
-    def hear_input(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def hear_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the module whose input is wanted: its first argument, whatever it is called."""
         self.inputs = args[0] if args else next(iter(kwargs.values()))
 
-    def hear_other(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def hear_other(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the layer: the states of the other modality that it is called with, by position or by name.
 
         It is the context that keeps them: a layer that is recomputed in the backward pass does not call its own hooks again.
@@ -111,11 +112,13 @@ class Site(nn.Module, BaseTunerLayer):
         ]
         self.context.heard = (heard[0], heard[1])
 
-    def forget_other(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def forget_other(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook of the layer: what it was called with is over."""
         self.context.heard = (None, None)
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the target: its arguments as the active adapters that go around it want them."""
         if self._disable_adapters or self.layer < self.context.dropped:
             return None
@@ -126,7 +129,7 @@ class Site(nn.Module, BaseTunerLayer):
         # as they came: hooks that record a layer's input look for it by position
         return tuple(arguments.pop(name) for name in self.names[: len(args)]), arguments
 
-    def hook(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the target: its output, (B, L, width), with the active adapters' added."""
         inputs, self.inputs = self.inputs, None
         if self._disable_adapters or self.layer < self.context.dropped:
@@ -159,7 +162,8 @@ class Site(nn.Module, BaseTunerLayer):
         found = unit(inputs if unit.reads == "input" else states, self._call(name, inputs, other, mask))
         if found is None:
             return adapted
-        return adapted + found if unit.residual else found
+        out: Tensor = adapted + found if unit.residual else found
+        return out
 
     def _call(
         self, name: str, inputs: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
@@ -288,7 +292,8 @@ class ByTask(nn.Module):
 
     def forward(self, states: Tensor, call: Call) -> Tensor:
         """What the task's unit computes."""
-        return self.current(states, call)
+        found: Tensor = self.current(states, call)
+        return found
 
 
 class Alias(nn.Module):
@@ -305,7 +310,8 @@ class Alias(nn.Module):
 
     def forward(self, states: Tensor, call: Call) -> Tensor:
         """What the other place's unit computes."""
-        return self.unit(states, call)
+        found: Tensor = self.unit(states, call)
+        return found
 
 
 def _as_keep(mask: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class Source:
     @property
     def points(self) -> dict[str, dict[str, Any]]:
         """Its places by point; empty for a method of PEFT's."""
-        return self.adapter.get("points", {})
+        points: dict[str, dict[str, Any]] = self.adapter.get("points", {})
+        return points
 
     @property
     def is_ours(self) -> bool:
@@ -112,7 +113,8 @@ def _read_adapter(run: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        adapter: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return adapter
     except ValueError as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from error
 

@@ -134,7 +134,8 @@ class JsonLines:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        step: float = json.loads(line)["step"]
+        return step
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

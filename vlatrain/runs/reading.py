@@ -99,7 +99,8 @@ def save_config(config: TrainConfig, folder: Path) -> Path:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """`saved_config` with what OmegaConf would interpolate escaped: nothing in it can execute."""
-    return _escaped(saved_config(folder))
+    config: dict[str, Any] = _escaped(saved_config(folder))
+    return config
 
 
 def saved_config(folder: str | Path) -> dict[str, Any]:

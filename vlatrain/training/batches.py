@@ -89,7 +89,7 @@ def training_batches(
         yield move(_unwrap(batch), device), weight
 
 
-class _Groups(Dataset):
+class _Groups(Dataset[Any]):
     """Batches by a range of positions."""
 
     def __init__(self, samples: Sequence[Sample], collate: Collate) -> None:
@@ -99,7 +99,7 @@ class _Groups(Dataset):
         return _collated(self.collate, [self.samples[position] for position in positions])
 
 
-class _Passes(Dataset):
+class _Passes(Dataset[Any]):
     """Forward passes by step and part. What `collate` draws at random depends on these alone: not on workers, nor on
     what was loaded before."""
 
@@ -127,7 +127,7 @@ def _unwrap(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def _loader(dataset: Dataset, keys: Iterable[Any], workers: int, device: torch.device | str) -> DataLoader:
+def _loader(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: torch.device | str) -> DataLoader[Any]:
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the tokenizers library complains of every fork
     return DataLoader(

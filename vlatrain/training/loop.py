@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class Loop:
         layers: Iterable[nn.Module] = (),
         display: Display = SILENT,
         sinks: Sequence[Sink] = (),
-        within: Callable[[int], AbstractContextManager] = nullcontext,
+        within: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config, self.trainer = config, config.trainer
         self.task, self.model, self.train, self.eval = task, model, train, eval

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 class Shapes(TorchFunctionMode):
     """Lets code run on shapes that looks at values: all masks are full, and what has values meets what has none."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         own = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if func is torch.Tensor.__bool__ or (func is torch.Tensor.item and _is_mask(own)):
             return True
@@ -52,9 +54,11 @@ class Alive(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
+        self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         for tensor in tree_leaves((args, kwargs)):
             self._meet(tensor, counted=False)
         found = func(*args, **(kwargs or {}))
@@ -71,7 +75,7 @@ class Alive(TorchDispatchMode):
             return
         size = storage.nbytes() if counted else 0
 
-        def gone(_: weakref.ref) -> None:
+        def gone(_: weakref.ref[Any]) -> None:
             del self._known[key]
             self.now -= size
 

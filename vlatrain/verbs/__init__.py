@@ -24,7 +24,8 @@ class Verb:
     def call(self) -> Callable[..., Any]:
         """The function; torch is imported with it."""
         module, _, name = self.function.rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        verb: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return verb
 
 
 VERBS = {

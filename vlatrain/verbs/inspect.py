@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -131,7 +132,7 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     return found
 
 
-def as_json(inspection: Inspection) -> dict:
+def as_json(inspection: Inspection) -> dict[str, Any]:
     """The counts as JSON values."""
     return {**asdict(inspection), "percent": inspection.percent}
 

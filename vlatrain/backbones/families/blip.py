@@ -130,7 +130,8 @@ class FastTextAttention(BlipTextSelfAttention):
 
     def _split(self, states: Tensor) -> Tensor:
         # (B, L, width) -> (B, heads, L, head)
-        return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+        split: Tensor = states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+        return split
 
     def _keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         # (B, S, other width) -> (B, heads, S, head) each
@@ -152,7 +153,8 @@ class FastTextAttention(BlipTextSelfAttention):
         rows = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B / beams, heads, beams * L, head)
         mask = None if mask is None else mask[::beams, :, :1]  # (B / beams, 1, 1, S)
         found = scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=share)
-        return found.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
+        joined: Tensor = found.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
+        return joined
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -193,9 +195,11 @@ class Blip(Backbone):
         prefix = inputs.get("prefix", {})
         if prefix and "vision" not in prefix:  # whoever reads them is kept as a whole
             (states,) = prefix.values()
-            return states[:, 0, :1]
+            first: Tensor = states[:, 0, :1]
+            return first
         with self.prefix("vision", inputs):
-            return self.model.vision_model(pixel_values=inputs["pixels"]).last_hidden_state  # (B, S, width)
+            out: Tensor = self.model.vision_model(pixel_values=inputs["pixels"]).last_hidden_state  # (B, S, width)
+            return out
 
     def context(self, inputs: Inputs) -> Inputs:
         """Image states, or the question's states after it has attended to the image: `states` (B, S, width), `mask` (B, S).
@@ -234,13 +238,14 @@ class Blip(Backbone):
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with restore(self.model, context):
-            return self.model.text_decoder(
+            logits: Tensor = self.model.text_decoder(
                 input_ids=target.ids,
                 attention_mask=target.mask,
                 encoder_hidden_states=context["states"],
                 encoder_attention_mask=context["mask"],
                 use_cache=False,
             ).logits
+            return logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
@@ -287,7 +292,7 @@ class Blip(Backbone):
         )
         return exact(self.model.itm_head, fused.last_hidden_state[:, 0])
 
-    def _asked(self, question: Text | None) -> AbstractContextManager:
+    def _asked(self, question: Text | None) -> AbstractContextManager[None]:
         """Hand the vision tower the question's own states, if anything there reads them."""
         if question is None or not reads_other(self.model, "vision"):
             return nullcontext()
@@ -296,14 +301,17 @@ class Blip(Backbone):
 
     @property
     def _end(self) -> int:
-        return self.model.config.text_config.sep_token_id
+        token: int = self.model.config.text_config.sep_token_id
+        return token
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         start = self.model.config.text_config.bos_token_id
         return [start, *(self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else [])]
 
 
-def _hand_mask_on(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _hand_mask_on(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give cross-attention the mask of what it attends to under the name it reads."""
     if kwargs.get("encoder_hidden_states") is not None and kwargs.get("encoder_attention_mask") is None:
         kwargs["encoder_attention_mask"] = kwargs.get("attention_mask")

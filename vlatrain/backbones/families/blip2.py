@@ -37,7 +37,8 @@ class Blip2(Backbone):
     @classmethod
     def vocabulary(cls, settings: Any) -> int:
         """How many words the Q-Former has embeddings for."""
-        return settings.qformer_config.vocab_size
+        size: int = settings.qformer_config.vocab_size
+        return size
 
     @classmethod
     def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
@@ -76,15 +77,17 @@ class Blip2(Backbone):
         return exact(self.model.itm_head, found).mean(dim=1)
 
     def _queries(self, states: Tensor) -> Tensor:
-        return self.model.query_tokens.expand(len(states), -1, -1)
+        queries: Tensor = self.model.query_tokens.expand(len(states), -1, -1)
+        return queries
 
     def _encoded(self, embeddings: Tensor, mask: Tensor | None, queries: int, states: Tensor | None = None) -> Tensor:
         """States of the Q-Former's tokens (N, L, width), the first so many of which are queries, that attend to an image's."""
         seen = None if states is None else states.new_ones(states.shape[:2], dtype=torch.long)
-        return self.model.qformer(
+        out: Tensor = self.model.qformer(
             query_embeds=embeddings,
             query_length=queries,
             attention_mask=mask,
             encoder_hidden_states=states,
             encoder_attention_mask=seen,
         ).last_hidden_state
+        return out

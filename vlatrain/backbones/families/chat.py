@@ -287,7 +287,8 @@ class Chat(Backbone):
     def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
         """Next-token logits of the last so many tokens of prompts."""
         with self._shown(context), self._encoded(context, prompt) as image:
-            return self.model(**prompt, **image, use_cache=False, logits_to_keep=last).logits
+            logits: Tensor = self.model(**prompt, **image, use_cache=False, logits_to_keep=last).logits
+            return logits
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """A token that stands for the prompt's last one, the text's own prompt, the text, the end."""

@@ -197,7 +197,8 @@ class Composite(Backbone):
     def _ids(self, text: str, behind: bool = False) -> list[int]:
         """Token ids of a text without special ones; `behind`: as it is tokenised behind another and a blank."""
         if not behind or not text:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids
         return self._ids(f"{ANCHOR} {text}")[len(self._ids(ANCHOR)) :]
 
     def _cut(self, text: str, max_length: int) -> str:
@@ -226,11 +227,14 @@ class Composite(Backbone):
     def visual_tokens(self) -> int:
         """Tokens that an image comes to: the most of those that `measure` has seen, where they are features."""
         vision = self.model.vision
+        count: int
         if vision is None:
-            return self.model.config.vision_config.tokens
+            count = self.model.config.vision_config.tokens
+            return count
         pixels = self.pixels([Image.new("RGB", (64, 64))]).to("meta")
         with torch.device("meta"):  # only the shape is asked for
-            return type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
+            count = type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
+            return count
 
     def measure(self, pictures: Sequence[Picture]) -> None:
         """The most features that an image has."""

@@ -52,13 +52,14 @@ class CausalComposite(Composite):
         """Next-token logits of the last so many tokens."""
         embeddings, mask = self._embedded(context, ids, mask)
         with self._shown(context):
-            return self.language(
+            logits: Tensor = self.language(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
                 position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
                 use_cache=False,
                 logits_to_keep=last,
             ).logits
+            return logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
@@ -134,13 +135,14 @@ class Seq2SeqComposite(Composite):
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with self._shown(context):
-            return self.language(
+            logits: Tensor = self.language(
                 encoder_outputs=BaseModelOutput(last_hidden_state=context["states"]),
                 attention_mask=context["mask"],
                 decoder_input_ids=target.ids,
                 decoder_attention_mask=target.mask,
                 use_cache=False,
             ).logits
+            return logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""

@@ -56,8 +56,8 @@ class JoinedConfig(PretrainedConfig):
         "text_config": AutoConfig,
     }  # transformers 5.20 derives it, older ones read it
 
-    vision_config: dict | PretrainedConfig | None = None
-    text_config: dict | PretrainedConfig | None = None
+    vision_config: dict[str, Any] | PretrainedConfig | None = None
+    text_config: dict[str, Any] | PretrainedConfig | None = None
     vision_class: str = FEATURES
     language_class: str = ""
     vision_norm: str = ""
@@ -103,7 +103,8 @@ class VisualProjection(nn.Module):
         projected = self.norm(self.linear(states.to(weight.dtype)))
         if self.boxes is not None:
             projected = projected + self.boxes(grid_boxes(states.shape[1], states.device).to(weight.dtype))
-        return projected if self.order is None else projected + self.order.weight[0]
+        found: Tensor = projected if self.order is None else projected + self.order.weight[0]
+        return found
 
 
 def grid_boxes(count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -156,11 +157,13 @@ class Joined(PreTrainedModel):
         assert self.vision is not None
         states = self.vision(pixel_values=pixels).last_hidden_state
         norm = self.config.vision_norm
-        return self.vision.get_submodule(norm)(states) if norm else states
+        seen: Tensor = self.vision.get_submodule(norm)(states) if norm else states
+        return seen
 
     def embedded(self, ids: Tensor) -> Tensor:
         """Embeddings (N, L, d) of token ids (N, L)."""
-        return self.language.get_input_embeddings()(ids)
+        embedded: Tensor = self.language.get_input_embeddings()(ids)
+        return embedded
 
     def as_tokens(self, projected: Tensor) -> Tensor:
         """Projected states (B, S, d) as visual tokens: of the size and the type of word embeddings."""
@@ -175,4 +178,5 @@ class Joined(PreTrainedModel):
             with torch.no_grad():
                 some = self.embedded(torch.arange(min(len(words), 1024), device=words.device)).float()
                 self.__dict__["_size"] = float(some.pow(2).mean().sqrt())
-        return self.__dict__["_size"]
+        size: float = self.__dict__["_size"]
+        return size

@@ -129,15 +129,17 @@ class Dual(Backbone):
     def logit_scale(self) -> Tensor:
         """The learned scale."""
         if self.options.temperature:
-            return 1 / self.model.get_parameter(self.options.temperature).squeeze()
-        scale = self.model.get_parameter(self.options.logit_scale).exp().squeeze()
+            inverse: Tensor = self.model.get_parameter(self.options.temperature)
+            return 1 / inverse.squeeze()
+        scale: Tensor = self.model.get_parameter(self.options.logit_scale).exp().squeeze()
         return scale if self.options.max_logit_scale is None else scale.clamp(max=self.options.max_logit_scale)
 
     def logit_bias(self) -> Tensor:
         """The learned bias; zero where there is none."""
         if not self.options.logit_bias:
             return torch.zeros((), device=self.device)
-        return self.model.get_parameter(self.options.logit_bias).squeeze()
+        bias: Tensor = self.model.get_parameter(self.options.logit_bias).squeeze()
+        return bias
 
     @property
     def matches(self) -> bool:

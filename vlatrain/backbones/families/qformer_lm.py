@@ -50,19 +50,21 @@ class Prefix(Chat):
 
     def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
         with self._shown(context):
-            return self.writer(
+            logits: Tensor = self.writer(
                 inputs_embeds=self._embedded(context, prompt["input_ids"]),
                 attention_mask=prompt["attention_mask"],
                 use_cache=False,
                 logits_to_keep=last,
             ).logits
+            return logits
 
     def _embedded(self, context: Inputs, ids: Tensor) -> Tensor:
         """Embeddings (N, L, d) of tokens (N, L), those of the image by its states."""
         embeddings = self.model.get_input_embeddings()(ids)
-        return embeddings.masked_scatter(
+        filled: Tensor = embeddings.masked_scatter(
             (ids == self.model.config.image_token_id)[..., None], context["states"].to(embeddings.dtype)
         )
+        return filled
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
@@ -150,12 +152,13 @@ class Seq2Seq(Prefix):
     def logits(self, context: Inputs, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with restore(self.model, context):
-            return self.writer(
+            logits: Tensor = self.writer(
                 **self._decoded(context),
                 decoder_input_ids=target.ids,
                 decoder_attention_mask=target.mask,
                 use_cache=False,
             ).logits
+            return logits
 
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""

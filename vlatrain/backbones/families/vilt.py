@@ -34,7 +34,8 @@ class FastViltAttention(ViltSelfAttention):
     ) -> tuple[Tensor, ...]:
         """(B, L, width) -> (B, L, width), and the weights if asked for, by the original. The mask is additive, (B, 1, 1, L)."""
         if output_attentions:
-            return super().forward(hidden_states, attention_mask, output_attentions)
+            outputs: tuple[Tensor, ...] = super().forward(hidden_states, attention_mask, output_attentions)
+            return outputs
         heads = self.num_attention_heads, self.attention_head_size
         query, key, value = (
             layer(hidden_states).unflatten(-1, heads).transpose(1, 2)  # (B, L, width) -> (B, heads, L, head)
@@ -169,6 +170,7 @@ class Vilt(Backbone):
         states, mask = context["states"], context["mask"]
         handed = provide(self.model, "fusion", states, mask) if reads_other(self.model, "fusion") else nullcontext()
         with handed:
-            return self.model.vilt(
+            pooled: Tensor = self.model.vilt(
                 input_ids=text.ids, attention_mask=text.mask, image_embeds=states, pixel_mask=mask
             ).pooler_output
+            return pooled

@@ -369,7 +369,7 @@ class _Work:
                 store.touch()
             self.prefix_replay.in_tuple[name] = store.in_tuple
         faults = [found for found, _ in everyone if found]
-        left = max(gather(len(self._missing(missing))))
+        left: int = max(gather(len(self._missing(missing))))
         for store in stores.values():
             if isinstance(store, Shared):
                 store.close()

@@ -200,7 +200,7 @@ class Disk:
         path = self.places.get(key)
         if path is None:
             return None
-        state = self.open[path].get_tensor(key)
+        state: Tensor = self.open[path].get_tensor(key)
         expected = self.unchecked.pop(key, None)
         if expected is None or _sum(state) == expected:
             return state
@@ -322,7 +322,8 @@ def note_of(folder: Path) -> dict[str, Any]:
     """What a folder is of, as its shards say; empty if none does."""
     for path in _files(folder, SHARD):
         with suppress(OSError, SafetensorError, ValueError, KeyError):
-            return json.loads((safe_open(path, "pt").metadata() or {})["vlatrain"])["note"]
+            note: dict[str, Any] = json.loads((safe_open(path, "pt").metadata() or {})["vlatrain"])["note"]
+            return note
     return {}
 
 

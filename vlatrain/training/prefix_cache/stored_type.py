@@ -81,7 +81,7 @@ class _Readers(TorchDispatchMode):
         self.towers: dict[int, str] = {}  # by storage, which views share
         self.held: list[Tensor] = []  # lest another tensor gets the storage
 
-    def enter(self, tower: str, layer: nn.Module, args: tuple, output: Any) -> None:
+    def enter(self, tower: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """See what reads a layer's output, as a forward hook."""
         self._mark(tower, output[0] if isinstance(output, tuple) else output)
 
@@ -110,4 +110,5 @@ class _Readers(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    storage: int = tensor.untyped_storage()._cdata
+    return storage
