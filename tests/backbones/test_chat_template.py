@@ -123,6 +123,8 @@ def test_plain_text() -> None:
     assert found.tokenizer.decode(own) == "red picture <end_of_utterance>"
     assert found.reply("red picture picture", 3, prompt="a blue")[1] == own
     assert script("").end == "[SEP]"
+    with pytest.raises(UserError, match="a conversation of several turns needs a chat template"):
+        script("").pieces(TURNS)
 
 
 @pytest.mark.parametrize(

@@ -48,5 +48,5 @@ def test_the_search_has_the_beams_of_its_settings() -> None:
     one, three = (generate_settings(DecodeConfig(num_beams=3), count, None) for count in (1, 3))
     assert one | {"num_return_sequences": 3} == three
     assert three["num_beams"] == 3
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="alternatives=2: a search with num_beams=1 finds no more"):
         generate_settings(DecodeConfig(num_beams=1), 2, None)

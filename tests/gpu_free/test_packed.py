@@ -9,7 +9,7 @@ from torch import nn
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
-from vlatrain.training.modes import frozen_hashes, refuse_moved
+from vlatrain.training.modes import FrozenWeightsMoved, frozen_hashes, refuse_moved
 from vlatrain.training.setup import new_setup, texts_of
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -41,7 +41,7 @@ def test_frozen_means_equal_in_value() -> None:
     model.to(torch.float32)
     refuse_moved(before, model)
     model.bias[1] += 1e-6
-    with pytest.raises(AssertionError, match="1 frozen weights or buffers changed in training: bias"):
+    with pytest.raises(FrozenWeightsMoved, match="1 frozen weights or buffers changed in training: bias"):
         refuse_moved(before, model)
 
 

@@ -69,10 +69,11 @@ class Script:
         An empty last reply is left out.
 
         Raises:
-            UserError: the template writes a conversation otherwise once it has gone on.
+            UserError: the template writes a conversation otherwise once it has gone on; or there are several turns and no template.
         """
         if not self.template:
-            assert len(turns) == 1, "several turns need a chat template"
+            if len(turns) > 1:
+                raise UserError("a conversation of several turns needs a chat template, and this processor has none")
             return [turns[0][0], *self._replied(turns[0][1])]
         messages: list[dict[str, Any]] = []
         found, before = [], ""

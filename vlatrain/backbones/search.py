@@ -52,8 +52,14 @@ def generate_settings(decode: DecodeConfig, alternatives: int, start: tuple[Tens
         decode: the task's settings; the search is the same however many texts are asked for.
         alternatives: texts for each row, at most `decode.num_beams`.
         start: what `word_start` found.
+
+    Raises:
+        ValueError: more texts than there are beams.
     """
-    assert alternatives <= decode.num_beams, "a search finds no more texts than it has beams"
+    if alternatives > decode.num_beams:
+        raise ValueError(
+            f"alternatives={alternatives}: a search with num_beams={decode.num_beams} finds no more than that"
+        )
     return {
         "do_sample": False,
         "num_beams": decode.num_beams,

@@ -19,6 +19,11 @@ from vlatrain.injection.context import recomputed
 from vlatrain.injection.site import Site
 from vlatrain.metrics.precision import full_precision
 
+
+class FrozenWeightsMoved(RuntimeError):  # noqa: N818, what it says
+    """Training has changed weights or buffers that are frozen, which nothing may."""
+
+
 NORMS = (nn.LayerNorm, nn.GroupNorm)  # autocast computes them in fp32
 
 
@@ -102,14 +107,15 @@ def refuse_moved(before: dict[str, str], model: nn.Module) -> None:
     """Make sure that nothing frozen has changed since `frozen_hashes` returned `before`.
 
     Raises:
-        AssertionError: something has; it names what.
+        FrozenWeightsMoved: something has; it names what.
     """
     after = frozen_hashes(model)
     moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    assert not moved, (
-        f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}; the adapter is saved, "
-        "but was trained on the changed ones"
-    )
+    if moved:
+        raise FrozenWeightsMoved(
+            f"{len(moved)} frozen weights or buffers changed in training: {', '.join(moved[:5])}; the adapter is saved, "
+            "but was trained on the changed ones"
+        )
 
 
 def cast_trunk(model: nn.Module, dtype: torch.dtype, low_norms: bool = False) -> None:

@@ -58,6 +58,8 @@ def test_features_and_similarities_are_transformers_own(name: str) -> None:
     assert_close(logits, own.logits_per_image, backbone.model)
     assert not backbone.matches  # nothing reads the image, so the pairs' scores say what the features say
     assert_close(backbone.match(states, text), (image * texts).sum(-1) * backbone.logit_scale(), backbone.model)
+    with pytest.raises(ValueError, match="a dual encoder is asked no questions"):
+        backbone.inputs(images(), ["what?"] * len(CAPTIONS))
 
 
 @pytest.mark.parametrize("name", DUALS)

@@ -83,8 +83,13 @@ class Dual(Backbone):
     def inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
     ) -> Inputs:
-        """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them."""
-        assert questions is None, "a dual encoder is asked no questions"
+        """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them.
+
+        Raises:
+            ValueError: there are questions.
+        """
+        if questions is not None:
+            raise ValueError("a dual encoder is asked no questions")
         encoded = dict(self.image_processor(images=list(images), return_tensors="pt"))
         return {"pixels": encoded.pop("pixel_values"), **encoded}
 
