@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from vlatrain.data.sample import Picture, Turn
 
 Kind = TypeVar("Kind", bound=Any)
-Inputs = dict[str, Any]
-"""Tensors and texts by name, with a row for each sample."""
-
+Context = dict[str, Tensor]
+"""What texts are scored, or written, from: states and masks by name, with a row for each of the inputs."""
 
 BUCKET = 8
 """Questions are padded to a multiple of so many tokens: fewer shapes for a compiler, and fewer roundings for a cache of states."""
@@ -61,6 +60,20 @@ class Text:
     def to(self, device: torch.device | str) -> Text:
         """The same on another device."""
         return Text(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+
+class Inputs(TypedDict, total=False):
+    """What a model is given, with a row for each sample. A family may have more, in a class of its own.
+
+    Attributes:
+        pixels: (B, 3, H, W) images.
+        question: (B, L) the questions about them, where some are asked.
+        prefix: by tower, the kept states (B, taps, L, width) of its frozen layers, where there are any.
+    """
+
+    pixels: Tensor
+    question: Text
+    prefix: dict[str, Tensor]
 
 
 @dataclass
@@ -289,7 +302,7 @@ class Backbone:
         """The length that texts of so many tokens get where they are not padded for others' sake."""
         return tokens
 
-    def select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
+    def select_rows(self, context: Context, group_index: Tensor) -> Context:
         """A context with its rows repeated or picked: row i of the result is row `group_index[i]`, (N,)."""
         return {name: value.index_select(0, group_index) for name, value in context.items()}
 
@@ -360,7 +373,7 @@ class Generator(Protocol):
     It first turns the inputs into a context, the states that texts are scored or written from.
     """
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: Inputs) -> Context:
         """What all texts about a row's image have in common, a row for each row of the inputs (see `Backbone.select_rows`)."""
         ...
 
@@ -369,11 +382,11 @@ class Generator(Protocol):
         before the first that is learned (start token and prompt)."""
         ...
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits (N, L, vocabulary) of target tokens (N, L), teacher-forced."""
         ...
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Generated texts without prompt and special tokens, best first, row by row: for each `alternatives`, at most the beams."""
         ...
 
@@ -472,10 +485,10 @@ class Answerer(Protocol):
 class Matcher(Protocol):
     """A backbone that scores pairs of an image and a text, and has no features to search by."""
 
-    def image_context(self, inputs: Inputs) -> Inputs:
+    def image_context(self, inputs: Inputs) -> Context:
         """What all pairs with a row's image have in common, a row for each row of the inputs (see `Backbone.select_rows`)."""
         ...
 
-    def pair_scores(self, context: Inputs, text: Text) -> Tensor:
+    def pair_scores(self, context: Context, text: Text) -> Tensor:
         """Scores (N,) of images, rows of a context, with texts (N, L): higher fits better."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,38 @@ from vlatrain.data.sample import Sample
 from vlatrain.tasks.lengths import Use
 from vlatrain.tasks.sample_checks import images_named
 
-Batch = dict[str, Any]
-Collate = Callable[[Sequence[Sample]], Batch]
-Batches = Callable[[Sequence[Sample], Collate], Iterator[Batch]]
-"""Given samples and a collate function, yields its batches on the model's device, showing progress."""
+
+class Batch(TypedDict):
+    """What a task makes of samples. Each task has a class of its own, with what it learns from.
+
+    Attributes:
+        ids: of the samples.
+    """
+
+    ids: Sequence[str | int]
+
+
+class ImageBatch(Batch):
+    """What is asked about images.
+
+    Attributes:
+        inputs: what the model is given of the samples.
+    """
+
+    inputs: Inputs
+
+
+Made = TypeVar("Made", bound=Batch)
+Collate = Callable[[Sequence[Sample]], Made]
+
+
+class Batches(Protocol):
+    """Given samples and a collate function, yields its batches on the model's device, showing progress."""
+
+    def __call__(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
+        """Of the samples, in order."""
+        ...
+
 
 TYPICAL = {  # tokens, with the special ones
     "question": 16,
@@ -71,8 +99,8 @@ class Task(ABC):
         """Samples as a training batch: CPU tensors, and `ids`. Runs in data-loading workers."""
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """Loss of a batch that `collate` made: a scalar, the mean over its samples."""
+    def loss(self, batch: Any) -> Tensor:
+        """Loss of a batch that its own `collate` made: a scalar, the mean over its samples."""
 
     @abstractmethod
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:

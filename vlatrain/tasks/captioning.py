@@ -8,21 +8,35 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Generator, blank_text
+from vlatrain.backbones.base import Backbone, Generator, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
 from vlatrain.tasks.base import (
     TYPICAL,
-    Batch,
     Batches,
     Evaluation,
+    ImageBatch,
     Task,
     group_index_of,
     mean_per_owner,
     sequence_losses,
 )
 from vlatrain.tasks.lengths import Use, reference_use, writing
+
+
+class CaptionBatch(ImageBatch):
+    """Images and captions.
+
+    Attributes:
+        caption: (N, L) the captions.
+        given: number of their leading tokens that are not learned.
+        group_index: (N,) the captions' images.
+    """
+
+    caption: Text
+    given: int
+    group_index: Tensor
 
 
 class Captioning(Task):
@@ -43,18 +57,18 @@ class Captioning(Task):
         learned = Use("captions", "target", lambda one: one.captions, look, "train")
         return [learned, reference_use("captions", lambda one: one.captions, self.backbone)]
 
-    def images(self, samples: Sequence[Sample]) -> Batch:
+    def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> CaptionBatch:
         """Images, and every caption, each sample's one after the other: all captions of an image share its states."""
         texts = [caption for sample in samples for caption in sample.captions]
         target, given = self.generator.target(texts, self.longest("target"), self.config.prompt)
         group_index = group_index_of([len(sample.captions) for sample in samples])
         return {**self.images(samples), "caption": target, "given": given, "group_index": group_index}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: CaptionBatch) -> Tensor:
         """Mean over the images of the mean over their captions of the captions' losses."""
         context = self.generator.context(batch["inputs"])
         logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["caption"])
@@ -73,7 +87,7 @@ class Captioning(Task):
             }
         )
 
-    def caption(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
+    def caption(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
         """For each image the best captions, best first."""
         context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, self.config.prompt, alternatives)

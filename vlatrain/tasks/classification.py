@@ -27,13 +27,23 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.metrics.retrieval import similarity
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, similarity_scale
+from vlatrain.tasks.base import TYPICAL, Batches, Evaluation, ImageBatch, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
-from vlatrain.tasks.vqa import Vqa
+from vlatrain.tasks.vqa import Vqa, VqaBatch
 
 TEXTS = 256  # texts that are encoded at a time
 SHOWN = 20  # classes whose probabilities are written for each sample
 UNKNOWN = 10  # classes that a rehearsal takes there to be, where the data has not been read
+
+
+class ClassBatch(ImageBatch):
+    """Images and their classes.
+
+    Attributes:
+        label: (B,) the classes' places.
+    """
+
+    label: Tensor
 
 
 class Classification(Task):
@@ -52,7 +62,7 @@ class Classification(Task):
         self.place = {name: place for place, name in enumerate(config.classes)}
 
     @abstractmethod
-    def images(self, samples: Sequence[Sample]) -> Batch:
+    def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """What `scores` takes: `ids` and `inputs`."""
 
     @abstractmethod
@@ -60,10 +70,10 @@ class Classification(Task):
         """What `scores` needs of the classes, whatever the images."""
 
     @abstractmethod
-    def scores(self, batch: Batch, known: Any) -> Tensor:
+    def scores(self, batch: ImageBatch, known: Any) -> Tensor:
         """Of each image (B, C) the logarithms of the classes' probabilities, but for a number that is the same for all of them."""
 
-    def classify(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+    def classify(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each image the likeliest classes with their probabilities, best first."""
         return self._best(self._probabilities(batch, self.known()), alternatives)
 
@@ -91,7 +101,7 @@ class Classification(Task):
     def _settings(self) -> dict[str, Any]:
         """What the scores depend on."""
 
-    def _probabilities(self, batch: Batch, known: Any) -> Tensor:
+    def _probabilities(self, batch: ImageBatch, known: Any) -> Tensor:
         """(B, C) on the CPU, in fp64: no two classes become equally likely by rounding."""
         return self.scores(batch, known).cpu().double().softmax(dim=1)
 
@@ -129,15 +139,15 @@ class ByFeatures(Classification):
         tokens = tokens_of(self.backbone, [prompt(template, name) for name in classes], self.longest("text"))
         return alike(classes, tokens, f"{key}classes", self.backbone)
 
-    def images(self, samples: Sequence[Sample]) -> Batch:
+    def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> ClassBatch:
         """Images and their classes."""
         return {**self.images(samples), "label": torch.tensor([self.place[sample.label] for sample in samples])}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: ClassBatch) -> Tensor:
         """Cross-entropy over the classes."""
         return cross_entropy(self.scores(batch, self.known()), batch["label"])
 
@@ -155,12 +165,12 @@ class ByFeatures(Classification):
             self._kept = features
         return features
 
-    def scores(self, batch: Batch, known: Tensor) -> Tensor:
+    def scores(self, batch: ImageBatch, known: Tensor) -> Tensor:
         """Scaled cosine similarities (B, C)."""
         cosine = similarity(self.embedder.image_features(batch["inputs"])[0], known)
         return cosine * similarity_scale(self.config, self.backbone)
 
-    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def pairs(self, batch: ClassBatch) -> tuple[Tensor, Tensor]:
         """Features (B, D) of a training batch's images, and of each what makes its class's score greater by one and changes no
         other, if added to features: what a cache of samples is filled with (a one-hot label, seen through the classes)."""
         one_hot = torch.linalg.pinv(self.known()).T  # (C, D); times the classes' features (D, C) it is the unit matrix
@@ -171,7 +181,7 @@ class ByFeatures(Classification):
         texts = (len(self.config.classes) or UNKNOWN) * len(self.config.templates)
         prompts = blank_text(texts, self.backbone.padded_to(TYPICAL["prompt"]), device)
         known = self._averaged(self.embedder.text_features(prompts))
-        logits = self.scores({"inputs": self.backbone.blank(batch_size, device)}, known)
+        logits = self.scores({"ids": range(batch_size), "inputs": self.backbone.blank(batch_size, device)}, known)
         return cross_entropy(logits, torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def _settings(self) -> dict[str, Any]:
@@ -213,22 +223,22 @@ class ByWords(Classification):
         tokens = written_tokens(self.backbone, self.config.classes, self.longest("target"))
         return alike(self.config.classes, tokens, f"{key}classes", self.backbone)
 
-    def images(self, samples: Sequence[Sample]) -> Batch:
+    def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images and the question."""
         return self.vqa.questions(self._asked(samples))
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> VqaBatch:
         """Images, the question, and the class as its answer."""
         return self.vqa.collate(self._asked(samples))
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: VqaBatch) -> Tensor:
         """That of answering with the class."""
         return self.vqa.loss(batch)
 
     def known(self) -> None:
         """Nothing: the classes are read with the image in view."""
 
-    def scores(self, batch: Batch, known: None) -> Tensor:
+    def scores(self, batch: ImageBatch, known: None) -> Tensor:
         """Log-probabilities (B, C) of the classes' names."""
         return self.vqa.rank(batch)
 

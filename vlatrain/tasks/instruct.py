@@ -11,7 +11,7 @@ In evaluation the last reply of a conversation is generated, with the turns befo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,28 @@ from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, as_referred, sequence_losses, token_losses
+from vlatrain.tasks.base import (
+    TYPICAL,
+    Batches,
+    Evaluation,
+    ImageBatch,
+    Task,
+    as_referred,
+    sequence_losses,
+    token_losses,
+)
 from vlatrain.tasks.lengths import Use, conversing, reference_use
 from vlatrain.tasks.sample_checks import images_named
+
+
+class InstructBatch(ImageBatch):
+    """Conversations.
+
+    Attributes:
+        target: (B, L) their tokens; the mask is 1 for those that are learned.
+    """
+
+    target: Text
 
 
 class Instruct(Task):
@@ -34,11 +53,12 @@ class Instruct(Task):
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         super().__init__(config, backbone)
-        if not isinstance(backbone, Converser):
+        if not (isinstance(backbone, Converser) and isinstance(backbone, Generator)):
             raise UserError(
                 f"model.family={backbone.config.family}: holds no conversations, so task=instruct cannot use it"
             )
-        self.converser, self.generator = cast(Converser, backbone), cast(Generator, backbone)
+        self.converser: Converser = backbone
+        self.generator: Generator = backbone
 
     @property
     def generates(self) -> bool:
@@ -55,21 +75,21 @@ class Instruct(Task):
             replies,
         ]
 
-    def asked(self, samples: Sequence[Sample]) -> Batch:
+    def asked(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images, and the conversations up to the last reply."""
         seen, images, conversations = self._about(samples)
         with images_named(self.backbone, samples, images):
             inputs = self.converser.prompts(images, conversations, self.longest("prompt"))
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}}
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> InstructBatch:
         """Images and whole conversations."""
         seen, images, conversations = self._about(samples)
         with images_named(self.backbone, samples, images):
             inputs, target = self.converser.conversations(images, conversations, self.longest("conversation"))
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: InstructBatch) -> Tensor:
         """Mean over the conversations of the mean over the tokens of their replies."""
         logits = self.converser.conversation_logits(batch["inputs"])
         return sequence_losses(logits, batch["target"], given=1).mean()
@@ -79,7 +99,7 @@ class Instruct(Task):
         logits = self.converser.conversation_logits(self.backbone.blank(batch_size, device, TYPICAL["conversation"]))
         return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()
 
-    def reply(self, batch: Batch, alternatives: int = 1) -> list[list[str]]:
+    def reply(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
         """For each conversation the best replies, best first."""
         context = self.generator.context(batch["inputs"])
         texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
@@ -125,7 +145,7 @@ class Instruct(Task):
         """Summed loss of all learned tokens, and their number."""
         total = torch.zeros(2, dtype=torch.double)
         for batch in batches(samples, self.collate):
-            target: Text = batch["target"]
+            target = batch["target"]
             losses, learned = token_losses(self.converser.conversation_logits(batch["inputs"]), target, given=1)
             total += torch.stack([losses.sum(), learned.sum()]).double().cpu()
         return total[0].item(), total[1].item()

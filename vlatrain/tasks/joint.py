@@ -24,6 +24,16 @@ from vlatrain.injection.context import for_task
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 
 
+class JointBatch(Batch):
+    """Samples of several tasks.
+
+    Attributes:
+        parts: by part, the batch of its task.
+    """
+
+    parts: dict[str, Batch]
+
+
 class Joint(Task):
     """Several tasks on one backbone.
 
@@ -37,7 +47,7 @@ class Joint(Task):
         super().__init__(config, backbone)
         self.parts = dict(subtasks)
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> JointBatch:
         """By part, the batch of its task; parts without samples are left out."""
         grouped = self._grouped(samples)
         return {
@@ -45,7 +55,7 @@ class Joint(Task):
             "parts": {name: self.parts[name].collate(own) for name, own in grouped.items()},
         }
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: JointBatch) -> Tensor:
         """The parts' losses, each weighted by its share of the samples: the mean over all samples."""
         losses = []
         for name, own in batch["parts"].items():

@@ -11,7 +11,7 @@ With several processes, negatives come from the process's own batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -21,10 +21,44 @@ from vlatrain.backbones.base import Backbone, Biased, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, Task, group_index_of, similarity_scale
+from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, ImageBatch, Task, group_index_of, similarity_scale
 from vlatrain.tasks.lengths import Use, reading, tokens_of
 
 PAIRS = 64  # image-text pairs that are matched at a time
+
+
+class TextBatch(Batch):
+    """Captions.
+
+    Attributes:
+        text: (T, L) the captions.
+    """
+
+    text: Text
+
+
+class Negatives(TypedDict, total=False):
+    """What a matching loss must know of wrong pairs.
+
+    Attributes:
+        wrong: which captions and images have wrong partners, and which pairs are right, see `with_wrong_partner`.
+        pairs: (P, 2) a caption and an image each, right and wrong ones.
+    """
+
+    wrong: dict[str, Tensor]
+    pairs: Tensor
+
+
+class RetrievalBatch(ImageBatch, Negatives):
+    """Images and captions.
+
+    Attributes:
+        text: (T, L) the captions.
+        group_index: (T,) the captions' images.
+    """
+
+    text: Text
+    group_index: Tensor
 
 
 class Retrieval(Task):
@@ -43,22 +77,23 @@ class Retrieval(Task):
         lost = "no word is left of the captions of {}"
         return [Use("captions", "text", lambda one: one.captions, reading(self.backbone), lost=lost, left=left)]
 
-    def images(self, samples: Sequence[Sample]) -> Batch:
+    def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
 
-    def texts(self, samples: Sequence[Sample]) -> Batch:
+    def texts(self, samples: Sequence[Sample]) -> TextBatch:
         """Every caption of the samples."""
         captions = [caption for sample in samples for caption in sample.captions]
         return {"ids": [sample.id for sample in samples], "text": self.backbone.text(captions, self.longest("text"))}
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> RetrievalBatch:
         """Images and all their captions, each image's one after the other."""
         group_index = group_index_of([len(sample.captions) for sample in samples])
-        batch = {**self.images(samples), "text": self.texts(samples)["text"], "group_index": group_index}
-        return {**batch, **self.negatives(batch["text"].ids, group_index, len(samples))}
+        text = self.texts(samples)["text"]
+        negatives = self.negatives(text.ids, group_index, len(samples))
+        return {**self.images(samples), "text": text, "group_index": group_index, **negatives}
 
-    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Batch:
+    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Negatives:
         """What a matching loss must know of wrong pairs. Found with the batch, as a GPU would be waited for to count them.
 
         Args:
@@ -70,7 +105,7 @@ class Retrieval(Task):
             return {}
         return {"wrong": with_wrong_partner(ids, group_index, images)}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: RetrievalBatch) -> Tensor:
         """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
         text, group_index = batch["text"], batch["group_index"]
         image_features, states = self.embedder.image_features(batch["inputs"])
@@ -106,7 +141,7 @@ class Retrieval(Task):
             loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).mean()
         return loss
 
-    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def pairs(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor]:
         """Features (B, D) of a training batch's images with one caption each, and of these: what a cache of samples is filled
         with."""
         return self.embedder.image_features(batch["inputs"])[0], self.embedder.text_features(batch["text"])

@@ -18,12 +18,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Inputs, Matcher, Text, blank_text
+from vlatrain.backbones.base import Backbone, Context, Inputs, Matcher, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, group_index_of
-from vlatrain.tasks.retrieval import PAIRS, Retrieval, contrastive_loss, evaluation, same_caption
+from vlatrain.tasks.base import TYPICAL, Batches, Evaluation, group_index_of
+from vlatrain.tasks.retrieval import (
+    PAIRS,
+    Negatives,
+    Retrieval,
+    RetrievalBatch,
+    contrastive_loss,
+    evaluation,
+    same_caption,
+)
 
 log = logging.getLogger("vlatrain")
 
@@ -36,11 +44,11 @@ class Matching(Retrieval):
         self.matcher = cast(Matcher, backbone)
         self._described = False
 
-    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Batch:
+    def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Negatives:
         """The pairs (P, 2) of a caption and an image that are scored in a step, right ones too."""
         return {"pairs": self.pairs_of(ids, group_index, images).nonzero()}
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: RetrievalBatch) -> Tensor:
         """Cross-entropy of the right pairs' scores among those of wrong ones, both ways."""
         text, group_index = batch["text"], batch["group_index"]
         context = self.matcher.image_context(batch["inputs"])
@@ -104,6 +112,6 @@ class Matching(Retrieval):
         context = self.matcher.image_context(self.backbone.blank(batch_size, device))
         return self._scored(context, row, blank_text(pairs, TYPICAL["caption"], device)).mean()
 
-    def _scored(self, context: Inputs, image: Tensor, text: Text) -> Tensor:
+    def _scored(self, context: Context, image: Tensor, text: Text) -> Tensor:
         """Scores (N,) of texts with the images in these rows (N,) of a context."""
         return self.matcher.pair_scores(self.backbone.select_rows(context, image), text)

@@ -13,15 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vlatrain.backbones.base import Backbone, Generator, Inputs, blank_text
+from vlatrain.backbones.base import Backbone, Context, Generator, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.tasks.base import (
     TYPICAL,
-    Batch,
     Batches,
     Evaluation,
+    ImageBatch,
     Task,
     as_referred,
     group_index_of,
@@ -32,6 +32,24 @@ from vlatrain.tasks.base import (
 from vlatrain.tasks.lengths import Use, alike, question_use, reference_use, writing, written_tokens
 
 log = logging.getLogger("vlatrain")
+
+
+class VqaBatch(ImageBatch, total=False):
+    """Questions and answers: of a model that writes, what is learned; of one that chooses, what is right.
+
+    Attributes:
+        answer: (N, L) the answers.
+        given: number of their leading tokens that are not learned.
+        weights: (N,) the answers' weights.
+        group_index: (N,) the answers' samples.
+        targets: (B, answers) how right each answer of the list is, 0 to 1.
+    """
+
+    answer: Text
+    given: int
+    weights: Tensor
+    group_index: Tensor
+    targets: Tensor
 
 
 class Vqa(Task):
@@ -69,11 +87,11 @@ class Vqa(Task):
         tokens = written_tokens(self.backbone, answers, self.longest("target"))
         return alike(answers, tokens, f"{key}answer_list", self.backbone)
 
-    def questions(self, samples: Sequence[Sample]) -> Batch:
+    def questions(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images and questions."""
         return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples, asked=True)}
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> VqaBatch:
         """Images, questions, and every distinct answer with its weight, each sample's answers one after the other."""
         answers = [_weighted(sample) for sample in samples]
         texts = [text for weighted in answers for text in weighted]
@@ -86,7 +104,7 @@ class Vqa(Task):
             "group_index": group_index_of([len(weighted) for weighted in answers]),
         }
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: VqaBatch) -> Tensor:
         """Mean over the samples of the weighted mean over their answers of the answers' losses."""
         context = self.generator.context(batch["inputs"])
         logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["answer"])
@@ -106,7 +124,7 @@ class Vqa(Task):
             }
         )
 
-    def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+    def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the best answers with their probabilities, best first.
 
         The first is the same however many are asked for. Ranked answers have probabilities that add up to 1 over the list. A
@@ -127,7 +145,7 @@ class Vqa(Task):
             found.append([*best.items()][:alternatives])
         return found
 
-    def rank(self, batch: Batch) -> Tensor:
+    def rank(self, batch: ImageBatch) -> Tensor:
         """Log-probabilities (B, answers) of every answer of the list."""
         context, answers = self.generator.context(batch["inputs"]), self.config.answer_list
         per_question = []
@@ -172,7 +190,7 @@ class Vqa(Task):
         """How answers are found."""
         return {"answers": self.config.answers, **vars(self.config.decode)}
 
-    def _select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
+    def _select_rows(self, context: Context, group_index: Tensor) -> Context:
         return self.backbone.select_rows(context, group_index.to(self.backbone.device))
 
     def _likeliest(self, probabilities: Tensor, alternatives: int) -> list[list[tuple[str, float]]]:
@@ -183,13 +201,13 @@ class Vqa(Task):
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
 
-    def _beam_scores(self, context: Inputs, texts: Sequence[str]) -> Tensor:
+    def _beam_scores(self, context: Context, texts: Sequence[str]) -> Tensor:
         """What generated texts (N,) are ordered by, 0 to 1."""
         log_probs, lengths = self._log_probs(context, texts)
         decode = self.config.decode
         return (log_probs / lengths ** (decode.length_penalty if decode.num_beams > 1 else 0)).exp()
 
-    def _log_probs(self, context: Inputs, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, context: Context, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N,) of whole texts, and their lengths (N,) in tokens, the end token included."""
         target, given = self.generator.target(texts, self.longest("target"))
         target = target.to(self.backbone.device)

@@ -20,9 +20,9 @@ from vlatrain.backbones.base import Answerer, Backbone
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.vqa import normalise
-from vlatrain.tasks.base import TYPICAL, Batch
+from vlatrain.tasks.base import TYPICAL, ImageBatch
 from vlatrain.tasks.lengths import Seen, Use, question_use
-from vlatrain.tasks.vqa import Vqa
+from vlatrain.tasks.vqa import Vqa, VqaBatch
 
 log = logging.getLogger("vlatrain")
 
@@ -44,7 +44,7 @@ class Answering(Vqa):
         self.answerer = cast(Answerer, backbone)
         self.place = _places(self.answerer.answers)
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, samples: Sequence[Sample]) -> VqaBatch:
         """Images, questions, and how right each answer is: (B, answers)."""
         return {**self.questions(samples), "targets": self.targets(samples)}
 
@@ -81,7 +81,7 @@ class Answering(Vqa):
                     found[row, place] += weight
         return found.clamp(max=1)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: VqaBatch) -> Tensor:
         """Mean over the samples of the sum over the answers."""
         logits = self.answerer.answer_logits(batch["inputs"])
         return binary_cross_entropy_with_logits(logits, batch["targets"], reduction="none").sum(dim=1).mean()
@@ -89,9 +89,10 @@ class Answering(Vqa):
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """Questions that no answer is right for."""
         targets = torch.zeros(batch_size, len(self.answerer.answers), device=device)
-        return self.loss({"inputs": self.backbone.blank(batch_size, device, TYPICAL["question"]), "targets": targets})
+        inputs = self.backbone.blank(batch_size, device, TYPICAL["question"])
+        return self.loss({"ids": range(batch_size), "inputs": inputs, "targets": targets})
 
-    def answer(self, batch: Batch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+    def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the likeliest answers of the list, each with its own probability, best first."""
         return self._likeliest(self.answerer.answer_logits(batch["inputs"]).sigmoid(), alternatives)
 

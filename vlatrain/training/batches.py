@@ -6,20 +6,22 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import get_all_start_methods
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlatrain.config import UserError
 from vlatrain.data.sample import Sample
-from vlatrain.tasks.base import Batch, Batches, Collate, move
+from vlatrain.tasks.base import Batches, Collate, Made, move
 from vlatrain.training.display import SILENT, Display
 from vlatrain.training.order import Order
 from vlatrain.training.rng import seeded_cpu
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 PREFETCH = 2  # batches that each worker has ready
+
+Loaded = TypeVar("Loaded")
 
 
 def make_batches(
@@ -44,7 +46,7 @@ def make_batches(
         `batches(samples, collate)`, an iterator over `collate`'s dictionaries, on the device.
     """
 
-    def batches(samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+    def batches(samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
         keys = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
         loader = batches_by(keys, samples, collate, workers, device)
         with display.track(label, len(samples)) as progress:
@@ -58,8 +60,12 @@ def make_batches(
 
 
 def batches_by(
-    keys: Sequence[range], samples: Sequence[Sample], collate: Collate, workers: int, device: torch.device | str
-) -> Generator[Batch, None, None]:
+    keys: Sequence[range],
+    samples: Sequence[Sample],
+    collate: Callable[[Sequence[Sample]], Loaded],
+    workers: int,
+    device: torch.device | str,
+) -> Generator[Loaded, None, None]:
     """What `collate` makes of the samples at each range of positions, in order, on the device. Close it when done."""
     for batch in _loader(_Groups(samples, collate), keys, workers, device):
         yield move(_unwrap(batch), device)
@@ -72,12 +78,12 @@ class EvaluationStopped(Exception):  # noqa: N818, no error
 def training_batches(
     order: Order,
     samples: Sequence[Sample],
-    collate: Collate,
+    collate: Collate[Made],
     steps: range,
     rank: int,
     workers: int,
     device: torch.device,
-) -> Generator[tuple[Batch, float], None, None]:
+) -> Generator[tuple[Made, float], None, None]:
     """The forward passes of the steps in one process, one after the other: batch on the device, and weight of its loss.
 
     One stream over all remaining epochs, so that workers are started once and read ahead over the end of an epoch.
@@ -92,10 +98,10 @@ def training_batches(
 class _Groups(Dataset[Any]):
     """Batches by a range of positions."""
 
-    def __init__(self, samples: Sequence[Sample], collate: Collate) -> None:
+    def __init__(self, samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], Any]) -> None:
         self.samples, self.collate = samples, collate
 
-    def __getitem__(self, positions: range) -> Batch | UserError:
+    def __getitem__(self, positions: range) -> Any:
         return _collated(self.collate, [self.samples[position] for position in positions])
 
 
@@ -103,17 +109,17 @@ class _Passes(Dataset[Any]):
     """Forward passes by step and part. What `collate` draws at random depends on these alone: not on workers, nor on
     what was loaded before."""
 
-    def __init__(self, order: Order, samples: Sequence[Sample], collate: Collate, rank: int) -> None:
+    def __init__(self, order: Order, samples: Sequence[Sample], collate: Collate[Any], rank: int) -> None:
         self.order, self.samples, self.collate, self.rank = order, samples, collate, rank
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[float, Batch | UserError]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[float, Any]:
         step, number = key
         micro_batch = self.order.micro_batches(step, self.rank)[number]
         with seeded_cpu(self.order.seed, step, number, self.rank):
             return micro_batch.weight, _collated(self.collate, [self.samples[index] for index in micro_batch.indices])
 
 
-def _collated(collate: Collate, samples: list[Sample]) -> Batch | UserError:
+def _collated(collate: Callable[[Sequence[Sample]], Loaded], samples: list[Sample]) -> Loaded | UserError:
     # returned, not raised: a loader would wrap it in the worker's traceback
     try:
         return collate(samples)
@@ -121,7 +127,7 @@ def _collated(collate: Collate, samples: list[Sample]) -> Batch | UserError:
         return error
 
 
-def _unwrap(batch: Batch | UserError) -> Batch:
+def _unwrap(batch: Loaded | UserError) -> Loaded:
     if isinstance(batch, UserError):
         raise batch
     return batch

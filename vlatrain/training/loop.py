@@ -229,7 +229,7 @@ class Loop:
                 loss = self.task.loss(batch)
             self.accelerator.backward(loss * weight)
             losses.append(loss.detach().float() * weight)
-            ids.append(list(batch["ids"]))
+            ids.append([str(own) for own in batch["ids"]])
         average_gradients(list(self.parameters.values()))
         broadcast(self.moving.values())  # a fully trained batch norm's: the first process's are the ones that are saved
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.optim.clip or math.inf)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from vlatrain.data.sample import Sample
-from vlatrain.tasks.base import Batch, Batches, Collate
+from vlatrain.tasks.base import Batches, Collate, Made
 
 
 class Stopwatch:
@@ -32,7 +32,7 @@ class Stopwatch:
     def timed(self, batches: Batches) -> Batches:
         """The same batches, timed."""
 
-        def watched(samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+        def watched(samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
             found: list[tuple[int, float]] = []  # samples and seconds of each batch
             started = time.perf_counter()
             for batch in batches(samples, collate):

@@ -24,8 +24,7 @@ from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.metrics.retrieval import similarity, top_k
-from vlatrain.tasks import Batch
-from vlatrain.tasks.base import Collate, move
+from vlatrain.tasks.base import Collate, ImageBatch, Made, move
 from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.classification import Classification
 from vlatrain.tasks.instruct import Instruct
@@ -102,7 +101,7 @@ class Predictor:
         with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
             yield
 
-    def _asking(self) -> tuple[Collate, Callable[[Batch, int], list[list[Any]]]]:
+    def _asking(self) -> tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Any]]]]:
         """What makes a batch of samples to ask about, and what answers it: texts, or texts with scores."""
         task = self.task
         if isinstance(task, Vqa):
@@ -160,7 +159,7 @@ class Predictor:
     def _text(self, texts: Sequence[str]) -> Any:
         return self.task.backbone.text(texts, self.task.longest("text")).to(self.device)
 
-    def _batches(self, samples: Sequence[Sample], collate: Collate) -> Iterator[Batch]:
+    def _batches(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
         for start in range(0, len(samples), self.batch_size):
             yield move(collate(samples[start : start + self.batch_size]), self.device)
 

@@ -27,7 +27,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTextSelfAttention
 
 from vlatrain.backbones.attention import additive
-from vlatrain.backbones.base import Backbone, Inputs, Text, exact, padded_text, unit
+from vlatrain.backbones.base import Backbone, Context, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.lengths import Room, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import exported, provide, reads_other, restore
@@ -201,7 +201,7 @@ class Blip(Backbone):
             out: Tensor = self.model.vision_model(pixel_values=inputs["pixels"]).last_hidden_state  # (B, S, width)
             return out
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: Inputs) -> Context:
         """Image states, or the question's states after it has attended to the image: `states` (B, S, width), `mask` (B, S).
 
         Where adapters in the vision tower read the question, it is first encoded on its own.
@@ -235,7 +235,7 @@ class Blip(Backbone):
         lead = len(self._prompt_ids(config.prompt))
         return rooms(config, self.positions(self.reader), self.positions("decoder"), lead=lead)
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with restore(self.model, context):
             logits: Tensor = self.model.text_decoder(
@@ -247,7 +247,7 @@ class Blip(Backbone):
             ).logits
             return logits
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlatrain.backbones import older, processors
-from vlatrain.backbones.base import Backbone, Inputs, Text, blank_text, options_as, padded_text
+from vlatrain.backbones.base import Backbone, Context, Inputs, Text, blank_text, options_as, padded_text
 from vlatrain.backbones.chat_template import Script, Turns, cut
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
 from vlatrain.backbones.placeholders import ONCE
@@ -51,6 +51,20 @@ READ = (
 )  # models read their values where others know shapes
 EXAMPLES = 3  # images that are processed to see how many tokens they come to
 DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
+
+
+class ChatInputs(Inputs, total=False):
+    """Prompts with their images, by the names that the model itself has for them: what else its processor makes is there too.
+
+    Attributes:
+        input_ids: (B, L) the prompts' tokens.
+        attention_mask: (B, L) 1 for these, 0 for padding.
+        rest: (B, L) the tokens of conversations from the last one before the first reply on.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rest: Text
 
 
 class Chat(Backbone):
@@ -138,7 +152,7 @@ class Chat(Backbone):
 
     def inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
-    ) -> Inputs:
+    ) -> ChatInputs:
         """Images in the prompts that `model.prompts` has for answers and captions, by the names the model has for them."""
         told = self.config.prompts
         texts = [told["captioning"]] * len(images)
@@ -146,11 +160,11 @@ class Chat(Backbone):
             texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
         return self._processed(images, [[(text, "")] for text in texts])
 
-    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
         """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
         return self.inputs([Image.new("RGB", (8, 8))] * count, questions, max_length)
 
-    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> ChatInputs:
         """Inputs that have only shapes, those of a square image."""
         with torch.device("cpu"):
             if self.processor is None:
@@ -158,10 +172,12 @@ class Chat(Backbone):
                 self.script = Script(self.processor, self.options.lead, self.options.end)
             asked = ["a " * question] if question else None
             one = self.inputs([Image.new("RGB", (448, 448))], asked, question)
-        return {
+        repeated = {
             name: value.to("cpu" if name in READ else device).repeat(batch_size, *[1] * (value.ndim - 1))
             for name, value in one.items()
+            if isinstance(value, Tensor)
         }
+        return cast(ChatInputs, repeated)
 
     @property
     def around(self) -> int:
@@ -201,7 +217,7 @@ class Chat(Backbone):
         """A text without the token that stands for an image."""
         return self.script.clean(text)
 
-    def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> Inputs:
+    def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> ChatInputs:
         """Images and conversations up to the last reply as the processor has them, padded in front."""
         texts = [self.script.asked(turns) for turns in conversations]
         options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
@@ -211,11 +227,12 @@ class Chat(Backbone):
         kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
         # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
         order = kept["attention_mask"].argsort(dim=1, stable=True, descending=not self.in_front)
-        return {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
+        moved = {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
+        return cast(ChatInputs, moved)  # the names are the model's own
 
     # -- the image, and the text behind it --
 
-    def _seen(self, inputs: Inputs) -> Any:
+    def _seen(self, inputs: ChatInputs) -> Any:
         """What the model makes of images, before it reads."""
         see = self.model.base_model.get_image_features
         wanted = inspect.signature(see).parameters
@@ -223,14 +240,15 @@ class Chat(Backbone):
         with self.prefix("vision", inputs), torch.device("cpu"):
             return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: ChatInputs) -> Context:
         """The prompt's tokens; the image's states as `states` (B, S, d), padded to the most, with their mask `visible` (B, S) and,
         where some are padded, their `lengths` (B,)."""
         found = self._seen(inputs)
         rows = self._rows(found.pooler_output, inputs)
         # of ones, and not from the lengths: those would have to come to the device, and be no numbers of a float type
         visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        context = {name: inputs[name] for name in (*ADDED, GRID) if name in inputs}
+        taken = (*ADDED, GRID)
+        context = {name: value for name, value in inputs.items() if name in taken and isinstance(value, Tensor)}
         context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
         if len({len(row) for row in rows}) > 1:  # only then the device has to be asked, see `_features`
             context["lengths"] = visible.sum(dim=1)
@@ -238,17 +256,17 @@ class Chat(Backbone):
             context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
         return context
 
-    def _rows(self, states: Any, inputs: Inputs) -> list[Tensor]:
+    def _rows(self, states: Any, inputs: ChatInputs) -> list[Tensor]:
         return older.in_rows(states, inputs["input_ids"], self.model.config.image_token_id)
 
-    def select_rows(self, context: Inputs, group_index: Tensor) -> Inputs:
+    def select_rows(self, context: Context, group_index: Tensor) -> Context:
         """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
         return {
             name: value if group_index.is_meta and not value.is_meta else value.index_select(0, group_index)
             for name, value in context.items()
         }
 
-    def _features(self, context: Inputs) -> Any:
+    def _features(self, context: Context) -> Any:
         """The image's states as the model has them from its own tower."""
         full = "lengths" not in context
         lengths = [] if full else context["lengths"].tolist()
@@ -263,7 +281,7 @@ class Chat(Backbone):
             found.deepstack_features = [rows(value) for value in deep if not value.is_meta]
         return found
 
-    def _extended(self, context: Inputs, ids: Tensor, mask: Tensor) -> Inputs:
+    def _extended(self, context: Context, ids: Tensor, mask: Tensor) -> Context:
         """A prompt's inputs with further tokens (N, L) and their mask."""
         new = {"input_ids": ids, "attention_mask": mask}
         return {
@@ -274,17 +292,17 @@ class Chat(Backbone):
             if name in (*ADDED, GRID)
         }
 
-    def _shown(self, context: Inputs) -> AbstractContextManager[None]:
+    def _shown(self, context: Context) -> AbstractContextManager[None]:
         """Hand the image to the adapters that read it."""
         if not reads_other(self.model, self.reader):
             return nullcontext()
         return provide(self.model, self.reader, context["states"], context["visible"])
 
-    def _encoded(self, context: Inputs, prompt: Inputs) -> AbstractContextManager[dict[str, Any]]:
+    def _encoded(self, context: Context, prompt: Context) -> AbstractContextManager[dict[str, Any]]:
         """The arguments by which the model takes the image's states."""
         return older.encoded(self.model, self._features(context), prompt)
 
-    def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
+    def _logits(self, context: Context, prompt: Context, last: int) -> Tensor:
         """Next-token logits of the last so many tokens of prompts."""
         with self._shown(context), self._encoded(context, prompt) as image:
             logits: Tensor = self.model(**prompt, **image, use_cache=False, logits_to_keep=last).logits
@@ -302,12 +320,12 @@ class Chat(Backbone):
         """Tokens (N, L) and their mask, padded behind."""
         return padded_text(rows, self.tokenizer.pad_token_id)
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         prompt = self._extended(context, target.ids[:, 1:], target.mask[:, 1:])
         return self._logits(context, prompt, target.ids.shape[1])
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
         with self._shown(context), self._encoded(context, given) as image:
@@ -315,7 +333,7 @@ class Chat(Backbone):
             found = self.writer.generate(**given, **image, **self.search(decode, alternatives))
         return self._read(found[:, given["input_ids"].shape[1] :])
 
-    def _begun(self, context: Inputs, prompt: str) -> Inputs:
+    def _begun(self, context: Context, prompt: str) -> Context:
         """A context's prompts with what the text is to begin with."""
         ids = context["input_ids"]
         start = ids.new_tensor(self.script.reply("", 1, prompt)[0]).expand(len(ids), -1)  # (B, P)
@@ -328,7 +346,7 @@ class Chat(Backbone):
 
     def conversations(
         self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> tuple[Inputs, Text]:
+    ) -> tuple[ChatInputs, Text]:
         """Up to the first reply as a prompt, and the rest as `rest`."""
         words = max_length - self._framing
         said = [[(self._said(turn.user, words), turn.reply) for turn in turns] for turns in conversations]
@@ -347,7 +365,7 @@ class Chat(Backbone):
         ids, learned, before = self.script.tokens([(self._said(turn.user, UNLIMITED), turn.reply) for turn in turns])
         return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
 
-    def conversation_logits(self, inputs: Inputs) -> Tensor:
+    def conversation_logits(self, inputs: ChatInputs) -> Tensor:
         """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
         context = self.context(inputs)
         if "rest" in inputs:
@@ -360,7 +378,7 @@ class Chat(Backbone):
 
     def prompts(
         self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> Inputs:
+    ) -> ChatInputs:
         """Conversations up to the last reply; of those that are too long the first turns are left out."""
         said = []
         for conversation in conversations:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, padded_text, square_processor
+from vlatrain.backbones.base import Backbone, Context, Inputs, Pair, Text, blank_text, padded_text, square_processor
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.families.composite_model import Joined, JoinedConfig
 from vlatrain.backbones.lengths import SLACK, Room, rooms
@@ -44,6 +44,20 @@ if TYPE_CHECKING:
     from vlatrain.data.sample import Picture
 
 ANCHOR = "a"  # a text that another is tokenised behind
+
+
+class CompositeInputs(Inputs, total=False):
+    """Images as `pixels`, or their features, and prompts, which have the questions in them.
+
+    Attributes:
+        features: (B, S, width) features of images, padded to the most.
+        visible: (B, S) 1 for these, 0 for padding.
+        prompt: (B, L) the prompts' tokens.
+    """
+
+    features: Tensor
+    visible: Tensor
+    prompt: Text
 
 
 class Composite(Backbone):
@@ -143,11 +157,13 @@ class Composite(Backbone):
 
     # -- what the model is given --
 
-    def inputs(self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+    def inputs(
+        self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> CompositeInputs:
         """Images, or their features (S, width), and the prompts: the templates in `model.prompts`."""
         return {**self._seen(images), "prompt": self._asked_for(len(images), questions, max_length)}
 
-    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> CompositeInputs:
         """The same without images: of these only the shape."""
         return {**self._unseen(count), "prompt": self._asked_for(count, questions, max_length)}
 
@@ -157,7 +173,7 @@ class Composite(Backbone):
         template = self.config.prompts["vqa"]
         return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
 
-    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> CompositeInputs:
         """Inputs without content; a caption's prompt has one token."""
         vision = self.model.config.vision_config
         prompt = blank_text(batch_size, max(question, 1), device)
@@ -167,11 +183,11 @@ class Composite(Backbone):
         features = torch.zeros(batch_size, vision.tokens, vision.hidden_size, device=device)
         return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
 
-    def _unseen(self, count: int) -> Inputs:
+    def _unseen(self, count: int) -> CompositeInputs:
         """The images' part of the inputs where they are not looked at: as `pixels` (B, 1, 1, 1), one zero for each."""
         return {"pixels": torch.zeros(count, 1, 1, 1)}
 
-    def _seen(self, images: Sequence[Any]) -> Inputs:
+    def _seen(self, images: Sequence[Any]) -> CompositeInputs:
         """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
         if self.model.vision is not None:
             return {"pixels": self.pixels(images)}
@@ -252,7 +268,7 @@ class Composite(Backbone):
 
     # -- the image, and the text behind it --
 
-    def _visual(self, inputs: Inputs) -> Inputs:
+    def _visual(self, inputs: CompositeInputs) -> Context:
         """The image's projected states as `visual` (B, S, d), and `visible` (B, S): 1 for those that are there."""
         if self.model.vision is None:
             states = inputs["features"]
@@ -267,7 +283,7 @@ class Composite(Backbone):
         visible = inputs.get("visible")
         return {"visual": visual, "visible": visual.new_ones(visual.shape[:2]).long() if visible is None else visible}
 
-    def _embedded(self, context: Inputs, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _embedded(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, S + L, d) of the visual tokens, if there are any, and of tokens (N, L); and their mask (N, S + L).
 
         Raises:
@@ -287,7 +303,7 @@ class Composite(Backbone):
         return embeddings, mask
 
     @contextmanager
-    def _shown(self, context: Inputs) -> Iterator[None]:
+    def _shown(self, context: Context) -> Iterator[None]:
         """Hand the image to the adapters that read it, in every tower of the language model; and what the encoder's leave to the
         decoder's."""
         with ExitStack() as stack:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from vlatrain.backbones.base import Inputs, Text, padded_text
-from vlatrain.backbones.families.composite import Composite
+from vlatrain.backbones.base import Context, Text, padded_text
+from vlatrain.backbones.families.composite import Composite, CompositeInputs
 from vlatrain.config import DecodeConfig
 from vlatrain.injection.context import exported
 
@@ -39,16 +39,16 @@ class CausalComposite(Composite):
         start = self.language.config.bos_token_id
         return [self.end if start is None else start]
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: CompositeInputs) -> Context:
         """The image's projected states, and the prompt's tokens."""
         return {**self._visual(inputs), "ids": inputs["prompt"].ids, "mask": inputs["prompt"].mask}
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         ids = torch.cat([context["ids"], target.ids[:, 1:]], dim=1)
         return self._logits(context, ids, torch.cat([context["mask"], target.mask[:, 1:]], dim=1), target.ids.shape[1])
 
-    def _logits(self, context: Inputs, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+    def _logits(self, context: Context, ids: Tensor, mask: Tensor, last: int) -> Tensor:
         """Next-token logits of the last so many tokens."""
         embeddings, mask = self._embedded(context, ids, mask)
         with self._shown(context):
@@ -61,7 +61,7 @@ class CausalComposite(Composite):
             ).logits
             return logits
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         ids, mask = context["ids"], context["mask"]
         if given := self._ids(prompt, behind=True):
@@ -73,7 +73,7 @@ class CausalComposite(Composite):
 
     def conversations(
         self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
-    ) -> tuple[Inputs, Text]:
+    ) -> tuple[CompositeInputs, Text]:
         """Turn by turn: `user: ... assistant: reply`, the end token."""
         rows, learned = zip(*map(self.transcript, conversations), strict=True)
         text = self._padded([row[:max_length] for row in rows])
@@ -89,12 +89,14 @@ class CausalComposite(Composite):
             row, learned = row + asked + reply, learned + [0] * len(asked) + [1] * len(reply)
         return row, learned
 
-    def conversation_logits(self, inputs: Inputs) -> Tensor:
+    def conversation_logits(self, inputs: CompositeInputs) -> Tensor:
         """Next-token logits of the conversations' tokens, (B, L, vocabulary)."""
         text = inputs["prompt"]
         return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
 
-    def prompts(self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int) -> Inputs:
+    def prompts(
+        self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+    ) -> CompositeInputs:
         """Conversations up to the last reply; of those that are too long the end."""
         rows = []
         for turns in conversations:
@@ -120,7 +122,7 @@ class Seq2SeqComposite(Composite):
         front = [token for token in self.tokenizer("")["input_ids"] if token != self.end]
         return [self.language.config.decoder_start_token_id, *front]
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: CompositeInputs) -> Context:
         """The encoder's `states` (B, S + L, d) and their `mask`; and the image's, for adapters in the decoder."""
         visual = self._visual(inputs)
         embeddings, mask = self._embedded(visual, inputs["prompt"].ids, inputs["prompt"].mask)
@@ -132,7 +134,7 @@ class Seq2SeqComposite(Composite):
             states = self.language.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
         return {**visual, "states": states, "mask": mask, **exported(self.model)}
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with self._shown(context):
             logits: Tensor = self.language(
@@ -144,7 +146,7 @@ class Seq2SeqComposite(Composite):
             ).logits
             return logits
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         given = self._start() + self._ids(prompt)

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class DualInputs(Inputs, total=False):
+    """Images; of SigLIP 2 in any aspect ratio, `pixels` are patches (B, N, values), and there is more to say of them.
+
+    Attributes:
+        pixel_attention_mask: (B, N) 1 for patches, 0 for padding.
+        spatial_shapes: (B, 2) rows and columns of patches.
+    """
+
+    pixel_attention_mask: Tensor
+    spatial_shapes: Tensor
+
+
 class Dual(Backbone):
     """A dual encoder for retrieval and classification. See `Embedder` for the operations."""
 
@@ -82,7 +94,7 @@ class Dual(Backbone):
 
     def inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
-    ) -> Inputs:
+    ) -> DualInputs:
         """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them.
 
         Raises:
@@ -90,14 +102,18 @@ class Dual(Backbone):
         """
         if questions is not None:
             raise ValueError("a dual encoder is asked no questions")
-        encoded = dict(self.image_processor(images=list(images), return_tensors="pt"))
-        return {"pixels": encoded.pop("pixel_values"), **encoded}
+        encoded = self.image_processor(images=list(images), return_tensors="pt")
+        found: DualInputs = {"pixels": encoded["pixel_values"]}
+        if self._in_patches:
+            found["pixel_attention_mask"] = encoded["pixel_attention_mask"]
+            found["spatial_shapes"] = encoded["spatial_shapes"]
+        return found
 
-    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> DualInputs:
         """Inputs that have only shapes."""
         vision = self.model.config.vision_config
         if not self._in_patches:
-            return super().blank(batch_size, device)
+            return {"pixels": super().blank(batch_size, device)["pixels"]}
         side, channels = int(vision.num_patches**0.5), vision.num_channels
         return {
             "pixels": torch.zeros(batch_size, side * side, channels * vision.patch_size**2, device=device),
@@ -114,7 +130,7 @@ class Dual(Backbone):
         """The length that texts of so many tokens get."""
         return self.model.config.text_config.max_position_embeddings if self.options.pad_to_end else tokens
 
-    def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def image_features(self, inputs: DualInputs) -> tuple[Tensor, Tensor]:
         """The image's features, and all its last states."""
         further = {key: value for key, value in inputs.items() if key not in ("pixels", "prefix")}
         with self.prefix("vision", inputs):

@@ -16,9 +16,9 @@ from torch.nn.functional import dropout
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
-from vlatrain.backbones.base import Inputs, Text
+from vlatrain.backbones.base import Context, Text
 from vlatrain.backbones.chat_template import cut
-from vlatrain.backbones.families.chat import Chat
+from vlatrain.backbones.families.chat import Chat, ChatInputs
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import exported, restore
@@ -48,7 +48,7 @@ class Prefix(Chat):
         room = (self.positions("qformer") or UNLIMITED) - len(own(prompt)["input_ids"]) - SLACK
         return cut(own, said, room)
 
-    def _logits(self, context: Inputs, prompt: Inputs, last: int) -> Tensor:
+    def _logits(self, context: Context, prompt: Context, last: int) -> Tensor:
         with self._shown(context):
             logits: Tensor = self.writer(
                 inputs_embeds=self._embedded(context, prompt["input_ids"]),
@@ -58,7 +58,7 @@ class Prefix(Chat):
             ).logits
             return logits
 
-    def _embedded(self, context: Inputs, ids: Tensor) -> Tensor:
+    def _embedded(self, context: Context, ids: Tensor) -> Tensor:
         """Embeddings (N, L, d) of tokens (N, L), those of the image by its states."""
         embeddings = self.model.get_input_embeddings()(ids)
         filled: Tensor = embeddings.masked_scatter(
@@ -66,7 +66,7 @@ class Prefix(Chat):
         )
         return filled
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
         with self._shown(context):
@@ -126,7 +126,7 @@ class Seq2Seq(Prefix):
         """The language model with its head."""
         return getattr(self.model, "language_model", self.model)
 
-    def context(self, inputs: Inputs) -> Inputs:
+    def context(self, inputs: ChatInputs) -> Context:
         """The encoder's `states` (B, L, d) and their `mask`, (B, L)."""
         seen = super().context(inputs)
         embeddings, mask = self._embedded(seen, seen["input_ids"]), seen["attention_mask"]
@@ -146,10 +146,10 @@ class Seq2Seq(Prefix):
         front = [token for token in self.tokenizer("")["input_ids"] if token != self.tokenizer.eos_token_id]
         return [self.model.config.text_config.decoder_start_token_id, *front, *self.script.ids(prompt)]
 
-    def _decoded(self, context: Inputs) -> dict[str, Any]:
+    def _decoded(self, context: Context) -> dict[str, Any]:
         return {"encoder_outputs": BaseModelOutput(context["states"]), "attention_mask": context["mask"]}
 
-    def logits(self, context: Inputs, target: Text) -> Tensor:
+    def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""
         with restore(self.model, context):
             logits: Tensor = self.writer(
@@ -160,7 +160,7 @@ class Seq2Seq(Prefix):
             ).logits
             return logits
 
-    def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)

@@ -21,7 +21,7 @@ from transformers.models.vilt.modeling_vilt import ViltEncoder, ViltSelfAttentio
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.attention import additive
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text, exact
+from vlatrain.backbones.base import Backbone, Context, Inputs, Pair, Text, blank_text, exact
 from vlatrain.config import ModelConfig
 from vlatrain.injection.context import provide, reads_other
 
@@ -54,6 +54,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+class ViltInputs(Inputs, total=False):
+    """Images of several aspect ratios, padded.
+
+    Attributes:
+        pixel_mask: (B, H, W) 1 for what is image, 0 for padding.
+    """
+
+    pixel_mask: Tensor
+
+
 class Vilt(Backbone):
     """ViLT for answering by choice from a list, or for matching, as `task` says. See `Answerer` and `Matcher`."""
 
@@ -79,16 +89,16 @@ class Vilt(Backbone):
 
     def inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
-    ) -> Inputs:
+    ) -> ViltInputs:
         """Images of several aspect ratios: (B, 3, H, W) as `pixels`, padded, and (B, H, W) as `pixel_mask`; and questions."""
         encoded = self.image_processor(images=list(images), return_tensors="pt")
-        found: Inputs = {"pixels": encoded["pixel_values"], "pixel_mask": encoded["pixel_mask"]}
+        found: ViltInputs = {"pixels": encoded["pixel_values"], "pixel_mask": encoded["pixel_mask"]}
         return found if questions is None else {**found, "question": self.text(questions, max_length)}
 
-    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+    def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> ViltInputs:
         """Inputs that have only shapes, with questions of so many tokens (0: none)."""
         size = self.model.config.image_size
-        found: Inputs = {
+        found: ViltInputs = {
             "pixels": torch.zeros(batch_size, 3, size, size, device=device),
             "pixel_mask": torch.ones(batch_size, size, size, dtype=torch.long, device=device),
         }
@@ -119,11 +129,11 @@ class Vilt(Backbone):
         self.model.config.label2id = {answer: place for place, answer in enumerate(answers)}
         self.model.num_labels = len(answers)
 
-    def answer_logits(self, inputs: Inputs) -> Tensor:
+    def answer_logits(self, inputs: ViltInputs) -> Tensor:
         """Of each answer that it is right: (B, answers)."""
         return exact(self.model.classifier, self._pooled(self.image_context(inputs), inputs["question"]))
 
-    def image_context(self, inputs: Inputs) -> Inputs:
+    def image_context(self, inputs: ViltInputs) -> Context:
         """The image's patches as the layers get them, after a first token: `states` (B, 1 + P, width), `mask` (B, 1 + P)."""
         embeddings = self.model.vilt.embeddings
         patches = embeddings.patch_embeddings(inputs["pixels"])  # (B, width, h, w)
@@ -138,7 +148,7 @@ class Vilt(Backbone):
             "mask": torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1).long(),
         }
 
-    def pair_scores(self, context: Inputs, text: Text) -> Tensor:
+    def pair_scores(self, context: Context, text: Text) -> Tensor:
         """The score (N,) of its head for matching."""
         return exact(self.model.rank_output, self._pooled(context, text))[:, 0]
 
@@ -165,7 +175,7 @@ class Vilt(Backbone):
         learned = learned.float().expand(len(mask), -1, -1, -1)
         return grid_sample(learned, places, mode="bilinear", padding_mode="border", align_corners=True)
 
-    def _pooled(self, context: Inputs, text: Text) -> Tensor:
+    def _pooled(self, context: Context, text: Text) -> Tensor:
         """The pooled state (N, width) of texts with images."""
         states, mask = context["states"], context["mask"]
         handed = provide(self.model, "fusion", states, mask) if reads_other(self.model, "fusion") else nullcontext()
