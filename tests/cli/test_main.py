@@ -6,15 +6,19 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra._internal.hydra import Hydra
 
+from tests.conftest import model_config
 from vlatrain.cli import main as cli
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
 from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.spec import shipped_spec
 from vlatrain.runs import named, run_folder, save_config
 from vlatrain.verbs import Verb
 
@@ -369,6 +373,17 @@ def test_eval_takes_the_runs_own_groups(calls: Calls, run: str, tmp_path: Path) 
     assert (config.source, config.adapter.dim, config.seed) == ("outputs/vqa/tiny_blip/x", 48, 7)
     assert (config.data.name, config.data.train_size, config.task.decode.num_beams) == ("files", None, 4)
     assert config.model.config["note"] == "${oc.env:HOME}"  # text, not an interpolation
+
+
+def test_a_run_from_before_the_descriptions_has_the_shipped_one(calls: Calls, run: str) -> None:
+    file = Path("outputs/vqa/tiny_blip/x/config.yaml")
+    saved = yaml.safe_load(file.read_text())
+    del saved["task"]["spec"]
+    saved["task"] |= {"name": "captioning", "metric": "cider_d", "points": ["decoder.*.*"]}
+    saved["model"] = asdict(model_config("tiny_blip"))
+    file.write_text(yaml.safe_dump(saved, sort_keys=False))
+    assert cli.main(["eval", run]) == 0
+    assert calls.configs[0].task.spec == shipped_spec("captioning")
 
 
 def test_eval_checks_overrides_as_train_does(calls: Calls, run: str, capsys: pytest.CaptureFixture[str]) -> None:

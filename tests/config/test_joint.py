@@ -66,7 +66,11 @@ def test_a_sound_one_has_no_problems() -> None:
         ({"vqa": {}, "easy": {}}, {}, "task.parts.easy: of which task is it? set task.parts.easy.name"),
         ({"vqa": {"nme": "vqa"}}, {}, "task.parts.vqa: there is no key nme; did you mean name?"),
         ({"vqa": {"max_length": "long"}}, {}, "task.parts.vqa: max_length=long: expected a whole number"),
-        ({"easy": {"name": "vaq"}}, {}, "task.parts.easy.name=vaq: must be one of vqa, captioning, retrieval"),
+        (
+            {"easy": {"name": "vaq"}},
+            {},
+            "task.parts.easy.name=vaq: must be one of captioning, classification, instruct",
+        ),
         ({"easy": {"name": "joint"}}, {}, "task.parts.easy.name=joint"),
         ({"a/b": {"name": "vqa"}}, {}, "task.parts.a/b: a part's name"),
         ({"vqa": 3}, {}, "task.parts.vqa=3"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.commands import command
 from tests.conftest import model_config
-from vlatrain.config import DataConfig, UserError
+from vlatrain.config import DataConfig, TaskConfig, UserError
 from vlatrain.data import load
 from vlatrain.data.features import FeaturePicture, check_shown, picture_of
 from vlatrain.data.images import FilePicture
@@ -33,7 +33,9 @@ def table(folder: Path, count: int = 8, width: int = 6, **changed: Any) -> Path:
 
 
 def test_features_are_loaded_as_they_are(tmp_path: Path) -> None:
-    found = load(DataConfig(name="files", train=str(table(tmp_path)), eval_fraction=0.25), "vqa", ["train", "eval"])
+    found = load(
+        DataConfig(name="files", train=str(table(tmp_path)), eval_fraction=0.25), TaskConfig("vqa"), ["train", "eval"]
+    )
     picture = found["train"][0].image
     assert isinstance(picture, FeaturePicture)
     expected = np.load(picture.path).astype(np.float32)
@@ -56,7 +58,7 @@ def test_features_are_loaded_as_they_are(tmp_path: Path) -> None:
 def test_a_bad_file_is_told_by_file_and_line(tmp_path: Path, content: Any, told: str) -> None:
     config = DataConfig(name="files", train=str(table(tmp_path, n3=content)), eval_fraction=0.25)
     with pytest.raises(UserError) as error:
-        load(config, "vqa", ["train", "eval"])
+        load(config, TaskConfig("vqa"), ["train", "eval"])
     (problem,) = error.value.problems
     assert "train.jsonl:4: " in problem
     assert told in problem
@@ -67,11 +69,13 @@ def test_a_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
     whole = (tmp_path / "2.npy").read_bytes()
     (tmp_path / "2.npy").write_bytes(whole[:-5])
     with pytest.raises(UserError, match=r"train.jsonl:3: not features: .* cut off"):
-        load(config, "vqa", ["train", "eval"])
+        load(config, TaskConfig("vqa"), ["train", "eval"])
 
 
 def samples(folder: Path) -> list[Sample]:
-    return load(DataConfig(name="files", train=str(table(folder)), eval_fraction=0.25), "vqa", ["train"])["train"]
+    return load(DataConfig(name="files", train=str(table(folder)), eval_fraction=0.25), TaskConfig("vqa"), ["train"])[
+        "train"
+    ]
 
 
 def test_a_model_of_images_wants_none(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import fsspec  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests.data.writing import load_train, pixels_of, problems_of, write_images, write_records  # noqa: E402
-from vlatrain.config import ColumnsConfig, DataConfig  # noqa: E402
+from vlatrain.config import ColumnsConfig, DataConfig, TaskConfig  # noqa: E402
 from vlatrain.data import BytesPicture, FilePicture, load  # noqa: E402
 from vlatrain.data.sample import Turn  # noqa: E402
 
@@ -63,7 +63,7 @@ def hub(path, **settings):
 
 
 def test_parquet_folder(parquet):
-    found = load(hub(parquet, eval="validation"), "vqa", ["train", "eval"])
+    found = load(hub(parquet, eval="validation"), TaskConfig("vqa"), ["train", "eval"])
     assert {split: len(samples) for split, samples in found.items()} == {"train": 12, "eval": 4}
     sample = found["train"][3]
     assert (sample.id, sample.source) == ("vqa:train[3]", f"{parquet}:train[3]")
@@ -101,7 +101,7 @@ def test_conversations(tmp_path):
 
 
 def test_split_by_image_and_slices(parquet):
-    found = load(hub(parquet, eval_fraction=0.5), "vqa", ["train", "eval"])
+    found = load(hub(parquet, eval_fraction=0.5), TaskConfig("vqa"), ["train", "eval"])
     assert {len(found["train"]), len(found["eval"])} == {6}
     assert not {s.image.key for s in found["train"]} & {s.image.key for s in found["eval"]}
     assert len(load_train(hub(parquet, train="train[:25%]"))) == 3
@@ -119,7 +119,7 @@ def test_image_folder_with_metadata(tmp_path):
         names = write_images(folder / split, 3)
         lines = [json.dumps({"file_name": name, "caption": f"{split} {name}"}) for name in names]
         (folder / split / "metadata.jsonl").write_text("\n".join(lines))
-    found = load(hub(folder, test="test"), "captioning", ["train", "test"])
+    found = load(hub(folder, test="test"), TaskConfig("captioning"), ["train", "test"])
     assert [s.captions for s in found["test"]] == [("test 0.png",), ("test 1.png",), ("test 2.png",)]
     assert found["test"][2].image.load().getpixel((0, 0)) == (2, 0, 9)
     assert isinstance(found["test"][0].image, FilePicture)
@@ -152,7 +152,7 @@ def test_16_bit_images_are_scaled_as_from_files(tmp_path):
 @pytest.mark.parametrize("eval_split", [None, "validation"])
 def test_streaming_takes_the_first_so_many(parquet, eval_split):
     config = hub(parquet, streaming=True, train_size=6, eval_size=2, eval=eval_split)
-    found = load(config, "vqa", ["train", "eval"])
+    found = load(config, TaskConfig("vqa"), ["train", "eval"])
     assert (len(found["train"]), len(found["eval"])) == (6, 2)
     taken = {s.question for s in found["train"] + (found["eval"] if eval_split is None else [])}
     assert taken == {f"train {index}?" for index in range(6 if eval_split else 8)}

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.data.writing import files, load_train, problems_of, write_images, write_records
-from vlatrain.config import DataConfig
+from vlatrain.config import DataConfig, TaskConfig
 from vlatrain.data import load
 
 
@@ -27,7 +27,7 @@ def ids(samples):
 
 
 def test_one_file_is_split_by_image(train):
-    found = load(files(train, eval_fraction=0.2), "vqa", ["train", "eval"])
+    found = load(files(train, eval_fraction=0.2), TaskConfig("vqa"), ["train", "eval"])
     assert {split: len(samples) for split, samples in found.items()} == {"train": 32, "eval": 8}
     assert not {s.image.path for s in found["train"]} & {s.image.path for s in found["eval"]}
     line = {split: [int(name.split(":")[1]) for name in ids(samples)] for split, samples in found.items()}
@@ -37,16 +37,16 @@ def test_one_file_is_split_by_image(train):
 
 def test_the_split_is_the_same_whatever_is_asked_for(train):
     config = files(train, eval_fraction=0.2, seed=3)
-    both = load(config, "vqa", ["train", "eval"])
-    assert load(config, "vqa", ["train"])["train"] == both["train"]
-    assert load(config, "vqa", ["eval"]) == {"eval": both["eval"]}
-    assert load(files(train, eval_fraction=0.2, seed=4), "vqa", ["eval"])["eval"] != both["eval"]
+    both = load(config, TaskConfig("vqa"), ["train", "eval"])
+    assert load(config, TaskConfig("vqa"), ["train"])["train"] == both["train"]
+    assert load(config, TaskConfig("vqa"), ["eval"]) == {"eval": both["eval"]}
+    assert load(files(train, eval_fraction=0.2, seed=4), TaskConfig("vqa"), ["eval"])["eval"] != both["eval"]
 
 
 def test_caps_nest_and_leave_the_split_alone(train):
     def loaded(train_size, eval_size):
         config = files(train, eval_fraction=0.2, train_size=train_size, eval_size=eval_size)
-        found = load(config, "vqa", ["train", "eval"])
+        found = load(config, TaskConfig("vqa"), ["train", "eval"])
         return ids(found["train"]), ids(found["eval"])
 
     all_train, all_eval = loaded(None, None)
@@ -62,7 +62,7 @@ def test_files_of_their_own_for_every_split(train, tmp_path):
     for name in ("val", "test"):
         write_records(tmp_path / f"{name}.csv", [{"image": "0.png", "question": name, "answer": "a"}])
     config = files(train, eval=str(tmp_path / "val.csv"), test=str(tmp_path / "test.csv"))
-    found = load(config, "vqa", ["train", "eval", "test"])
+    found = load(config, TaskConfig("vqa"), ["train", "eval", "test"])
     assert [(split, len(samples), samples[0].question) for split, samples in found.items()] == [
         ("train", 40, "q0"),
         ("eval", 1, "val"),
@@ -238,7 +238,7 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     line = '{"image": "%d.png", "question": "q%d", "answer": "a"}'
     (tmp_path / "a.jsonl").write_text("\n".join(line % (index % 100, index) for index in range(100_000)))
     start = time.process_time()
-    found = load(files(tmp_path / "a.jsonl", eval_fraction=0.1), "vqa", ["train", "eval"])
+    found = load(files(tmp_path / "a.jsonl", eval_fraction=0.1), TaskConfig("vqa"), ["train", "eval"])
     assert len(found["train"]) + len(found["eval"]) == 100_000
     assert time.process_time() - start < 8  # about 1 s; quadratic work would take minutes
 
@@ -246,9 +246,9 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
 @pytest.mark.parametrize("task", ["vqa", "captioning", "retrieval"])
 def test_built_in_data(task):
     config = DataConfig(name="shapes", train_size=6, eval_size=3, seed=1)
-    found = load(config, task, ["train", "eval", "test"], batch_size=6)
+    found = load(config, TaskConfig(task), ["train", "eval", "test"], batch_size=6)
     assert {split: len(samples) for split, samples in found.items()} == {"train": 6, "eval": 3, "test": 3}
-    assert load(config, task, ["eval"])["eval"] == found["eval"] != found["test"]
+    assert load(config, TaskConfig(task), ["eval"])["eval"] == found["eval"] != found["test"]
     assert problems_of(config, task, batch_size=7) == [
         "data.train: 6 samples, fewer than one batch of 7: set trainer.batch_size=6 or less"
     ]
@@ -269,7 +269,7 @@ def test_easy_vqa():
     folder = os.environ["VLATRAIN_EASY_VQA"]
     start = time.monotonic()
     config = DataConfig(name="files", train=f"{folder}/train.jsonl", test=f"{folder}/test.jsonl")
-    found = load(config, "vqa", ["train", "eval", "test"], batch_size=64)
+    found = load(config, TaskConfig("vqa"), ["train", "eval", "test"], batch_size=64)
     assert time.monotonic() - start < 10
     assert len(found["train"]) + len(found["eval"]) == 38_575
     assert len(found["test"]) == 9_673

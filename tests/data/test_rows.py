@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.data.writing import FORMATS, files, load_train, problems_of, write_images, write_records
+from vlatrain.config import TaskConfig
 from vlatrain.data import load_inputs
 
 
@@ -200,7 +201,7 @@ def test_a_list_of_bare_numbers_in_csv_is_told_once(folder, caplog):
     assert "2 more cells" in message
     assert "JSONL" in message
     caplog.clear()
-    load_inputs(str(train), files("unused"), "vqa")  # answers are not looked at
+    load_inputs(str(train), files("unused"), TaskConfig("vqa"))  # answers are not looked at
     load_train(files(write_records(folder / "d.jsonl", rows)))
     assert not caplog.messages
 
@@ -232,14 +233,14 @@ def test_a_row_wrong_in_several_ways_says_all(folder):
 
 def test_inputs_need_no_references_and_are_not_grouped(folder):
     path = write(folder, vqa(answer=None), vqa(answer=None, question="r?"))
-    assert [s.question for s in load_inputs(str(path), files("unused"), "vqa")] == ["q?", "r?"]
-    assert [s.captions for s in load_inputs(str(path), files("unused"), "captioning")] == [(), ()]
+    assert [s.question for s in load_inputs(str(path), files("unused"), TaskConfig("vqa"))] == ["q?", "r?"]
+    assert [s.captions for s in load_inputs(str(path), files("unused"), TaskConfig("captioning"))] == [(), ()]
     of_the_run = files("unused", columns={"answers": "label", "id": "key"})
-    assert [s.id for s in load_inputs(str(path), of_the_run, "vqa")] == ["d.jsonl:1", "d.jsonl:2"]
+    assert [s.id for s in load_inputs(str(path), of_the_run, TaskConfig("vqa"))] == ["d.jsonl:1", "d.jsonl:2"]
     with pytest.raises(ValueError, match=r"no column 'query' \(data\.columns\.question=query\)"):
-        load_inputs(str(path), files("unused", columns={"question": "query"}), "vqa")
+        load_inputs(str(path), files("unused", columns={"question": "query"}), TaskConfig("vqa"))
     with pytest.raises(ValueError, match=r"input=nowhere\.jsonl: no such file"):
-        load_inputs("nowhere.jsonl", files("unused"), "vqa")
+        load_inputs("nowhere.jsonl", files("unused"), TaskConfig("vqa"))
 
 
 def test_labels(folder):
@@ -257,7 +258,7 @@ def test_labels(folder):
     assert problems_of(files(other), "classification") == [
         f"{other}: no column 'label'; the columns are image, category; did you mean data.columns.label=category?"
     ]
-    assert [s.label for s in load_inputs(str(other), files("unused"), "classification")] == [""]
+    assert [s.label for s in load_inputs(str(other), files("unused"), TaskConfig("classification"))] == [""]
 
 
 def test_unknown_task(folder):

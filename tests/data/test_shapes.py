@@ -126,7 +126,7 @@ def test_a_scene_is_a_picture():
 
 
 def test_unknown_task_and_split_are_refused():
-    with pytest.raises(ValueError, match="no task 'vqq'"):
+    with pytest.raises(ValueError, match="no set 'vqq'"):
         shapes.build("vqq", "train", 1, 0)
     with pytest.raises(ValueError, match="no split 'dev'"):
         shapes.build("vqa", "dev", 1, 0)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.data.writing import FORMATS, files, load_train, problems_of, write_images, write_records
+from vlatrain.config import TaskConfig
 from vlatrain.data import load_inputs
 from vlatrain.data.cells import CellError
 from vlatrain.data.sample import Turn
@@ -132,5 +133,5 @@ def test_bad_conversations_are_named_by_file_and_line(tmp_path):
 def test_inputs_end_with_what_is_asked(tmp_path):
     write_images(tmp_path, 1)
     train = write_records(tmp_path / "d.jsonl", [{"image": "0.png", "chat": chat("a", "b", "c")}])
-    (sample,) = load_inputs(str(train), files("unused", columns={"conversations": "chat"}), "instruct")
+    (sample,) = load_inputs(str(train), files("unused", columns={"conversations": "chat"}), TaskConfig("instruct"))
     assert sample.turns == (Turn("a", "b"), Turn("c"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlatrain.config import ColumnsConfig, DataConfig, UserError
+from vlatrain.config import ColumnsConfig, DataConfig, TaskConfig, UserError
 from vlatrain.data import Sample, load
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -63,11 +63,11 @@ def files(train: Path | str, **settings: Any) -> DataConfig:
 
 def load_train(config: DataConfig, task: str = "vqa", **options: Any) -> list[Sample]:
     """The training split alone."""
-    return load(config, task, ["train"], **options)["train"]
+    return load(config, TaskConfig(task), ["train"], **options)["train"]
 
 
 def problems_of(config: DataConfig, task: str = "vqa", splits: Sequence[str] = ("train",), **options: Any) -> list[str]:
     """What `load` reports."""
     with pytest.raises(UserError) as caught:
-        load(config, task, splits, **options)
+        load(config, TaskConfig(task), splits, **options)
     return caught.value.problems

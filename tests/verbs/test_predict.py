@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import asked, command, tiny_run
-from vlatrain.config import DataConfig
+from vlatrain.config import DataConfig, TaskConfig
 from vlatrain.data import load
 
 
@@ -36,7 +36,7 @@ def test_a_run_that_decodes_with_one_beam_gives_the_answer_of_its_evaluation(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a").mkdir()
-    scenes = load(DataConfig(eval_size=10), "vqa", ["eval"])["eval"]
+    scenes = load(DataConfig(eval_size=10), TaskConfig("vqa"), ["eval"])["eval"]
     rows = []
     for number, sample in enumerate(scenes):
         sample.image.load().save(tmp_path / "a" / f"{number}.png")

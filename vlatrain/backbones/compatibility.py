@@ -12,6 +12,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, components, is_peft
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
+from vlatrain.config.spec import TEXT
 from vlatrain.injection.merging.mergeable import unmergeable
 from vlatrain.injection.points import Place, Point, Stack, select
 from vlatrain.injection.sources import unfusable
@@ -176,12 +177,14 @@ def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int
                 f"adapter={method.name}: the {tower} tower of model={config.model.name} gets no states of another modality in "
                 f"task={task}; towers that do: {able}"
             )
-        elif task == "classification" and config.model.tasks[task].features:
+        elif "label" in config.task.spec.fields and config.model.tasks[task].features:
             yield Incompatible(
-                f"adapter={method.name}: reads the other modality, and task=classification compares features of image and class, "
+                f"adapter={method.name}: reads the other modality, and task={task} compares features of image and class, "
                 "each made without the other"
             )
-        elif task == "retrieval" and other[tower] != tower and "cross" not in config.model.towers[tower].sites:
+        elif (
+            config.task.spec.query == TEXT and other[tower] != tower and "cross" not in config.model.towers[tower].sites
+        ):
             yield from _second_look(config, method, tower)
 
 
@@ -291,9 +294,9 @@ def _beside(
         yield Incompatible(
             f"{title}: the side of {tower} attends to that of {other}, which has no points; add them, or {key}=trunk"
         )
-    elif _reads_sides(method) and config.task.name == "retrieval":
+    elif _reads_sides(method) and config.task.spec.query == TEXT:
         yield Incompatible(
-            f"{title}: task=retrieval matches texts with images anew, and keeps no side of them; {key}=trunk does without"
+            f"{title}: task={config.task.name} matches texts with images anew, and keeps no side of them; {key}=trunk does without"
         )
     elif other not in layers and (new := _new_before(config)):
         yield Incompatible(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlatrain.config import TaskConfig
+from vlatrain.config.spec import TOLD_IMAGE
 
 UNLIMITED = 1 << 30  # more tokens than any text has
 SLACK = 4  # tokens that a question can have more inside its prompt than alone: its ends may be tokenised with their neighbours
@@ -73,9 +74,9 @@ def rooms(
     if not one:
         start = "start and end"
         return found | {"target": Room(write, lead, "the start"), "new": Room(write, lead + 1, start)}
-    asked, reply = config.name != "captioning", config.decode.max_new_tokens + 1  # and the token that ends it
+    asked, reply = config.spec.prompt != TOLD_IMAGE, config.decode.max_new_tokens + 1  # and the token that ends it
     before = image + prompt + lead
-    if read is not None and (config.answers == "rank" or config.name == "classification"):
+    if read is not None and (config.answers == "rank" or "label" in config.spec.fields):
         reply = min(reply, (read - before) // 2)  # nothing is generated
     question = Room(read, before, given, reply)
     put = max(1, min(config.max_length, question.tokens)) if asked else 0

@@ -35,6 +35,7 @@ from vlatrain.config.checks.owners import unread
 from vlatrain.config.checks.settings import problems as value_problems
 from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
+from vlatrain.config.joint import served
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
 from vlatrain.config.schema import TrainConfig
@@ -146,6 +147,7 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
             raise UserError(found)
         made = cast(TrainConfig, OmegaConf.to_object(config))
         made.adapter = completed(made.adapter)
+        made.model.tasks |= served(made)
         return made
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(explained(error, schema)) from error

@@ -16,6 +16,7 @@ from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.spec import with_shipped_specs
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
@@ -44,7 +45,8 @@ def _served(key: str, otherwise: Any = None, *, _root_: DictConfig) -> Any:
 
     `${served:KEY,VALUE}`: the value where the model says nothing.
     """
-    return getattr(_root_.model.tasks.get(_root_.task.name) or ModelTaskConfig(), key) or otherwise
+    served = _root_.model.tasks.get(_root_.task.name) or _root_.model.tasks.get(_root_.task.spec.served_as)
+    return getattr(served or ModelTaskConfig(), key) or otherwise
 
 
 def _together(*lists: list[Any]) -> list[Any]:
@@ -87,6 +89,7 @@ def register_run(values: dict[str, Any], source: str) -> None:
     store = ConfigStore.instance()
     rest = {key: values[key] for key in ("seed", "run") if key in values}
     store.store(name=FROM_RUN, node=OmegaConf.create(rest))
+    values = {**values, "task": with_shipped_specs(values.get("task", {}))}
     for group in GROUPS:
         # A description that happens to have such a key must not become Hydra's instruction.
         node = {key: value for key, value in values.get(group, {}).items() if key != "defaults"}

@@ -10,23 +10,19 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, TypeVar
-
-import yaml
 
 from vlatrain.config.data import DataConfig
 from vlatrain.config.errors import UserError
-from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import did_you_mean, problems_in
+from vlatrain.config.model import ModelTaskConfig
 from vlatrain.config.schema import PredictConfig, TrainConfig
+from vlatrain.config.spec import IMAGE, QUESTION, TEXT, MetricSpec, described, shipped_spec, shipped_tasks, typed_spec
 from vlatrain.config.task import TaskConfig
 
 JOINT = "joint"
 MEAN = "mean"  # the headline metric: the mean of the parts'
 SAMPLING = ("proportional", "balanced", "temperature")
-SINGLE = ("vqa", "captioning", "retrieval", "classification", "instruct")  # the tasks that have samples of their own
-ASKED = ("vqa", "instruct")  # of these, those that answer a question
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # part of sample ids, metrics' names and an adapter's keys
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -44,9 +40,17 @@ def tasks(config: TaskConfig) -> dict[str, TaskConfig]:
         raise UserError(found)
     for name, value in config.parts.items():
         if not isinstance(value, TaskConfig):
-            values = {"name": name, **value}
-            config.parts[name] = _put(_put(TaskConfig(), _described(values["name"])), values)
+            config.parts[name] = _subtask(name, value)
     return dict(config.parts)
+
+
+def scores(config: TaskConfig) -> dict[str, MetricSpec]:
+    """The scores of a task by name; of a joint one those of its parts, too, as PART/NAME."""
+    found = {metric.name: metric for metric in config.spec.metrics}
+    if config.name == JOINT:
+        for part, task in tasks(config).items():
+            found |= {f"{part}/{name}": metric for name, metric in scores(task).items()}
+    return found
 
 
 def subtasks(config: Config) -> dict[str, Config]:
@@ -63,6 +67,13 @@ def subtasks(config: Config) -> dict[str, Config]:
         name: dataclasses.replace(config, task=task, data=_data(config.data, config.data.parts.get(name, {})))
         for name, task in tasks(config.task).items()
     }
+
+
+def served(config: TrainConfig) -> dict[str, ModelTaskConfig]:
+    """How the backbone serves tasks that its description does not name: as it serves those that they say (`TaskSpec.served_as`)."""
+    known, parts = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
+    wanted = {task.name: task.spec.served_as for task in (config.task, *parts.values()) if task.name not in known}
+    return {name: known[like] for name, like in wanted.items() if like in known}
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -101,10 +112,8 @@ def asked(config: PredictConfig) -> str:
                 f"part={config.part}: there is no such part; there are {', '.join(known)}{did_you_mean(config.part, [*known])}"
             )
         return config.part
-    wanted: tuple[str, ...] = ("captioning", "classification")
-    if config.question or config.text or config.texts:
-        wanted = ASKED if config.question else ("retrieval",)
-    fitting = [name for name, part in known.items() if part.task.name in wanted and not config.input]
+    query = QUESTION if config.question else TEXT if config.text or config.texts else IMAGE
+    fitting = [name for name, part in known.items() if part.task.spec.query == query and not config.input]
     if len(known) == 1:
         fitting = list(known)
     if len(fitting) != 1:
@@ -127,6 +136,7 @@ def _task_problems(config: TaskConfig) -> Iterator[str]:
         return
     if not config.parts:
         yield "task=joint: needs parts, such as +task@task.parts.mine=vqa"
+    known = tuple(name for name in shipped_tasks() if name != JOINT)
     for name, value in config.parts.items():
         key = f"task.parts.{name}"
         if not _NAME.fullmatch(str(name)):
@@ -135,15 +145,17 @@ def _task_problems(config: TaskConfig) -> Iterator[str]:
             own = value.name
         elif isinstance(value, Mapping):
             yield from problems_in(TaskConfig, value, source=key)
-            if "name" not in value and name not in SINGLE:
-                yield f"{key}: of which task is it? set {key}.name, one of {', '.join(SINGLE)}"
+            if "name" not in value and name not in known:
+                yield f"{key}: of which task is it? set {key}.name, one of {', '.join(known)}"
                 continue
             own = value.get("name", name)
+            if own != JOINT and value.get("spec"):  # one of the user's own
+                continue
         else:
             yield f"{key}={value}: expected a task, such as {{name: vqa}}"
             continue
-        if own not in SINGLE:
-            yield f"{key}.name={own}: must be one of {', '.join(SINGLE)}{did_you_mean(str(own), SINGLE)}"
+        if own not in known and not (own != JOINT and isinstance(value, TaskConfig)):
+            yield f"{key}.name={own}: must be one of {', '.join(known)}{did_you_mean(str(own), known)}"
 
 
 def _data(shared: DataConfig, value: DataConfig | Mapping[str, Any]) -> DataConfig:
@@ -151,11 +163,15 @@ def _data(shared: DataConfig, value: DataConfig | Mapping[str, Any]) -> DataConf
     return dataclasses.replace(own, parts={})
 
 
-@cache
-def _described(name: str) -> Mapping[str, Any]:
-    """What the YAML file of a task sets."""
-    values = yaml.safe_load((conf_dir() / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in values.items() if key != "defaults"}
+def _subtask(part: str, values: Mapping[str, Any]) -> TaskConfig:
+    """The task of a part: what its values do not say is as in the file of the shipped task of its name."""
+    name = values.get("name", part)
+    spec = typed_spec(values["spec"]) if values.get("spec") else shipped_spec(name)
+    made = TaskConfig(name=name)
+    for given in (described(name), values):
+        made = _put(made, {key: value for key, value in given.items() if key != "spec"})
+    made.spec = spec
+    return made
 
 
 def _put(config: Any, values: Mapping[str, Any]) -> Any:

@@ -135,6 +135,10 @@ def problems_in(schema: type, value: Any, key: str = "", source: str = "") -> li
             for name, below in value.items()
             for problem in problems_in(schema, below, f"{key}.{name}" if key else str(name), source)
         ]
+    if typing.get_origin(inner) is list and isinstance(value, list):
+        (item,) = typing.get_args(inner)
+        if dataclasses.is_dataclass(item) and all(isinstance(each, Mapping) for each in value):
+            return [found for each in value for found in problems_in(cast(type, item), each, source=f"{before}{key}")]
     if key and not _fits(hint, value):
         shown = "null" if value is None else str(value)
         return [f"{before}{key}={shown}: expected {type_name(hint)}"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlatrain.config.spec import TaskSpec, shipped_spec
+
 
 @dataclass
 class DecodeConfig:
@@ -28,7 +30,7 @@ class TaskConfig:
     """A task, its default injection points, and its settings.
 
     Attributes:
-        name: vqa, captioning, retrieval, classification, instruct, or joint: several of them in one run.
+        name: one of `conf/task/`, joint for several of them in one run, or a task of one's own (`vlatrain/tasks/README.md`).
         points: default injection points of the task, as patterns; `adapter.points` overrides them.
         metric: the metric that selects the best checkpoint (higher is better).
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
@@ -53,6 +55,7 @@ class TaskConfig:
         sampling: joint: how often each part's samples come in training: proportional (each once an epoch), balanced (as many of
             each part) or temperature.
         sampling_temperature: joint with `sampling=temperature`: shares go with size^(1 / T); 1 is proportional.
+        spec: what the task is; no option. Where nothing is said, that of the shipped task of the name.
     """
 
     name: str = "vqa"
@@ -74,3 +77,8 @@ class TaskConfig:
     parts: dict[str, Any] = field(default_factory=dict)
     sampling: str = "proportional"
     sampling_temperature: float = 2.0
+    spec: TaskSpec = field(default_factory=TaskSpec)
+
+    def __post_init__(self) -> None:
+        if self.spec == TaskSpec():
+            self.spec = shipped_spec(self.name)

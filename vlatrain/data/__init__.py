@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlatrain.config.data import DataConfig
+from vlatrain.config.errors import UserError
+from vlatrain.config.spec import TaskSpec
+from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Problems, check_pictures, check_sizes
 from vlatrain.data.images import BytesPicture, FilePicture, open_rgb, picture_files
-from vlatrain.data.rows import Builder, build, check_task, find_columns
+from vlatrain.data.rows import Builder, build, find_columns
 from vlatrain.data.sample import Picture, Sample
 from vlatrain.data.splits import cap, hold_out
 
@@ -18,7 +21,7 @@ __all__ = ["BytesPicture", "FilePicture", "Picture", "Sample", "load", "load_inp
 SHAPES_SIZE = {"train": 4000, "eval": 500, "test": 500}  # where the configuration names no size
 
 
-def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
+def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
     """The samples of the splits asked for.
 
     Where `data.eval` is null, `data.eval_fraction` of the training data is split off by image, whichever of the two
@@ -27,7 +30,7 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
 
     Args:
         config: the source.
-        task: one of `vlatrain.data.rows.FIELDS`; decides which columns must be there.
+        task: the task; its description says which columns must be there.
         splits: some of train, eval and test.
         batch_size: fewest training samples allowed.
 
@@ -37,7 +40,8 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
     Raises:
         UserError: with everything that is wrong with the data, by file and row.
     """
-    check_task(task)
+    if task.spec == TaskSpec():
+        raise ValueError(f"no description of the samples of task {task.name!r}")
     problems = Problems()
     _check_settings(config, splits, problems)
     if config.name != "files":
@@ -45,8 +49,12 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
     if config.name == "shapes":
         from vlatrain.data import shapes
 
+        if task.spec.builtin not in shapes.SETS:
+            raise UserError(
+                f"data=shapes: has no {task.spec.builtin!r}, which task={task.name} names; it has {', '.join(shapes.SETS)}"
+            )
         sizes = {split: (config.train_size if split == "train" else config.eval_size) for split in splits}
-        samples = {s: shapes.build(task, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
+        samples = {s: shapes.build(task.spec.builtin, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
         check_sizes(samples, task, batch_size, problems)
     else:
         samples = _load_stored(config, task, splits, batch_size, problems)
@@ -54,20 +62,19 @@ def load(config: DataConfig, task: str, splits: Sequence[str], batch_size: int =
     return samples
 
 
-def load_inputs(path: str, config: DataConfig, task: str) -> list[Sample]:
+def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]:
     """The rows of a file as samples to predict on: every row is one, and the references may be absent.
 
     Args:
         path: a file in one of the formats of `data=files`.
         config: column map and image root.
-        task: one of `vlatrain.data.rows.FIELDS`.
+        task: the task; its description says which columns must be there.
 
     Raises:
         UserError: with everything that is wrong with the file.
     """
-    check_task(task)
     problems = Problems()
-    builder = _read_file(config, path, "input", task, problems, labelled=False)
+    builder = _read_file(config, path, "input", task.spec, problems, labelled=False)
     if builder is not None:
         _check_pictures(builder, builder.samples, problems)
     problems.raise_if_any()
@@ -76,7 +83,7 @@ def load_inputs(path: str, config: DataConfig, task: str) -> list[Sample]:
 
 
 def _load_stored(
-    config: DataConfig, task: str, splits: Sequence[str], batch_size: int, problems: Problems
+    config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int, problems: Problems
 ) -> dict[str, list[Sample]]:
     split_off = config.eval is None and bool({"train", "eval"} & set(splits))
     parts = list(dict.fromkeys("train" if split_off and split == "eval" else split for split in splits))
@@ -86,7 +93,7 @@ def _load_stored(
         if getattr(config, part) is None:  # reported with the settings
             continue
         before = len(problems)
-        builder = _read_part(config, part, task, split_off, problems)
+        builder = _read_part(config, part, task.spec, split_off, problems)
         if builder is not None:
             builders[part] = builder
             sound |= {part} if len(problems) == before else set()
@@ -114,32 +121,32 @@ def _load_stored(
     return {split: found.get(split, []) for split in splits}
 
 
-def _read_part(config: DataConfig, part: str, task: str, split_off: bool, problems: Problems) -> Builder | None:
+def _read_part(config: DataConfig, part: str, spec: TaskSpec, split_off: bool, problems: Problems) -> Builder | None:
     """Read what the configuration calls `part`: a file, or a split of the hub's data set."""
     named: str = getattr(config, part)
     if config.name == "files":
-        return _read_file(config, named, f"data.{part}", task, problems)
+        return _read_file(config, named, f"data.{part}", spec, problems)
     from vlatrain.data import hub
 
     limit = config.train_size if part == "train" else config.eval_size
     if split_off and part == "train":
         limit = (config.train_size or 0) + (config.eval_size or 0)
-    return hub.read_split(config, named, task, limit, problems)
+    return hub.read_split(config, named, spec, limit, problems)
 
 
 def _read_file(
-    config: DataConfig, path: str, option: str, task: str, problems: Problems, labelled: bool = True
+    config: DataConfig, path: str, option: str, spec: TaskSpec, problems: Problems, labelled: bool = True
 ) -> Builder | None:
     from vlatrain.data.files import read_table
 
     table = read_table(path, problems, option)
     if table is None:
         return None
-    columns = find_columns(table.columns, config.columns, task, path, problems, labelled)
+    columns = find_columns(table.columns, config.columns, spec, path, problems, labelled)
     if columns is None:
         return None
     root = Path(config.root).expanduser() if config.root else Path(path).expanduser().parent
-    return build(table.rows, columns, task, path, root, problems, labelled, table.delimited)
+    return build(table.rows, columns, spec, path, root, problems, labelled, table.delimited)
 
 
 def _check_pictures(builder: Builder, samples: Sequence[Sample], problems: Problems) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlatrain.config.data import DataConfig
+from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
 from vlatrain.data.images import RULES, open_rgb
 from vlatrain.data.rows import Builder, Column, find_columns
@@ -66,13 +67,13 @@ class RowPicture:
         return hash(self.key)
 
 
-def read_split(config: DataConfig, split: str, task: str, limit: int | None, problems: Problems) -> Builder | None:
+def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None, problems: Problems) -> Builder | None:
     """Read one split.
 
     Args:
         config: `data=hub`: path, subset, streaming, root, column map.
         split: the split's name in the data set.
-        task: one of `vlatrain.data.rows.FIELDS`.
+        spec: the task's description.
         limit: streaming: samples to take.
         problems: where to report what is wrong.
 
@@ -89,11 +90,11 @@ def read_split(config: DataConfig, split: str, task: str, limit: int | None, pro
             names = list(dataset.features or (first or {}))
         else:
             names = dataset.column_names
-        columns = find_columns(names, config.columns, task, name, problems)
+        columns = find_columns(names, config.columns, spec, name, problems)
         if columns is None:
             return None
         root = config.root or (config.path if os.path.isdir(config.path) else "")
-        builder = Builder(columns, task, name, os.path.expanduser(root), problems)
+        builder = Builder(columns, spec, name, os.path.expanduser(root), problems)
         if not config.streaming:
             _add_all(dataset, columns, builder, name)
         elif first is not None:

@@ -3,8 +3,8 @@
 - Question, answers and captions are as in `vlatrain.data.cells`. Empty texts among several are left out.
 - A label is a text, a conversation as in `vlatrain.data.turns`.
 - An image is a path relative to the image root, or (Parquet, hub) an encoded image.
-- Captioning and retrieval: rows with the same image become one sample with several captions, in the order of the file.
-  Any other task: every row is a sample.
+- Every row is a sample, but of tasks whose description says `by_image`: there rows with the same image become one with several
+  captions, in the order of the file.
 - A sample's id is the `id` column where there is one (the first row's, of several), else its place: `t.jsonl:12`, `t.json[3]`.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
+from vlatrain.config.spec import TaskSpec
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, kind, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
 from vlatrain.data.features import picture_of
@@ -29,17 +30,6 @@ from vlatrain.data.turns import turns
 
 log = logging.getLogger("vlatrain")
 
-# What a task asks of a sample beside the image; `weights` and `id` are always optional.
-FIELDS = {
-    "vqa": ("question", "answers"),
-    "captioning": ("captions",),
-    "retrieval": ("captions",),
-    "classification": ("label",),
-    "instruct": ("conversations",),
-}
-# What must be there to predict, where the references are what is asked for.
-INPUTS = {"vqa": ("question",), "captioning": (), "retrieval": (), "classification": (), "instruct": ("conversations",)}
-GROUPED = ("captioning", "retrieval")  # rows with the same image are one sample
 DEFAULTS = {
     "id": ("id",),
     "image": ("image",),
@@ -69,21 +59,15 @@ class Column:
     mapped: bool
 
 
-def check_task(task: str) -> None:
-    """Raise `ValueError` for a task whose samples are not described here."""
-    if task not in FIELDS:
-        raise ValueError(f"no description of the samples of task {task!r}; there are {', '.join(FIELDS)}")
-
-
 def find_columns(
-    columns: Sequence[str], wanted: ColumnsConfig, task: str, name: str, problems: Problems, labelled: bool = True
+    columns: Sequence[str], wanted: ColumnsConfig, spec: TaskSpec, name: str, problems: Problems, labelled: bool = True
 ) -> dict[str, Column] | None:
     """Match the fields a task needs with the columns there are.
 
     Args:
         columns: the columns of the data.
         wanted: the user's column map.
-        task: one of `FIELDS`.
+        spec: the task's description.
         name: what to call the data in messages.
         problems: where to report absent columns.
         labelled: whether the references (answers, captions, ...) must be there; without, only what is asked of the model must.
@@ -91,8 +75,8 @@ def find_columns(
     Returns:
         Field -> column, or None if one that must be there is not.
     """
-    required = ("image", *(FIELDS[task] if labelled else INPUTS[task]))
-    optional = ("id", *FIELDS[task], *(("weights",) if task == "vqa" else ()))
+    required = ("image", *(spec.fields if labelled else spec.given))
+    optional = ("id", *spec.fields, *spec.optional)
     found: dict[str, Column] = {}
     absent = False
     for field in dict.fromkeys((*required, *optional)):
@@ -132,7 +116,7 @@ class Builder:
 
     Args:
         columns: field -> column, from `find_columns`.
-        task: one of `FIELDS`.
+        spec: the task's description.
         name: what to call the data in messages and in `Sample.source`.
         root: the folder that image paths are relative to.
         problems: where to report.
@@ -143,7 +127,7 @@ class Builder:
     def __init__(
         self,
         columns: Mapping[str, Column],
-        task: str,
+        spec: TaskSpec,
         name: str,
         root: str,
         problems: Problems,
@@ -153,9 +137,9 @@ class Builder:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
         self._columns = columns
-        self._grouped = labelled and task in GROUPED
+        self._grouped = labelled and spec.by_image
         self._labelled, self._delimited = labelled, delimited
-        self._required = FIELDS[task] if labelled else INPUTS[task]
+        self._required = spec.fields if labelled else spec.given
         self.name = name
         self._short = os.path.basename(name.rstrip("/")) or name
         self.root = root
@@ -325,7 +309,7 @@ class Builder:
 def build(
     rows: Iterable[Row],
     columns: Mapping[str, Column],
-    task: str,
+    spec: TaskSpec,
     name: str,
     root: str | Path,
     problems: Problems,
@@ -333,7 +317,7 @@ def build(
     delimited: bool = False,
 ) -> Builder:
     """All rows of a table as samples; see `Builder` for the arguments."""
-    builder = Builder(columns, task, name, os.fspath(root), problems, labelled, delimited)
+    builder = Builder(columns, spec, name, os.fspath(root), problems, labelled, delimited)
     for row in rows:
         builder.add(row)
     builder.finish()

@@ -138,6 +138,7 @@ def _instruct(rng: random.Random, number: int) -> Sample:
     return Sample("", scene, turns=(Turn("how many shapes are there?", count), described))
 
 
+#: By the name that a task's description has for it (`spec.builtin`).
 _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "vqa": _vqa,
     "captioning": _captioning,
@@ -145,34 +146,36 @@ _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "classification": _classification,
     "instruct": _instruct,
 }
+SETS = tuple(_MAKERS)
+_DISTINCT = ("retrieval",)  # sets in whose evaluation and test no two samples share a caption
 
 
-def build(task: str, split: str, size: int, seed: int) -> list[Sample]:
-    """Samples of a built-in task.
+def build(name: str, split: str, size: int, seed: int) -> list[Sample]:
+    """Samples of a built-in set.
 
     Args:
-        task: "vqa", "captioning", "retrieval", "classification" or "instruct".
+        name: "vqa", "captioning", "retrieval", "classification" or "instruct".
         split: "train", "eval" or "test". No two splits share a scene; in retrieval no two samples of eval, or of test,
             share a caption.
         size: number of samples. A longer list begins with a shorter one.
         seed: another seed gives other scenes.
 
     Raises:
-        ValueError: unknown task or split.
+        ValueError: unknown set or split.
     """
-    if task not in _MAKERS:
-        raise ValueError(f"the built-in data has no task {task!r}; it has {', '.join(_MAKERS)}")
+    if name not in SETS:
+        raise ValueError(f"the built-in data has no set {name!r}; it has {', '.join(SETS)}")
     if split not in SPLITS:
         raise ValueError(f"the built-in data has no split {split!r}; it has {', '.join(SPLITS)}")
     samples: list[Sample] = []
     said: set[str] = set()
     attempt = 0
     while len(samples) < size:
-        rng = random.Random(f"{task}/{split}/{seed}/{attempt}")  # seeded by text: the same on every machine
+        rng = random.Random(f"{name}/{split}/{seed}/{attempt}")  # seeded by text: the same on every machine
         attempt += 1
-        name = f"{split}-{len(samples)}"
-        sample = replace(_MAKERS[task](rng, len(samples)), id=name, source=f"shapes:{name}")
-        if task == "retrieval" and split != "train":
+        identifier = f"{split}-{len(samples)}"
+        sample = replace(_MAKERS[name](rng, len(samples)), id=identifier, source=f"shapes:{identifier}")
+        if name in _DISTINCT and split != "train":
             if said & set(sample.captions):  # an image must be told from the others by its captions
                 continue
             said.update(sample.captions)

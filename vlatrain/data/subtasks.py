@@ -58,9 +58,9 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
 
 def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
     """The samples of a run, or of a part, that is not joint."""
-    samples = load(config.data, config.task.name, splits, batch_size)
+    samples = load(config.data, config.task, splits, batch_size)
     check_shown(config.model, [sample for found in samples.values() for sample in found])
-    if config.task.name == "classification":
+    if "label" in config.task.spec.fields:
         problems = Problems()
         check_labels(samples, config.task.classes, config.task.metric, problems)
         problems.raise_if_any()

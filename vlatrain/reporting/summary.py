@@ -10,16 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlatrain.config import TrainConfig
+from vlatrain.config import TaskConfig, TrainConfig
+from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
-
-EXAMPLES = {
-    "vqa": 'image=PHOTO.jpg question="..."',
-    "captioning": "image=PHOTO.jpg",
-    "retrieval": 'image=FOLDER text="..."',
-    "classification": "image=PHOTO.jpg",
-    "instruct": 'image=PHOTO.jpg question="..."',
-}
 
 
 def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], console: Console | None = None) -> None:
@@ -34,7 +27,7 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
     console = console or Console(file=sys.stdout)
     parameters, speed = metrics["parameters"], metrics["speed"]
     table = Table("what", "value", title=f"{config.task.name} · {config.model.name} · {config.adapter.name}")
-    for name, value in scores(metrics):
+    for name, value in scores(config, metrics):
         table.add_row(name, value)
     table.add_row(
         "trainable parameters",
@@ -51,14 +44,14 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def scores(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The scores as rows, the headline metric first, those of the test data after those of the evaluation data."""
-    headline = metrics["metric"]
+def scores(config: TrainConfig, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The scores as rows with their units, the headline metric first, those of the test data after those of the evaluation data."""
+    headline, known = metrics["metric"], score_specs(config.task)
     rows = []
     for part in ("", "test"):
         found = (metrics.get(part, {}) if part else metrics).get("metrics", {})
         for name in sorted(found, key=lambda name: name != headline):
-            unit = "" if name.endswith(("rank", "perplexity")) else " %"
+            unit = f" {known[name].unit}".rstrip() if name in known else ""
             label = f"{part} {name}".strip()
             rows.append((f"[bold]{label}[/]" if name == headline else label, f"{found[name]:.2f}{unit}"))
     return rows
@@ -81,11 +74,11 @@ def show_files(folder: Path, console: Console) -> None:
 
 def _next(config: TrainConfig, folder: Path) -> list[str]:
     task, model = config.task.name, config.model.name
-    select = [] if task == "vqa" else [f"task={task}"]
+    select = [] if task == TaskConfig.name else [f"task={task}"]
     select += [] if model == "tiny_blip" else [f"model={model}"]
     given = " ".join(select) + " " if select else ""
     commands = [
-        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{EXAMPLES[part.task.name]}"
+        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{part.task.spec.example}"
         for name, part in subtasks(config).items()
     ]
     if config.adapter.name == "bottleneck":

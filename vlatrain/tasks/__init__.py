@@ -43,6 +43,34 @@ TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
 }
 
 
+def register(name: str, task: Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]) -> None:
+    """Make a task of one's own known: `task=NAME`, with a NAME.yaml in the `task` group of a `--config-dir`.
+
+    Args:
+        name: what a configuration calls it.
+        task: its class, or what makes it from settings, backbone and training samples.
+
+    Raises:
+        ValueError: the name is taken by another task.
+    """
+    if TASKS.setdefault(name, task) is not task:
+        raise ValueError(f"there is a task {name!r} already: {TASKS[name].__qualname__}")
+
+
+def check_known(config: TaskConfig) -> None:
+    """Refuse a task, or one of its parts, that no code is registered for.
+
+    Raises:
+        UserError: with each.
+    """
+    names = dict.fromkeys([config.name, *(part.name for part in tasks(config).values())])
+    if unknown := [name for name in names if name not in TASKS]:
+        raise UserError(
+            f"task.name={name} is unknown; there are {', '.join(TASKS)} (one of your own: vlatrain/tasks/README.md)"
+            for name in unknown
+        )
+
+
 def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
     """Make a backbone fit for a task, before any method is put into it: give it the answers that it is to choose from.
 
@@ -51,7 +79,7 @@ def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()
         backbone: the backbone.
         train: the training samples; none for a finished run.
     """
-    if config.name == "vqa" and isinstance(backbone, Answerer):
+    if isinstance(backbone, Answerer) and "answers" in config.spec.fields:
         resolve_answers(config, backbone, train)
 
 
@@ -66,8 +94,7 @@ def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) 
     Raises:
         UserError: an unknown task.
     """
-    if config.name not in TASKS:
-        raise UserError(f"task.name={config.name} is unknown; there are {', '.join(TASKS)}")
+    check_known(config)
     return TASKS[config.name](config, backbone, train)
 
 
@@ -76,4 +103,7 @@ def subtasks_of(task: Task) -> dict[str, Task]:
     return task.parts if isinstance(task, Joint) else {"": task}
 
 
-__all__ = ["TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "prepare", "subtasks_of"]
+__all__ = [
+    "TASKS", "Batch", "Batches", "Evaluation", "Task", "build", "check_known", "prepare", "register",
+    "subtasks_of",
+]  # fmt: skip

@@ -50,6 +50,11 @@ class Batches(Protocol):
         ...
 
 
+Answer = str | tuple[str, float]
+"""A text, or a text with its score."""
+Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
+"""What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
+
 TYPICAL = {  # tokens, with the special ones
     "question": 16,
     "answer": 4,
@@ -114,6 +119,18 @@ class Task(ABC):
     def generates(self) -> bool:
         """Whether the model writes freely, up to `task.decode.max_new_tokens`."""
         return False
+
+    def asking(self) -> Asking:
+        """How it is asked about samples in prediction."""
+        raise NotImplementedError(f"task={self.name} is not asked about samples")
+
+    def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The places of the k samples whose images fit a text best, with their scores, best first."""
+        raise NotImplementedError(f"task={self.name} matches no texts with images")
+
+    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The places of the k texts that fit a sample's image best, with their scores, best first."""
+        raise NotImplementedError(f"task={self.name} matches no texts with images")
 
     def uses(self) -> list[Use]:
         """The kinds of text that it reads and learns, for `vlatrain.tasks.lengths`."""

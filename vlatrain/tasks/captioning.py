@@ -14,6 +14,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
 from vlatrain.tasks.base import (
     TYPICAL,
+    Asking,
     Batches,
     Evaluation,
     ImageBatch,
@@ -86,6 +87,10 @@ class Captioning(Task):
                 "group_index": torch.arange(batch_size, device=device),
             }
         )
+
+    def asking(self) -> Asking:
+        """Images, and their captions."""
+        return self.images, self.caption
 
     def caption(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
         """For each image the best captions, best first."""

@@ -27,7 +27,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.metrics.retrieval import similarity
-from vlatrain.tasks.base import TYPICAL, Batches, Evaluation, ImageBatch, Task, similarity_scale
+from vlatrain.tasks.base import TYPICAL, Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa, VqaBatch
 
@@ -72,6 +72,10 @@ class Classification(Task):
     @abstractmethod
     def scores(self, batch: ImageBatch, known: Any) -> Tensor:
         """Of each image (B, C) the logarithms of the classes' probabilities, but for a number that is the same for all of them."""
+
+    def asking(self) -> Asking:
+        """Images, and their classes."""
+        return self.images, self.classify
 
     def classify(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each image the likeliest classes with their probabilities, best first."""

@@ -22,6 +22,7 @@ from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.tasks.base import (
     TYPICAL,
+    Asking,
     Batches,
     Evaluation,
     ImageBatch,
@@ -98,6 +99,10 @@ class Instruct(Task):
         """Conversations all of whose tokens are learned."""
         logits = self.converser.conversation_logits(self.backbone.blank(batch_size, device, TYPICAL["conversation"]))
         return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()
+
+    def asking(self) -> Asking:
+        """Conversations up to the last reply, and their replies."""
+        return self.asked, self.reply
 
     def reply(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
         """For each conversation the best replies, best first."""

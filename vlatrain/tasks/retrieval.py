@@ -11,6 +11,7 @@ With several processes, negatives come from the process's own batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, cast
 
 import torch
@@ -146,6 +147,33 @@ class Retrieval(Task):
         with."""
         return self.embedder.image_features(batch["inputs"])[0], self.embedder.text_features(batch["text"])
 
+    def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The images with the most similar features; re-ranked by matching if `task.rerank` says so."""
+        found = (self.embedder.image_features(batch["inputs"])[0] for batch in batches(samples, self.images))
+        features, query = torch.cat([*found]), self.embedder.text_features(self._text([text]))
+        best = metric.top_k(query, features, k)[1][0].tolist()
+        if not (self.config.rerank and self.embedder.matches):
+            return ranked(best, metric.similarity(query, features[best])[0])
+        asked = batches([samples[place] for place in best], self.images)
+        states = (self.embedder.image_features(batch["inputs"])[1] for batch in asked)
+        return ranked(best, torch.cat([self.match_scores(some, self._text([text] * len(some))) for some in states]))
+
+    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The texts with the most similar features; re-ranked by matching if `task.rerank` says so."""
+        (batch,) = batches([sample], self.images)
+        feature, states = self.embedder.image_features(batch["inputs"])
+        captioned = [replace(sample, captions=(text,)) for text in texts]
+        found = [self.embedder.text_features(batch["text"]) for batch in batches(captioned, self.texts)]
+        features = torch.cat(found)
+        best = metric.top_k(feature, features, k)[1][0].tolist()
+        if not (self.config.rerank and self.embedder.matches):
+            return ranked(best, metric.similarity(feature, features[best])[0])
+        asked = self._text([texts[place] for place in best])
+        return ranked(best, self.match_scores(states.expand(len(best), -1, -1), asked))
+
+    def _text(self, texts: Sequence[str]) -> Text:
+        return self.backbone.text(texts, self.longest("text")).to(self.backbone.device)
+
     def match_scores(self, states: Tensor, text: Text) -> Tensor:
         """Matching log-odds or scores (N,) of image states (N, S, width) and texts (N, L), a few pairs at a time."""
         chunks = []
@@ -265,6 +293,11 @@ def evaluation(
     ]
     told = {"score": "image-to-text R@1", **settings, "images": len(samples), "texts": len(captions)}
     return Evaluation(scores, told, predictions)
+
+
+def ranked(places: Sequence[int], scores: Tensor) -> list[tuple[int, float]]:
+    """Places with their scores (N,), best first."""
+    return sorted(zip(places, scores.tolist(), strict=True), key=lambda one: -one[1])
 
 
 def same_caption(ids: Tensor, group_index: Tensor, images: int) -> Tensor:

@@ -30,6 +30,7 @@ from vlatrain.tasks.retrieval import (
     RetrievalBatch,
     contrastive_loss,
     evaluation,
+    ranked,
     same_caption,
 )
 
@@ -104,6 +105,17 @@ class Matching(Retrieval):
         group_index = group_index_of([len(sample.captions) for sample in samples])
         ranks = metric.ranks_of_scores(scores, group_index)
         return evaluation(samples, ranks, scores.argmax(dim=1).tolist(), {"scored": "pairs"})
+
+    def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The images with the highest scores."""
+        asked = self.in_parts([text])
+        found = [self.scores(batch["inputs"], asked)[:, 0] for batch in batches(samples, self.images)]
+        return ranked(range(len(samples)), torch.cat(found))[:k]
+
+    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
+        """The texts with the highest scores."""
+        (batch,) = batches([sample], self.images)
+        return ranked(range(len(texts)), self.scores(batch["inputs"], self.in_parts(texts))[0])[:k]
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image, and as many pairs as there can be."""

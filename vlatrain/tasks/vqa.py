@@ -19,6 +19,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.tasks.base import (
     TYPICAL,
+    Asking,
     Batches,
     Evaluation,
     ImageBatch,
@@ -123,6 +124,10 @@ class Vqa(Task):
                 "group_index": torch.arange(batch_size, device=device),
             }
         )
+
+    def asking(self) -> Asking:
+        """Questions, and their answers."""
+        return self.questions, self.answer
 
     def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the best answers with their probabilities, best first.

@@ -70,7 +70,7 @@ def evaluate(config: EvalConfig) -> Run:
     write_predictions(files.predictions(), evaluation)
     write_json(files.metrics, metrics)
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
-    for row in scores(metrics):
+    for row in scores(config, metrics):
         table.add_row(*row)
     table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
     out = RichConsole()

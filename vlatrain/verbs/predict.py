@@ -4,7 +4,7 @@ the terminal and as JSONL. `Predictor` is what answers."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,26 +14,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from vlatrain.config import PredictConfig, TrainConfig, UserError
-from vlatrain.config.joint import ASKED, asked, subtasks
+from vlatrain.config.joint import asked, subtasks
+from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
-from vlatrain.metrics.retrieval import similarity, top_k
-from vlatrain.tasks.base import Collate, ImageBatch, Made, move
-from vlatrain.tasks.captioning import Captioning
-from vlatrain.tasks.classification import Classification
-from vlatrain.tasks.instruct import Instruct
-from vlatrain.tasks.joint import Joint
+from vlatrain.tasks import subtasks_of
+from vlatrain.tasks.base import Collate, Made, move
 from vlatrain.tasks.lengths import check_lengths
-from vlatrain.tasks.retrieval import Retrieval
-from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.tasks.sample_checks import check_samples
-from vlatrain.tasks.vqa import Vqa
 from vlatrain.training.display import SILENT
 from vlatrain.training.precision import autocast, choose_device, choose_precision
 from vlatrain.training.prefix_cache.compute import cache_prefix
@@ -71,7 +64,7 @@ class Predictor:
         self.precision = choose_precision(config.trainer.precision, self.device)
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
-        self.task, self.part = task.parts[subtask] if isinstance(task, Joint) else task, subtask
+        self.task, self.part = subtasks_of(task)[subtask], subtask
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
     def load_cached(self, samples: Sequence[Sample]) -> None:
@@ -80,7 +73,7 @@ class Predictor:
 
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
         """For each sample the best answers, classes, captions or replies, best first, as they come."""
-        collate, answer = self._asking()
+        collate, answer = self.task.asking()
         for batch in self._batches(samples, collate):
             with self._computing():
                 found = answer(batch, alternatives)
@@ -89,75 +82,19 @@ class Predictor:
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
         with self._computing():
-            return self._find_images(text, images, names, k)
+            best = self.task.best_images(text, [_sample(picture) for picture in images], self._batches, k)
+        return [Hit(names[place], score) for place, score in best]
 
     def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         """The k texts that fit an image best."""
         with self._computing():
-            return self._find_texts(image, texts, k)
+            best = self.task.best_texts(_sample(image), texts, self._batches, k)
+        return [Hit(texts[place], score) for place, score in best]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
             yield
-
-    def _asking(self) -> tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Any]]]]:
-        """What makes a batch of samples to ask about, and what answers it: texts, or texts with scores."""
-        task = self.task
-        if isinstance(task, Vqa):
-            return task.questions, task.answer
-        if isinstance(task, Classification):
-            return task.images, task.classify
-        if isinstance(task, Instruct):
-            return task.asked, task.reply
-        assert isinstance(task, Captioning), "retrieval is searched, not asked"
-        return task.images, task.caption
-
-    def _find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
-        task = self._retrieval()
-        samples = [_sample(picture) for picture in images]
-        if isinstance(task, Matching):
-            asked = task.in_parts([text])
-            found = [task.scores(batch["inputs"], asked)[:, 0] for batch in self._batches(samples, task.images)]
-            return _best(names, torch.cat(found), k)
-        features = torch.cat(
-            [task.embedder.image_features(batch["inputs"])[0] for batch in self._batches(samples, task.images)]
-        )
-        query = task.embedder.text_features(self._text([text]))
-        best = top_k(query, features, k)[1][0].tolist()
-        scores = similarity(query, features[best])[0].tolist()
-        if task.config.rerank and task.embedder.matches:
-            batches = self._batches([samples[i] for i in best], task.images)
-            states = (task.embedder.image_features(batch["inputs"])[1] for batch in batches)
-            scores = [
-                score for part in states for score in task.match_scores(part, self._text([text] * len(part))).tolist()
-            ]
-        return _ranked([names[i] for i in best], scores)
-
-    def _find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
-        task = self._retrieval()
-        if isinstance(task, Matching):
-            batch = next(self._batches([_sample(image)], task.images))
-            return _best(texts, task.scores(batch["inputs"], task.in_parts(texts))[0], k)
-        feature, states = task.embedder.image_features(next(self._batches([_sample(image)], task.images))["inputs"])
-        features = torch.cat(
-            [
-                task.embedder.text_features(self._text(texts[start : start + self.batch_size]))
-                for start in range(0, len(texts), self.batch_size)
-            ]
-        )
-        best = top_k(feature, features, k)[1][0].tolist()
-        scores = similarity(feature, features[best])[0].tolist()
-        if task.config.rerank and task.embedder.matches:
-            scores = task.match_scores(states.expand(len(best), -1, -1), self._text([texts[i] for i in best])).tolist()
-        return _ranked([texts[i] for i in best], scores)
-
-    def _retrieval(self) -> Retrieval:
-        assert isinstance(self.task, Retrieval)
-        return self.task
-
-    def _text(self, texts: Sequence[str]) -> Any:
-        return self.task.backbone.text(texts, self.task.longest("text")).to(self.device)
 
     def _batches(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
         for start in range(0, len(samples), self.batch_size):
@@ -172,19 +109,7 @@ def _sample(image: Picture) -> Sample:
     return Sample(id="", image=image)
 
 
-def _best(texts: Sequence[str], scores: Tensor, k: int) -> list[Hit]:
-    """The k texts with the highest scores."""
-    values, places = scores.topk(min(k, len(texts)))
-    return [Hit(texts[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
-
-
-def _ranked(texts: Sequence[str], scores: Sequence[float]) -> list[Hit]:
-    hits = [Hit(text, score) for text, score in zip(texts, scores, strict=True)]
-    return sorted(hits, key=lambda hit: -(hit.score or 0.0))
-
-
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
-CHOOSING = ("vqa", "classification")  # tasks with more than one answer, each with its probability
 
 
 def predict(config: PredictConfig, console: Console | None = None) -> list[dict[str, Any]]:
@@ -209,9 +134,10 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     texts = [config.text] if config.text else _texts(config)
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
     check_lengths({part: predictor.task}, {"asked": asked_about})
-    if config.task.name != "retrieval":
+    searches = config.task.spec.query == TEXT
+    if not searches:
         predictor.load_cached(samples)
-    answer = _search if config.task.name == "retrieval" else _ask
+    answer = _search if searches else _ask
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("predicting", total=1 if config.text else len(samples))
@@ -239,7 +165,7 @@ def _samples(config: PredictConfig) -> list[Sample]:
     if problems:
         raise UserError(problems)
     if config.input:
-        samples = load_inputs(config.input, config.data, config.task.name)
+        samples = load_inputs(config.input, config.data, config.task)
         check_shown(config.model, samples)
         return samples
     assert config.image is not None
@@ -252,7 +178,8 @@ def _samples(config: PredictConfig) -> list[Sample]:
     faults.raise_if_any()
     said: dict[str, Any] = {}
     if config.question:
-        said = {"turns": (Turn(config.question),)} if config.task.name == "instruct" else {"question": config.question}
+        speaks = "conversations" in config.task.spec.given
+        said = {"turns": (Turn(config.question),)} if speaks else {"question": config.question}
     samples = [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
     check_shown(config.model, samples)
     return samples
@@ -260,27 +187,32 @@ def _samples(config: PredictConfig) -> list[Sample]:
 
 def _incompatibilities(config: PredictConfig) -> list[str]:
     """What is wrong with the queries for this task."""
-    task, problems = config.task.name, []
+    task, query, problems = config.task.name, config.task.spec.query, []
     if bool(config.image) == bool(config.input):
         problems.append("set either image=FILE (or a folder of images) or input=FILE of samples, and not both")
-    if task in ASKED and config.image and not config.question:
+    if query == QUESTION and config.image and not config.question:
         problems.append('this run answers questions: set question="..."')
-    if task not in ASKED and config.question:
-        problems.append(f"question= is for {' and '.join(f'task={name}' for name in ASKED)}; this run's task is {task}")
-    if task == "retrieval" and bool(config.text) == bool(config.texts):
+    if query != QUESTION and config.question:
+        problems.append(f"question= is for {_asked_by(QUESTION)}; this run's task is {task}")
+    if query == TEXT and bool(config.text) == bool(config.texts):
         problems.append(
             'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
             "one a line) to rank texts for each image"
         )
-    if task != "retrieval" and (config.text or config.texts):
-        problems.append(f"text= and texts= are for task=retrieval; this run's task is {task}")
+    if query != TEXT and (config.text or config.texts):
+        problems.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task}")
     if config.top_k < 1:
         problems.append(f"top_k={config.top_k}: must be 1 or more")
     return problems
 
 
+def _asked_by(query: str) -> str:
+    """The tasks that are asked in a way."""
+    return " and ".join(f"task={name}" for name in shipped_tasks() if shipped_spec(name).query == query)
+
+
 def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
-    hits = predictor.ask(samples, config.top_k if config.task.name in CHOOSING else 1)
+    hits = predictor.ask(samples, config.top_k if config.task.spec.alternatives else 1)
     for sample, found in zip(samples, hits, strict=True):
         question = sample.turns[-1].user if sample.turns else sample.question
         asked = {"question": question} if question else {}
@@ -290,8 +222,7 @@ def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> 
 def _fewer(config: PredictConfig, predictor: Predictor) -> str:
     """Why there may be fewer answers than asked for, if so: they come from the search of the run's evaluation, as it is."""
     beams, part = config.task.decode.num_beams, predictor.part
-    generates = isinstance(predictor.task, Vqa) and predictor.task.decoding["answers"] == "generate"
-    if not generates or config.top_k <= beams:
+    if not (config.task.spec.alternatives and predictor.task.generates) or config.top_k <= beams:
         return ""
     key = f"task.parts.{part}.decode.num_beams" if part else "task.decode.num_beams"
     return (

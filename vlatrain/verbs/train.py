@@ -26,7 +26,7 @@ from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
-from vlatrain.tasks import Evaluation
+from vlatrain.tasks import Evaluation, check_known
 from vlatrain.training.loop import Loop
 from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
 from vlatrain.training.prefix_cache.compute import cache_prefix
@@ -40,6 +40,7 @@ log = logging.getLogger("vlatrain")
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
     "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
+    "task.spec", "task.parts.*.spec",
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
     "trainer.cache", "trainer.cache_gb",
 )  # fmt: skip
@@ -58,6 +59,7 @@ def train(config: TrainConfig) -> Run:
     # a missing GPU, or an option that a method does not take, must not wait for the data
     choose_precision(config.trainer.precision, choose_device(config.trainer.device))
     check(config.adapter)
+    check_known(config.task)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         make_accelerator(config.trainer)  # the processes meet before anything can go wrong in one of them
     with together():

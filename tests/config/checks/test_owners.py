@@ -18,7 +18,7 @@ from vlatrain.cli import help as texts
 from vlatrain.cli import main as cli
 from vlatrain.cli.compose import prepare
 from vlatrain.cli.overrides import Request, keys_in
-from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TrainConfig, UserError, families
+from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TaskConfig, TrainConfig, UserError, families
 from vlatrain.config.checks import owners
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.folder import options_of
@@ -41,6 +41,8 @@ def config(verb: str = "train", model: str = "tiny_blip", adapter: str = "bottle
         for name in path:
             target = getattr(target, name)
         setattr(target, last, value)
+        if key == "task__name":
+            made.task = TaskConfig(value)  # with its description
     return made
 
 
@@ -57,6 +59,8 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("data.path", {"data__name": "files"}, "data=files takes no data.path; data=hub does"),
         ("trainer.tf32", {"trainer__device": "cpu"}, "trainer.device=cpu takes no trainer.tf32; a GPU does"),
         ("task.rerank", {}, "task=vqa takes no task.rerank; task=retrieval does"),
+        ("task.spec.query", {}, "task.spec.query: says what task=vqa is, and is no option"),
+        ("task.parts.vqa.spec", {"task__name": "joint", "task__parts": {"vqa": {}}}, "part vqa: task.spec: says what task=vqa is"),
         (
             "task.decode.num_beams",
             {"task__name": "retrieval"},

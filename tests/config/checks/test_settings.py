@@ -9,8 +9,9 @@ import torch
 
 from tests.conftest import adapter_config, model_config
 from vlatrain.adapters import bottleneck
-from vlatrain.config import EvalConfig, PredictConfig, TrainConfig
+from vlatrain.config import EvalConfig, PredictConfig, TaskConfig, TrainConfig
 from vlatrain.config.checks import settings as validate
+from vlatrain.config.spec import described, shipped_spec
 from vlatrain.metrics import caption, classification, instruct, retrieval
 
 
@@ -149,7 +150,7 @@ def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
 )
 def test_predict_says_what_is_missing(task: str, asked: dict[str, Any], missing: str) -> None:
     config = sound(PredictConfig)
-    config.source, config.task.name, config.task.metric = "run", task, validate.METRICS[task][0]
+    config.source, config.task = "run", TaskConfig(task, metric=described(task)["metric"])
     config.model.tasks.setdefault(task, config.model.tasks["vqa"])
     for key, value in asked.items():
         setattr(config, key, value)
@@ -164,13 +165,18 @@ def test_an_optional_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert validate.problems(config) == ["logger=wandb: needs a package; pip install 'vlatrain[wandb]'"]
 
 
+def choosing(task: str) -> set[str]:
+    """The scores that can choose the best checkpoint."""
+    return {metric.name for metric in shipped_spec(task).metrics if metric.higher_is_better}
+
+
 def test_names_agree_with_the_code_behind_them() -> None:
     assert set(validate.ACTIVATIONS) == set(bottleneck.ACTIVATIONS)
     captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
-    assert set(validate.METRICS["captioning"]) == {*captions, "meteor", "spice"}
+    assert choosing("captioning") == {*captions, "meteor", "spice"}
     recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}
     replies = {field.name for field in fields(instruct.ReplyScores)}
-    assert set(validate.METRICS["instruct"]) == replies - {"per_sample"}
-    assert set(validate.METRICS["classification"]) == set(classification.NAMES)
+    assert choosing("instruct") == replies - {"per_sample"}
+    assert choosing("classification") == set(classification.NAMES)
     ways = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in recalls}
-    assert set(validate.METRICS["retrieval"]) == {"mean_recall", *ways}
+    assert choosing("retrieval") == {"mean_recall", *ways}

@@ -33,6 +33,7 @@ from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
+from vlatrain.config.spec import TOLD_IMAGE, TOLD_QUESTION, TOLD_TURNS
 from vlatrain.injection.context import provide, reads_other
 
 if TYPE_CHECKING:
@@ -155,9 +156,11 @@ class Chat(Backbone):
     ) -> ChatInputs:
         """Images in the prompts that `model.prompts` has for answers and captions, by the names the model has for them."""
         told = self.config.prompts
-        texts = [told["captioning"]] * len(images)
+        texts = [told[TOLD_IMAGE]] * len(images)
         if questions is not None:
-            texts = [told["vqa"].replace("{question}", self._said(question, max_length)) for question in questions]
+            texts = [
+                told[TOLD_QUESTION].replace("{question}", self._said(question, max_length)) for question in questions
+            ]
         return self._processed(images, [[(text, "")] for text in texts])
 
     def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
@@ -187,7 +190,7 @@ class Chat(Backbone):
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Image, prompt and text are one sequence."""
         lead, image = len(self.script.reply("", 1, config.prompt)[0]), self._taken(config)
-        prompt = self._framing if config.name == "instruct" else 0
+        prompt = self._framing if config.spec.prompt == TOLD_TURNS else 0
         return rooms(config, self.positions(self.reader), image=image - prompt, prompt=prompt, lead=lead, one=True)
 
     def measure(self, pictures: Sequence[Picture]) -> None:
@@ -203,8 +206,8 @@ class Chat(Backbone):
 
     def _taken(self, config: TaskConfig) -> int:
         """Tokens that the image, and a prompt with an empty question, come to."""
-        told = {"instruct": "", "captioning": self.config.prompts.get("captioning", "")}
-        text = told.get(config.name, self.config.prompts.get("vqa", "")).replace("{question}", "")
+        kind = config.spec.prompt
+        text = "" if kind == TOLD_TURNS else self.config.prompts.get(kind, "").replace("{question}", "")
         if text not in self._beside:
             prompts = (self._processed([image], [[(text, "")]]) for image in self._examples)
             self._beside[text] = SLACK + max(prompt["input_ids"].shape[1] for prompt in prompts)

@@ -37,6 +37,7 @@ from vlatrain.backbones.pretrained import (
     refuse_tokens,
 )
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
+from vlatrain.config.spec import TOLD_IMAGE, TOLD_QUESTION
 from vlatrain.data.features import FeaturePicture
 from vlatrain.injection.context import provide, reads_other, restore
 
@@ -169,8 +170,8 @@ class Composite(Backbone):
 
     def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
         if questions is None:
-            return self._prompt([self.config.prompts["captioning"]] * count)
-        template = self.config.prompts["vqa"]
+            return self._prompt([self.config.prompts[TOLD_IMAGE]] * count)
+        template = self.config.prompts[TOLD_QUESTION]
         return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> CompositeInputs:
@@ -233,7 +234,7 @@ class Composite(Backbone):
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Image and prompt are in one tower; of a causal language model the text that is written, too."""
         read, write = self.positions(self.reader), self.positions("decoder")
-        template = self.config.prompts[config.name if config.name in ("captioning", "instruct") else "vqa"]
+        template = self.config.prompts[config.spec.prompt]
         image, prompt = self.visual_tokens if self.shows else 0, self._prompt([template.replace("{question}", "")])
         lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
         length = SLACK + prompt.ids.shape[1]

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from vlatrain.backbones.base import Context, Text, padded_text
 from vlatrain.backbones.families.composite import Composite, CompositeInputs
 from vlatrain.config import DecodeConfig
+from vlatrain.config.spec import TOLD_TURNS
 from vlatrain.injection.context import exported
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class CausalComposite(Composite):
         return {**seen, "prompt": self._padded(rows, left=True)}
 
     def _asked(self, turn: Turn) -> list[int]:
-        return self._ids(self.config.prompts["instruct"].replace("{question}", turn.user))
+        return self._ids(self.config.prompts[TOLD_TURNS].replace("{question}", turn.user))
 
 
 class Seq2SeqComposite(Composite):

@@ -9,6 +9,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITE
 from vlatrain.config.keys import did_you_mean, type_name
 from vlatrain.config.methods import BARE, components
+from vlatrain.config.spec import TOLD_QUESTION, TOLD_TURNS
 
 
 def ill_composed(config: TrainConfig) -> Iterator[str]:
@@ -26,7 +27,7 @@ def ill_composed(config: TrainConfig) -> Iterator[str]:
         elif known is int and value < 0:
             yield f"{key}={value}: must be 0 or more"
     for task, prompt in model.prompts.items():
-        if task in ("vqa", "instruct") and "{question}" not in prompt:
+        if task in (TOLD_QUESTION, TOLD_TURNS) and "{question}" not in prompt:
             yield f"model.prompts.{task}={prompt}: lacks {{question}}, which stands for the question"
     yield from _sight(config)
 

@@ -49,10 +49,6 @@ def _scores(config: TrainConfig, split: str) -> bool:
     return split == "train" and config.split == "eval" and config.data.eval is None
 
 
-def _is(config: TrainConfig, task: str, family: str) -> bool:
-    return config.task.name == task and config.model.family == family
-
-
 def compares_features(config: TrainConfig) -> bool:
     """Whether a classification compares features of images and texts, and asks no question."""
     served = config.model.tasks.get(config.task.name)
@@ -108,33 +104,33 @@ CONDITIONS = (
     ),
     Condition(
         ("task.answers", "task.decode"),
-        lambda c: not _is(c, "vqa", "vilt"),
+        lambda c: c.model.family != "vilt",
         "model={c.model.name} takes no {key}, it chooses from task.answer_list; backbones that write do",
     ),
     Condition(
         ("task.decode",),
-        lambda c: c.task.name != "vqa" or c.task.answers != "rank",
+        lambda c: c.task.answers != "rank",
         "task.answers=rank takes no {key}; task.answers=generate does",
     ),
     Condition(
         ("task.negatives",),
-        lambda c: _is(c, "retrieval", "vilt"),
+        lambda c: c.model.family == "vilt",
         "model={c.model.name} takes no {key}; backbones that only match do (vilt)",
     ),
     Condition(
         ("task.temperature", "task.matching", "task.rerank"),
-        lambda c: not _is(c, "retrieval", "vilt"),
+        lambda c: c.model.family != "vilt",
         "model={c.model.name} takes no {key}, it scores every pair; backbones with features do",
     ),
     Condition(
         ("task.rerank",),
-        lambda c: c.task.name != "retrieval" or _matches(c),
+        _matches,
         "model={c.model.name} with adapter={c.adapter.name} takes no {key}, it matches no pairs; adapters that "
         "read the other modality do, and model=blip does",
     ),
     Condition(
         ("task.templates", "task.temperature"),
-        lambda c: c.task.name != "classification" or compares_features(c),
+        lambda c: "label" not in c.task.spec.fields or compares_features(c),
         "model={c.model.name} takes no {key}, it answers task.question; backbones that compare features do (clip)",
     ),
     Condition(
@@ -191,6 +187,9 @@ def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -
 
 def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
     """Who does not read a key, and who does; empty if it is read. A file may serve several verbs and values."""
+    if _within(key, "task.spec") and not file:
+        name = config.task.name
+        return f"{key}: says what task={name} is, and is no option; a task of your own says its own (vlatrain/tasks/README.md)"
     if file:
         return _of_option(key, config, verb)
     if verb not in (verbs := _verbs(key)):
@@ -205,7 +204,9 @@ def _of_option(key: str, config: TrainConfig, verb: str) -> str:
     if rest and group in BY_FILE and not (group == "data" and verb == "predict"):  # predict reads samples of its own
         option = getattr(config, group).name
         able = [name for name in _options(group) if _sets(group, name, rest)]
-        if able and option not in able:
+        if (
+            able and option in _options(group) and option not in able
+        ):  # a task of the user's own says what it reads by its code
             return _described(f"{group}={option}", key, [f"{group}={name}" for name in able])
     if key.startswith("model.options."):
         name, own = rest.split(".")[1], OPTIONS.get(config.model.family)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlatrain.config import joint, methods
+from vlatrain.config import joint, methods, spec
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
@@ -19,17 +19,6 @@ from vlatrain.config.task import TaskConfig
 # Names that more than one place knows: tests/config/checks/test_settings.py compares them with the code that implements them.
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
 NEEDS = ("other", "features", "sources", "parts", "end", "layers", "attn", "frozen", "insert", "chain")
-JAVA = ("meteor", "spice")
-METRICS = {
-    "vqa": ("accuracy",),
-    "captioning": ("cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", *JAVA),
-    "retrieval": (
-        "mean_recall",
-        *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
-    ),
-    "classification": ("accuracy", "macro_f1", "auroc"),
-    "instruct": ("rouge_l", "exact_match"),
-}
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -88,7 +77,6 @@ _RANGES: dict[str, Rule] = {
 }
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "task.name": (*joint.SINGLE, joint.JOINT),
     "task.sampling": joint.SAMPLING,
     "task.answers": ("generate", "rank"),
     "model.quantize": (4, 8),
@@ -132,15 +120,6 @@ def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
     if isinstance(config, PredictConfig):
         return [*found, *_prediction(config)]
     return found if config.task.name == joint.JOINT else [*found, *_data(config)]
-
-
-def metrics(config: TaskConfig) -> tuple[str, ...]:
-    """The names of a task's scores that can choose the best checkpoint; empty for a task that is unknown."""
-    if config.name != joint.JOINT or joint.task_problems(config):
-        return METRICS.get(config.name, ())
-    parts = joint.tasks(config).items()
-    own = {name: [m for m in metrics(part) if part.java_metrics or m not in JAVA] for name, part in parts}
-    return (joint.MEAN, *(f"{name}/{metric}" for name, known in own.items() for metric in known))
 
 
 def _get(config: Any, key: str) -> Any:
@@ -192,19 +171,35 @@ def _unknown_names(config: TrainConfig) -> Iterable[str]:
             if value not in names:
                 known = tuple(map(str, names))
                 yield f"{shown}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
-    metric, known = config.task.metric, metrics(config.task)
-    if known and metric not in known:
+    yield from _task(config.task)
+
+
+def _task(config: TaskConfig) -> Iterable[str]:
+    """What is wrong with a task's name, its description, and the metric that chooses the best checkpoint."""
+    if config.name not in (shipped := spec.shipped_tasks()) and config.spec == spec.TaskSpec():
+        yield f"task.name={config.name}: must be one of {', '.join(shipped)}{did_you_mean(config.name, shipped)}"
+        return
+    yield from spec.problems(config.name, config.spec)
+    if joint.task_problems(config):
+        return
+    metric, scores = config.metric, joint.scores(config)
+    known = tuple(name for name, score in scores.items() if score.higher_is_better)
+    if metric not in known:
         yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
-    if metric in JAVA and not config.task.java_metrics:
-        yield f"task.metric={metric}: needs task.java_metrics=true"
+        return
+    part = metric.rpartition("/")[0]
+    owner, key = (joint.tasks(config)[part], f"task.parts.{part}") if part else (config, "task")
+    if (option := scores[metric].requires) and not getattr(owner, option, False):
+        yield f"task.metric={metric}: needs {key}.{option}=true"
 
 
 def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
     model = config.model
     if not model.tasks:
         yield f"model={model.name}: its description names no task that it serves"
-    elif config.task.name in _CHOICES["task.name"] and config.task.name not in model.tasks:
-        others = f"; {config.task.name}: {', '.join(able)}" if (able := serving(config.task.name, folders)) else ""
+    elif config.task.spec != spec.TaskSpec() and config.task.name not in model.tasks:
+        served_as = config.task.spec.served_as or config.task.name
+        others = f"; {served_as}: {', '.join(able)}" if (able := serving(served_as, folders)) else ""
         yield Incompatible(
             f"task={config.task.name}: model={model.name} cannot do it; it can do {', '.join(model.tasks)}{others}"
         )
@@ -230,7 +225,7 @@ def _parts(config: TrainConfig, reported: list[str]) -> Iterable[str]:
     served = config.model.tasks.get(joint.JOINT)
     found: dict[str, list[str]] = {}
     for name, part in joint.subtasks(config).items():
-        if served and part.task.name not in served.parts:
+        if served and (part.task.spec.served_as or part.task.name) not in served.parts:
             yield (
                 f"task.parts.{name}: model={config.model.name} cannot do {part.task.name} as a part: its "
                 f"{served.architecture}, which serves them all, is made for {', '.join(served.parts)}"
@@ -271,6 +266,8 @@ def _logger(config: TrainConfig) -> Iterable[str]:
 def _data(config: TrainConfig) -> Iterable[str]:
     data = config.data
     evaluates = isinstance(config, EvalConfig)
+    if data.name == "shapes" and not config.task.spec.builtin:
+        yield f"data=shapes: has nothing for task={config.task.name}; data=files and data=hub take your own"
     if data.name == "hub" and not data.path:
         yield "data=hub: data.path=NAME or data.path=FOLDER is missing"
     if data.name == "files" and not data.train and not evaluates:
@@ -296,7 +293,7 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         if path and not Path(path).expanduser().exists():
             yield f"{key}={path}: no such file or folder"
     try:
-        task = joint.subtasks(config)[joint.asked(config)].task.name
+        query = joint.subtasks(config)[joint.asked(config)].task.spec.query
     except UserError as error:
         yield from error.problems
         return
@@ -304,9 +301,9 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
         return
     if not config.image:
         yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
-    if task in joint.ASKED and not config.question:
+    if query == spec.QUESTION and not config.question:
         yield "question=TEXT is missing"
-    if task == "retrieval" and bool(config.text) == bool(config.texts):
+    if query == spec.TEXT and bool(config.text) == bool(config.texts):
         yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"
 
 

@@ -180,7 +180,7 @@ class _Work:
         parts = tasks(config.task) if config.task.name == JOINT else {"": config.task}
         self.result = PrefixCache(kept, {}, {name: backbone.longest(task, "question") for name, task in parts.items()})
         self.prefix_replay = PrefixReplay({name: f.boundary for name, f in kept.items() if f.boundary}, {})
-        ways = {"vqa": (True,), "joint": (False, True)}.get(config.task.name, (False,))
+        ways = (False, True) if config.task.name == JOINT else ("question" in config.task.spec.fields,)
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
         low = read_low(config.task, backbone, {name: kept[name] for name in self.needed}, precision)
         self.types = dict.fromkeys(low, DTYPES[precision])
