@@ -96,6 +96,28 @@ def test_the_configuration_needs_no_torch(imports: dict[str, tuple[str, ...]]) -
     assert not offenders(imports, {"config"}, {"torch", "transformers", "peft", "accelerate"})
 
 
+#: Where a task's name may stand in code: with the tasks themselves, and in these files for what bears the same name.
+NAMES_TASKS = {
+    "config/joint.py": {"joint"},  # the task that has parts
+    "config/spec.py": {"captioning", "vqa", "instruct"},  # keys of `model.prompts`
+    "config/task.py": {"vqa"},  # the default
+    "data/shapes.py": {"vqa", "captioning", "retrieval", "classification", "instruct"},  # the built-in sets
+}
+
+
+def test_tasks_are_named_by_their_descriptions_alone() -> None:
+    """What differs between tasks is in `conf/task/` and `tasks/`: no other file asks which one it is."""
+    tasks = {file.stem for file in (PACKAGE.parent / "conf" / "task").glob("*.yaml")}
+    assert len(tasks) > 5
+    named: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE).as_posix()
+        texts = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
+        if room_of(file) != "tasks" and (found := texts & tasks):
+            named[file] = found
+    assert named == NAMES_TASKS
+
+
 def test_hydra_stays_at_the_command_line(imports: dict[str, tuple[str, ...]]) -> None:
     """And no DictConfig goes beyond it: what the configuration reads with OmegaConf are YAML files."""
     assert not offenders(imports, set(LEVEL) - {"cli"}, {"hydra"})
