@@ -1,9 +1,16 @@
 """vlatrain: adapters for frozen vision-language models, trained from one configuration.
 
-Importing the package makes its adapter methods known to PEFT: at once where PEFT is imported already, else as soon as
-it is. So `import vlatrain; PeftModel.from_pretrained(backbone, "run/adapter")` works, and the command line still
-answers without importing torch.
+    import vlatrain
+
+    run = vlatrain.train(vlatrain.compose("task=vqa", "adapter.dim=16"))
+    vlatrain.load(run).predict("photo.jpg", question="what is it?")
+
+Importing the package imports neither torch nor Hydra; the functions do when they are called. It also makes the adapter methods
+known to PEFT, at once where PEFT is imported already, else as soon as it is: `import vlatrain` and then
+`PeftModel.from_pretrained(backbone, "run/adapter")` works.
 """
+
+from __future__ import annotations
 
 import importlib
 import importlib.abc
@@ -11,9 +18,155 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlatrain.config import TrainConfig, UserError
+    from vlatrain.runs import Run
+    from vlatrain.verbs.inspect import Inspection
+    from vlatrain.verbs.predict import Predictor
 
 __version__ = "0.1.0"
+__all__ = [
+    "Predictor", "Run", "UserError", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "train",
+]  # fmt: skip
+
+LAZY = {"Predictor": "vlatrain.verbs.predict", "Run": "vlatrain.runs", "UserError": "vlatrain.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> TrainConfig:
+    """The configuration of a training, composed and checked exactly as `vlatrain OVERRIDE ...` does it.
+
+    Args:
+        overrides: what stands on the command line: `task=vqa`, `adapter.dim=64`, one value each.
+        config_dir: a folder of YAML files of your own, as `--config-dir`.
+
+    Raises:
+        UserError: everything that is wrong with it; its `problems` are a line each.
+    """
+    config: TrainConfig = _composed("train", overrides, config_dir)
+    return config
+
+
+def train(config: TrainConfig) -> Run:
+    """Train as configured, evaluate, and write the run folder.
+
+    Args:
+        config: what `compose` returned, changed as you like.
+
+    Raises:
+        UserError: data, weights or a run folder that cannot be used; all that is wrong at once.
+    """
+    from vlatrain.cli.call import call, check, resolved
+
+    check(config)
+    run: Run = call("train", resolved("train", config))
+    return run
+
+
+def evaluate(run: Run | str | Path, *overrides: str) -> Run:
+    """Score a finished run again: `vlatrain eval run=RUN OVERRIDE ...`.
+
+    Args:
+        run: the run, or its folder.
+        overrides: what is to differ: `data=files`, `data.eval=other.jsonl`, `split=test`.
+
+    Returns:
+        The evaluation: its `metrics` and `predictions`, in a folder of its own.
+
+    Raises:
+        UserError: data, weights or an adapter that cannot be had.
+    """
+    from vlatrain.cli.call import call, resolved
+
+    config = _composed("eval", [f"run={_quoted(run)}", *overrides])
+    evaluation: Run = call("eval", resolved("eval", config))
+    return evaluation
+
+
+def predict(run: Run | str | Path, *overrides: str) -> list[dict[str, Any]]:
+    """Ask a finished run about files: `vlatrain predict run=RUN OVERRIDE ...`. `load` is for images in memory, or to ask often.
+
+    Args:
+        run: the run, or its folder.
+        overrides: the query: `image=photo.jpg`, `question='what is it?'`, `input=samples.jsonl`.
+
+    Returns:
+        A record for each query.
+
+    Raises:
+        UserError: queries that do not fit the task, or files that cannot be read.
+    """
+    from vlatrain.cli.call import call
+
+    records: list[dict[str, Any]] = call("predict", _composed("predict", [f"run={_quoted(run)}", *overrides]))
+    return records
+
+
+def inspect(config: TrainConfig) -> Inspection:
+    """What a training would adapt and cost; it is printed, too. Loads no weights.
+
+    Args:
+        config: what `compose` returned.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    from vlatrain.cli.call import call, check
+
+    check(config)
+    inspection: Inspection = call("inspect", config)
+    return inspection
+
+
+def load(run: Run | str | Path, *overrides: str, part: str = "") -> Predictor:
+    """A finished run with its weights, ready to be asked about images in memory or in files.
+
+    Args:
+        run: the run, or its folder.
+        overrides: what is to differ from its configuration: `trainer.device=cpu`.
+        part: of a joint run, the part that is asked.
+
+    Raises:
+        UserError: it is no finished run, or its weights cannot be had.
+    """
+    from vlatrain.verbs.predict import Predictor
+
+    config = _composed("eval", [f"run={_quoted(run)}", *overrides])
+    return Predictor(config, Path(config.source), part)
+
+
+def list_runs(folder: str | Path = "outputs") -> list[Run]:
+    """The runs in a folder, newest first.
+
+    Args:
+        folder: where they are looked for, four levels deep.
+    """
+    from vlatrain.runs import list_runs
+
+    return list_runs(folder)
+
+
+def _composed(verb: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> Any:
+    from vlatrain.backbones.compatibility import incompatibilities
+    from vlatrain.cli.compose import composed
+
+    return composed(verb, overrides, incompatibilities, str(config_dir) if config_dir is not None else None)
+
+
+def _quoted(run: Run | str | Path) -> str:
+    from vlatrain.cli.overrides import literal
+    from vlatrain.runs import Run
+
+    return literal(str(run.folder if isinstance(run, Run) else run))
 
 
 class _RegisterWithPeft(importlib.abc.MetaPathFinder):

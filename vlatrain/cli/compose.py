@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,36 @@ def run(request: Request, overrides: list[str], function: Callable[[DictConfig],
     """
     with _hydra(_search_path(request)) as hydra:
         hydra.run(request.primary, function, overrides)
+
+
+def composed(
+    verb: str, overrides: Sequence[str], check: Check | None = None, config_dir: str | None = None
+) -> TrainConfig:
+    """The configuration that a command line of one job stands for, checked as it is.
+
+    Args:
+        verb: the word in front.
+        overrides: the others.
+        check: a further check.
+        config_dir: a folder of YAML files of one's own.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    request = Request(verb, list(overrides), config_dir=config_dir)
+    job = prepare(request, check, whole=False).overrides
+    try:
+        with _hydra(_search_path(request)):
+            settings = compose(request.primary, overrides=job, return_hydra_config=True)
+            HydraConfig.instance().set_config(settings)
+            with read_write(settings), open_dict(settings):
+                del settings["hydra"]
+            config = typed(settings, request.schema)
+            if found := problems_of(config, request, job, check):
+                raise UserError(dict.fromkeys(found))
+            return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explained(error, request.schema)) from error
 
 
 def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:

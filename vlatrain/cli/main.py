@@ -280,26 +280,12 @@ class _Jobs:
         return config
 
     def _call(self, config: TrainConfig, job: str) -> Any:
-        from vlatrain.backbones.describe import checkpoints_of
-        from vlatrain.config import EvalConfig, MergeConfig, hub
-        from vlatrain.config.joint import subtasks
-        from vlatrain.runs import COMMAND, Command, RunFolder, evaluation_named, named, run_folder
+        from vlatrain.cli.call import call, resolved
+        from vlatrain.runs import Command, RunFolder, run_folder
 
-        if self.verb == "train":
-            config = named(config, job, self.stamp)
-        elif isinstance(config, EvalConfig):
-            config = evaluation_named(config, job)
+        config = resolved(self.verb, config, job, self.stamp)
         self.log = RunFolder(run_folder(config)).log if self.verb != "inspect" else None
-        wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
-        wanted += [part.data.path or "" for part in subtasks(config).values() if part.data.name == "hub"]
-        offline = self.verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter")
-        if not offline and not all(Path(name).expanduser().is_dir() for name in wanted):
-            hub.resolve()
-        typed = COMMAND.set(Command(self.words, self.overrides))
-        try:
-            return VERBS[self.verb].call(config)
-        finally:
-            COMMAND.reset(typed)
+        return call(self.verb, config, Command(self.words, self.overrides))
 
     def _sweep_job(self, composed: DictConfig, settings: Any) -> float | None:
         from vlatrain.reporting.sweep import BEGUN, JOBS, Outcome, announce
@@ -317,7 +303,7 @@ class _Jobs:
             announce(number, varied)
             result = self._call(config, job_name(number, varied))
             outcome.folder = getattr(result, "folder", None)
-            outcome.metrics = getattr(result, "metrics", None) or {}
+            outcome.metrics = getattr(result, "metrics", {}) if _is_first() else {}
             outcome.failure = ""
         except UserError as error:
             if all_incompatible(error.problems):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlatrain.config import ModelConfig
 from vlatrain.config.errors import UserError
-from vlatrain.data.images import NO_SUCH_IMAGE, FilePicture
-from vlatrain.data.sample import Sample
+from vlatrain.data.images import NO_SUCH_IMAGE, BytesPicture, FilePicture
+from vlatrain.data.sample import Picture, Sample
 
+Given = Image.Image | bytes | str | Path
+"""An image as somebody hands it over."""
 ENDING = ".npy"
 SHOWN = 5  # problems of a kind that are told one by one
 
@@ -52,6 +56,27 @@ class FeaturePicture(FilePicture):
 def picture_of(path: str) -> FilePicture:
     """The picture in a file: an image, or features."""
     return FeaturePicture(path) if path.lower().endswith(ENDING) else FilePicture(path)
+
+
+def picture_from(given: Given, name: str) -> Picture:
+    """The picture that somebody hands over: a PIL image, encoded bytes, or the path of a file.
+
+    Args:
+        given: it.
+        name: what to call one without a path in messages.
+
+    Raises:
+        UserError: it is none of these, or there is no such file.
+    """
+    if isinstance(given, Image.Image):
+        return BytesPicture.from_image(given, name)
+    if isinstance(given, bytes):
+        return BytesPicture(given, name)
+    if not isinstance(given, (str, Path)):
+        raise UserError(f"{name}: a PIL image, bytes or a path is needed, not a {type(given).__name__}")
+    if not Path(given).expanduser().is_file():
+        raise UserError(f"{given}: no such file")
+    return picture_of(str(Path(given).expanduser()))
 
 
 def check_shown(model: ModelConfig, samples: Iterable[Sample]) -> None:

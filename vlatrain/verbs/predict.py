@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlatrain.config import PredictConfig, TrainConfig, UserError
+from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
 from vlatrain.config.joint import asked, subtasks
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
-from vlatrain.data.features import check_shown, picture_of
+from vlatrain.data.features import Given, check_shown, picture_from, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.tasks import subtasks_of
@@ -67,6 +67,51 @@ class Predictor:
         self.task, self.part = subtasks_of(task)[subtask], subtask
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
+    def predict(
+        self,
+        images: Given | Sequence[Given],
+        question: str | Sequence[str] | None = None,
+        text: str | None = None,
+        texts: Sequence[str] | None = None,
+        top_k: int = 1,
+    ) -> list[Hit] | list[list[Hit]]:
+        """Ask about images: what a run's task answers of them, or how texts and images fit together.
+
+        Args:
+            images: an image or several: PIL images, encoded bytes, or paths.
+            question: of a task that is asked questions, one for all images, or one for each.
+            text: of a task that matches texts, what the images are searched for.
+            texts: of such a task, what is ranked for each image.
+            top_k: the most answers, classes or hits.
+
+        Returns:
+            Of one image its hits, best first; of several a list of them. Of `text`, the images by their numbers, or by their paths.
+
+        Raises:
+            UserError: what is asked does not fit the task, or an image cannot be read.
+        """
+        several = not isinstance(images, (str, bytes, Path)) and isinstance(images, Sequence)
+        given = cast("Sequence[Given]", images if several else [images])
+        questions = (
+            list(question) if question is not None and not isinstance(question, str) else [question] * len(given)
+        )
+        spec = self.task.config.spec
+        if problems := _unasked(self.task.config, question is not None, text is not None, texts is not None):
+            raise UserError(problems)
+        if len(questions) != len(given):
+            raise UserError(f"{len(questions)} questions for {len(given)} images: one for all, or one for each")
+        pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
+        names = [str(getattr(picture, "path", number)) for number, picture in enumerate(pictures)]
+        samples = [_sample(self.task.config, *one, self.part) for one in zip(names, pictures, questions, strict=True)]
+        check_samples(self.task.backbone, samples)
+        if text is not None:
+            return self.find_images(text, pictures, names, top_k)
+        if texts is not None:
+            ranked = [self.find_texts(picture, list(texts), top_k) for picture in pictures]
+        else:
+            ranked = list(self.ask(samples, top_k if spec.alternatives else 1))
+        return ranked if several else ranked[0]
+
     def load_cached(self, samples: Sequence[Sample]) -> None:
         """Use what is kept of samples on disk."""
         cache_prefix(self.task.backbone, self.config, {"asked": samples}, {}, self.precision, SILENT)
@@ -82,13 +127,13 @@ class Predictor:
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
         with self._computing():
-            best = self.task.best_images(text, [_sample(picture) for picture in images], self._batches, k)
+            best = self.task.best_images(text, [Sample(id="", image=picture) for picture in images], self._batches, k)
         return [Hit(names[place], score) for place, score in best]
 
     def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         """The k texts that fit an image best."""
         with self._computing():
-            best = self.task.best_texts(_sample(image), texts, self._batches, k)
+            best = self.task.best_texts(Sample(id="", image=image), texts, self._batches, k)
         return [Hit(texts[place], score) for place, score in best]
 
     @contextmanager
@@ -103,10 +148,6 @@ class Predictor:
 
 def _scored(answer: str | tuple[str, float]) -> tuple[str, float | None]:
     return (answer, None) if isinstance(answer, str) else answer
-
-
-def _sample(image: Picture) -> Sample:
-    return Sample(id="", image=image)
 
 
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
@@ -176,33 +217,55 @@ def _samples(config: PredictConfig) -> list[Sample]:
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
     faults.raise_if_any()
-    said: dict[str, Any] = {}
-    if config.question:
-        speaks = "conversations" in config.task.spec.given
-        said = {"turns": (Turn(config.question),)} if speaks else {"question": config.question}
-    samples = [Sample(id=str(picture.path), image=picture, **said) for picture in pictures]
+    samples = [_sample(config.task, str(picture.path), picture, config.question) for picture in pictures]
     check_shown(config.model, samples)
     return samples
 
 
+def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None, part: str = "") -> Sample:
+    """An image that is asked about."""
+    said: dict[str, Any] = {}
+    if question:
+        speaks = "conversations" in task.spec.given
+        said = {"turns": (Turn(question),)} if speaks else {"question": question}
+    return Sample(id=name, image=picture, part=part, **said)
+
+
 def _incompatibilities(config: PredictConfig) -> list[str]:
     """What is wrong with the queries for this task."""
-    task, query, problems = config.task.name, config.task.spec.query, []
+    problems = []
     if bool(config.image) == bool(config.input):
         problems.append("set either image=FILE (or a folder of images) or input=FILE of samples, and not both")
-    if query == QUESTION and config.image and not config.question:
+    asks = bool(config.question) or (bool(config.input) and config.task.spec.query == QUESTION)  # a file has its own
+    problems += _unasked(config.task, asks, bool(config.text), bool(config.texts))
+    if config.input and config.question:
+        problems.append("question= goes with image=; of input=FILE, each sample has its own")
+    if config.top_k < 1:
+        problems.append(f"top_k={config.top_k}: must be 1 or more")
+    return problems
+
+
+def _unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[str]:
+    """What is missing of a query, or has no place in it.
+
+    Args:
+        task: the run's task.
+        question: whether there are questions.
+        text: whether images are searched for a text.
+        texts: whether texts are ranked for images.
+    """
+    query, problems = task.spec.query, []
+    if query == QUESTION and not question:
         problems.append('this run answers questions: set question="..."')
-    if query != QUESTION and config.question:
-        problems.append(f"question= is for {_asked_by(QUESTION)}; this run's task is {task}")
-    if query == TEXT and bool(config.text) == bool(config.texts):
+    if query != QUESTION and question:
+        problems.append(f"question= is for {_asked_by(QUESTION)}; this run's task is {task.name}")
+    if query == TEXT and text == texts:
         problems.append(
             'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
             "one a line) to rank texts for each image"
         )
-    if query != TEXT and (config.text or config.texts):
-        problems.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task}")
-    if config.top_k < 1:
-        problems.append(f"top_k={config.top_k}: must be 1 or more")
+    if query != TEXT and (text or texts):
+        problems.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task.name}")
     return problems
 
 
