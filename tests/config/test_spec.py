@@ -53,6 +53,11 @@ def test_what_is_wrong_with_a_description(values: dict[str, Any], said: str) -> 
     assert said in found
 
 
+def test_a_name_alone_does_not_choose_a_task() -> None:
+    (found,) = problems("captioning", shipped_spec("vqa"))
+    assert found == "task.name=captioning: the rest is another task's; task=captioning chooses it"
+
+
 def test_a_joint_task_is_scored_by_its_parts_too() -> None:
     found = scores(TaskConfig(JOINT, parts={"one": {"name": "instruct"}, "vqa": {}}))
     assert set(found) == {"mean", "one/rouge_l", "one/exact_match", "one/perplexity", "vqa/accuracy"}

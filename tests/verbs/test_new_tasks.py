@@ -91,7 +91,7 @@ def test_replies(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "words", "said"),
     [
-        ("classification", ["image={images}", "question=what?"], "question= is for task=vqa and task=instruct"),
+        ("classification", ["image={images}", "question=what?"], "question= is for task=instruct and task=vqa"),
         ("classification", ["image={images}", "texts=[a,b]"], "text= and texts= are for task=retrieval"),
         ("classification", ["image={images}", "task.classes=[a]"], "a choice needs two classes or more"),
         ("instruct", ["image={images}"], "question=TEXT is missing"),

@@ -135,6 +135,10 @@ def problems(name: str, spec: TaskSpec) -> Iterator[str]:
     if spec == TaskSpec():
         yield f"{key} is missing: it says what the task is, see vlatrain/tasks/README.md"
         return
+    if name in shipped_tasks():
+        if spec != shipped_spec(name):
+            yield f"task.name={name}: the rest is another task's; task={name} chooses it"
+        return
     known = tuple(column.name for column in fields(ColumnsConfig) if column.name not in ("id", "image"))
     for what in ("fields", "optional", "given"):
         for name in getattr(spec, what):

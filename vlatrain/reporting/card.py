@@ -10,6 +10,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file
 from vlatrain.config.methods import components
 from vlatrain.injection.sources import TRUNK
+from vlatrain.reporting.summary import asking, shown_score
 
 CARD = """---
 library_name: peft
@@ -37,7 +38,7 @@ backbone = {architecture}.from_pretrained("{backbone}")
 model = {load}(backbone, "PATH/TO/THIS/FOLDER")
 ```
 {parts}{by_task}{trunk}
-or ask it: `vlatrain predict run=RUN_FOLDER image=PHOTO.jpg`.
+or ask it: {asked}.
 """
 
 
@@ -98,7 +99,10 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         data=config.data.name,
         seed=config.seed,
         epochs=metrics["training"]["epochs"],
-        scores="\n".join(f"| {name} | {value:.2f} |" for name, value in metrics["metrics"].items()),
+        scores="\n".join(
+            f"| {name} | {shown_score(config, name, value)} |" for name, value in metrics["metrics"].items()
+        ),
+        asked=", ".join(f"`{command}`" for command in asking(config, "RUN_FOLDER")),
         load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
         load="load" if named else "PeftModel.from_pretrained",
         parts=PARTS.format(parts=" and ".join(f"{part.name} as `{name}`" for name, part in named.items()))

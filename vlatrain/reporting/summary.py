@@ -46,15 +46,28 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
 
 def scores(config: TrainConfig, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The scores as rows with their units, the headline metric first, those of the test data after those of the evaluation data."""
-    headline, known = metrics["metric"], score_specs(config.task)
+    headline = metrics["metric"]
     rows = []
     for part in ("", "test"):
         found = (metrics.get(part, {}) if part else metrics).get("metrics", {})
         for name in sorted(found, key=lambda name: name != headline):
-            unit = f" {known[name].unit}".rstrip() if name in known else ""
             label = f"{part} {name}".strip()
-            rows.append((f"[bold]{label}[/]" if name == headline else label, f"{found[name]:.2f}{unit}"))
+            rows.append((f"[bold]{label}[/]" if name == headline else label, shown_score(config, name, found[name])))
     return rows
+
+
+def shown_score(config: TrainConfig, name: str, value: float) -> str:
+    """A score with its unit."""
+    known = score_specs(config.task)
+    return f"{value:.2f} {known[name].unit}".rstrip() if name in known else f"{value:.2f}"
+
+
+def asking(config: TrainConfig, folder: object) -> list[str]:
+    """Example commands that ask a finished run, one for each part of a joint one."""
+    return [
+        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{part.task.spec.example}"
+        for name, part in subtasks(config).items()
+    ]
 
 
 def show_files(folder: Path, console: Console) -> None:
@@ -77,10 +90,7 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
     select = [] if task == TaskConfig.name else [f"task={task}"]
     select += [] if model == "tiny_blip" else [f"model={model}"]
     given = " ".join(select) + " " if select else ""
-    commands = [
-        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{part.task.spec.example}"
-        for name, part in subtasks(config).items()
-    ]
+    commands = asking(config, folder)
     if config.adapter.name == "bottleneck":
         commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
         commands.append(
