@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import full_size, small, trainable
 from tests.injection.language import where as language_sites
@@ -62,7 +63,7 @@ def test_the_key_has_none_as_its_bias_changes_nothing() -> None:
 
 
 def test_low_precision_states_stay_so() -> None:
-    assert BitFit(4)(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert adapter_of(BitFit, 4)(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])

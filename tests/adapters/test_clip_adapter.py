@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters.clip_adapter import ClipAdapter
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
 def test_the_direction_is_the_papers(ratio: float) -> None:
-    unit = ClipAdapter(12, 3, ratio=ratio, init="normal", init_std=1.0)
+    unit = adapter_of(ClipAdapter, 12, 3, ratio=ratio, init="normal", init_std=1.0)
     down, up = (half.projection.weight for half in (unit.down, unit.up))  # (3, 12), (12, 3)
     features = torch.randn(5, 12)
     adapted = torch.relu(features @ down.T) @ up.T
@@ -19,10 +20,10 @@ def test_the_direction_is_the_papers(ratio: float) -> None:
 
 
 def test_it_starts_with_nothing_and_counts_as_said() -> None:
-    unit = ClipAdapter(512, 128)
+    unit = adapter_of(ClipAdapter, 512, 128)
     assert not unit(torch.randn(2, 512)).any()
     assert sum(parameter.numel() for parameter in unit.parameters()) == 2 * 512 * 128 == 131_072
-    assert sum(p.numel() for p in ClipAdapter(512, 128, bias=True).parameters()) == 131_072 + 512 + 128
+    assert sum(p.numel() for p in adapter_of(ClipAdapter, 512, 128, bias=True).parameters()) == 131_072 + 512 + 128
 
 
 def test_it_goes_on_the_features_it_is_asked_for() -> None:
@@ -42,4 +43,4 @@ def test_it_goes_on_the_features_it_is_asked_for() -> None:
 )
 def test_options_that_make_no_sense(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        ClipAdapter(8, 2, **options)
+        adapter_of(ClipAdapter, 8, 2, **options)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters import borrow
 from vlatrain.adapters.compacter import Compacter
@@ -26,7 +27,7 @@ def by_kronecker(projection: Phm, rule: torch.Tensor) -> torch.Tensor:
 )
 def test_counts_and_starts_at_zero(width: int, dim: int, terms: int, rank: int, bias: bool) -> None:
     width, dim = width * terms, dim * terms
-    adapter = Compacter(width, dim, terms=terms, rank=rank, bias=bias)
+    adapter = adapter_of(Compacter, width, dim, terms=terms, rank=rank, bias=bias)
     states = torch.randn(2, 3, width)
     assert torch.equal(adapter(states), torch.zeros_like(states))
     own = 2 * rank * (width + dim) if rank else 2 * width * dim // terms
@@ -35,7 +36,7 @@ def test_counts_and_starts_at_zero(width: int, dim: int, terms: int, rank: int, 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_is_the_formula(rank: int) -> None:
-    adapter = Compacter(12, 8, activation="relu", scaling=0.5, init="normal", init_std=0.5, rank=rank)
+    adapter = adapter_of(Compacter, 12, 8, activation="relu", scaling=0.5, init="normal", init_std=0.5, rank=rank)
     states, rule = torch.randn(5, 12), adapter.rule.weight
     down, up = (by_kronecker(half.projection, rule) for half in (adapter.down, adapter.up))
     assert_close(adapter(states), 0.5 * torch.relu(states @ down.T) @ up.T)
@@ -43,7 +44,7 @@ def test_is_the_formula(rank: int) -> None:
 
 
 def test_both_halves_follow_a_borrowed_rule_and_copies_are_whole() -> None:
-    adapter, other = Compacter(8, 4, init="normal", init_std=0.5), Rule(4)
+    adapter, other = adapter_of(Compacter, 8, 4, init="normal", init_std=0.5), Rule(4)
     other.start()
     borrow(adapter, "rule", other)
     adapter.resolve()
@@ -60,4 +61,4 @@ def test_both_halves_follow_a_borrowed_rule_and_copies_are_whole() -> None:
 
 def test_widths_that_are_no_multiples_of_the_terms() -> None:
     with pytest.raises(ValueError, match="must be multiples of n=4"):
-        Compacter(10, 4)
+        adapter_of(Compacter, 10, 4)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, CrossModal
 
@@ -14,7 +15,7 @@ from vlatrain.adapters import Bottleneck, Call, CrossModal
 def made(width: int = 6, dim: int = 4, other_width: int = 5, **options: object) -> CrossModal:
     """One whose every tensor has random values."""
     torch.manual_seed(1)
-    adapter = CrossModal(width, dim, other_width, **options)  # type: ignore[arg-type]
+    adapter = adapter_of(CrossModal, width, dim, other_width=other_width, **options)  # type: ignore[arg-type]
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return adapter
@@ -51,7 +52,7 @@ def test_is_the_formula_and_heeds_the_mask(heads: int) -> None:
 
 def test_without_the_other_modality_or_with_its_gate_closed_it_is_a_plain_bottleneck() -> None:
     adapter = made()
-    plain = Bottleneck(6, 4)
+    plain = adapter_of(Bottleneck, 6, 4)
     plain.load_state_dict({key: value for key, value in adapter.state_dict().items() if key.startswith(("down", "up"))})
     states, other = torch.randn(2, 3, 6), torch.randn(2, 4, 5)
     assert torch.equal(adapter(states, Call()), plain(states))
@@ -62,7 +63,7 @@ def test_without_the_other_modality_or_with_its_gate_closed_it_is_a_plain_bottle
 
 @given(width=st.integers(1, 20), dim=st.integers(1, 10), other=st.integers(1, 20), bias=st.booleans())
 def test_zero_at_the_start_and_counted(width: int, dim: int, other: int, bias: bool) -> None:
-    adapter = CrossModal(width, dim, other, bias=bias)
+    adapter = adapter_of(CrossModal, width, dim, other_width=other, bias=bias)
     assert adapter.cross_gate.item() == 0
     added = adapter(torch.randn(2, 3, width), Call(other=torch.randn(2, 4, other)))
     assert torch.equal(added, torch.zeros(2, 3, width))
@@ -91,4 +92,4 @@ def test_low_precision_states_keep_their_type() -> None:
 )
 def test_refused(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        CrossModal(**{"width": 6, "dim": 4, "other_width": 5, **options})
+        adapter_of(CrossModal, **{"width": 6, "dim": 4, "other_width": 5, **options})

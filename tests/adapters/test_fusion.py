@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, Fusion
 
@@ -27,7 +28,7 @@ def source(name: str, points: tuple[str, ...] = ("vision.1.ffn",), **options: An
 
 def fusion(*sources: dict[str, Any], **options: Any) -> Fusion:
     """With random values in everything."""
-    unit = Fusion(WIDTH, dim=DIM, sources=sources, **options, **FACTS)
+    unit = adapter_of(Fusion, WIDTH, dim=DIM, sources=sources, **options, **FACTS)
     for parameter in unit.parameters():
         torch.nn.init.normal_(parameter)
     return unit
@@ -60,7 +61,7 @@ def test_is_an_attention_over_what_the_sources_add(value: str) -> None:
 
 
 def test_starts_as_the_mean_of_its_sources() -> None:
-    unit = Fusion(WIDTH, dim=DIM, value="full", sources=[source("a"), source("b"), source("c")], **FACTS)
+    unit = adapter_of(Fusion, WIDTH, dim=DIM, value="full", sources=[source("a"), source("b"), source("c")], **FACTS)
     for parameter in unit.sources.parameters():
         torch.nn.init.normal_(parameter)
     states = torch.randn(2, 3, WIDTH)
@@ -79,7 +80,7 @@ def test_a_source_without_an_adapter_at_the_point_takes_no_part() -> None:
 
 @pytest.mark.parametrize(("value", "sources"), [("identity", 2), ("full", 3), ("full", 1)])
 def test_parameters_are_as_counted(value: str, sources: int) -> None:
-    unit = Fusion(WIDTH, dim=DIM, value=value, sources=[source(str(n)) for n in range(sources)], **FACTS)
+    unit = adapter_of(Fusion, WIDTH, dim=DIM, value=value, sources=[source(str(n)) for n in range(sources)], **FACTS)
     trained = sum(parameter.numel() for parameter in unit.parameters() if parameter.requires_grad)
     assert trained == Fusion.count(WIDTH, DIM, value, sources)
     frozen = sum(parameter.numel() for parameter in unit.parameters() if not parameter.requires_grad)
@@ -109,9 +110,9 @@ def test_sources_keep_to_eval_mode() -> None:
 )
 def test_wrong_sources_are_refused(changed: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Fusion(WIDTH, dim=DIM, sources=[{**source("a"), **changed}], **FACTS)
+        adapter_of(Fusion, WIDTH, dim=DIM, sources=[{**source("a"), **changed}], **FACTS)
 
 
 def test_an_unknown_value_is_refused() -> None:
     with pytest.raises(ValueError, match="identity, full"):
-        Fusion(WIDTH, dim=DIM, value="some", **FACTS)
+        adapter_of(Fusion, WIDTH, dim=DIM, value="some", **FACTS)

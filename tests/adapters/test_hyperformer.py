@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters.hyperformer import Hyperformer
 
@@ -21,7 +22,7 @@ def randomised(adapter: Hyperformer) -> Hyperformer:
 
 
 def test_starts_at_zero_with_a_plain_adapters_spread() -> None:
-    adapter = Hyperformer(96, 16)
+    adapter = adapter_of(Hyperformer, 96, 16)
     states = torch.randn(2, 3, 96)
     assert torch.equal(adapter(states), torch.zeros_like(states))
     down = adapter.generator(adapter.code())[0].detach()
@@ -29,7 +30,9 @@ def test_starts_at_zero_with_a_plain_adapters_spread() -> None:
 
 
 def test_is_an_adapter_of_the_generated_weights() -> None:
-    adapter = randomised(Hyperformer(6, 4, activation="relu", scaling=0.5, task_embedding=5, hidden=7, projected=3))
+    adapter = randomised(
+        adapter_of(Hyperformer, 6, 4, activation="relu", scaling=0.5, task_embedding=5, hidden=7, projected=3)
+    )
     first, _, last, norm = adapter.network
     codes = torch.cat([adapter.task.weight, adapter.layer.weight, adapter.site.weight])
     code = norm(last(torch.relu(first(codes))))
@@ -43,7 +46,7 @@ def test_is_an_adapter_of_the_generated_weights() -> None:
 
 
 def test_another_embedding_gives_another_adapter() -> None:
-    adapter, states = randomised(Hyperformer(6, 4)), torch.randn(5, 6)
+    adapter, states = randomised(adapter_of(Hyperformer, 6, 4)), torch.randn(5, 6)
     before = adapter(states)
     for part in (adapter.task, adapter.layer, adapter.site):
         kept = part.weight.detach().clone()
@@ -56,7 +59,7 @@ def test_another_embedding_gives_another_adapter() -> None:
 def test_the_published_recipe_on_bart() -> None:
     """VL-Adapter's: 4 tasks, an encoder of two sites and a decoder of three, six layers each: 6,947,088 of its 8,579,088,
     the others being the trunk's norms (49,152) and the visual projection (1,582,848)."""
-    adapter = Hyperformer(768, 96, task_embedding=512, hidden=128, projected=8, per_site=True)
+    adapter = adapter_of(Hyperformer, 768, 96, task_embedding=512, hidden=128, projected=8, per_site=True)
     tower = parameters(adapter.network) + 6 * parameters(adapter.layer)
     counted = 4 * parameters(adapter.task) + 2 * tower + (2 + 3) * parameters(adapter.generator)
     assert counted + 49_152 + 1_582_848 == 8_579_088
@@ -64,6 +67,6 @@ def test_the_published_recipe_on_bart() -> None:
 
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="projected=1: must be 2 or more"):
-        Hyperformer(8, 4, projected=1)
+        adapter_of(Hyperformer, 8, 4, projected=1)
     with pytest.raises(ValueError, match="activation=gelo: must be one of"):
-        Hyperformer(8, 4, activation="gelo")
+        adapter_of(Hyperformer, 8, 4, activation="gelo")

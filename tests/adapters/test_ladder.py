@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
@@ -62,7 +63,7 @@ def layers_of(backbone: Backbone) -> list[nn.Module]:
 
 def test_is_the_formula() -> None:
     torch.manual_seed(0)
-    rungs = [Ladder(8, scaling=2.0, reduction=2, first=index == 0, last=index == 1) for index in range(2)]
+    rungs = [adapter_of(Ladder, 8, scaling=2.0, reduction=2, first=index == 0, last=index == 1) for index in range(2)]
     for parameter in (parameter for rung in rungs for parameter in rung.parameters()):
         nn.init.normal_(parameter)
     trunk = torch.randn(2, 3, 5, 8)  # the outputs of two layers
@@ -81,7 +82,7 @@ def test_is_the_formula() -> None:
 
 
 def test_counted() -> None:
-    rungs = [Ladder(32, first=not index, last=index == 2) for index in range(3)]
+    rungs = [adapter_of(Ladder, 32, first=not index, last=index == 2) for index in range(3)]
     assert sum(p.numel() for rung in rungs for p in rung.parameters()) == Ladder.count(32, 3)
     assert Ladder.count(768, 12) == 5_475_083  # BLIP-base's decoder
 
@@ -89,7 +90,7 @@ def test_counted() -> None:
 def test_starts_from_the_trunks_largest_rows() -> None:
     assert largest(torch.tensor([[1.0, -1.0], [0.5, 0.0], [-3.0, 0.0]]), 2).tolist() == [0, 2]
     inner, out = nn.Linear(8, 32), nn.Linear(32, 8)
-    rung = Ladder(8, reduction=4)  # a side of 2, an inner layer of 8
+    rung = adapter_of(Ladder, 8, reduction=4)  # a side of 2, an inner layer of 8
     rung.adopt({"ffn.inner": inner, "ffn.out": out})
     states, hidden = largest(out.weight, 2), largest(inner.weight, 8)
     for row, i in enumerate(hidden):
@@ -104,7 +105,7 @@ def test_starts_from_the_trunks_largest_rows() -> None:
     "frozen", [{}, {"ffn.inner": nn.Linear(8, 4), "ffn.out": nn.Linear(4, 8)}], ids=["none", "narrow"]
 )
 def test_without_weights_to_start_from_it_is_drawn(frozen: dict[str, nn.Module]) -> None:
-    rung = Ladder(8, reduction=4)
+    rung = adapter_of(Ladder, 8, reduction=4)
     before = copy.deepcopy(rung.state_dict())
     rung.adopt(frozen)
     assert all(torch.equal(before[name], tensor) for name, tensor in rung.state_dict().items())
@@ -214,4 +215,4 @@ def test_refused_by_name_before_anything_loads(changes: dict[str, Any], message:
 )
 def test_unknown_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Ladder(8, **options)
+        adapter_of(Ladder, 8, **options)

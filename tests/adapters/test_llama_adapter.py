@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, small_config
 from tests.numerics import assert_close
 from vlatrain.adapters.base import Call
@@ -40,7 +41,7 @@ def fused(apart: dict[str, nn.Module], kind: type[nn.Module]) -> dict[str, nn.Mo
 
 
 def trained() -> LlamaAdapter:
-    adapter = LlamaAdapter(WIDTH, DIM, heads=HEADS)
+    adapter = adapter_of(LlamaAdapter, WIDTH, DIM, heads=HEADS)
     nn.init.normal_(adapter.gate)
     return adapter
 
@@ -61,11 +62,11 @@ def written_out(adapter: LlamaAdapter, frozen: dict[str, nn.Module], states: Ten
 
 
 def test_starts_at_zero_and_is_counted() -> None:
-    adapter = LlamaAdapter(WIDTH, DIM, heads=HEADS)
+    adapter = adapter_of(LlamaAdapter, WIDTH, DIM, heads=HEADS)
     states = torch.randn(2, 4, WIDTH)
     assert torch.equal(adapter(states, Call(frozen=places())), torch.zeros_like(states))
     assert sum(parameter.numel() for parameter in adapter.parameters()) == DIM * WIDTH + HEADS
-    assert sum(p.numel() for p in LlamaAdapter(768, 10, heads=12).parameters()) == 7_692
+    assert sum(p.numel() for p in adapter_of(LlamaAdapter, 768, 10, heads=12).parameters()) == 7_692
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -87,14 +88,14 @@ def test_starts_at_zero_in_half_precision_whatever_the_bias() -> None:
     frozen, states = places(), torch.randn(2, 4, WIDTH)
     nn.init.normal_(frozen["out"].bias, std=3.0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not LlamaAdapter(WIDTH, DIM, heads=HEADS)(states, Call(frozen=frozen)).any()
+        assert not adapter_of(LlamaAdapter, WIDTH, DIM, heads=HEADS)(states, Call(frozen=frozen)).any()
 
 
 def test_a_place_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="attn sites"):
         trained()(torch.randn(1, 2, WIDTH), Call(frozen={"inner": nn.Linear(WIDTH, 8), "out": nn.Linear(8, WIDTH)}))
     with pytest.raises(ValueError, match="no attention heads"):
-        LlamaAdapter(10, 2, heads=0)
+        adapter_of(LlamaAdapter, 10, 2, heads=0)
 
 
 def test_other_sites_are_refused_by_name_before_anything_loads() -> None:

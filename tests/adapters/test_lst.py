@@ -12,6 +12,7 @@ from torch.nn.functional import relu
 from transformers import DynamicCache, StaticCache
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import Language, described, full_size, small, trainable, where
 from tests.numerics import assert_close
@@ -78,7 +79,9 @@ def test_is_the_formula(reads: str) -> None:
         "heads": 2,
     }
     rungs = [
-        Lst(8, scaling=2.0, reduction=2, reads=reads, first=not i, last=i == 1, index=i, causal=True, **facts)  # type: ignore[arg-type]
+        adapter_of(
+            Lst, 8, scaling=2.0, reduction=2, reads=reads, first=not i, last=i == 1, index=i, causal=True, **facts
+        )  # type: ignore[arg-type]
         for i in range(2)
     ]
     for parameter in (parameter for rung in rungs for parameter in rung.parameters()):
@@ -379,4 +382,4 @@ def test_what_is_new_before_an_encoder_needs_a_side_there(name: str, changes: di
 )
 def test_options_that_do_not_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Lst(8, **options)
+        adapter_of(Lst, 8, **options)

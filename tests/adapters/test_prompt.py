@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, small_config
 from tests.injection.language import described, full_size, small, trainable
 from tests.injection.language import where as language_sites
@@ -149,7 +150,7 @@ def test_a_cache_that_cannot_shrink_is_refused() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_boolean_and_additive_masks_say_the_same(causal: bool) -> None:
-    prompt = Prompt(WIDTH, DIM, causal=causal)
+    prompt = adapter_of(Prompt, WIDTH, DIM, causal=causal)
     shown = (
         torch.ones(4, 4, dtype=torch.bool).tril() if causal else torch.tensor([True, True, True, False]).expand(4, 4)
     )
@@ -200,7 +201,7 @@ def test_layers_without_a_point_go_without() -> None:
 )
 def test_what_it_cannot_extend_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Prompt(WIDTH, DIM).enter({"hidden_states": torch.zeros(2, 4, WIDTH), **arguments}, Call(carried={}))
+        adapter_of(Prompt, WIDTH, DIM).enter({"hidden_states": torch.zeros(2, 4, WIDTH), **arguments}, Call(carried={}))
 
 
 def test_a_call_that_broke_off_leaves_nothing_behind() -> None:
@@ -224,13 +225,13 @@ def test_dropping_layers_is_refused() -> None:
 
 
 def test_a_network_makes_the_tokens() -> None:
-    prompt = Prompt(WIDTH, DIM, hidden=5)
+    prompt = adapter_of(Prompt, WIDTH, DIM, hidden=5)
     first, _, second = prompt.network
     made = torch.tanh(prompt.tokens @ first.weight.T + first.bias) @ second.weight.T + second.bias
     found = prompt.enter({"hidden_states": torch.zeros(2, 4, WIDTH)}, Call(carried={}))["hidden_states"]
     assert_close(found[:, :DIM], made.expand(2, -1, -1))
     assert not found[:, DIM:].any()
-    later = Prompt(WIDTH, DIM, hidden=5, first=False)
+    later = adapter_of(Prompt, WIDTH, DIM, hidden=5, first=False)
     assert not list(later.parameters())
     assert later.network is None
 

@@ -70,7 +70,7 @@ def test_the_example_trains_evaluates_inspects_and_loads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["adapter.options.gamma=1"], "adapter=swish: "),
+        (["adapter.options.gamma=1"], "adapter=swish: has no option gamma; it has dim, scaling, beta"),
         (["adapter.dim=0"], "adapter.dim=0"),
         pytest.param(["adapter.activation=gelu"], "adapter=swish: ", marks=pytest.mark.slow),
         (["adapter.points=[vision.99.*]"], "matches nothing"),
@@ -100,3 +100,11 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     register("mine", Mine)  # again does nothing
     with pytest.raises(ValueError, match="there is a design 'bottleneck' already: Bottleneck"):
         register("bottleneck", Mine)
+
+
+def test_options_are_a_dataclass() -> None:
+    class Untold(Adapter):
+        Options = dict
+
+    with pytest.raises(ValueError, match=r"Untold\.Options: must be a dataclass"):
+        register("untold", Untold)

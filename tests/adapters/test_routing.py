@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters import Bottleneck, Call, Routing
 from vlatrain.adapters.routing import FUNCTIONS
@@ -26,7 +27,9 @@ def formula(function: str, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def made(other_width: int, function: str) -> Routing:
     torch.manual_seed(1)
-    return Routing(6, 4, other_width, function=function, init="normal", init_std=0.5, activation="tanh")
+    return adapter_of(
+        Routing, 6, 4, other_width=other_width, function=function, init="normal", init_std=0.5, activation="tanh"
+    )
 
 
 @pytest.mark.parametrize("other_width", [6, 5])
@@ -46,7 +49,7 @@ def test_is_the_formula_and_heeds_the_mask(function: str, other_width: int) -> N
 
 def test_without_the_other_modality_it_is_a_plain_bottleneck() -> None:
     adapter = made(6, "multiply")
-    plain = Bottleneck(6, 4, activation="tanh")
+    plain = adapter_of(Bottleneck, 6, 4, activation="tanh")
     plain.load_state_dict(adapter.state_dict())  # and has no parameter more
     states = torch.randn(2, 3, 6)
     assert torch.equal(adapter(states, Call()), plain(states))
@@ -54,7 +57,7 @@ def test_without_the_other_modality_it_is_a_plain_bottleneck() -> None:
 
 @given(width=st.integers(1, 20), dim=st.integers(1, 10), other=st.integers(1, 20), bias=st.booleans())
 def test_zero_at_the_start_and_counted(width: int, dim: int, other: int, bias: bool) -> None:
-    adapter = Routing(width, dim, other, bias=bias)
+    adapter = adapter_of(Routing, width, dim, other_width=other, bias=bias)
     added = adapter(torch.randn(2, 3, width), Call(other=torch.randn(2, 4, other)))
     assert torch.equal(added, torch.zeros(2, 3, width))
     assert sum(p.numel() for p in adapter.parameters()) == Routing.count(width, dim, bias, other)
@@ -68,4 +71,4 @@ def test_counts() -> None:
 @pytest.mark.parametrize("options", [{"function": "subtract"}, {"other_width": 0}])
 def test_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"function=subtract: must be one of add, multiply|gets none"):
-        Routing(**{"width": 6, "dim": 4, "other_width": 6, **options})
+        adapter_of(Routing, **{"width": 6, "dim": 4, "other_width": 6, **options})

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters.tip_adapter import TipAdapter
 
 
 def filled(**options: float) -> TipAdapter:
-    unit = TipAdapter(7, size=4, **options)  # type: ignore[arg-type]
+    unit = adapter_of(TipAdapter, 7, size=4, **options)  # type: ignore[arg-type]
     unit.store(normalize(torch.randn(4, 7), dim=-1), normalize(torch.randn(4, 7), dim=-1))
     return unit
 
@@ -34,26 +35,26 @@ def test_what_it_adds_does_not_depend_on_the_length_of_the_features() -> None:
 
 
 def test_twice_the_same_samples_say_the_same() -> None:
-    unit, twice, states = filled(), TipAdapter(7, size=8), torch.randn(3, 7)
+    unit, twice, states = filled(), adapter_of(TipAdapter, 7, size=8), torch.randn(3, 7)
     twice.store(unit.keys.repeat(2, 1), unit.values.repeat(2, 1))
     assert_close(twice(states), unit(states))
 
 
 def test_an_empty_cache_adds_nothing() -> None:
-    assert not TipAdapter(7, size=4)(torch.randn(3, 7)).any()
+    assert not adapter_of(TipAdapter, 7, size=4)(torch.randn(3, 7)).any()
 
 
 def test_keys_train_if_they_are_to() -> None:
-    assert not list(TipAdapter(512).parameters())
+    assert not list(adapter_of(TipAdapter, 512).parameters())
     unit = filled(trains=True)
     assert [name for name, _ in unit.named_parameters()] == ["keys"]
     unit(torch.randn(3, 7)).sum().backward()
     assert unit.keys.grad is not None
     assert unit.keys.grad.abs().sum() > 0
-    assert sum(p.numel() for p in TipAdapter(512, trains=True).parameters()) == 512 * 512 == 262_144
+    assert sum(p.numel() for p in adapter_of(TipAdapter, 512, trains=True).parameters()) == 512 * 512 == 262_144
     assert (
-        {*TipAdapter(8, size=2).state_dict()}
-        == {*TipAdapter(8, size=2, trains=True).state_dict()}
+        {*adapter_of(TipAdapter, 8, size=2).state_dict()}
+        == {*adapter_of(TipAdapter, 8, size=2, trains=True).state_dict()}
         == {"keys", "values"}
     )
 
@@ -61,4 +62,4 @@ def test_keys_train_if_they_are_to() -> None:
 @pytest.mark.parametrize("key", ["size", "alpha", "beta"])
 def test_options_that_make_no_sense(key: str) -> None:
     with pytest.raises(ValueError, match=f"{key}=0: must be more than 0"):
-        TipAdapter(8, **{key: 0})
+        adapter_of(TipAdapter, 8, **{key: 0})

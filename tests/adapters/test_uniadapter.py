@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.adapters.alone import adapter_of
 from tests.numerics import assert_close
 from vlatrain.adapters import Call
 from vlatrain.adapters.uniadapter import UniAdapter
@@ -14,7 +15,7 @@ OTHER = Call(other=torch.randn(2, 3, 8))
 
 
 def adapter_in(tower: str, randomised: bool = True) -> UniAdapter:
-    adapter = UniAdapter(8, 8, tower, dim=4)
+    adapter = adapter_of(UniAdapter, 8, 4, other_width=8, tower=tower)
     for parameter in adapter.parameters() if randomised else ():
         nn.init.normal_(parameter, std=0.5)
     return adapter
@@ -48,5 +49,5 @@ def test_starts_at_zero_and_can_leave_it(call: Call) -> None:
 
 
 def test_only_what_fuses_wants_the_other_modality() -> None:
-    assert "other_width" in adapter_in("fusion").requires
-    assert "other_width" not in adapter_in("vision").requires
+    assert adapter_in("fusion").reads_other
+    assert not adapter_in("vision").reads_other

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, model_config, small_config
 from vlatrain.adapters import Call
 from vlatrain.adapters.llama_adapter import LlamaAdapter
@@ -152,7 +153,7 @@ def test_attention_to_a_prompt_goes_through_the_packed_layers(bits: int) -> None
         packed[role] = _quantised(layer, bits, torch.device("cpu"), torch.float32)
         whole[role] = nn.Linear(layer.in_features, width)
         whole[role].weight.data, whole[role].bias.data = dequantised(packed[role]), layer.bias.data
-    adapter, states = LlamaAdapter(64, 5, heads=4), torch.randn(2, 3, 64)
+    adapter, states = adapter_of(LlamaAdapter, 64, 5, heads=4), torch.randn(2, 3, 64)
     assert not adapter(states, Call(frozen=packed)).any()
     nn.init.constant_(adapter.gate, 0.5)
     found, expected = (adapter(states, Call(frozen=frozen)) for frozen in (packed, whole))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples
 from tests.fake_cuda import DEVICE, TOGETHER, Calls, Counts, Kernels, claimed, forward, unavailable
 from tests.gpu_free.families import NAMES, config_of, set_up, task_of
@@ -108,7 +109,7 @@ def test_budgets(name: str) -> None:
 def test_a_scale_of_one_is_no_kernel(scaling: float) -> None:
     counts = Counts()
     with claimed(), DEVICE, torch.autocast("cuda", dtype=torch.bfloat16):
-        adapter, states = Bottleneck(12, 4, scaling=scaling), torch.ones(2, 3, 12, dtype=torch.bfloat16)
+        adapter, states = adapter_of(Bottleneck, 12, 4, scaling=scaling), torch.ones(2, 3, 12, dtype=torch.bfloat16)
         with Kernels(counts):
             adapter(states)
     assert counts.kernels["mul"] == (scaling != 1)

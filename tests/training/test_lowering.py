@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.adapters.alone import adapter_of
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.projections import Dense
@@ -28,7 +29,7 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.idle = (Bottleneck(24, 5, init="normal") for _ in range(3))
+        self.first, self.second, self.idle = (adapter_of(Bottleneck, 24, 5, init="normal") for _ in range(3))
         self.second.down = self.first.down
         self.trunk = nn.Linear(24, 24).requires_grad_(False)
         self.first.up.projection.bias.requires_grad_(False)  # type: ignore[union-attr, union-attr]

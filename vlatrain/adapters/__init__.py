@@ -4,7 +4,9 @@
 package. See `vlatrain.adapters.base.Adapter` for what a design is.
 """
 
-from vlatrain.adapters.base import Adapter, Call, borrow
+from dataclasses import is_dataclass
+
+from vlatrain.adapters.base import Adapter, Call, Facts, borrow, options_of
 from vlatrain.adapters.bitfit import BitFit
 from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.clip_adapter import ClipAdapter
@@ -48,10 +50,12 @@ def register(name: str, design: type[Adapter]) -> None:
         design: the class.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: the name is taken by another class, or its options are no dataclass.
     """
+    if not is_dataclass(design.Options):
+        raise ValueError(f"{design.__qualname__}.Options: must be a dataclass, which says what options the design has")
     if DESIGNS.setdefault(name, design) is not design:
         raise ValueError(f"there is a design {name!r} already: {DESIGNS[name].__qualname__}")
 
 
-__all__ = ["DESIGNS", "Adapter", "Bottleneck", "Call", "Fusion", "borrow", "register"]
+__all__ = ["DESIGNS", "Adapter", "Bottleneck", "Call", "Facts", "Fusion", "borrow", "options_of", "register"]

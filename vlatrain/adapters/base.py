@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Call(NamedTuple):
         mask: (B, S) 1 for those that may be attended to; None: all.
         frozen: the frozen modules of the place, by role (`query`, `key`, `value` or `qkv`, `inner`, `out`, `norm`).
         carried: what the modules of a tower hand from layer to layer in one call (a module's own name for it: its value). The
-            first one (see `requires`) finds what a call that broke off has left there.
+            first one (see `Facts`) finds what a call that broke off has left there.
         exported: what the modules of the tower that ran last have left to those of towers to come, under its name; it stays.
     """
 
@@ -29,42 +30,96 @@ class Call(NamedTuple):
     exported: dict[str, Tensor] = {}
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a place tells of itself.
+
+    Attributes:
+        width: width of the states (of `modules`: of the module's output).
+        other_width: width of the other modality's states; 0: the place gets none.
+        heads: attention heads of the tower; 0: it has none.
+        tower: name of the tower.
+        index: number of the layer.
+        site: the sub-layer.
+        layers: number of the tower's layers.
+        first: whether no earlier layer of the tower has one.
+        last: whether no later layer of the tower has one.
+        whole: whether all layers of the tower have one.
+        causal: whether a token of the tower sees only those before it.
+        end: whether the tower ends in a head.
+        cross: the tower that the layers attend to by themselves; empty: none.
+        cross_width: width of that tower's states.
+        towers: the towers that have one.
+        readers: those of them that attend to this tower.
+        role: of `modules` and `features`, which one of them it is.
+        inputs: inputs of a linear layer; 0: the module is none.
+        tasks: names of the tasks that have adapters of their own.
+    """
+
+    width: int
+    other_width: int = 0
+    heads: int = 1
+    tower: str = ""
+    index: int = 0
+    site: str = ""
+    layers: int = 1
+    first: bool = True
+    last: bool = True
+    whole: bool = True
+    causal: bool = False
+    end: bool = True
+    cross: str = ""
+    cross_width: int = 0
+    towers: Sequence[str] = ()
+    readers: Sequence[str] = ()
+    role: str = ""
+    inputs: int = 0
+    tasks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a design that has none."""
+
+
 class Adapter(nn.Module):
     """A trainable module at a place in a frozen model.
 
-    A subclass is one design. Its constructor takes `width`, the width of the states; then, by keyword, the facts it `requires`;
-    then its own options, which are those of its YAML file. `forward(states, call)` returns what is added to the states.
+    A subclass is one design. It is made from what its place tells and from its options, a dataclass with the fields of its YAML
+    file. `forward(states, call)` returns what is added to the states.
 
     Of `at = "layer"`, a method `enter(arguments, call)` gets the layer's arguments by name and returns those it is called with.
 
+    Args:
+        facts: what the place tells.
+        options: an instance of `Options`.
+
     Attributes:
+        Options: the dataclass of its options. A value that is no field of it is refused by name (`options_of`).
         at: where a design goes: `site` (the output of a sub-layer), `layer` (around whole layers, from `enter` to the output),
             `modules` (the output of each linear layer and norm of a site), `features` (image and text features).
-        requires: facts about the place that the constructor takes: `other_width` (width of the other modality's states), `heads`
-            (attention heads), `tower`, `index` (number of the layer), `site`, `layers` (of its tower), `first` and `last`
-            (whether no earlier or later layer of the tower has one), `whole` (whether all of its layers have one), `causal`
-            (whether a token of the tower sees only those before it), `end` (whether the tower ends in a head), `cross` and
-            `cross_width` (the tower that its layers attend to by themselves, and the width of its states), `towers` (those that
-            have one), `readers` (those of them that attend to this tower), `role` (of `modules` and `features`), `inputs` (of a
-            linear layer; 0: it is none), `tasks` (names of the tasks). An instance that turns out not to need `other_width` may
-            leave it out of its own: what it does not read need not be handed over.
         ties: parts that places always share, by attribute: `{"down": ("tower",)}` shares `down` between the towers. What may
             differ within a tie: any of tower, layer, site, task. An instance may set its own.
         reads: `output` (of the sub-layer) or `input`: what the states are. An instance may set its own.
+        reads_other: whether it needs `Call.other`, the other modality's states. An instance may set its own.
         reads_inputs: whether it needs `Call.inputs` too where it reads the output. An instance may set its own.
         residual: False if `forward` returns the new states themselves, not what is added to them.
         frozen: submodules that never train.
         exclusive: True if it cannot take a part of a batch (and have others take the rest).
     """
 
+    Options: ClassVar[type[Any]] = NoOptions
     at: ClassVar[str] = "site"
-    requires: tuple[str, ...] = ()
     ties: Mapping[str, tuple[str, ...]] = {}
     reads: str = "output"
+    reads_other: bool = False
     reads_inputs: bool = False
     residual: ClassVar[bool] = True
     frozen: tuple[str, ...] = ()
     exclusive: ClassVar[bool] = False
+
+    def __init__(self, facts: Facts, options: Any) -> None:
+        super().__init__()
 
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:
@@ -88,6 +143,22 @@ class Adapter(nn.Module):
 
     def resolve(self) -> None:
         """Called when its shared parts are in place: what refers to one of them does so from here. By default nothing."""
+
+
+def options_of(design: type[Adapter], values: Mapping[str, Any]) -> Any:
+    """The options of a design by their names, as its `Options`.
+
+    Raises:
+        ValueError: it has others, or needs more; all of them are named.
+    """
+    known = {
+        field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(design.Options)
+    }
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    if lacking := [name for name, needed in known.items() if needed and name not in values]:
+        raise ValueError(f"needs the option {', '.join(lacking)}")
+    return design.Options(**values)
 
 
 def borrow(owner: nn.Module, name: str, module: nn.Module) -> None:

@@ -11,14 +11,28 @@ not see (of a fused `qkv` the whole bias is there; `keys` has it anyway, as in p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 
 OUTSIDE = "outside"  # the site of modules that are in no layer
+
+
+@dataclass(frozen=True)
+class BitFitOptions:
+    """Options of `BitFit`.
+
+    Attributes:
+        keys: attention's keys have one too.
+        outside: so have the modules outside the layers: final norms, norms of embeddings, the head.
+    """
+
+    keys: bool = False
+    outside: bool = False
 
 
 class BitFit(Adapter):
@@ -26,13 +40,9 @@ class BitFit(Adapter):
 
     Parameters: the width of the module's output. So for width w and feed-forward width f: `4 w` in attention (query, value, out,
     norm; with a fused qkv `5 w`), `4 w` in cross-attention, `f + 2 w` in the feed-forward.
-
-    Args:
-        width: width of the module's output.
-        keys: attention's keys have one too.
-        outside: so have the modules outside the layers: final norms, norms of embeddings, the head.
     """
 
+    Options = BitFitOptions
     at: ClassVar[str] = "modules"
 
     @classmethod
@@ -40,9 +50,9 @@ class BitFit(Adapter):
         """Modules in the layers but for attention's key, unless the options say otherwise."""
         return (role != "key" or options.get("keys", False)) and (site != OUTSIDE or options.get("outside", False))
 
-    def __init__(self, width: int, keys: bool = False, outside: bool = False) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
+    def __init__(self, facts: Facts, options: BitFitOptions) -> None:
+        super().__init__(facts, options)
+        self.bias = nn.Parameter(torch.zeros(facts.width))
 
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """The bias, (width,)."""

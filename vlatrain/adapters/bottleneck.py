@@ -13,10 +13,13 @@ zero, from N(0, std), which is `init="normal"` here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.projections import autocasts, projection
 
 ACTIVATIONS = {
@@ -31,16 +34,11 @@ READS = {"after": "output", "parallel": "input"}
 SCALES = ("fixed", "learned", "gated")
 
 
-class Bottleneck(Adapter):
-    """`x -> scale * norm_after(up(dropout(activation(down(norm_before(x))))))`, added to the sub-layer's output.
+@dataclass(frozen=True)
+class PlainOptions:
+    """Options of bottlenecks of all kinds.
 
-    `down` and `up` are its two halves: each is a projection with its norm, and each can be shared.
-
-    Parameters: `width * dim + dim` down and `dim * width + width` up with biases, `2 * width * dim` without: 99,136 for
-    width 768 and dim 64. Each norm adds `2 * width`, a learned scale 1, a gate `width + 1`.
-
-    Args:
-        width: width of the states it adapts.
+    Attributes:
         dim: bottleneck width.
         activation: a key of `ACTIVATIONS`.
         dropout: drop rate in the bottleneck.
@@ -49,6 +47,23 @@ class Bottleneck(Adapter):
         init: `zero` (the up-projection) or `normal`, see `projections.draw`.
         init_std: standard deviation with `normal`.
         placement: `after` reads the sub-layer's output, `parallel` its input.
+    """
+
+    dim: int
+    activation: str = "gelu"
+    dropout: float = 0.0
+    scaling: float = 1.0
+    bias: bool = True
+    init: str = "zero"
+    init_std: float = 0.02
+    placement: str = "after"
+
+
+@dataclass(frozen=True)
+class BottleneckOptions(PlainOptions):
+    """Options of `Bottleneck`.
+
+    Attributes:
         norm_before: a layer norm in front.
         norm_after: a layer norm behind. It starts with a weight of zero, else nothing could be zero at the start.
         scale: `fixed`; `learned`, a number; `gated`, `scaling * 2 * sigmoid(w x + b)` for each token, which starts at `scaling`.
@@ -56,47 +71,49 @@ class Bottleneck(Adapter):
         rank: of `low_rank` and `lora`; of `phm`, where 0 is full.
         terms: of `phm`.
         columns: outputs of the up-projection that are a module of their own (to be shared); 0: none.
+    """
+
+    norm_before: bool = False
+    norm_after: bool = False
+    scale: str = "fixed"
+    projection: str = "dense"
+    rank: int = 8
+    terms: int = 4
+    columns: int = 0
+
+
+class Bottleneck(Adapter):
+    """`x -> scale * norm_after(up(dropout(activation(down(norm_before(x))))))`, added to the sub-layer's output.
+
+    `down` and `up` are its two halves: each is a projection with its norm, and each can be shared.
+
+    Parameters: `width * dim + dim` down and `dim * width + width` up with biases, `2 * width * dim` without: 99,136 for
+    width 768 and dim 64. Each norm adds `2 * width`, a learned scale 1, a gate `width + 1`.
 
     Raises:
         ValueError: an unknown activation, init, placement, scale or projection.
     """
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        scaling: float = 1.0,
-        bias: bool = True,
-        init: str = "zero",
-        init_std: float = 0.02,
-        placement: str = "after",
-        norm_before: bool = False,
-        norm_after: bool = False,
-        scale: str = "fixed",
-        projection: str = "dense",
-        rank: int = 8,
-        terms: int = 4,
-        columns: int = 0,
-    ) -> None:
-        super().__init__()
-        one_of("activation", activation, ACTIVATIONS)
-        one_of("init", init, ("zero", "normal"))
-        one_of("placement", placement, READS)
-        one_of("scale", scale, SCALES)
-        self.reads = READS[placement]
-        self.down = Half(width, dim, bias, projection, rank, terms, norm_width=width if norm_before else 0)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
-        self.up = Half(
-            dim, width, bias, projection, rank, terms, norm_width=width if norm_after else 0, columns=columns
-        )
+    Options: ClassVar[type[Any]] = BottleneckOptions
+
+    def __init__(self, facts: Facts, options: BottleneckOptions) -> None:
+        super().__init__(facts, options)
+        one_of("activation", options.activation, ACTIVATIONS)
+        one_of("init", options.init, ("zero", "normal"))
+        one_of("placement", options.placement, READS)
+        one_of("scale", options.scale, SCALES)
+        width, dim, scaling = facts.width, options.dim, options.scaling
+        kind = (options.bias, options.projection, options.rank, options.terms)
+        self.reads = READS[options.placement]
+        self.down = Half(width, dim, *kind, norm_width=width if options.norm_before else 0)
+        self.activation = ACTIVATIONS[options.activation]()
+        self.dropout = nn.Dropout(options.dropout)
+        self.up = Half(dim, width, *kind, norm_width=width if options.norm_after else 0, columns=options.columns)
         self.scaling = scaling
-        self.scale = nn.Parameter(torch.tensor(float(scaling))) if scale == "learned" else None
-        self.gate = nn.Linear(width, 1) if scale == "gated" else None
-        self.down.start(init, init_std, up=False)
-        self.up.start(init, init_std, up=True)
+        self.scale = nn.Parameter(torch.tensor(float(scaling))) if options.scale == "learned" else None
+        self.gate = nn.Linear(width, 1) if options.scale == "gated" else None
+        self.down.start(options.init, options.init_std, up=False)
+        self.up.start(options.init, options.init_std, up=True)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)

@@ -12,21 +12,20 @@ as the features (`dim`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vlatrain.adapters.bottleneck import Bottleneck, one_of
+from vlatrain.adapters.base import Facts
+from vlatrain.adapters.bottleneck import Bottleneck, BottleneckOptions, one_of
 
 FEATURES = ("image", "text")
 
 
-class ClipAdapter(Bottleneck):
-    """`f -> a / (1 - a) up(activation(down(f)))`, added to the features.
+@dataclass(frozen=True)
+class ClipAdapterOptions:
+    """Options of `ClipAdapter`.
 
-    Parameters, for each of image and text that it adapts: `2 * width * dim`, with biases `width + dim` more. 131,072 for CLIP's
-    512 and dim 128.
-
-    Args:
-        width: width of the features.
+    Attributes:
         dim: width between the layers.
         activation: see `Bottleneck`.
         dropout: see `Bottleneck`.
@@ -35,33 +34,41 @@ class ClipAdapter(Bottleneck):
         init_std: see `Bottleneck`.
         features: which are adapted: image, text or both.
         ratio: the paper's a, between 0 and 1.
+    """
+
+    dim: int
+    activation: str = "relu"
+    dropout: float = 0.0
+    bias: bool = False
+    init: str = "zero"
+    init_std: float = 0.02
+    features: Sequence[str] = ("image",)
+    ratio: float = 0.2
+
+
+class ClipAdapter(Bottleneck):
+    """`f -> a / (1 - a) up(activation(down(f)))`, added to the features.
+
+    Parameters, for each of image and text that it adapts: `2 * width * dim`, with biases `width + dim` more. 131,072 for CLIP's
+    512 and dim 128.
 
     Raises:
         ValueError: an option that makes no sense.
     """
 
+    Options = ClipAdapterOptions
     at: ClassVar[str] = "features"
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        activation: str = "relu",
-        dropout: float = 0.0,
-        bias: bool = False,
-        init: str = "zero",
-        init_std: float = 0.02,
-        features: Sequence[str] = ("image",),
-        ratio: float = 0.2,
-    ) -> None:
-        if not features:
+    def __init__(self, facts: Facts, options: ClipAdapterOptions) -> None:
+        ratio = options.ratio
+        if not options.features:
             raise ValueError(f"features=[]: must name at least one of {', '.join(FEATURES)}")
-        for name in features:
+        for name in options.features:
             one_of("features", name, FEATURES)
         if not 0 < ratio < 1:
             raise ValueError(f"ratio={ratio}: must be more than 0 and less than 1")
-        scaling = ratio / (1 - ratio)
-        super().__init__(width, dim, activation, dropout, scaling, bias=bias, init=init, init_std=init_std)
+        shared = {name: value for name, value in vars(options).items() if name not in ("features", "ratio")}
+        super().__init__(facts, BottleneckOptions(**shared, scaling=ratio / (1 - ratio)))
 
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:

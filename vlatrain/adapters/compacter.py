@@ -10,9 +10,24 @@ near it. The A_i are drawn from N(0, 1 / n) instead of N(0, 0.01^2), which would
 
 from __future__ import annotations
 
-from vlatrain.adapters.base import borrow
-from vlatrain.adapters.bottleneck import Bottleneck
+from dataclasses import dataclass
+
+from vlatrain.adapters.base import Facts, borrow
+from vlatrain.adapters.bottleneck import Bottleneck, BottleneckOptions, PlainOptions
 from vlatrain.adapters.projections import Rule
+
+
+@dataclass(frozen=True)
+class CompacterOptions(PlainOptions):
+    """Options of `Compacter`; `dim` is a multiple of `terms`.
+
+    Attributes:
+        rank: of the B_i; 0: full.
+        terms: number n of terms.
+    """
+
+    rank: int = 1
+    terms: int = 4
 
 
 class Compacter(Bottleneck):
@@ -21,44 +36,16 @@ class Compacter(Bottleneck):
     Parameters: for each adapter `2 * rank * (width + dim)`, or `2 * width * dim / terms` with rank 0, and `width + dim` for
     biases; once for all of them `terms^3`. With rank 1 and biases in L adapters: `3 * L * (width + dim) + terms^3`.
 
-    Args:
-        width: width of the states it adapts, a multiple of `terms`.
-        dim: bottleneck width, a multiple of `terms`.
-        activation: see `Bottleneck`, as for all below but two.
-        dropout: drop rate in the bottleneck.
-        scaling: factor on the output.
-        bias: whether the projections have biases.
-        init: `zero` or `normal`.
-        init_std: standard deviation with `normal`.
-        placement: `after` or `parallel`.
-        rank: of the B_i; 0: full.
-        terms: number n of terms.
-
     Raises:
         ValueError: an unknown activation, init or placement, or a width that is no multiple of `terms`.
     """
 
+    Options = CompacterOptions
     ties = {"rule": ("layer", "tower", "site")}
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        scaling: float = 1.0,
-        bias: bool = True,
-        init: str = "zero",
-        init_std: float = 0.02,
-        placement: str = "after",
-        rank: int = 1,
-        terms: int = 4,
-    ) -> None:
-        super().__init__(
-            width, dim, activation, dropout, scaling, bias, init, init_std, placement,
-            projection="phm", rank=rank, terms=terms,
-        )  # fmt: skip
-        self.rule = Rule(terms)
+    def __init__(self, facts: Facts, options: CompacterOptions) -> None:
+        super().__init__(facts, BottleneckOptions(**vars(options), projection="phm"))
+        self.rule = Rule(options.terms)
         self.rule.start()
         self.resolve()
 

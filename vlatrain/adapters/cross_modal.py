@@ -9,14 +9,25 @@ The composition is this project's own; its pieces have their sources:
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vlatrain.adapters.base import Call
-from vlatrain.adapters.bottleneck import Bottleneck, Half
+from vlatrain.adapters.base import Call, Facts
+from vlatrain.adapters.bottleneck import Bottleneck, BottleneckOptions, Half
+
+
+@dataclass(frozen=True)
+class CrossModalOptions(BottleneckOptions):
+    """Options of `CrossModal`; `dim` is a multiple of `latent_heads`.
+
+    Attributes:
+        latent_heads: attention heads in the bottleneck.
+    """
+
+    latent_heads: int = 1
 
 
 class CrossModal(Bottleneck):
@@ -28,31 +39,23 @@ class CrossModal(Bottleneck):
     Parameters: those of `Bottleneck`, `other_width * dim + dim` for `latent` (without biases `other_width * dim`), and 1 for the
     gate: 148,353 for widths of 768 and dim 64.
 
-    Args:
-        width: width of the states it adapts.
-        dim: bottleneck width, a multiple of `latent_heads`.
-        other_width: width of the other modality's states.
-        latent_heads: attention heads in the bottleneck.
-        bias: whether the projections have biases.
-        options: the further ones of `Bottleneck`.
-
     Raises:
         ValueError: no states of another modality, or heads that do not divide the bottleneck.
     """
 
-    requires = ("other_width",)
+    Options = CrossModalOptions
+    reads_other = True
 
-    def __init__(
-        self, width: int, dim: int, other_width: int, latent_heads: int = 1, bias: bool = True, **options: Any
-    ) -> None:
-        super().__init__(width, dim, bias=bias, **options)
-        if not other_width:
+    def __init__(self, facts: Facts, options: CrossModalOptions) -> None:
+        super().__init__(facts, options)
+        dim, latent_heads = options.dim, options.latent_heads
+        if not facts.other_width:
             raise ValueError("needs states of another modality, and this place gets none")
         if latent_heads < 1 or dim % latent_heads:
             raise ValueError(f"latent_heads={latent_heads}: must divide dim={dim}")
         self.heads = latent_heads
-        self.latent = Half(other_width, dim, bias)
-        self.latent.start(options.get("init", "zero"), options.get("init_std", 0.02), up=False)
+        self.latent = Half(facts.other_width, dim, options.bias)
+        self.latent.start(options.init, options.init_std, up=False)
         self.cross_gate = nn.Parameter(torch.zeros(()))
 
     def hidden(self, states: Tensor, call: Call) -> Tensor:

@@ -14,15 +14,31 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts, options_of
 
 VALUES = ("identity", "full")
 MOMENTUM = 0.05  # of the running mean of the attention
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """Options of `Fusion`.
+
+    Attributes:
+        dim: width of query and key.
+        value: `identity` or `full`.
+        sources: for each source its `design`, `options` and `overrides`, the `points` where it has an adapter, and its `name`.
+    """
+
+    dim: int
+    value: str = "identity"
+    sources: Sequence[Mapping[str, Any]] = ()
 
 
 class Fusion(Adapter):
@@ -37,39 +53,24 @@ class Fusion(Adapter):
         sources: the frozen adapters, by their number among all sources.
         attention: what trains.
 
-    Args:
-        width: width of the states.
-        dim: width of query and key.
-        value: `identity` or `full`.
-        sources: for each source its `design`, `options` and `overrides`, the `points` where it has an adapter, and its `name`.
-        facts: of the place, for the sources (`requires`).
-
     Raises:
         ValueError: an unknown value, or a source that does not adapt the output of a sub-layer.
     """
 
-    requires: tuple[str, ...] = ("other_width", "heads", "tower", "index", "site", "layers", "causal")
+    Options = FusionOptions
     frozen = ("sources",)
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        value: str = "identity",
-        sources: Sequence[Mapping[str, Any]] = (),
-        **facts: Any,
-    ) -> None:
-        super().__init__()
-        if value not in VALUES:
-            raise ValueError(f"value={value}: must be one of {', '.join(VALUES)}")
-        point = f"{facts['tower']}.{facts['index']}.{facts['site']}"
-        here = {str(number): source for number, source in enumerate(sources) if point in source["points"]}
-        self.sources = nn.ModuleDict({key: _built(source, width, point, facts) for key, source in here.items()})
-        self.attention = Attention(width, dim, len(self.sources), value)
+    def __init__(self, facts: Facts, options: FusionOptions) -> None:
+        super().__init__(facts, options)
+        if options.value not in VALUES:
+            raise ValueError(f"value={options.value}: must be one of {', '.join(VALUES)}")
+        point = f"{facts.tower}.{facts.index}.{facts.site}"
+        here = {str(number): source for number, source in enumerate(options.sources) if point in source["points"]}
+        self.sources = nn.ModuleDict({key: _built(source, point, facts) for key, source in here.items()})
+        self.attention = Attention(facts.width, options.dim, len(self.sources), options.value)
         units: list[Any] = list(self.sources.values())
         self.reads_inputs = any(unit.reads == "input" or unit.reads_inputs for unit in units)
-        if not any("other_width" in unit.requires for unit in units):
-            self.requires = ()  # nobody need hand it the other modality's states
+        self.reads_other = any(unit.reads_other for unit in units)
         self.sources.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Fusion:
@@ -154,7 +155,7 @@ class Attention(nn.Module):
         return weights
 
 
-def _built(source: Mapping[str, Any], width: int, point: str, facts: Mapping[str, Any]) -> Adapter:
+def _built(source: Mapping[str, Any], point: str, facts: Facts) -> Adapter:
     """A source's adapter at a point, as it was built in its own run."""
     from vlatrain.adapters import DESIGNS  # which holds this design too
 
@@ -165,15 +166,8 @@ def _built(source: Mapping[str, Any], width: int, point: str, facts: Mapping[str
     design = DESIGNS[source["design"]]
     if design.at != "site":
         raise ValueError(f"source {source['name']}: {source['design']} does not adapt the output of a sub-layer")
-    layers = [int(other.split(".")[1]) for other in source["points"] if other.startswith(f"{facts['tower']}.")]
-    known = {
-        **facts,
-        "first": facts["index"] == min(layers),
-        "last": facts["index"] == max(layers),
-        "role": "",
-        "tasks": [],
-    }
-    options = {**source["options"], **source["overrides"].get(point, {})}
-    unit = design(width, **{name: known[name] for name in design.requires}, **options)
+    layers = [int(other.split(".")[1]) for other in source["points"] if other.startswith(f"{facts.tower}.")]
+    own = replace(facts, first=facts.index == min(layers), last=facts.index == max(layers), tasks=())
+    unit = design(own, options_of(design, {**source["options"], **source["overrides"].get(point, {})}))
     unit.resolve()
     return unit

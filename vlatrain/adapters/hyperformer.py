@@ -13,13 +13,39 @@ paper's adapters have conditional ones; VL-Adapter's have none).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.bottleneck import ACTIVATIONS, one_of
+
+
+@dataclass(frozen=True)
+class HyperformerOptions:
+    """Options of `Hyperformer`.
+
+    Attributes:
+        dim: bottleneck width.
+        activation: a key of `ACTIVATIONS`.
+        dropout: drop rate in the bottleneck.
+        scaling: factor on the output.
+        task_embedding: width of each of the embeddings.
+        hidden: width of the hyper-network's hidden layer.
+        projected: width of what the weights are generated from.
+        per_site: a generator for each site, and no embedding of it.
+    """
+
+    dim: int
+    activation: str = "gelu"
+    dropout: float = 0.0
+    scaling: float = 1.0
+    task_embedding: int = 64
+    hidden: int = 128
+    projected: int = 8
+    per_site: bool = False
 
 
 class Hyperformer(Adapter):
@@ -36,35 +62,16 @@ class Hyperformer(Adapter):
 
     and with `per_site`: `L * e`, `2 * e * h`, and the last summand S times.
 
-    Args:
-        width: width of the states it adapts.
-        dim: bottleneck width.
-        activation: a key of `ACTIVATIONS`.
-        dropout: drop rate in the bottleneck.
-        scaling: factor on the output.
-        task_embedding: width of each of the embeddings.
-        hidden: width of the hyper-network's hidden layer.
-        projected: width of what the weights are generated from.
-        per_site: a generator for each site, and no embedding of it.
-
     Raises:
         ValueError: an unknown activation, or a `projected` of which a layer norm leaves nothing.
     """
 
-    def __init__(
-        self,
-        width: int,
-        dim: int,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        scaling: float = 1.0,
-        task_embedding: int = 64,
-        hidden: int = 128,
-        projected: int = 8,
-        per_site: bool = False,
-    ) -> None:
-        super().__init__()
-        one_of("activation", activation, ACTIVATIONS)
+    Options = HyperformerOptions
+
+    def __init__(self, facts: Facts, options: HyperformerOptions) -> None:
+        super().__init__(facts, options)
+        one_of("activation", options.activation, ACTIVATIONS)
+        task_embedding, projected, per_site = options.task_embedding, options.projected, options.per_site
         if projected < 2:
             raise ValueError(f"projected={projected}: must be 2 or more")
         self.task, self.layer = Embedding(task_embedding), Embedding(task_embedding)
@@ -76,15 +83,15 @@ class Hyperformer(Adapter):
             "generator": ("layer", "task") if per_site else ("layer", "site", "task"),
         } | ({} if per_site else {"site": ("layer", "task")})  # fmt: skip
         self.network = nn.Sequential(
-            nn.Linear((2 if per_site else 3) * task_embedding, hidden),
+            nn.Linear((2 if per_site else 3) * task_embedding, options.hidden),
             nn.ReLU(),
-            nn.Linear(hidden, projected),
+            nn.Linear(options.hidden, projected),
             nn.LayerNorm(projected),
         )
-        self.generator = Generator(projected, width, dim)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
-        self.scaling = scaling
+        self.generator = Generator(projected, facts.width, options.dim)
+        self.activation = ACTIVATIONS[options.activation]()
+        self.dropout = nn.Dropout(options.dropout)
+        self.scaling = options.scaling
 
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the states: computed in the parameters' type unless autocast says otherwise."""

@@ -17,16 +17,34 @@ the embeddings. The trunk's layers are pruned each for itself. The up-projection
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.bottleneck import ACTIVATIONS, one_of
 
 EXPANSION = 4  # the width of a side block's inner layer, in side widths
 STATES = "side"
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """Options of `Ladder`.
+
+    Attributes:
+        activation: a key of `bottleneck.ACTIVATIONS`.
+        scaling: factor on what is added to the trunk's output.
+        reduction: the trunk's width in side widths.
+        temperature: of the gate; the lower, the faster it moves.
+    """
+
+    activation: str = "gelu"
+    scaling: float = 1.0
+    reduction: int = 4
+    temperature: float = 0.1
 
 
 class Ladder(Adapter):
@@ -35,45 +53,26 @@ class Ladder(Adapter):
     Parameters, with the side width `d = width // reduction`: `width * d + d` down, 1 for the gate (the first has none), and
     `8 d^2 + 7 d` for the block; the last has `d * width + width` up too. See `count`.
 
-    Args:
-        width: width of the trunk.
-        activation: a key of `bottleneck.ACTIVATIONS`.
-        scaling: factor on what is added to the trunk's output.
-        reduction: the trunk's width in side widths.
-        temperature: of the gate; the lower, the faster it moves.
-        first: whether it is the lowest rung.
-        last: whether it is the highest.
-        index: number of the layer.
-
     Raises:
         ValueError: an unknown activation, or a side without width.
     """
 
+    Options = LadderOptions
     at: ClassVar[str] = "layer"
-    requires = ("first", "last", "index")
 
-    def __init__(
-        self,
-        width: int,
-        activation: str = "gelu",
-        scaling: float = 1.0,
-        reduction: int = 4,
-        temperature: float = 0.1,
-        first: bool = True,
-        last: bool = True,
-        index: int = 0,
-    ) -> None:
-        super().__init__()
-        check_sizes(width, activation, reduction, temperature)
-        side = width // reduction
-        self.scaling, self.temperature, self.index = scaling, temperature, index
+    def __init__(self, facts: Facts, options: LadderOptions) -> None:
+        super().__init__(facts, options)
+        width = facts.width
+        check_sizes(width, options.activation, options.reduction, options.temperature)
+        side = width // options.reduction
+        self.scaling, self.temperature, self.index = options.scaling, options.temperature, facts.index
         self.down = nn.Linear(width, side)
-        self.gate = None if first else nn.Parameter(torch.zeros(()))
+        self.gate = None if facts.first else nn.Parameter(torch.zeros(()))
         self.norm = nn.LayerNorm(side)
         self.inner = nn.Linear(side, EXPANSION * side)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = ACTIVATIONS[options.activation]()
         self.out = nn.Linear(EXPANSION * side, side)
-        self.up = nn.Linear(side, width) if last else None
+        self.up = nn.Linear(side, width) if facts.last else None
         if self.up is not None:
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)

@@ -12,14 +12,28 @@ the chosen points.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 
 FUSED = ("query", "key", "value")  # the thirds of a fused `qkv`
+
+
+@dataclass(frozen=True)
+class LlamaAdapterOptions:
+    """Options of `LlamaAdapter`.
+
+    Attributes:
+        dim: tokens of the prompt.
+        init_std: standard deviation of the prompt at the start.
+    """
+
+    dim: int = 10
+    init_std: float = 1.0
 
 
 class LlamaAdapter(Adapter):
@@ -30,26 +44,20 @@ class LlamaAdapter(Adapter):
 
     Parameters: `dim * width + heads`: 7,692 for width 768, dim 10 and 12 heads.
 
-    Args:
-        width: width of the states.
-        dim: tokens of the prompt.
-        init_std: standard deviation of the prompt at the start.
-        heads: attention heads, the query's.
-
     Raises:
         ValueError: no attention heads.
     """
 
-    requires = ("heads",)
+    Options = LlamaAdapterOptions
     reads = "input"
 
-    def __init__(self, width: int, dim: int = 10, init_std: float = 1.0, heads: int = 1) -> None:
-        super().__init__()
-        if heads < 1:
-            raise ValueError(f"heads={heads}: the tower has no attention heads")
-        self.heads = heads
-        self.prompt = nn.Parameter(torch.randn(dim, width) * init_std)
-        self.gate = nn.Parameter(torch.zeros(heads))
+    def __init__(self, facts: Facts, options: LlamaAdapterOptions) -> None:
+        super().__init__(facts, options)
+        if facts.heads < 1:
+            raise ValueError(f"heads={facts.heads}: the tower has no attention heads")
+        self.heads = facts.heads
+        self.prompt = nn.Parameter(torch.randn(options.dim, facts.width) * options.init_std)
+        self.gate = nn.Parameter(torch.zeros(facts.heads))
 
     def forward(self, states: Tensor, call: Call) -> Tensor:
         """What to add to the attention's output, from its input (B, L, width).

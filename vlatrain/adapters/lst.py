@@ -17,19 +17,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.bottleneck import ACTIVATIONS, one_of
 from vlatrain.adapters.ladder import EXPANSION, STATES, begin_as, check_sizes, detached
 
 NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 TABLE, HEARD = "positions", "heard"
 FURTHEST = 128  # distance from which on all are alike
+
+
+@dataclass(frozen=True)
+class LstOptions:
+    """Options of `Lst`.
+
+    Attributes:
+        activation: a key of `bottleneck.ACTIVATIONS`.
+        scaling: factor on what is added to the trunk's output.
+        bias: whether the layers' linear maps have biases; the projections down and up always have.
+        reduction: the trunk's width in side widths.
+        temperature: of the gate; the lower, the faster it moves.
+        norm: `rms` or `layer`.
+        buckets: of the table of relative positions; 0: it has none.
+        reads: what cross-attention attends to: the `side` of the other tower, or the `trunk`.
+    """
+
+    activation: str = "relu"
+    scaling: float = 1.0
+    bias: bool = False
+    reduction: int = 4
+    temperature: float = 0.1
+    norm: str = "rms"
+    buckets: int = 32
+    reads: str = "side"
 
 
 class Lst(Adapter):
@@ -42,85 +68,45 @@ class Lst(Adapter):
     `width * d + d` for the embeddings and `buckets * heads` for positions; the last a norm, and `d * width + width` up where the
     tower ends in a head. See `count`.
 
-    Args:
-        width: width of the trunk.
-        activation: a key of `bottleneck.ACTIVATIONS`.
-        scaling: factor on what is added to the trunk's output.
-        bias: whether the layers' linear maps have biases; the projections down and up always have.
-        reduction: the trunk's width in side widths.
-        temperature: of the gate; the lower, the faster it moves.
-        norm: `rms` or `layer`.
-        buckets: of the table of relative positions; 0: it has none.
-        reads: what cross-attention attends to: the `side` of the other tower, or the `trunk`.
-        first: whether it is the tower's lowest rung; last: whether it is the highest.
-        index: number of the layer; layers: how many the tower has.
-        tower: name of the tower; readers: those with rungs whose layers attend to it.
-        cross: the tower that its layers attend to; cross_width: width of that one's states; towers: those with rungs.
-        heads: attention heads; causal: whether a token of the tower sees only those before it.
-        end: whether the tower ends in a head.
-
     Raises:
         ValueError: an unknown name, sizes that do not go together, or no side to attend to.
     """
 
+    Options = LstOptions
     at: ClassVar[str] = "layer"
-    requires = (
-        "first", "last", "index", "layers", "tower", "readers", "cross", "cross_width", "towers", "heads", "causal", "end",
-    )  # fmt: skip
     exclusive: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        width: int,
-        activation: str = "relu",
-        scaling: float = 1.0,
-        bias: bool = False,
-        reduction: int = 4,
-        temperature: float = 0.1,
-        norm: str = "rms",
-        buckets: int = 32,
-        reads: str = "side",
-        *,
-        first: bool = True,
-        last: bool = True,
-        index: int = 0,
-        layers: int = 1,
-        tower: str = "",
-        readers: list[str] | None = None,
-        cross: str = "",
-        cross_width: int = 0,
-        towers: list[str] | None = None,
-        heads: int = 1,
-        causal: bool = False,
-        end: bool = True,
-    ) -> None:
-        super().__init__()
-        check_sizes(width, activation, reduction, temperature)
-        one_of("norm", norm, NORMS)
-        one_of("reads", reads, ("side", "trunk"))
-        side = width // reduction
+    def __init__(self, facts: Facts, options: LstOptions) -> None:
+        super().__init__(facts, options)
+        width, heads, reduction = facts.width, facts.heads, options.reduction
+        check_sizes(width, options.activation, reduction, options.temperature)
+        one_of("norm", options.norm, NORMS)
+        one_of("reads", options.reads, ("side", "trunk"))
+        side, beside = width // reduction, options.reads == "side"
         if not heads or side % heads:
             raise ValueError(
                 f"reduction={reduction}: the trunk's {heads} attention heads do not divide a side of {side}"
             )
-        if cross and reads == "side" and cross not in (towers or []):
-            raise ValueError(f"reads=side: the {tower} tower attends to {cross}, which has no side")
-        self.scaling, self.temperature, self.buckets, self.heads = scaling, temperature, buckets, heads
-        self.tower, self.causal, self.index, self.own_index = tower, causal, index, layers + index
-        self.beside, self.read = reads == "side", bool(readers)
-        kind = NORMS[norm]
-        self.embed = nn.Linear(width, side) if first else None
-        self.positions = nn.Parameter(torch.zeros(buckets, heads)) if first and buckets else None
+        if facts.cross and beside and facts.cross not in facts.towers:
+            raise ValueError(f"reads=side: the {facts.tower} tower attends to {facts.cross}, which has no side")
+        self.scaling, self.temperature, self.buckets = options.scaling, options.temperature, options.buckets
+        self.tower, self.causal, self.heads = facts.tower, facts.causal, heads
+        self.index, self.own_index = facts.index, facts.layers + facts.index
+        self.beside, self.read = beside, bool(facts.readers)
+        kind, bias = NORMS[options.norm], options.bias
+        self.embed = nn.Linear(width, side) if facts.first else None
+        table = facts.first and self.buckets
+        self.positions = nn.Parameter(torch.zeros(self.buckets, heads)) if table else None
         self.down, self.gate = nn.Linear(width, side), nn.Parameter(torch.zeros(()))
         self.attention_norm, self.attention = kind(side), Attention(side, side, heads, bias)
-        source = cross_width // reduction if reads == "side" else cross_width
-        self.cross_norm = kind(side) if cross else None
-        self.cross = Attention(side, source, heads, bias) if cross else None
+        source = facts.cross_width // reduction if beside else facts.cross_width
+        self.cross_norm = kind(side) if facts.cross else None
+        self.cross = Attention(side, source, heads, bias) if facts.cross else None
         self.norm = kind(side)
         self.inner, self.out = nn.Linear(side, EXPANSION * side, bias), nn.Linear(EXPANSION * side, side, bias)
-        self.activation = ACTIVATIONS[activation]()
-        self.end_norm = kind(side) if last else None
-        self.up = nn.Linear(side, width) if last and end else None
+        self.activation = ACTIVATIONS[options.activation]()
+        self.end_norm = kind(side) if facts.last else None
+        self.up = nn.Linear(side, width) if facts.last and facts.end else None
         if self.up is not None:
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)

@@ -20,14 +20,32 @@ prompt of its encoder.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 
 STATES, CACHE = "prompt", "cache"
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Options of `Prompt`.
+
+    Attributes:
+        dim: number of tokens.
+        init_std: standard deviation of the tokens at the start.
+        deep: fresh tokens in every layer.
+        hidden: width of the network's hidden layer; 0: the tokens are learned as they are.
+    """
+
+    dim: int = 16
+    init_std: float = 0.5
+    deep: bool = False
+    hidden: int = 0
 
 
 class Prompt(Adapter):
@@ -35,43 +53,21 @@ class Prompt(Adapter):
 
     Parameters: `dim * width` for a tower, and with `hidden` another `2 * width * hidden + hidden + width`; with `deep` for each
     layer.
-
-    Args:
-        width: width of the tower.
-        dim: number of tokens.
-        init_std: standard deviation of the tokens at the start.
-        deep: fresh tokens in every layer.
-        hidden: width of the network's hidden layer; 0: the tokens are learned as they are.
-        first: whether it is the first layer that has the prompt.
-        last: whether it is the last.
-        index: number of the layer.
-        causal: whether a token of the tower sees only those before it.
-        whole: whether all layers of the tower have the prompt.
     """
 
+    Options = PromptOptions
     at: ClassVar[str] = "layer"
-    requires = ("first", "last", "index", "causal", "whole")
     residual: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        width: int,
-        dim: int = 16,
-        init_std: float = 0.5,
-        deep: bool = False,
-        hidden: int = 0,
-        first: bool = True,
-        last: bool = True,
-        index: int = 0,
-        causal: bool = False,
-        whole: bool = True,
-    ) -> None:
-        super().__init__()
+    def __init__(self, facts: Facts, options: PromptOptions) -> None:
+        super().__init__(facts, options)
+        dim, hidden, width = options.dim, options.hidden, facts.width
         if hidden < 0:
             raise ValueError(f"hidden={hidden}: must be 0 or more")
-        self.dim, self.index, self.causal, self.whole = dim, index, causal, whole
-        self.passes = not deep and not last  # whether the next layer goes on with what becomes of them here
-        self.tokens = nn.Parameter(torch.randn(dim, width) * init_std) if deep or first else None
+        self.dim, self.index, self.causal, self.whole = dim, facts.index, facts.causal, facts.whole
+        self.passes = not options.deep and not facts.last  # whether the next layer goes on with what becomes of them
+        begins = options.deep or facts.first
+        self.tokens = nn.Parameter(torch.randn(dim, width) * options.init_std) if begins else None
         self.network: nn.Module | None = None
         if hidden and self.tokens is not None:
             self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))

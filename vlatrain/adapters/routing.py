@@ -14,15 +14,26 @@ their number, so that it does not grow with it; where the other states have anot
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vlatrain.adapters.base import Call
-from vlatrain.adapters.bottleneck import Bottleneck, Half, one_of
+from vlatrain.adapters.base import Call, Facts
+from vlatrain.adapters.bottleneck import Bottleneck, BottleneckOptions, Half, one_of
 
 FUNCTIONS = ("add", "multiply", "expand", "attend")
+
+
+@dataclass(frozen=True)
+class RoutingOptions(BottleneckOptions):
+    """Options of `Routing`.
+
+    Attributes:
+        function: one of `FUNCTIONS`.
+    """
+
+    function: str = "multiply"
 
 
 class Routing(Bottleneck):
@@ -32,31 +43,23 @@ class Routing(Bottleneck):
     Parameters: those of `Bottleneck`, and where `other_width` differs from `width` another `other_width * dim + dim` (without
     biases `other_width * dim`): 99,136 for widths of 768 and dim 64.
 
-    Args:
-        width: width of the states it adapts.
-        dim: bottleneck width.
-        other_width: width of the other modality's states.
-        function: one of `FUNCTIONS`.
-        bias: whether the projections have biases.
-        options: the further ones of `Bottleneck`.
-
     Raises:
         ValueError: no states of another modality, or an unknown function.
     """
 
-    requires = ("other_width",)
+    Options = RoutingOptions
+    reads_other = True
 
-    def __init__(
-        self, width: int, dim: int, other_width: int, function: str = "multiply", bias: bool = True, **options: Any
-    ) -> None:
-        super().__init__(width, dim, bias=bias, **options)
-        one_of("function", function, FUNCTIONS)
-        if not other_width:
+    def __init__(self, facts: Facts, options: RoutingOptions) -> None:
+        super().__init__(facts, options)
+        one_of("function", options.function, FUNCTIONS)
+        if not facts.other_width:
             raise ValueError("needs states of another modality, and this place gets none")
-        self.function = function
-        self.latent = None if other_width == width else Half(other_width, dim, bias)
+        self.function = options.function
+        alike = facts.other_width == facts.width
+        self.latent = None if alike else Half(facts.other_width, options.dim, options.bias)
         if self.latent is not None:
-            self.latent.start(options.get("init", "zero"), options.get("init_std", 0.02), up=False)
+            self.latent.start(options.init, options.init_std, up=False)
 
     def hidden(self, states: Tensor, call: Call) -> Tensor:
         """The bottleneck's states (B, L, dim), as the function gives them."""

@@ -7,15 +7,33 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022, arXi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.projections import Dense
 
 FUSED = {"qkv": {"query", "key", "value"}}  # a layer that serves several roles
+
+
+@dataclass(frozen=True)
+class TaskLoraOptions:
+    """Options of `TaskLora`.
+
+    Attributes:
+        dim: rank.
+        dropout: drop rate of the inputs.
+        scaling: factor on the change, alpha / r.
+        roles: the layers of a site that it changes: `ROLE` or `SITE.ROLE`; a fused `qkv` counts as each of its three.
+    """
+
+    dim: int = 8
+    dropout: float = 0.0
+    scaling: float = 2.0
+    roles: Sequence[str] | None = None
 
 
 class TaskLora(Adapter):
@@ -23,41 +41,26 @@ class TaskLora(Adapter):
 
     Parameters: `dim * (inputs + outputs)` for each layer: 196,608 for 768 -> 768 and dim 128.
 
-    Args:
-        width: outputs of the layer.
-        inputs: its inputs.
-        dim: rank.
-        dropout: drop rate of the inputs.
-        scaling: factor on the change, alpha / r.
-        roles: the layers of a site that it changes: `ROLE` or `SITE.ROLE`; a fused `qkv` counts as each of its three.
-
     Raises:
         ValueError: a rank of less than 1, or a module that is no linear layer.
     """
 
+    Options = TaskLoraOptions
     at: ClassVar[str] = "modules"
-    requires = ("inputs",)
     reads = "input"
 
-    def __init__(
-        self,
-        width: int,
-        inputs: int,
-        dim: int = 8,
-        dropout: float = 0.0,
-        scaling: float = 2.0,
-        roles: list[str] | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, facts: Facts, options: TaskLoraOptions) -> None:
+        super().__init__(facts, options)
+        inputs, dim = facts.inputs, options.dim
         if dim < 1:
             raise ValueError(f"dim={dim}: must be 1 or more")
         if not inputs:
-            raise ValueError(f"roles={roles}: LoRA changes linear layers, and one of these is none")
-        self.dropout = nn.Dropout(dropout)
-        self.down, self.up = Dense(inputs, dim, bias=False), Dense(dim, width, bias=False)
+            raise ValueError(f"roles={options.roles}: LoRA changes linear layers, and one of these is none")
+        self.dropout = nn.Dropout(options.dropout)
+        self.down, self.up = Dense(inputs, dim, bias=False), Dense(dim, facts.width, bias=False)
         self.down.start("zero", 0.0, up=False)
         self.up.start("zero", 0.0, up=True)
-        self.scaling = scaling
+        self.scaling = options.scaling
 
     @classmethod
     def takes(cls, role: str, options: Mapping[str, Any], site: str = "") -> bool:

@@ -19,13 +19,31 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
+
+
+@dataclass(frozen=True)
+class TipAdapterOptions:
+    """Options of `TipAdapter`.
+
+    Attributes:
+        size: training samples in the cache.
+        alpha: weight of what the cache says.
+        beta: sharpness: how much more the nearest keys count.
+        trains: whether the keys train (Tip-Adapter-F).
+    """
+
+    size: int = 512
+    alpha: float = 1.0
+    beta: float = 20.0
+    trains: bool = False
 
 
 class TipAdapter(Adapter):
@@ -34,29 +52,22 @@ class TipAdapter(Adapter):
     Parameters: none, or `size * width` (the keys) with `trains`: 262,144 for CLIP's 512 and 512 samples. What does not train
     is a buffer, saved with the adapter.
 
-    Args:
-        width: width of the features.
-        size: training samples in the cache.
-        alpha: weight of what the cache says.
-        beta: sharpness: how much more the nearest keys count.
-        trains: whether the keys train (Tip-Adapter-F).
-
     Raises:
         ValueError: a size, alpha or beta that is not positive.
     """
 
+    Options = TipAdapterOptions
     at: ClassVar[str] = "features"
 
-    def __init__(
-        self, width: int, size: int = 512, alpha: float = 1.0, beta: float = 20.0, trains: bool = False
-    ) -> None:
-        super().__init__()
+    def __init__(self, facts: Facts, options: TipAdapterOptions) -> None:
+        super().__init__(facts, options)
+        width, size, alpha, beta = facts.width, options.size, options.alpha, options.beta
         for name, value in (("size", size), ("alpha", alpha), ("beta", beta)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: must be more than 0")
         self.size, self.alpha, self.beta = size, alpha, beta
         self.keys: Tensor
-        if trains:
+        if options.trains:
             self.keys = nn.Parameter(torch.zeros(size, width))
         else:
             self.register_buffer("keys", torch.zeros(size, width))

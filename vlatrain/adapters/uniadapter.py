@@ -17,13 +17,34 @@ avoids it, but learns far more slowly.)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from vlatrain.adapters.base import Adapter, Call
+from vlatrain.adapters.base import Adapter, Call, Facts
 from vlatrain.adapters.bottleneck import ACTIVATIONS, Half, one_of
 from vlatrain.adapters.projections import Dense
 
 ALONE = ("vision", "text")  # towers whose layers never attend to the other modality
+
+
+@dataclass(frozen=True)
+class UniAdapterOptions:
+    """Options of `UniAdapter`.
+
+    Attributes:
+        dim: bottleneck width.
+        activation: a key of `ACTIVATIONS`.
+        dropout: drop rate in the bottleneck.
+        scaling: factor on the output.
+        bias: whether the projections have biases.
+    """
+
+    dim: int
+    activation: str = "relu"
+    dropout: float = 0.0
+    scaling: float = 0.1
+    bias: bool = True
 
 
 class UniAdapter(Adapter):
@@ -33,45 +54,25 @@ class UniAdapter(Adapter):
     as much again and `2 * width` in one that cross-attends. For BLIP-base, two towers of twelve layers of width 768:
     `12 * (4 * 768 + 768 * dim + dim + 3 * (768 * dim + 768))`, 4,784,640 with dim 128 and 18,945,024 with dim 512.
 
-    Args:
-        width: width of the states it adapts.
-        other_width: width of the other modality's states, of which only their presence matters.
-        tower: the tower it is in, by its role.
-        dim: bottleneck width.
-        activation: a key of `ACTIVATIONS`.
-        dropout: drop rate in the bottleneck.
-        scaling: factor on the output.
-        bias: whether the projections have biases.
-
     Raises:
         ValueError: an unknown activation.
     """
 
-    requires: tuple[str, ...] = ("other_width", "tower")
+    Options = UniAdapterOptions
     reads = "input"
 
-    def __init__(
-        self,
-        width: int,
-        other_width: int,
-        tower: str,
-        dim: int,
-        activation: str = "relu",
-        dropout: float = 0.0,
-        scaling: float = 0.1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        one_of("activation", activation, ACTIVATIONS)
+    def __init__(self, facts: Facts, options: UniAdapterOptions) -> None:
+        super().__init__(facts, options)
+        one_of("activation", options.activation, ACTIVATIONS)
+        width, dim, bias = facts.width, options.dim, options.bias
+        self.reads_other = facts.tower not in ALONE  # elsewhere nothing reads it, so it need not be handed over
         self.down = Half(width, dim, bias, norm_width=width)
-        self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(dropout)
+        self.activation = ACTIVATIONS[options.activation]()
+        self.dropout = nn.Dropout(options.dropout)
         self.up = Dense(dim, width, bias=bias)
-        self.fusion = None if tower in ALONE else Dense(dim, width, bias=bias)
-        self.norm = None if tower in ALONE else nn.LayerNorm(width)
-        if tower in ALONE:
-            self.requires = ("tower",)  # nothing here reads the other modality, so it need not be handed over
-        self.scaling = scaling
+        self.fusion = Dense(dim, width, bias=bias) if self.reads_other else None
+        self.norm = nn.LayerNorm(width) if self.reads_other else None
+        self.scaling = options.scaling
         self.down.start("zero", 0, up=False)
         self.up.start("zero", 0, up=True)
         if self.fusion is not None:

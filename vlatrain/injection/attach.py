@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlatrain.adapters import DESIGNS, Adapter
+from vlatrain.adapters import DESIGNS, Adapter, Facts, options_of
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.keys import did_you_mean
@@ -31,6 +30,8 @@ from vlatrain.injection.saved import differences, load_peft, shapes_in, shapes_o
 from vlatrain.injection.sources import read_sources
 from vlatrain.injection.trunk import chosen, load_trunk, save_trunk, train_in_place
 
+# a place that any design can be made for, to see whether it takes its options
+EXAMPLE = Facts(width=64, other_width=64, tower="x", site="x", role="out", inputs=64)
 FULL = "model.safetensors"  # the weights of a full fine-tuning, beside nothing: it is no adapter
 
 
@@ -58,14 +59,11 @@ def check(config: AdapterConfig) -> None:
             kind(**{**config.options, "target_modules": ["x"]})
         else:
             design = _design(config)
-            facts = {
-                "other_width": 64, "heads": 1, "tower": "x", "index": 0, "site": "x", "layers": 1, "first": True, "last": True,
-                "causal": False, "role": "out", "inputs": 64, "cross": "", "cross_width": 0, "end": True,
-            }  # fmt: skip
-            if config.share.what == "columns" and "columns" not in signature(design).parameters:
+            if config.share.what == "columns" and "columns" not in {field.name for field in fields(design.Options)}:
                 raise _not_shareable(config)
+            options = options_of(design, _options(config))
             with torch.device("meta"):
-                unit = design(64, **{name: facts.get(name, []) for name in design.requires}, **_options(config))
+                unit = design(EXAMPLE, options)
             if PARTS.get(config.share.what, "") not in dict(unit.named_modules()):
                 raise _not_shareable(config)
 

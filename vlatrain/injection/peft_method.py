@@ -23,7 +23,7 @@ from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import Tensor, nn
 from transformers.integrations import PeftAdapterMixin
 
-from vlatrain.adapters import DESIGNS, Adapter, borrow
+from vlatrain.adapters import DESIGNS, Adapter, Facts, borrow, options_of
 from vlatrain.injection.context import context_of
 from vlatrain.injection.older_peft import Tuner, name_tensors
 from vlatrain.injection.points import Point
@@ -152,7 +152,7 @@ class VlatrainModel(Tuner):
             self._module(place, "input")
             if place.get("input") and (unit.reads == "input" or unit.reads_inputs)
             else None,
-            self._module(place, "layer") if place.get("other") and "other_width" in unit.requires else None,
+            self._module(place, "layer") if place.get("other") and unit.reads_other else None,
             hasattr(design, "enter"),
         )
         weight = next(target.parameters())
@@ -181,35 +181,37 @@ class VlatrainModel(Tuner):
 
     def _build(self, config: VlatrainConfig, point: Point, place: Mapping[str, Any], target: nn.Module) -> Adapter:
         design = DESIGNS[config.design]
-        depth = len(self._module(place, "layers")) if place.get("layers") else 1  # type: ignore[arg-type]
-        facts = {
-            "other_width": place.get("other_width", 0),
-            "heads": place.get("heads", 0),
-            "tower": point.tower,
-            "index": point.layer,
-            "site": point.site,
-            "layers": depth,
-            "first": "first" in design.requires and point.layer == min(config.layers_of(point.tower)),
-            "last": "last" in design.requires and point.layer == max(config.layers_of(point.tower)),
-            "whole": bool(place.get("layers")) and config.layers_of(point.tower) == [*range(depth)],
-            "causal": place.get("causal", False),
-            "cross": place.get("cross", ""),
-            "cross_width": place.get("cross_width", 0),
-            "end": place.get("end", False),
-            "readers": config.readers_of(point.tower),
-            "towers": config.towers,
-            "role": place.get("role", ""),
-            "inputs": inputs_of(target),
-            "tasks": config.tasks,
-        }
-        unit = design(
-            width_of(target, place.get("width", 0)),
-            **{name: facts[name] for name in design.requires},
-            **{**config.options, **config.overrides.get(str(point), {})},
-        )
+        options = options_of(design, {**config.options, **config.overrides.get(str(point), {})})
+        unit = design(self._facts(config, point, place, target), options)
         if not any(parameter.is_meta for parameter in (*unit.parameters(), *target.parameters())):
             unit.adopt({role: self.model.get_submodule(path) for role, path in place.get("modules", {}).items()})
         return unit
+
+    def _facts(self, config: VlatrainConfig, point: Point, place: Mapping[str, Any], target: nn.Module) -> Facts:
+        """What a place tells, from where it is, from the others of the adapter, and from its module."""
+        depth = len(self._module(place, "layers")) if place.get("layers") else 1  # type: ignore[arg-type]  # a list
+        having = config.layers_of(point.tower)
+        return Facts(
+            width=width_of(target, place.get("width", 0)),
+            other_width=place.get("other_width", 0),
+            heads=place.get("heads", 0),
+            tower=point.tower,
+            index=point.layer,
+            site=point.site,
+            layers=depth,
+            first=point.layer == min(having),
+            last=point.layer == max(having),
+            whole=bool(place.get("layers")) and having == [*range(depth)],
+            causal=place.get("causal", False),
+            end=place.get("end", False),
+            cross=place.get("cross", ""),
+            cross_width=place.get("cross_width", 0),
+            towers=config.towers,
+            readers=config.readers_of(point.tower),
+            role=place.get("role", ""),
+            inputs=inputs_of(target),
+            tasks=config.tasks,
+        )
 
     def _tied(self, config: VlatrainConfig, adapter: str, point: Point, task: str, unit: Adapter) -> nn.Module:
         """The unit with its shared parts borrowed from whoever had them first."""

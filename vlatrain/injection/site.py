@@ -55,7 +55,7 @@ class Site(nn.Module, BaseTunerLayer):
             return False
         names = self.active_adapters if self.context.rows is None else self.context.rows
         units: list[Any] = [self.units[name] for name in names if name in self.units]
-        return any("other_width" in unit.requires for unit in units)
+        return any(unit.reads_other for unit in units)
 
     @property
     def contextual(self) -> bool:
@@ -284,7 +284,7 @@ class ByTask(nn.Module):
         return self.units[f"task_{self.context.task}"]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "reads_inputs", "residual", "requires", "exclusive"):  # the same for all
+        if name in ("reads", "reads_inputs", "residual", "reads_other", "exclusive"):  # the same for all
             return getattr(next(iter(self.units.values())), name)
         if name == "enter":
             return getattr(self.current, name)
@@ -304,7 +304,7 @@ class Alias(nn.Module):
         self.__dict__["unit"] = unit
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("reads", "reads_inputs", "residual", "requires", "exclusive", "enter"):
+        if name in ("reads", "reads_inputs", "residual", "reads_other", "exclusive", "enter"):
             return getattr(self.unit, name)
         return super().__getattr__(name)
 
