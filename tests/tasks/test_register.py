@@ -51,7 +51,7 @@ def test_the_example_trains_evaluates_and_predicts(folder: Path, capsys: pytest.
         {"closeness", "accuracy"},
     )
     assert main(evaluate) == 0  # by the run's own description, without --config-dir
-    again = json.loads((folder / "my_run" / "eval-eval" / "metrics.json").read_text())
+    again = json.loads((folder / "my_run" / "evaluations" / "eval" / "metrics.json").read_text())
     assert again["metrics"] == metrics["metrics"]
     capsys.readouterr()
     assert main([*predict, "output=out.jsonl"]) == 0

@@ -173,8 +173,10 @@ def test_losses_are_means_over_samples() -> None:
 
 def test_ranking_picks_from_the_list_and_scores_add_up() -> None:
     samples = make_samples()
-    config = TaskConfig(name="vqa", answers="rank")
-    work = build(config, backbone_for("blip", "vqa"), samples)
+    given = TaskConfig(name="vqa", answers="rank")
+    work = build(given, backbone_for("blip", "vqa"), samples)
+    config = work.config
+    assert not given.answer_list, "what is found out is a new configuration"
     assert set(config.answer_list) == {answer for sample in samples for answer in sample.answers}
     with torch.no_grad():
         ranked = work.answer(work.questions(samples), alternatives=len(config.answer_list))  # type: ignore[attr-defined]

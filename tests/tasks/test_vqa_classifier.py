@@ -71,7 +71,7 @@ def test_the_list_is_the_users_else_the_checkpoints_else_the_datas() -> None:
 
     def settled(samples: Sequence[Sample], *given: str) -> list[str]:
         config = TaskConfig(name="vqa", answer_list=list(given))
-        prepare(config, backbone, samples)
+        config = prepare(config, backbone, samples)
         assert backbone.answers == config.answer_list  # type: ignore[attr-defined]
         return config.answer_list
 

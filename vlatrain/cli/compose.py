@@ -31,6 +31,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from vlatrain.cli.overrides import Checked, Request, aliased, joined, keys_in, swept
 from vlatrain.cli.overrides import check as check_overrides
 from vlatrain.cli.registry import register
+from vlatrain.config import joint
 from vlatrain.config.checks.owners import unread
 from vlatrain.config.checks.settings import problems as value_problems
 from vlatrain.config.errors import Incompatible, UserError, all_incompatible
@@ -176,9 +177,10 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         elif found := list(_extra_keys(config, schema)):
             raise UserError(found)
         made = cast(TrainConfig, OmegaConf.to_object(config))
-        made.adapter = completed(made.adapter)
-        made.model.tasks |= served(made)
-        return made
+        made = dataclasses.replace(made, adapter=completed(made.adapter), task=joint.completed(made.task))
+        return dataclasses.replace(
+            made, model=dataclasses.replace(made.model, tasks={**made.model.tasks, **served(made)})
+        )
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(explained(error, schema)) from error
 

@@ -31,17 +31,19 @@ Config = TypeVar("Config", bound=TrainConfig)
 def tasks(config: TaskConfig) -> dict[str, TaskConfig]:
     """The tasks of a joint one by the names of its parts; empty for any other.
 
-    They replace the plain values in `config.parts`, so that what a task works out for itself (its answer list) is kept there.
-
     Raises:
         UserError: parts that are none.
     """
     if found := task_problems(config):
         raise UserError(found)
-    for name, value in config.parts.items():
-        if not isinstance(value, TaskConfig):
-            config.parts[name] = _subtask(name, value)
-    return dict(config.parts)
+    return {name: own if isinstance(own, TaskConfig) else _subtask(name, own) for name, own in config.parts.items()}
+
+
+def completed(config: TaskConfig) -> TaskConfig:
+    """A task whose subtasks are typed, where they are sound."""
+    if not config.parts or task_problems(config):
+        return config
+    return dataclasses.replace(config, parts=tasks(config))
 
 
 def scores(config: TaskConfig) -> dict[str, MetricSpec]:

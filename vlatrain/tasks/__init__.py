@@ -71,20 +71,24 @@ def check_known(config: TaskConfig) -> None:
         )
 
 
-def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> TaskConfig:
     """Make a backbone fit for a task, before any method is put into it: give it the answers that it is to choose from.
 
     Args:
-        config: the task's settings; what they leave open is filled in.
+        config: the task's settings.
         backbone: the backbone.
         train: the training samples; none for a finished run.
+
+    Returns:
+        The settings with what was found out: the answers.
     """
     if isinstance(backbone, Answerer) and "answers" in config.spec.fields:
-        resolve_answers(config, backbone, train)
+        return resolve_answers(config, backbone, train)
+    return config
 
 
 def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:
-    """The task of a configuration on a backbone.
+    """The task of a configuration on a backbone. Its own `config` has what the settings leave open: answers and classes.
 
     Args:
         config: its settings.

@@ -56,9 +56,9 @@ class Classification(Task):
     """
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
-        super().__init__(config, backbone)
         if not config.classes:
-            config.classes = sorted({sample.label for sample in train})
+            config = replace(config, classes=sorted({sample.label for sample in train}))
+        super().__init__(config, backbone)
         self.place = {name: place for place, name in enumerate(config.classes)}
 
     @abstractmethod
@@ -212,7 +212,7 @@ class ByWords(Classification):
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         super().__init__(config, backbone, train)
-        self.vqa = Vqa(replace(config, answers="rank", answer_list=config.classes), backbone)
+        self.vqa = Vqa(replace(self.config, answers="rank", answer_list=self.config.classes), backbone)
 
     def uses(self) -> list[Use]:
         """The question, and classes as answers to it."""

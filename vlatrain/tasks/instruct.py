@@ -11,7 +11,7 @@ In evaluation the last reply of a conversation is generated, with the turns befo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,12 +54,12 @@ class Instruct(Task):
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         super().__init__(config, backbone)
-        if not (isinstance(backbone, Converser) and isinstance(backbone, Generator)):
+        if not isinstance(backbone, Converser):
             raise UserError(
                 f"model.family={backbone.config.family}: holds no conversations, so task=instruct cannot use it"
             )
         self.converser: Converser = backbone
-        self.generator: Generator = backbone
+        self.generator = cast(Generator, backbone)  # of which it needs context and generation alone
 
     @property
     def generates(self) -> bool:

@@ -11,6 +11,7 @@ chooses the best checkpoint by a single score instead.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Joint(Task):
     """
 
     def __init__(self, config: TaskConfig, backbone: Backbone, subtasks: Mapping[str, Task]) -> None:
-        super().__init__(config, backbone)
+        super().__init__(replace(config, parts={name: task.config for name, task in subtasks.items()}), backbone)
         self.parts = dict(subtasks)
 
     def collate(self, samples: Sequence[Sample]) -> JointBatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -63,11 +64,11 @@ class Vqa(Task):
     """
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
-        super().__init__(config, backbone)
-        self.generator = cast(Generator, backbone)
         if config.answers == "rank" and not config.answer_list:
             seen = Counter(answer for sample in train for answer in sample.answers)
-            config.answer_list = [answer for answer, _ in seen.most_common()]
+            config = replace(config, answer_list=[answer for answer, _ in seen.most_common()])
+        super().__init__(config, backbone)
+        self.generator = cast(Generator, backbone)
 
     @property
     def generates(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -40,8 +41,8 @@ class Answering(Vqa):
     """
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
-        super().__init__(config, backbone, train)
         self.answerer = cast(Answerer, backbone)
+        super().__init__(replace(config, answer_list=list(self.answerer.answers)), backbone, train)
         self.place = _places(self.answerer.answers)
 
     def collate(self, samples: Sequence[Sample]) -> VqaBatch:
@@ -102,21 +103,24 @@ class Answering(Vqa):
         return {"answers": "classify", "list": len(self.config.answer_list)}
 
 
-def resolve_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> None:
-    """Give a backbone the answers that it is to choose from, and keep them in the task's settings.
+def resolve_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> TaskConfig:
+    """Give a backbone the answers that it is to choose from.
 
     They are `task.answer_list`; else the checkpoint's own, if nearly all training questions have an answer among them; else the
     training data's, the most frequent first.
 
     Args:
-        config: the task's settings; its `answer_list` is filled.
+        config: the task's settings.
         backbone: an `Answerer`, before anything is put into it.
         train: the training samples; none for a finished run, which has its answers in its settings.
+
+    Returns:
+        The settings with the answers.
     """
     answerer = cast(Answerer, backbone)
-    if not config.answer_list:
-        config.answer_list = _chosen(answerer.answers, train)
+    config = replace(config, answer_list=config.answer_list or _chosen(answerer.answers, train))
     answerer.take_answers(config.answer_list)
+    return config
 
 
 def _chosen(own: list[str], train: Sequence[Sample]) -> list[str]:

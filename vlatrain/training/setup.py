@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -46,11 +46,13 @@ class TrainingSetup:
     """Everything a run works with.
 
     Attributes:
+        config: the configuration, with what it left open: the answers to choose from, the classes.
         backbone: the frozen backbone, adapters in it.
         model: the same model as the method returns it (a `PeftModel` for adapters): what is trained and saved.
         task: the task on the backbone.
     """
 
+    config: TrainConfig
     backbone: Backbone
     model: nn.Module
     task: Task
@@ -96,8 +98,8 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
         device=own(device),
         dtype=_trunk_type(config, device, precision),
     )
-    prepare(config.task, backbone, train)
-    task = build(config.task, backbone, train)
+    task = build(prepare(config.task, backbone, train), backbone, train)
+    config = replace(config, task=task.config)
     _check(task, samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
@@ -109,7 +111,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
             "or set model.quantize=null"
         )
-    return TrainingSetup(backbone, model, task)
+    return TrainingSetup(config, backbone, model, task)
 
 
 def load_setup(
@@ -134,8 +136,7 @@ def load_setup(
     set_torch(config.trainer)
     dtype = _trunk_type(config, device, precision)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
-    prepare(config.task, backbone)
-    task = build(config.task, backbone)
+    task = build(prepare(config.task, backbone), backbone)
     _check(task, samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
@@ -146,7 +147,7 @@ def load_setup(
     model.requires_grad_(False).eval()
     if precision != "fp32":
         lower_for_good(model, DTYPES[precision])
-    return TrainingSetup(backbone, model, task)
+    return TrainingSetup(config, backbone, model, task)
 
 
 def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:

@@ -81,6 +81,7 @@ def _train(config: TrainConfig) -> Run:
         data = {split: fingerprint(found) for split, found in samples.items()}
         log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
         setup = new_setup(config, samples, folder if config.resume == "auto" else None)
+        config = setup.config
         build_sample_cache(setup, samples["train"], config, console)
         _announce(config, setup)
         samples["train"] = augmented(samples["train"], config)
