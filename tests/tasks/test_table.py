@@ -147,7 +147,7 @@ def test_learns_saves_loads_predicts_inspects(name: str, task: str, method: str,
     told = [[(record["id"], record["prediction"]) for record in found.predictions] for found in (first, second)]
     assert told[0] == told[1]
     assert first.metrics == pytest.approx(second.metrics, rel=1e-4)
-    found = count(config)
+    found = count(replace(config, task=work.config))
     assert sum(found.trainable.values()) == trainable
 
 

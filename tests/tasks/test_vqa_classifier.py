@@ -13,10 +13,11 @@ from tests.conftest import adapter_config, make_samples, small_config
 from tests.numerics import assert_close, near
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
-from vlatrain.config import AdapterConfig, TaskConfig
+from vlatrain.config import AdapterConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import build, prepare
+from vlatrain.tasks.vqa import Vqa
 from vlatrain.tasks.vqa_classifier import Answering
 
 SAMPLES = make_samples()
@@ -32,6 +33,12 @@ def made(samples: Sequence[Sample] = SAMPLES, method: AdapterConfig | None = Non
     task = build(config, backbone, samples)
     assert isinstance(task, Answering)
     return task
+
+
+def test_a_backbone_that_chooses_is_none_that_writes() -> None:
+    backbone = made().backbone
+    with pytest.raises(UserError, match="gives no answers that task=vqa can take"):
+        Vqa(TaskConfig("vqa"), backbone)
 
 
 def test_targets_count_annotators() -> None:

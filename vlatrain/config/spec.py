@@ -137,7 +137,7 @@ def problems(name: str, spec: TaskSpec) -> Iterator[str]:
         return
     if name in shipped_tasks():
         if spec != shipped_spec(name):
-            yield f"task.name={name}: the rest is another task's; task={name} chooses it"
+            yield f"task.name={name}: its spec is another one: task={name} chooses all of it, one of your own takes another name"
         return
     known = tuple(column.name for column in fields(ColumnsConfig) if column.name not in ("id", "image"))
     for what in ("fields", "optional", "given"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Context, Generator, Text, blank_text
-from vlatrain.config import TaskConfig
+from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.tasks.base import (
@@ -61,9 +61,16 @@ class Vqa(Task):
         config: its settings.
         backbone: the backbone.
         train: the training samples: where the answer list comes from if `answers=rank` and none is configured.
+
+    Raises:
+        UserError: the backbone does not answer in the way that the class takes.
     """
 
+    takes: type = Generator
+
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
+        if not isinstance(backbone, self.takes):
+            raise UserError(f"model.family={backbone.config.family}: gives no answers that task={config.name} can take")
         if config.answers == "rank" and not config.answer_list:
             seen = Counter(answer for sample in train for answer in sample.answers)
             config = replace(config, answer_list=[answer for answer, _ in seen.most_common()])

@@ -40,6 +40,8 @@ class Answering(Vqa):
         train: the training samples.
     """
 
+    takes = Answerer
+
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         self.answerer = cast(Answerer, backbone)
         super().__init__(replace(config, answer_list=list(self.answerer.answers)), backbone, train)
