@@ -56,7 +56,7 @@ class Instruct(Task):
         super().__init__(config, backbone)
         if not isinstance(backbone, Converser):
             raise UserError(
-                f"model.family={backbone.config.family}: holds no conversations, so task=instruct cannot use it"
+                f"model.family={backbone.config.family}: holds no conversations, so task={config.name} cannot use it"
             )
         self.converser: Converser = backbone
         self.generator = cast(Generator, backbone)  # of which it needs context and generation alone
