@@ -28,7 +28,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.tasks import Task
 from vlatrain.training.display import SILENT
-from vlatrain.training.loop import Loop
+from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.precision import own, refuse_shared
 from vlatrain.training.prefix_cache import compute as caching
 from vlatrain.training.prefix_cache.build import Builder
@@ -70,7 +70,7 @@ def train(task: Task, folder: Path, way: str, samples: Sequence[Sample] = SAMPLE
         task=task.config, model=task.backbone.config, trainer=trainer, optim=OptimConfig(lr=0.01), resume="auto"
     )
     model = task.backbone.model
-    loop = Loop(config, task, model, samples, [], folder / "run", None, group_of)
+    loop = Loop(config, task, Trained(model, group_of), samples, [], folder / "run")
     cache = cache_prefix(task.backbone, config, {"train": samples}, {"train": 1000.0}, "fp32", SILENT)
     loop.run()
     return [cache and cache.facts["where"], fingerprint(loop.parameters.values())]

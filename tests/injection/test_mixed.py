@@ -23,7 +23,7 @@ from vlatrain.injection.attach import attach, group_of, restore, save
 from vlatrain.injection.mixed import load
 from vlatrain.reporting.card import write_card
 from vlatrain.tasks import build
-from vlatrain.training.loop import Loop
+from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.modes import fingerprint
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -63,8 +63,8 @@ def test_trained_saved_and_loaded_as_one(method: Any, tmp_path: Path) -> None:
     model = attach(backbone.model, config.adapter, where)
     task = build(config.task, backbone)
     before = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    loop = Loop(config, task, model, make_samples(), [], tmp_path / "run", save_adapter=lambda into: save(model, into),
-                group_of=group_of, layers=[])  # fmt: skip
+    trained = Trained(model, group_of, save_adapter=lambda into: save(model, into))
+    loop = Loop(config, task, trained, make_samples(), [], tmp_path / "run")
     loop.run()
     moved = [
         name for name, parameter in model.named_parameters() if name in before and not parameter.equal(before[name])

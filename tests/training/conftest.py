@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import Task, build
 from vlatrain.tasks.base import Batch, Batches, Evaluation
-from vlatrain.training.loop import Loop
+from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.modes import trainable
 
 WIDTH = 8
@@ -157,8 +158,9 @@ def make_loop(folder: Path, config: TrainConfig | None = None, full: bool = Fals
         "save_adapter": lambda where: save_adapter(model, where),
         "group_of": lambda name: "adapter" if "adapter" in name else "trunk",
         "layers": list(model.layers),
-    }
-    return Loop(**{**given, **settings})
+    } | settings
+    trained = Trained(**{field.name: given.pop(field.name) for field in fields(Trained) if field.name in given})
+    return Loop(**given, trained=trained)
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:

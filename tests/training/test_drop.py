@@ -55,10 +55,10 @@ def test_layers_are_drawn_in_steps_and_not_in_evaluations(tmp_path: Path, monkey
     seen: dict[str, list[int]] = {"loss": [], "evaluate": []}
 
     class Watched(Loop):
-        def __init__(self, config: Any, task: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, config: Any, task: Any, trained: Any, *args: Any, **kwargs: Any) -> None:
             for name in seen:
-                monkeypatch.setattr(task, name, self.watch(name, getattr(task, name), model))
-            super().__init__(config, task, model, *args, **kwargs)
+                monkeypatch.setattr(task, name, self.watch(name, getattr(task, name), trained.model))
+            super().__init__(config, task, trained, *args, **kwargs)
 
         def watch(self, name: str, call: Any, model: Any) -> Any:
             def watched(*args: Any) -> Any:

@@ -11,8 +11,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,22 +62,37 @@ log = logging.getLogger("vlatrain")
 OVERFLOWS = 25  # steps in a row that fp16's loss scale may need to come down; more means that it never will
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, and what the loop must know of it.
+
+    Attributes:
+        model: the model. What requires gradients is trained; with nothing to train, the loop only evaluates.
+        group_of: parameter group (adapter, norm, head, trunk) of a trained parameter's name.
+        save_adapter: writes what was trained into an existing, empty folder; None: there is nothing to write.
+        layers: the layers of the towers, for gradient checkpointing and compilation.
+        within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
+    """
+
+    model: nn.Module
+    group_of: Callable[[str], str]
+    save_adapter: Callable[[Path], None] | None = None
+    layers: Sequence[nn.Module] = ()
+    within: Callable[[int], AbstractContextManager[Any]] = nullcontext
+
+
 class Loop:
     """A training, from wherever it stands to its end.
 
     Args:
         config: the whole configuration; used: `optim`, `trainer`, `seed`, `resume`.
-        task: the task; its `loss` and `evaluate` run `model`.
-        model: the model. What requires gradients is trained; with nothing to train, the loop only evaluates.
+        task: the task; its `loss` and `evaluate` run the model.
+        trained: the model, and how it is trained.
         train: training samples, at least one unless nothing is trained.
         eval: samples of the evaluations; may be empty: then the last weights count as the best.
         folder: the run folder; `checkpoints/` and `adapter/` are written there.
-        save_adapter: writes what was trained into an existing, empty folder; None: there is nothing to write.
-        group_of: parameter group (adapter, norm, head, trunk) of a trained parameter's name.
-        layers: the layers of the towers, for gradient checkpointing and compilation.
         display: shows progress.
         sinks: take the records of metrics.
-        within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
 
     Raises:
         UserError: device, precision, schedule or parameter groups that cannot be had here.
@@ -86,21 +102,17 @@ class Loop:
         self,
         config: TrainConfig,
         task: Task,
-        model: nn.Module,
+        trained: Trained,
         train: Sequence[Sample],
         eval: Sequence[Sample],
         folder: Path,
-        save_adapter: Callable[[Path], None] | None,
-        group_of: Callable[[str], str],
-        layers: Iterable[nn.Module] = (),
         display: Display = SILENT,
         sinks: Sequence[Sink] = (),
-        within: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config, self.trainer = config, config.trainer
-        self.task, self.model, self.train, self.eval = task, model, train, eval
-        self.folder, self.save_adapter, self.display, self.sinks = folder, save_adapter, display, sinks
-        self.within = within
+        self.task, self.trained, self.train, self.eval = task, trained, train, eval
+        self.model = model = trained.model
+        self.folder, self.display, self.sinks = folder, display, sinks
         self.progress = Progress()
         self.signals = Signals()
         self.stopping = 0  # signal on which all processes have agreed to stop
@@ -115,7 +127,7 @@ class Loop:
         self.device = self.accelerator.device
         self.precision = choose_precision(self.trainer.precision, self.device)
         self.parameters = trainable(model)
-        self._prepare_model(list(layers))
+        self._prepare_model(trained.layers)
         self.order = Order(
             max(1, len(train)),
             self.trainer.batch_size,
@@ -131,7 +143,7 @@ class Loop:
         broadcast(parameter.data for parameter in self.parameters.values())
         self.raw_optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.raw_optimizer = make_optimizer(self.parameters, config.optim, group_of)
+            self.raw_optimizer = make_optimizer(self.parameters, config.optim, trained.group_of)
             self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.outcomes = Outcomes(
             self.raw_optimizer, late=self.device.type == "cuda" and self.accelerator.scaler is None
@@ -141,7 +153,7 @@ class Loop:
             self.raw_optimizer, known, config_text(config),
         )  # fmt: skip
 
-    def _prepare_model(self, layers: list[nn.Module]) -> None:
+    def _prepare_model(self, layers: Sequence[nn.Module]) -> None:
         if self.precision == "fp16":
             keep_from_overflow(self.model)
         if self.precision != "fp32" and self.device.type == "cuda":
@@ -206,7 +218,7 @@ class Loop:
                     self._leave()
                 if self._over():
                     return
-                with self.within(self.progress.step):
+                with self.trained.within(self.progress.step):
                     self._step(passes, track)
 
     def _over(self) -> bool:
@@ -424,9 +436,10 @@ class Loop:
 
     def _write_adapter(self) -> None:
         problems: list[str] = []
-        if self.accelerator.is_main_process and self.save_adapter is not None:
+        save = self.trained.save_adapter
+        if self.accelerator.is_main_process and save is not None:
             try:
-                replace_folder(RunFolder(self.folder).adapter, self.save_adapter)
+                replace_folder(RunFolder(self.folder).adapter, save)
             except UserError as error:
                 problems = error.problems
         agree(problems)

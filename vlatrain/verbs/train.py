@@ -27,7 +27,7 @@ from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known
-from vlatrain.training.loop import Loop
+from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
@@ -89,20 +89,15 @@ def _train(config: TrainConfig) -> Run:
             save_config(config, folder)
             files.note_start(data)
             keep_processor(setup, folder)
-        loop = Loop(
-            config,
-            setup.task,
+        trained = Trained(
             setup.model,
-            samples["train"],
-            samples["eval"],
-            folder,
+            group_of,
             save_adapter=None if config.adapter.name == "none" else lambda into: save(setup.model, into),
-            group_of=group_of,
             layers=setup.layers,
-            display=console,
-            sinks=make_sinks(config.logger, folder, dataclasses.asdict(config), main),
             within=lambda step: _dropping(config, setup, step),
         )
+        sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
+        loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
         cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
         result = loop.run()
         if shares := usage(setup.model):
