@@ -153,9 +153,8 @@ class Lst(Adapter):
         """What the last rung of a tower with a head adds to the trunk's output, (B, L, width); the others add nothing."""
         cache, mask, other, other_mask = call.carried.pop(HEARD)
         share = torch.sigmoid(self.gate / self.temperature)
-        side = share * self.down(states.to(self.down.weight.dtype)) + (1 - share) * call.carried.pop(
-            STATES
-        )  # (B, L, d)
+        # (B, L, d)
+        side = share * self.down(states.to(self.down.weight.dtype)) + (1 - share) * call.carried.pop(STATES)
         side = side + self.attention(self.attention_norm(side), None, mask, call.carried[TABLE], cache, self.own_index)
         if self.cross is not None and self.cross_norm is not None and other is not None:
             source = self.source(other, call)

@@ -127,9 +127,8 @@ class Backbone:
         settings = model.config.to_dict()
         self._max_positions = {name: positions_in(settings, tower) for name, tower in config.towers.items()}
         self.prefix_replay: PrefixReplay | None = None
-        self.cache: Any = (
-            None  # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
-        )
+        # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
+        self.cache: Any = None
         keep = set(model._keep_in_fp32_modules_strict or ()) | set(self.scoring)  # as transformers says it
         model._keep_in_fp32_modules_strict = keep
         for module in model.modules():

@@ -34,9 +34,8 @@ class Script:
         self.lead, self.end, self.between = lead, end if self.ids(end) else self.tokenizer.eos_token, ""
         if self.template:
             self._learn_from_template()
-        self.before = self.asked(
-            [("?", "")], shown=False
-        )  # as good as any prompt to see how a reply is tokenised behind one
+        # as good as any prompt to see how a reply is tokenised behind one
+        self.before = self.asked([("?", "")], shown=False)
 
     def _learn_from_template(self) -> None:
         """What it has between prompt and reply, what ends a reply, and what else stands before the next turn."""

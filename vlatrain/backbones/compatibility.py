@@ -17,11 +17,12 @@ from vlatrain.injection.merging.mergeable import unmergeable
 from vlatrain.injection.points import Place, Point, Stack, select
 from vlatrain.injection.sources import unfusable
 
+# why a tower with such positions takes no further tokens
 PLACES = {
     "rotary": "has rotary positions, among which tokens cannot be put",
     "queries": "tells its queries from texts by their places, so that no tokens can be put in front of them",
     "grid": "works on the cells of a grid, in which there is no place for further tokens",
-}  # why a tower with such positions takes no further tokens
+}
 ON_QUANTISED = ("lora", "ia3", "hira", "randlora", "road")  # of PEFT's methods, those that take bitsandbytes' layers
 
 

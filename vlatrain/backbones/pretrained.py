@@ -29,9 +29,8 @@ from vlatrain.config.model import TowerConfig
 
 log = logging.getLogger("vlatrain")
 
-FEWEST = (
-    16  # tokens of the smallest vocabulary that can be meant: an empty tokenizer may have one beside its special ones
-)
+# tokens of the smallest vocabulary that can be meant: an empty tokenizer may have one beside its special ones
+FEWEST = 16
 OWN_CODE = "custom code"  # what transformers calls it where it refuses to run it
 WHOLE = "tokenizer.json"  # a whole tokenizer in one file; others are made from a vocabulary
 WEIGHTS = "model.safetensors"

@@ -22,6 +22,7 @@ from vlatrain.backbones.architecture import image_processor_class, transformers_
 from vlatrain.backbones.pretrained import model_type, read_image_processor, read_tokenizer
 from vlatrain.config import UserError
 
+# settings that processors want to know, under the same name
 FACTS = (
     "patch_size",
     "temporal_patch_size",
@@ -29,7 +30,7 @@ FACTS = (
     "num_query_tokens",
     "vision_feature_select_strategy",
     "vision_aspect_ratio",
-)  # settings that processors want to know, under the same name
+)
 
 
 @cache

@@ -147,10 +147,8 @@ class Builder:
         self._pictures: dict[str, FilePicture] = {}
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
-        self._numbers, self._first_numbers = (
-            0,
-            "",
-        )  # texts that were read as lists of bare numbers, and the first of them
+        # texts that were read as lists of bare numbers, and the first of them
+        self._numbers, self._first_numbers = 0, ""
 
     def starts_sample(self, picture: Picture) -> bool:
         """Whether a row with this picture would be a new sample, not one more caption of a known one."""

@@ -52,9 +52,8 @@ class Mixed(nn.Module):
             if self.parts
             else []
         )
-        self.get_base_model().__dict__.pop(
-            "peft_config", None
-        )  # else PEFT would put this part's in place of the last one's
+        # else PEFT would put this part's in place of the last one's
+        self.get_base_model().__dict__.pop("peft_config", None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
             self.parts[name] = wrap(self.get_base_model())

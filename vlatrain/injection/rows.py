@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from vlatrain.injection.context import BASE, rows
 
-INPUTS = (
-    "input_ids",
-    "inputs_embeds",
-    "decoder_input_ids",
-)  # they have a row for each sample, whatever else a model takes
+# they have a row for each sample, whatever else a model takes
+INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids")
 EXPANDING = ("num_beams", "num_return_sequences")  # generation makes so many rows of one
 
 

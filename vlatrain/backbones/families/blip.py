@@ -117,16 +117,14 @@ class FastTextAttention(BlipTextSelfAttention):
             (B, L, width).
         """
         heads, size = query.shape[1], query.shape[3]
-        key, value = (
-            layer.weight.unflatten(0, (heads, size)) for layer in (self.key, self.value)
-        )  # (heads, head, other)
+        # (heads, head, other)
+        key, value = (layer.weight.unflatten(0, (heads, size)) for layer in (self.key, self.value))
         asked = torch.einsum("bhlk,hkw->bhlw", query * size**-0.5, key)
         scores = torch.einsum("bhlw,bsw->bhls", asked, states)
         shares = dropout((scores if mask is None else scores + mask).softmax(dim=-1), share).to(states.dtype)
         read = torch.einsum("bhls,bsw->bhlw", shares, states)
-        return (
-            torch.einsum("bhlw,hkw->blhk", read, value).flatten(2) + self.value.bias
-        )  # (B, L, heads, head) -> (B, L, width)
+        # (B, L, heads, head) -> (B, L, width)
+        return torch.einsum("bhlw,hkw->blhk", read, value).flatten(2) + self.value.bias
 
     def _split(self, states: Tensor) -> Tensor:
         # (B, L, width) -> (B, heads, L, head)
@@ -253,6 +251,7 @@ class Blip(Backbone):
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
         search = self.search(decode, alternatives)
         with restore(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
+            # (B * alternatives, P + new)
             ids = self.model.text_decoder.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
@@ -261,7 +260,7 @@ class Blip(Backbone):
                 eos_token_id=self._end,
                 pad_token_id=self.model.config.text_config.pad_token_id,
                 **search,
-            )  # (B * alternatives, P + new)
+            )
         texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -44,12 +44,8 @@ if TYPE_CHECKING:
 ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
 """A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
 GRID = "image_grid_thw"  # (B, 3): the patches of each image, which Qwen's positions are made from
-READ = (
-    GRID,
-    "image_sizes",
-    "batch_num_images",
-    "mm_token_type_ids",
-)  # models read their values where others know shapes
+# models read their values where others know shapes
+READ = (GRID, "image_sizes", "batch_num_images", "mm_token_type_ids")
 EXAMPLES = 3  # images that are processed to see how many tokens they come to
 DEEP = "deep_"  # Qwen3-VL: image states that are added to those of the first layers
 

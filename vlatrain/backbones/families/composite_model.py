@@ -51,10 +51,8 @@ class JoinedConfig(PretrainedConfig):
     """
 
     model_type = "vlatrain_joined"
-    sub_configs = {
-        "vision_config": AutoConfig,
-        "text_config": AutoConfig,
-    }  # transformers 5.20 derives it, older ones read it
+    # transformers 5.20 derives it, older ones read it
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     vision_config: dict[str, Any] | PretrainedConfig | None = None
     text_config: dict[str, Any] | PretrainedConfig | None = None

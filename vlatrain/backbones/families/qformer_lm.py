@@ -71,11 +71,12 @@ class Prefix(Chat):
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
         with self._shown(context):
+            # (B * alternatives, new)
             ids = self.writer.generate(
                 inputs_embeds=self._embedded(context, given["input_ids"]),
                 attention_mask=given["attention_mask"],
                 **self.search(decode, alternatives),
-            )  # (B * alternatives, new)
+            )
         return self._read(ids)
 
 
@@ -166,7 +167,8 @@ class Seq2Seq(Prefix):
         states = context["states"]
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)
         with restore(self.model, context):
+            # (B * alternatives, P + new)
             ids = self.writer.generate(
                 **self._decoded(context), decoder_input_ids=start, **self.search(decode, alternatives)
-            )  # (B * alternatives, P + new)
+            )
         return self._read(ids[:, start.shape[1] :])

@@ -156,22 +156,19 @@ class Vilt(Backbone):
         """The learned square of positions stretched over the patches (B, h, w) that an image has: (B, width, h, w)."""
         embeddings, config = self.model.vilt.embeddings, self.model.config
         side = config.image_size // config.patch_size
-        learned = (
-            embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        )  # (1, width, side, side)
-        rows, columns = (
-            mask.long().sum(dim=1)[:, 0],
-            mask.long().sum(dim=2)[:, 0],
-        )  # (B,) each: patches on top of and beside others
+        # (1, width, side, side)
+        learned = embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        # (B,) each: patches on top of and beside others
+        rows, columns = mask.long().sum(dim=1)[:, 0], mask.long().sum(dim=2)[:, 0]
+        # (B, h), (B, w)
         down, right = (
             # -1 is the first, 1 the last of the learned ones, whatever their number
             2 * torch.arange(length, device=mask.device) / (number[:, None] - 1).clamp(min=1) - 1
             for length, number in zip(mask.shape[1:], (rows, columns), strict=True)
-        )  # (B, h), (B, w)
+        )
         height, width = mask.shape[1:]
-        places = torch.stack(
-            [right[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1
-        )  # (B, h, w, 2)
+        # (B, h, w, 2)
+        places = torch.stack([right[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1)
         learned = learned.float().expand(len(mask), -1, -1, -1)
         return grid_sample(learned, places, mode="bilinear", padding_mode="border", align_corners=True)
 
