@@ -122,3 +122,91 @@ def test_hydra_stays_at_the_command_line(imports: dict[str, tuple[str, ...]]) ->
     """And no DictConfig goes beyond it: what the configuration reads with OmegaConf are YAML files."""
     assert not offenders(imports, set(LEVEL) - {"cli"}, {"hydra"})
     assert not offenders(imports, set(LEVEL) - {"cli", "config"}, {"omegaconf"})
+
+
+# Words of before, and the field's word for each. With no other meaning they are no name at all, of nothing.
+FORBIDDEN = {
+    "rehearse": "loss_on_meta",
+    "foresee": "run_frozen_towers",
+    "keep_prefix": "cache_prefix",
+    "Keeping": "PrefixReplay",
+    "Kept": "CachedStates",
+    "Keeper": "Checkpointer",
+    "keeper": "checkpointer",
+    "Bench": "TrainingSetup",
+    "bench": "setup",
+    "fresh": "new_setup",
+    "finished": "load_setup",
+    "misfits": "incompatibilities",
+    "Unfit": "Incompatible",
+    "told": "described",
+    "tell": "describe",
+    "owned": "group_index_of",
+    "searched": "generation_kwargs",
+    "hand": "provide",
+    "bring": "restore",
+    "hears": "reads_inputs",
+    "adds": "residual",
+    "wants": "requires",
+    "alone": "exclusive",
+    "attend": "register_hooks",
+    "settle": "resolve",
+    "pure": "cacheable_inputs",
+    "ends": "output_towers",
+}
+MODULES = {
+    "keeping": "resume",
+    "filling": "sample_cache",
+    "fit": "compatibility",
+    "bridged": "qformer_lm",
+    "joined": "composite_model",
+    "answering": "vqa_classifier",
+    "matching": "retrieval_matching",
+    "script": "chat_template",
+}
+# Of a word with other meanings, where it stands for another: file, and qualified name.
+ALLOWED = {
+    "data/turns.py turns.finished": "whether the last reply is there",
+}
+AMBIGUOUS = ("rows", "part", "parts", "prefix", "other", "left", "found", "recall", "owner", "fill", "kept")
+
+
+def names(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, str]]:
+    """Each function, class, method and parameter: its name, and its qualified name."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            qualified = f"{inside}{node.name}"
+            yield node.name, qualified
+            if not isinstance(node, ast.ClassDef):
+                given = node.args
+                for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+                    yield argument.arg, f"{qualified}.{argument.arg}"
+            yield from names(node, f"{qualified}.")
+        else:
+            yield from names(node, inside)
+
+
+def named() -> Iterator[tuple[str, str]]:
+    """The names in the package, each with file and qualified name; modules too."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE).as_posix()
+        yield path.stem, f"{file} module"
+        for name, qualified in names(ast.parse(path.read_text(encoding="utf-8"))):
+            yield name, f"{file} {qualified}"
+
+
+def test_names_are_the_fields() -> None:
+    bad = []
+    for name, place in named():
+        words = MODULES | FORBIDDEN if place.endswith(" module") else FORBIDDEN
+        if (word := name.strip("_")) in words and place not in ALLOWED:
+            bad.append(f"{place}: {words[word]} is the word")
+    assert not bad, "\n".join(bad)
+
+
+def test_ambiguous_names_stand_for_what_they_stood_for() -> None:
+    """A new one is thought about: its field's word, or a line in the list beside this file."""
+    known = set((Path(__file__).parent / "ambiguous_names.txt").read_text(encoding="utf-8").splitlines())
+    found = {place for name, place in named() if name.strip("_") in AMBIGUOUS}
+    assert found <= known, f"new: {sorted(found - known)}"
+    assert known <= found, f"gone: {sorted(known - found)}"

@@ -91,10 +91,10 @@ def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) 
     found += _overrides(method, set(places), towers)
     for point in places:
         layers.setdefault(point.tower, set()).add(point.layer)
-    found += _other(config, method, layers)
+    found += _other_modality(config, method, layers)
     found += _attention(config, method, patterns, towers)
     found += _inserting(config, method, layers, towers)
-    found += _ends(config, method, layers, towers)
+    found += _output_towers(config, method, layers, towers)
     found += _side_widths(method, {point.tower: place for point, place in places.items()})
     found += _dropping(config, method, layers, towers)
     found += _widths(config, method, layers)
@@ -166,7 +166,7 @@ def _by_task(config: TrainConfig) -> Iterator[str]:
             )
 
 
-def _other(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
+def _other_modality(config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]]) -> Iterator[str]:
     if "other" not in method.needs:
         return
     task = config.task.name
@@ -228,7 +228,7 @@ def _inserting(
             )
 
 
-def _ends(
+def _output_towers(
     config: TrainConfig, method: AdapterConfig, layers: dict[str, set[int]], towers: dict[str, Stack]
 ) -> Iterator[str]:
     if not {"end", "chain"} & set(method.needs):

@@ -222,8 +222,8 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
 class _Report:
     """What there is to say of one task."""
 
-    def __init__(self, task: Task, prefix: str, part: str) -> None:
-        self.task, self.prefix, self.part = task, prefix, part
+    def __init__(self, task: Task, key_prefix: str, subtask: str) -> None:
+        self.task, self.prefix, self.part = task, key_prefix, subtask
         self.problems: list[str] = []
         self.notes: list[str] = []
 

@@ -222,13 +222,13 @@ def _samples(config: PredictConfig) -> list[Sample]:
     return samples
 
 
-def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None, part: str = "") -> Sample:
+def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None, subtask: str = "") -> Sample:
     """An image that is asked about."""
     said: dict[str, Any] = {}
     if question:
         speaks = "conversations" in task.spec.given
         said = {"turns": (Turn(question),)} if speaks else {"question": question}
-    return Sample(id=name, image=picture, part=part, **said)
+    return Sample(id=name, image=picture, part=subtask, **said)
 
 
 def _incompatibilities(config: PredictConfig) -> list[str]:

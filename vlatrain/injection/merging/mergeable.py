@@ -51,7 +51,7 @@ def _prune(source: Source, keep: int) -> Iterator[str]:
 
 
 def _average(sources: list[Source], total: float) -> Iterator[str]:
-    found = [problem for source in sources for problem in _alone(source)]
+    found = [problem for source in sources for problem in _only(source)]
     yield from found
     if found:
         return
@@ -70,7 +70,7 @@ def _average(sources: list[Source], total: float) -> Iterator[str]:
         )
 
 
-def _alone(source: Source) -> Iterator[str]:
+def _only(source: Source) -> Iterator[str]:
     title = f"sources: {source.folder}: adapter={source.method}"
     if source.is_ours:
         return

@@ -42,11 +42,11 @@ class Builder:
     """
 
     def __init__(
-        self, backbone: Backbone, keeping: PrefixReplay, precision: str, asks: bool, types: Mapping[str, torch.dtype]
+        self, backbone: Backbone, replay: PrefixReplay, precision: str, asks: bool, types: Mapping[str, torch.dtype]
     ) -> None:
         self.backbone, self.prefix_replay, self.precision, self.asks, self.types = (
             backbone,
-            keeping,
+            replay,
             precision,
             asks,
             types,
