@@ -1,6 +1,6 @@
 """None, adapter, LoRA and full fine-tuning on the built-in tasks, in one process run: prints (and writes) the table.
 
-    python scripts/compare_methods.py [--out comparison.md] [--seeds 1] [OVERRIDE ...]
+    python scripts/compare_methods.py [--out comparison.md] [--seeds 1] [--tasks vqa,captioning] [OVERRIDE ...]
 
 Each cell is a whole run of the command line, with its own run folder; overrides go to every run (`trainer.epochs=2`).
 """
@@ -58,12 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table here as well")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each cell; the table shows their mean")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="some of them, by commas")
     parser.add_argument("overrides", nargs="*", help="overrides for every run")
     options = parser.parse_args()
     head = ["task", "method", "metric", "of full", "trainable", "samples/s", "peak MB", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     with tempfile.TemporaryDirectory() as folder:
-        for task in TASKS:
+        for task in options.tasks.split(","):
             found = {
                 method: [run(task, method, seed, Path(folder), options.overrides) for seed in range(options.seeds)]
                 for method in METHODS
