@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from vlatrain import tasks
@@ -58,6 +59,14 @@ def test_the_example_trains_evaluates_and_predicts(folder: Path, capsys: pytest.
     (record,) = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert record["question"] == "how many corners does the red shape have?"
     assert 0 <= record["hits"][0]["score"] <= 1
+
+
+def test_what_a_description_does_not_say_is_as_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "my_conf" / "task" / "counting.yaml"
+    file.write_text(file.read_text().replace("  - task_schema\n", "").replace("  given: [question]\n", ""))
+    assert main([*blocks()[1][0], "--cfg", "job"]) == 0
+    spec = yaml.safe_load(capsys.readouterr().out)["task"]["spec"]
+    assert (spec["given"], spec["optional"]) == ([], []), "not those of the default task"
 
 
 def test_without_its_registration_it_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
-from vlatrain.config.spec import with_shipped_specs
+from vlatrain.config.spec import TaskSpec, with_shipped_specs
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
@@ -73,9 +73,11 @@ def register() -> None:
     register_resolvers()
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
-        store.store(name=f"{verb}_schema", node=schema)
-    for group, node in GROUPS.items():
-        store.store(group=group, name=f"{group}_schema", node=node)
+        node = OmegaConf.structured(schema)
+        node.task.spec = TaskSpec()  # that of the default task must not show through where a task of one's own says nothing
+        store.store(name=f"{verb}_schema", node=node)
+    for group, of_group in GROUPS.items():
+        store.store(group=group, name=f"{group}_schema", node=of_group)
 
 
 def register_run(values: dict[str, Any], source: str) -> None:
