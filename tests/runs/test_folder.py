@@ -111,6 +111,11 @@ def test_each_start_is_noted(tmp_path: Path) -> None:
     )  # fmt: skip
     assert {"python", "torch", "vlatrain"} <= first["versions"].keys()
     assert second["command"] == []
+    files.note_resolved({"trainer.device": "cpu"})
+    assert [start.get("resolved") for start in json.loads(files.about.read_text())["starts"]] == [
+        None,
+        {"trainer.device": "cpu"},
+    ]
 
 
 def test_evaluations_are_numbered(tmp_path: Path) -> None:

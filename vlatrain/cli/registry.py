@@ -74,7 +74,9 @@ def register() -> None:
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
         node = OmegaConf.structured(schema)
-        node.task.spec = TaskSpec()  # that of the default task must not show through where a task of one's own says nothing
+        node.task.spec = (
+            TaskSpec()
+        )  # that of the default task must not show through where a task of one's own says nothing
         store.store(name=f"{verb}_schema", node=node)
     for group, of_group in GROUPS.items():
         store.store(group=group, name=f"{group}_schema", node=of_group)

@@ -1,4 +1,4 @@
-"""The typed configuration. Nothing below `cli.py` sees a Hydra container: the rest takes these dataclasses."""
+"""The typed configuration. Nothing below `cli/` sees a Hydra container: the rest takes these dataclasses."""
 
 from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.data import ColumnsConfig, DataConfig

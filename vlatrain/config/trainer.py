@@ -53,3 +53,8 @@ class TrainerConfig:
     cache: str = "auto"
     cache_gb: float = 50.0
     threads: int = 0
+
+    @property
+    def samples_per_evaluation_pass(self) -> int:
+        """`eval_batch_size`, or what it is by default."""
+        return self.eval_batch_size or 2 * self.batch_size

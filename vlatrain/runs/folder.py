@@ -171,9 +171,6 @@ class RunFolder:
         Args:
             data: by split, the fingerprint of its samples.
         """
-        starts: list[Any] = []
-        with suppress(OSError, ValueError):
-            starts = json.loads(self.about.read_text(encoding="utf-8"))["starts"]
         command = COMMAND.get()
         start = {
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -184,7 +181,17 @@ class RunFolder:
             "versions": versions(),
             "data": dict(data),
         }
-        write_json(self.about, {"starts": [*starts, start]})
+        write_json(self.about, {"starts": [*self._starts(), start]})
+
+    def note_resolved(self, values: Mapping[str, Any]) -> None:
+        """Add to the last start in `run.json` what `auto` and open settings came to, by key; `config.yaml` has them as asked."""
+        *before, last = self._starts() or [{}]
+        write_json(self.about, {"starts": [*before, {**last, "resolved": dict(values)}]})
+
+    def _starts(self) -> list[Any]:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return list(json.loads(self.about.read_text(encoding="utf-8"))["starts"])
+        return []
 
     def new_evaluation(self, split: str) -> RunFolder:
         """A new folder for an evaluation: `evaluations/SPLIT`, with a number behind it from the second on."""

@@ -348,7 +348,7 @@ class Loop:
 
     def _evaluation(self) -> Evaluation | None:
         """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
-        size = self.trainer.eval_batch_size or 2 * self.trainer.batch_size
+        size = self.trainer.samples_per_evaluation_pass
         batches = make_batches(
             self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
         )

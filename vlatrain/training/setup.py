@@ -172,7 +172,7 @@ def scored(
     watch: Stopwatch | None = None,
 ) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training."""
-    size = config.eval_batch_size or 2 * config.batch_size
+    size = config.samples_per_evaluation_pass
     batches = make_batches(device, size, config.workers, display)
     with torch.no_grad(), autocast(device, precision):
         return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)

@@ -29,7 +29,7 @@ from vlatrain.runs import Run, RunFolder, find_config, named, run_folder, save_c
 from vlatrain.tasks import Evaluation, check_known
 from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
-from vlatrain.training.prefix_cache.compute import cache_prefix
+from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.progress import Result
 from vlatrain.training.sample_cache import build_sample_cache
@@ -99,6 +99,8 @@ def _train(config: TrainConfig) -> Run:
         sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
         loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
         cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
+        if main:
+            files.note_resolved(_resolved(config, loop, cache))
         result = loop.run()
         if shares := usage(setup.model):
             log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
@@ -115,6 +117,18 @@ def _train(config: TrainConfig) -> Run:
                 write_card(files.adapter, config, metrics)
             show_run(config, folder, metrics)
     return Run(folder)
+
+
+def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
+    """What `auto` and open settings came to on this machine."""
+    return {
+        "trainer.device": loop.device.type,
+        "trainer.precision": loop.precision,
+        "trainer.cache": cache.facts.get("where") if cache else "off",
+        "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
+        "trainer.max_steps": loop.total,
+        "adapter.points": config.points,
+    }
 
 
 def _dropping(config: TrainConfig, setup: TrainingSetup, step: int) -> AbstractContextManager[None]:

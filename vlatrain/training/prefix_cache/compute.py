@@ -233,7 +233,7 @@ class _Work:
         """Samples of a pass that is known to fit: of an evaluation's on a GPU, of a step's on a CPU."""
         trainer = self.config.trainer
         gpu = self.backbone.device.type == "cuda"
-        return (trainer.eval_batch_size or 2 * trainer.batch_size) if gpu else trainer.batch_size
+        return trainer.samples_per_evaluation_pass if gpu else trainer.batch_size
 
     def _disk(self, tower: str) -> Disk:
         name = content(self.backbone, self.result.frontiers, tower, self.precision, self.types.get(tower))
