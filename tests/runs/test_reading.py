@@ -90,3 +90,13 @@ def test_without_a_checkpoint_a_broken_file_is_told_with_what_to_do(tmp_path: Pa
         runs.read_config(tmp_path)
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_of_before_is_read_in_the_keys_of_today(tmp_path: Path) -> None:
+    runs.save_config(TrainConfig(), tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "model:\n  tasks: {vqa: {pure: {vision: [image]}, ends: [decoder], other: {}}}\n  parts: null\nresume: 'no'\n"
+    )
+    served = runs.saved_config(tmp_path)["model"]["tasks"]["vqa"]
+    assert served == {"cacheable_inputs": {"vision": ["image"]}, "output_towers": ["decoder"], "other_modality": {}}
