@@ -24,7 +24,7 @@ def blocks() -> tuple[dict[str, str], list[list[str]]]:
     """The example's files by name, each block with the name in front of it, and its command lines, after the script's name."""
     text = README.read_text(encoding="utf-8")
     files = dict(re.findall(r"^`([\w./]+)`: [^`]*?\n\n```\w+\n(.*?)```", text, re.MULTILINE | re.DOTALL))
-    (commands,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    (commands,) = re.findall(r"```bash\n(python .*?)```", text, re.DOTALL)
     return files, [shlex.split(line)[2:] for line in commands.splitlines()]
 
 
