@@ -7,7 +7,9 @@ method's file is its schema (`vlatrain.config.methods` checks it), and a new met
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from vlatrain.config.limits import AT_LEAST_ONE, DROP_RATE, NOT_NEGATIVE, POSITIVE, Choice
 
 
 @dataclass
@@ -20,9 +22,9 @@ class ShareConfig:
         columns: number of outputs that are shared with `what=columns`.
     """
 
-    what: str = "none"
-    over: list[str] = field(default_factory=lambda: ["layer"])
-    columns: int = 16
+    what: Annotated[str, Choice("none", "down", "up", "columns", "all")] = "none"
+    over: Annotated[list[str], Choice("layer", "tower", "site", "task")] = field(default_factory=lambda: ["layer"])
+    columns: Annotated[int, AT_LEAST_ONE] = 16
 
 
 @dataclass
@@ -42,7 +44,7 @@ class AdapterConfig:
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes
             the task's.
         overrides: by pattern, options that differ there: `{"vision.*.*": {dim: 8}}`.
-        activation: non-linearity between the projections (gelu, relu, silu, tanh, ...).
+        activation: non-linearity between the projections (gelu, relu, silu, tanh, leaky_relu or identity).
         dropout: drop rate in the bottleneck, or on the input (LoRA).
         scaling: factor on the output; LoRA: alpha / r.
         bias: whether the projections have biases.
@@ -64,25 +66,25 @@ class AdapterConfig:
     name: str = "bottleneck"
     needs: list[str] = field(default_factory=list)
     targets: list[str] | None = None
-    dim: int | None = None
+    dim: Annotated[int | None, AT_LEAST_ONE] = None
     points: list[str] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
-    activation: str | None = None
-    dropout: float | None = None
-    scaling: float | None = None
+    activation: Annotated[str | None, Choice("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")] = None
+    dropout: Annotated[float | None, DROP_RATE] = None
+    scaling: Annotated[float | None, POSITIVE] = None
     bias: bool | None = None
-    init: str | None = None
-    init_std: float | None = None
+    init: Annotated[str | None, Choice("zero", "normal")] = None
+    init_std: Annotated[float | None, POSITIVE] = None
     options: dict[str, Any] = field(default_factory=dict)
     share: ShareConfig = field(default_factory=ShareConfig)
     by_task: bool = False
-    drop_layers: int = 0
-    drop_random: int = 0
+    drop_layers: Annotated[int, NOT_NEGATIVE] = 0
+    drop_random: Annotated[int, NOT_NEGATIVE] = 0
     sources: list[str] = field(default_factory=list)
     parts: dict[str, Any] = field(default_factory=dict)
-    rate: float = 1.0
+    rate: Annotated[float, POSITIVE] = 1.0
     heads: bool = False
-    trunk: list[str] = field(default_factory=list)
+    trunk: Annotated[list[str], Choice("norms", "biases")] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from vlatrain.config.limits import AREA, AT_LEAST_ONE, NOT_NEGATIVE, PROBABILITY, SPLIT, Choice
 
 
 @dataclass
@@ -57,19 +59,19 @@ class DataConfig:
         parts: joint training: by part, what differs there: `{vqa: {train: a.jsonl}}`.
     """
 
-    name: str = "shapes"
+    name: Annotated[str, Choice("shapes", "files", "hub")] = "shapes"
     train: str | None = None
     eval: str | None = None
     test: str | None = None
     root: str | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    train_size: int | None = None
-    eval_size: int | None = None
-    eval_fraction: float = 0.1
-    seed: int = 0
-    crop: float = 1.0
-    flip: float = 0.0
-    views: int = 0
+    train_size: Annotated[int | None, AT_LEAST_ONE] = None
+    eval_size: Annotated[int | None, AT_LEAST_ONE] = None
+    eval_fraction: Annotated[float, SPLIT] = 0.1
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    crop: Annotated[float, AREA] = 1.0
+    flip: Annotated[float, PROBABILITY] = 0.0
+    views: Annotated[int, NOT_NEGATIVE] = 0
     path: str | None = None
     subset: str | None = None
     streaming: bool = False

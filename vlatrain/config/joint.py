@@ -22,7 +22,6 @@ from vlatrain.config.task import TaskConfig
 
 JOINT = "joint"
 MEAN = "mean"  # the headline metric: the mean of the parts'
-SAMPLING = ("proportional", "balanced", "temperature")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # part of sample ids, metrics' names and an adapter's keys
 
 Config = TypeVar("Config", bound=TrainConfig)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from vlatrain.config.limits import Choice
 
 
 @dataclass
@@ -15,6 +18,6 @@ class LoggerConfig:
         mode: wandb: online, offline or disabled.
     """
 
-    name: str = "none"
+    name: Annotated[str, Choice("none", "wandb", "tensorboard")] = "none"
     project: str = "vlatrain"
-    mode: str = "online"
+    mode: Annotated[str, Choice("online", "offline", "disabled")] = "online"

@@ -11,15 +11,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlatrain.config import limits
 from vlatrain.config.adapter import COMMON, AdapterConfig
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
-SHARED = ("none", "down", "up", "columns", "all")
-OVER = ("layer", "tower", "site", "task")
 BARE = ("full", "none")  # methods without modules of their own, hence without options
-TRUNK = ("norms", "biases")  # what of the trunk may train beside a method
 
 
 @cache
@@ -106,15 +104,14 @@ def is_peft(config: AdapterConfig) -> bool:
 
 
 def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
-    """What is wrong with the options of a method: unknown ones, ones that it has not, and wrong types."""
+    """What is wrong with the options of a method: unknown ones, ones that it has not, and wrong types; of parts also values that
+    their fields do not allow, which are told elsewhere for the whole."""
     if wrong := list(wrong_parts(config, key)):
         yield from wrong
     else:
         for name, method in components(config).items() if config.parts else ():
-            yield from problems(method, f"{key}.parts.{name}")
-    for name in config.trunk:
-        if name not in TRUNK:
-            yield f"{key}.trunk: {name}: must be some of {', '.join(TRUNK)}{did_you_mean(name, TRUNK)}"
+            where = f"{key}.parts.{name}"
+            yield from [*limits.problems(method, where), *problems(method, where)]
     if config.trunk and config.name in BARE:
         yield f"{key}.trunk: adapter={config.name} trains {'everything anyway' if config.name == 'full' else 'nothing'}"
     schema = described(config.name)
@@ -129,7 +126,8 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
-    yield from _shared(config, schema, f"{key}.share", title)
+    if config.share.what != "none" and "share" not in schema and not any(limits.problems(config.share)):
+        yield f"{key}.share.what={config.share.what}: {title} has no halves that could be shared"
     if not is_peft(config):
         yield from _options(config.options, schema.get("options", {}), f"{key}.options", title)
     known = {name: schema[name] for name in has} | schema.get("options", {})
@@ -170,19 +168,6 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         pointed.append(method.points is not None)
     if pointed and all(pointed) and config.points is not None:
         yield f"{key}.points: every part has points of its own, such as {key}.parts.{name}.points"
-
-
-def _shared(config: AdapterConfig, schema: Mapping[str, Any], key: str, title: str) -> Iterator[str]:
-    share = config.share
-    if share.what not in SHARED:
-        yield f"{key}.what={share.what}: must be one of {', '.join(SHARED)}{did_you_mean(share.what, SHARED)}"
-    elif share.what != "none" and "share" not in schema:
-        yield f"{key}.what={share.what}: {title} has no halves that could be shared"
-    for name in share.over:
-        if name not in OVER:
-            yield f"{key}.over: {name}: must be some of {', '.join(OVER)}{did_you_mean(name, OVER)}"
-    if share.columns < 1:
-        yield f"{key}.columns={share.columns}: must be 1 or more"
 
 
 def _options(values: Mapping[str, Any], known: Mapping[str, Any], key: str, title: str) -> Iterator[str]:

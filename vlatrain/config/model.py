@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from vlatrain.config.limits import Choice
 
 
 @dataclass
@@ -150,7 +152,7 @@ class ModelConfig:
     adapter_lr: float = 1e-3
     full_lr: float = 1e-4
     random_init: bool = False
-    quantize: int | None = None
+    quantize: Annotated[int | None, Choice(4, 8)] = None
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
     parts: dict[str, ModelPartConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from vlatrain.config.limits import DROP_RATE, NOT_NEGATIVE, POSITIVE, Choice
 
 
 @dataclass
@@ -21,12 +24,12 @@ class OptimConfig:
         groups: learning rate by parameter group (adapter, norm, head, trunk) where it differs from `lr`.
     """
 
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    clip: float = 1.0
+    lr: Annotated[float, POSITIVE] = 1e-3
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
+    beta1: Annotated[float, DROP_RATE] = 0.9
+    beta2: Annotated[float, DROP_RATE] = 0.999
+    eps: Annotated[float, POSITIVE] = 1e-8
+    schedule: Annotated[str, Choice("linear", "cosine", "constant")] = "cosine"
+    warmup: Annotated[float, NOT_NEGATIVE] = 0.05
+    clip: Annotated[float, NOT_NEGATIVE] = 1.0
     groups: dict[str, float] = field(default_factory=dict)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.data import DataConfig
+from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, Choice
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.methods import patterns
 from vlatrain.config.model import ModelConfig
@@ -52,8 +54,8 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    seed: int = 0
-    resume: str = "no"
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    resume: Annotated[str, Choice("auto", "no")] = "no"
 
     @property
     def points(self) -> list[str]:
@@ -72,7 +74,7 @@ class EvalConfig(TrainConfig):
     """
 
     source: str = ""
-    split: str = "eval"
+    split: Annotated[str, Choice("eval", "test")] = "eval"
     output: str | None = None
 
 
@@ -100,7 +102,7 @@ class PredictConfig(TrainConfig):
     texts: list[str] = field(default_factory=list)
     input: str | None = None
     output: str | None = None
-    top_k: int = 5
+    top_k: Annotated[int, AT_LEAST_ONE] = 5
 
 
 @dataclass
@@ -119,8 +121,8 @@ class MergeConfig(TrainConfig):
     source: str = ""
     sources: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    keep: int | None = None
-    into: str = "adapter"
+    keep: Annotated[int | None, AT_LEAST_ONE] = None
+    into: Annotated[str, Choice("adapter", "weights")] = "adapter"
     output: str = ""
 
 

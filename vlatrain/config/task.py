@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Choice
 from vlatrain.config.spec import TaskSpec, shipped_spec
 
 
@@ -19,10 +20,10 @@ class DecodeConfig:
         length_penalty: exponent of the length in the beam score (beams only).
     """
 
-    num_beams: int = 1
-    max_new_tokens: int = 20
-    min_new_tokens: int = 0
-    length_penalty: float = 1.0
+    num_beams: Annotated[int, AT_LEAST_ONE] = 1
+    max_new_tokens: Annotated[int, AT_LEAST_ONE] = 20
+    min_new_tokens: Annotated[int, NOT_NEGATIVE] = 0
+    length_penalty: Annotated[float, FINITE] = 1.0
 
 
 @dataclass
@@ -61,22 +62,22 @@ class TaskConfig:
     name: str = "vqa"
     points: list[str] = field(default_factory=list)
     metric: str = "accuracy"
-    answers: str = "generate"
+    answers: Annotated[str, Choice("generate", "rank")] = "generate"
     answer_list: list[str] = field(default_factory=list)
     prompt: str = ""
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     question: str = "what is in the picture?"
     java_metrics: bool = False
-    temperature: float | None = None
+    temperature: Annotated[float | None, POSITIVE] = None
     matching: bool = True
-    rerank: int = 0
-    negatives: int = 15
-    max_length: int = 40
+    rerank: Annotated[int, NOT_NEGATIVE] = 0
+    negatives: Annotated[int, AT_LEAST_ONE] = 15
+    max_length: Annotated[int, AT_LEAST_ONE] = 40
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     parts: dict[str, Any] = field(default_factory=dict)
-    sampling: str = "proportional"
-    sampling_temperature: float = 2.0
+    sampling: Annotated[str, Choice("proportional", "balanced", "temperature")] = "proportional"
+    sampling_temperature: Annotated[float, AT_LEAST_ONE] = 2.0
     spec: TaskSpec = field(default_factory=TaskSpec)
 
     def __post_init__(self) -> None:

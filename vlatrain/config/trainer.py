@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Choice
 
 
 @dataclass
@@ -33,26 +36,26 @@ class TrainerConfig:
         threads: CPU threads of torch; 0 leaves torch's choice.
     """
 
-    epochs: int = 2
-    max_steps: int | None = None
-    batch_size: int = 32
-    eval_batch_size: int | None = None
-    accumulate: int = 1
-    precision: str = "auto"
+    epochs: Annotated[int, AT_LEAST_ONE] = 2
+    max_steps: Annotated[int | None, AT_LEAST_ONE] = None
+    batch_size: Annotated[int, AT_LEAST_ONE] = 32
+    eval_batch_size: Annotated[int | None, AT_LEAST_ONE] = None
+    accumulate: Annotated[int, AT_LEAST_ONE] = 1
+    precision: Annotated[str, Choice("auto", "fp32", "bf16", "fp16")] = "auto"
     tf32: bool = False
     low_norms: bool = False
-    device: str = "auto"
+    device: Annotated[str, Choice("auto", "cpu", "cuda")] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
-    eval_every: int = 0
-    save_every: int = 0
-    log_every: int = 10
-    keep: int = 1
-    patience: int = 0
-    workers: int = 0
-    cache: str = "auto"
-    cache_gb: float = 50.0
-    threads: int = 0
+    eval_every: Annotated[int, NOT_NEGATIVE] = 0
+    save_every: Annotated[int, NOT_NEGATIVE] = 0
+    log_every: Annotated[int, AT_LEAST_ONE] = 10
+    keep: Annotated[int, NOT_NEGATIVE] = 1
+    patience: Annotated[int, NOT_NEGATIVE] = 0
+    workers: Annotated[int, NOT_NEGATIVE] = 0
+    cache: Annotated[str, Choice("auto", "off", "memory", "disk")] = "auto"
+    cache_gb: Annotated[float, POSITIVE] = 50.0
+    threads: Annotated[int, NOT_NEGATIVE] = 0
 
     @property
     def samples_per_evaluation_pass(self) -> int:

@@ -26,7 +26,7 @@ def chosen(model: nn.Module, kinds: Iterable[str], sites: Sites) -> list[str]:
 
     Args:
         model: the backbone, without adapters.
-        kinds: any of `vlatrain.config.methods.TRUNK`.
+        kinds: any of the choices of `AdapterConfig.trunk`.
         sites: where the method goes: the towers that have a point are those whose weights train.
 
     Raises:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from vlatrain.config import OptimConfig, UserError
 
-SCHEDULES = ("linear", "cosine", "constant")
-
 
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], config: OptimConfig, group_of: Callable[[str], str]
@@ -49,12 +47,7 @@ def rate(step: int, total: int, config: OptimConfig) -> float:
     """Learning rate of a step (from 0) of `total`, as a share of the peak: linear warm-up, then the schedule's descent.
 
     The first step already learns, and the last one before a descent to 0 still does.
-
-    Raises:
-        UserError: an unknown schedule.
     """
-    if config.schedule not in SCHEDULES:
-        raise UserError(f"optim.schedule={config.schedule} is unknown; there are {', '.join(SCHEDULES)}")
     warmup = round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
     if step < warmup:
         return (step + 1) / (warmup + 1)

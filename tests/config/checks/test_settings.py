@@ -11,6 +11,7 @@ from tests.conftest import adapter_config, model_config
 from vlatrain.adapters import bottleneck
 from vlatrain.config import EvalConfig, PredictConfig, TaskConfig, TrainConfig
 from vlatrain.config.checks import settings as validate
+from vlatrain.config.limits import choices
 from vlatrain.config.spec import described, shipped_spec
 from vlatrain.metrics import caption, classification, instruct, retrieval
 
@@ -171,7 +172,7 @@ def choosing(task: str) -> set[str]:
 
 
 def test_names_agree_with_the_code_behind_them() -> None:
-    assert set(validate.ACTIVATIONS) == set(bottleneck.ACTIVATIONS)
+    assert set(choices(TrainConfig, "adapter.activation")) == set(bottleneck.ACTIVATIONS)
     captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
     assert choosing("captioning") == {*captions, "meteor", "spice"}
     recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}

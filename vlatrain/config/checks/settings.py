@@ -5,94 +5,15 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from vlatrain.config import joint, methods, spec
+from vlatrain.config import joint, limits, methods, spec
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
-
-# Names that more than one place knows: tests/config/checks/test_settings.py compares them with the code that implements them.
-ACTIVATIONS = ("gelu", "relu", "silu", "tanh", "leaky_relu", "identity")
-NEEDS = ("other", "features", "sources", "parts", "end", "layers", "attn", "frozen", "insert", "chain")
-
-Rule = tuple[Callable[[Any], bool], str]
-
-_positive: Rule = (lambda value: value > 0 and math.isfinite(value), "more than 0")
-_not_negative: Rule = (lambda value: value >= 0 and math.isfinite(value), "0 or more")
-_at_least_one: Rule = (lambda value: value >= 1, "1 or more")
-_share: Rule = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
-_finite: Rule = (math.isfinite, "a finite number")
-
-_RANGES: dict[str, Rule] = {
-    "task.max_length": _at_least_one,
-    "task.temperature": _positive,
-    "task.rerank": _not_negative,
-    "task.negatives": _at_least_one,
-    "task.sampling_temperature": _at_least_one,
-    "task.decode.num_beams": _at_least_one,
-    "task.decode.max_new_tokens": _at_least_one,
-    "task.decode.min_new_tokens": _not_negative,
-    "task.decode.length_penalty": _finite,
-    "adapter.dim": _at_least_one,
-    "adapter.dropout": _share,
-    "adapter.scaling": _positive,
-    "adapter.init_std": _positive,
-    "adapter.rate": _positive,
-    "adapter.drop_layers": _not_negative,
-    "adapter.drop_random": _not_negative,
-    "data.train_size": _at_least_one,
-    "data.eval_size": _at_least_one,
-    "data.seed": _not_negative,
-    "data.crop": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
-    "data.flip": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "data.views": _not_negative,
-    "optim.lr": _positive,
-    "optim.weight_decay": _not_negative,
-    "optim.beta1": _share,
-    "optim.beta2": _share,
-    "optim.eps": _positive,
-    "optim.warmup": _not_negative,
-    "optim.clip": _not_negative,
-    "trainer.epochs": _at_least_one,
-    "trainer.max_steps": _at_least_one,
-    "trainer.batch_size": _at_least_one,
-    "trainer.eval_batch_size": _at_least_one,
-    "trainer.accumulate": _at_least_one,
-    "trainer.eval_every": _not_negative,
-    "trainer.save_every": _not_negative,
-    "trainer.log_every": _at_least_one,
-    "trainer.keep": _not_negative,
-    "trainer.patience": _not_negative,
-    "trainer.workers": _not_negative,
-    "trainer.threads": _not_negative,
-    "trainer.cache_gb": _positive,
-    "seed": _not_negative,
-    "top_k": _at_least_one,
-    "keep": _at_least_one,
-}
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "task.sampling": joint.SAMPLING,
-    "task.answers": ("generate", "rank"),
-    "model.quantize": (4, 8),
-    "adapter.activation": ACTIVATIONS,
-    "adapter.init": ("zero", "normal"),
-    "data.name": ("shapes", "files", "hub"),
-    "optim.schedule": ("linear", "cosine", "constant"),
-    "trainer.precision": ("auto", "fp32", "bf16", "fp16"),
-    "trainer.cache": ("auto", "off", "memory", "disk"),
-    "trainer.device": ("auto", "cpu", "cuda"),
-    "logger.name": ("none", "wandb", "tensorboard"),
-    "logger.mode": ("online", "offline", "disabled"),
-    "resume": ("auto", "no"),
-    "split": ("eval", "test"),
-    "into": ("adapter", "weights"),
-}
 
 PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
 
@@ -105,13 +26,8 @@ def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
         folders: the user's own folders of YAML files, whose backbones a message may name.
     """
     if isinstance(config, MergeConfig):
-        return [*_out_of_range(config), *_unknown_names(config), *_model(config, folders), *_merge(config)]
-    found = [
-        *_out_of_range(config),
-        *_unknown_names(config),
-        *methods.problems(config.adapter),
-        *_model(config, folders),
-    ]
+        return [*_values(config), *_model(config, folders), *_merge(config)]
+    found = [*_values(config), *methods.problems(config.adapter), *_model(config, folders)]
     found += [*_rates(config), *_run(config), *_logger(config)]
     if wrong := joint.problems(config):
         return [*found, *wrong]
@@ -122,33 +38,13 @@ def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
     return found if config.task.name == joint.JOINT else [*found, *_data(config)]
 
 
-def _get(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part, None)
-    return config
-
-
-def _values(config: TrainConfig, key: str) -> Iterable[tuple[str, Any]]:
-    """A key's values that are set, and the keys as they are written: that of the method is also one of each of its parts."""
-    found = {key: _get(config, key)}
-    group, _, rest = key.partition(".")
-    if group == "adapter" and config.adapter.parts and not any(methods.wrong_parts(config.adapter)):
-        for name, method in methods.components(config.adapter).items():
-            found[f"adapter.parts.{name}.{rest}"] = _get(method, rest)
-    return [(shown, value) for shown, value in found.items() if value is not None]
-
-
-def _out_of_range(config: TrainConfig) -> Iterable[str]:
-    for key, (holds, wanted) in _RANGES.items():
-        for shown, value in _values(config, key):
-            if not holds(value):
-                yield f"{shown}={value}: must be {wanted}"
-    if config.data.eval is None and not 0 < config.data.eval_fraction < 1:
-        yield f"data.eval_fraction={config.data.eval_fraction}: must be between 0 and 1"
+def _values(config: TrainConfig) -> Iterable[str]:
+    yield from limits.problems(config)
     decode = config.task.decode
     if decode.min_new_tokens > decode.max_new_tokens >= 1:
         yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
     yield from _classes(config.task)
+    yield from _task(config.task)
 
 
 def _classes(config: TaskConfig) -> Iterable[str]:
@@ -163,15 +59,6 @@ def _classes(config: TaskConfig) -> Iterable[str]:
     for template in config.templates:
         if template.count("{}") != 1:
             yield f"task.templates: {template!r}: the class's name goes where {{}} stands, once"
-
-
-def _unknown_names(config: TrainConfig) -> Iterable[str]:
-    for key, names in _CHOICES.items():
-        for shown, value in _values(config, key):
-            if value not in names:
-                known = tuple(map(str, names))
-                yield f"{shown}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}"
-    yield from _task(config.task)
 
 
 def _task(config: TaskConfig) -> Iterable[str]:
@@ -231,7 +118,7 @@ def _parts(config: TrainConfig, reported: list[str]) -> Iterable[str]:
                 f"{served.architecture}, which serves them all, is made for {', '.join(served.parts)}"
             )
         data = [] if isinstance(part, PredictConfig) else _data(part)
-        for problem in [*_out_of_range(part), *_unknown_names(part), *data]:
+        for problem in [*_values(part), *data]:
             if problem not in reported:
                 found.setdefault(problem, []).append(name)
     for problem, names in found.items():
