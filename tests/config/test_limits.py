@@ -15,6 +15,7 @@ from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.keys import required, type_of
 from vlatrain.config.limits import Choice, choices, limits, problems
 from vlatrain.config.methods import problems as method_problems
+from vlatrain.config.optim import PARAMETER_GROUPS
 
 CHOICES = {
     key: tuple(map(str, limit.values))
@@ -66,6 +67,11 @@ def comments() -> Iterator[tuple[str, str, str]]:
             elif found := re.match(r"( *)(\w+):$", line):
                 del path[(file.parent != CONF) + len(found[1]) // 2 :]
                 path.append(found[2])
+
+
+def test_parameter_groups_are_documented_where_they_are_set() -> None:
+    listed = (CONF / "optim" / "adamw.yaml").read_text(encoding="utf-8")
+    assert f"rates of {', '.join(PARAMETER_GROUPS)} where" in listed
 
 
 def words(text: str) -> set[str]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vlatrain.config import OptimConfig, UserError
+from vlatrain.config.optim import Group
 from vlatrain.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors, rate, set_rates
 
 
@@ -17,8 +18,8 @@ def parameters() -> dict[str, nn.Parameter]:
     }
 
 
-def group_of(name: str) -> str:
-    return name.split(".")[0] if "." in name else "norm"
+def group_of(name: str) -> Group:
+    return "adapter" if name.startswith("adapter") else "head" if name.startswith("head") else "trunk"
 
 
 def test_groups_have_their_rate_and_vectors_no_decay() -> None:
@@ -34,15 +35,16 @@ def test_groups_have_their_rate_and_vectors_no_decay() -> None:
         "adapter.weight": ("adapter", 0.1, 0.5),
         "adapter.bias": ("adapter", 0.1, 0.0),
         "head.weight": ("head", 0.01, 0.5),
-        "scale": ("norm", 0.1, 0.0),
+        "scale": ("trunk", 0.1, 0.0),
     }
-    assert set_rates(optimizer, 0.5) == {"adapter": 0.05, "head": 0.005, "norm": 0.05}
+    assert set_rates(optimizer, 0.5) == {"adapter": 0.05, "head": 0.005, "trunk": 0.05}
     assert set_rates(optimizer, 0.5)["head"] == 0.005, "shares are of the peak, not of the last rate"
 
 
 def test_a_rate_for_a_group_that_is_not_trained_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optim\.groups\.trunk.*adapter, head, norm"):
-        make_optimizer(parameters(), OptimConfig(groups={"trunk": 1.0}), group_of)
+    named = {name: parameter for name, parameter in parameters().items() if group_of(name) != "head"}
+    with pytest.raises(UserError, match=r"optim\.groups\.head.*adapter, trunk"):
+        make_optimizer(named, OptimConfig(groups={"head": 1.0}), group_of)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from vlatrain.config.limits import DROP_RATE, NOT_NEGATIVE, POSITIVE, Choice
+
+Group = Literal["adapter", "head", "trunk"]
+PARAMETER_GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass
@@ -21,7 +24,8 @@ class OptimConfig:
         schedule: shape after warm-up: linear (to 0), cosine (to 0) or constant.
         warmup: optimizer steps of linear warm-up; below 1, a share of all steps.
         clip: largest gradient norm; 0 leaves gradients as they are.
-        groups: learning rate by parameter group (adapter, norm, head, trunk) where it differs from `lr`.
+        groups: learning rate by parameter group where it differs from `lr`: `adapter` (what a method adds, and what one of
+            PEFT trains), `head` (the task's heads), `trunk` (the backbone's own weights that train: norms, biases, or all).
     """
 
     lr: Annotated[float, POSITIVE] = 1e-3

@@ -21,6 +21,7 @@ from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, is_peft
+from vlatrain.config.optim import Group
 from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.merging.fuse import fill, fused_places
 from vlatrain.injection.mixed import Mixed, in_order, load, refuse_overlap
@@ -223,8 +224,8 @@ def _targets(config: AdapterConfig, sites: Sites) -> list[str]:
 _PREFIXES = tuple({tuner.prefix for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values() if getattr(tuner, "prefix", "")})
 
 
-def group_of(name: str) -> str:
-    """Parameter group of a trainable parameter, by its name in the model: adapter, head or trunk."""
+def group_of(name: str) -> Group:
+    """Parameter group of a trainable parameter, by its name in the model."""
     if ".modules_to_save." in name:
         return "head"
     parts = name.split(".")

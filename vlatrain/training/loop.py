@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_folder
+from vlatrain.config.optim import Group
 from vlatrain.data.sample import Sample
 from vlatrain.runs import RunFolder, config_text
 from vlatrain.tasks.base import Batch, Evaluation, Task
@@ -68,14 +69,14 @@ class Trained:
 
     Attributes:
         model: the model. What requires gradients is trained; with nothing to train, the loop only evaluates.
-        group_of: parameter group (adapter, norm, head, trunk) of a trained parameter's name.
+        group_of: the parameter group of a trained parameter, by its name.
         save_adapter: writes what was trained into an existing, empty folder; None: there is nothing to write.
         layers: the layers of the towers, for gradient checkpointing and compilation.
         within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
     """
 
     model: nn.Module
-    group_of: Callable[[str], str]
+    group_of: Callable[[str], Group]
     save_adapter: Callable[[Path], None] | None = None
     layers: Sequence[nn.Module] = ()
     within: Callable[[int], AbstractContextManager[Any]] = nullcontext

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vlatrain.config import OptimConfig, UserError
+from vlatrain.config.optim import Group
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: OptimConfig, group_of: Callable[[str], str]
+    parameters: Mapping[str, nn.Parameter], config: OptimConfig, group_of: Callable[[str], Group]
 ) -> torch.optim.AdamW:
     """AdamW with a parameter group for each group of `group_of`, and within it one without decay for biases, norms and
     other vectors. Each has its peak learning rate as `peak` and its `name`.
@@ -21,7 +22,7 @@ def make_optimizer(
     Raises:
         UserError: `optim.groups` names a group that has no trained parameter.
     """
-    split: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    split: dict[tuple[Group, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         split.setdefault((group_of(name), parameter.dim() >= 2), []).append(parameter)
     present = sorted({group for group, _ in split})

@@ -52,6 +52,7 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("optim.warmup", -1.0),
         ("optim.beta2", 1.0),
         ("optim.groups", {"heads": 1e-3}),
+        ("optim.groups", {"norm": 1e-3}),  # norms that train are of the trunk
         ("optim.groups", {"head": 0.0}),
         ("trainer.batch_size", 0),
         ("trainer.eval_batch_size", 0),

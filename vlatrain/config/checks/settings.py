@@ -12,10 +12,9 @@ from vlatrain.config import joint, limits, methods, spec
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.config.optim import PARAMETER_GROUPS
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.task import TaskConfig
-
-PARAMETER_GROUPS = ("adapter", "norm", "head", "trunk")
 
 
 def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
@@ -130,8 +129,7 @@ def _rates(config: TrainConfig) -> Iterable[str]:
         key = f"optim.groups.{group}"
         if group not in PARAMETER_GROUPS:
             yield f"{key}: must be one of {', '.join(PARAMETER_GROUPS)}{did_you_mean(str(group), PARAMETER_GROUPS)}"
-        if not (rate > 0 and math.isfinite(rate)):
-            yield f"{key}={rate}: must be more than 0"
+        yield from limits.POSITIVE.problems(key, rate)
 
 
 def _run(config: TrainConfig) -> Iterable[str]:
