@@ -184,7 +184,8 @@ class _RegisterWithPeft(importlib.abc.MetaPathFinder):
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module("vlatrain.injection.peft_method")
+                if "vlatrain.injection.site" not in sys.modules:  # else it is imported from there, half-way
+                    importlib.import_module("vlatrain.injection.peft_method")
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -319,3 +320,7 @@ def _as_keep(mask: Tensor) -> Tensor:
     if mask.dim() == 4:
         mask = mask[:, 0, 0]
     return mask if mask.dtype == torch.bool else mask > (0 if not mask.is_floating_point() else -1)
+
+
+# PEFT may have been imported from here first: then its hook (vlatrain/__init__.py) leaves it to us to make the method known
+importlib.import_module("vlatrain.injection.peft_method")
