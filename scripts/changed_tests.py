@@ -1,7 +1,8 @@
 """Print the test folders that mirror what has changed: `python scripts/changed_tests.py [BASE]`.
 
 BASE is a commit; by default the one that this branch left the main one at. Uncommitted and new files count. A room of the package
-is tested by the folder of its name, a file at its top by tests/test_FILE.py, and the YAML files of conf/ by tests/config.
+is tested by the folder of its name, a file at its top by tests/test_FILE.py, the YAML files of conf/ by tests/config, and what
+is written about them by tests/test_readme.py.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def mirrors(files: Iterable[str]) -> list[str]:
 
 def _mirror(file: Path) -> Iterator[str]:
     top, *rest = file.parts
+    if file.suffix == ".md":
+        yield "tests/test_readme.py"
     if top == "tests":
         shared = file.suffix == ".py" and not file.name.startswith("test_")  # what several tests of the folder use
         yield (file.parent if shared or len(rest) > 1 else file).as_posix()
@@ -48,7 +51,7 @@ def _mirror(file: Path) -> Iterator[str]:
         yield f"tests/{rest[0]}" if len(rest) > 1 else f"tests/test_{file.name}"
     elif top == "conf":
         yield "tests/config"
-    elif top in ("Makefile", "pyproject.toml", "README.md"):
+    elif top in ("Makefile", "pyproject.toml", "CHANGELOG.md", ".pre-commit-config.yaml"):
         yield "tests/test_packaging.py"
 
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -62,6 +63,14 @@ def test_the_tests_of_versions_are_there(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_change_log_knows_this_version() -> None:
     assert f"## {vlatrain.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_hooks_before_a_commit_have_the_pinned_versions() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pins = pinned("constraints.txt")
+    needed = {name for hook in local["hooks"] for name in hook["additional_dependencies"]}
+    assert needed == {f"{name}=={pins[name]}" for name in ("ruff", "mypy")}
+    assert {"ruff", "mypy"} <= {Requirement(text).name for text in PROJECT["optional-dependencies"]["dev"]}
 
 
 def test_make_help_lists_every_target() -> None:
