@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_compose import served
 from tests.commands import tiny_run
 from vlatrain.cli import main as cli
 from vlatrain.cli.call import resolved
@@ -80,6 +81,23 @@ def test_its_tables_have_every_choice(group: str) -> None:
     assert shown == set(options_of(conf_dir())[group])
 
 
+def test_its_table_of_backbones_says_what_they_do() -> None:
+    (table,) = re.findall(r"^\| `model=`.*?\n\n", README.read_text(), re.MULTILINE | re.DOTALL)
+    tasks = options_of(conf_dir())["task"]
+    for models, cell in re.findall(r"^\| (`.*?`) \| (.*?) \|$", table.partition("\n")[2], re.MULTILINE):
+        shown = {task for task in tasks if re.search(rf"\b{task}\b", cell.lower())}
+        for model in re.findall(r"`(\w+)`", models):
+            beside = {"instruct"} if "composite" in model else set()  # of the language model, in a file of its own
+            assert shown == {*served(model), *beside}, model
+
+
+def test_scripts_and_targets_named_are_there() -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"^make ([\w-]+)", all_commands(), re.MULTILINE)) <= set(targets)
+    for script in re.findall(r"^python3? (scripts/\S+)", all_commands(), re.MULTILINE):
+        assert (ROOT / script).is_file(), script
+
+
 # What is shown as output
 
 
@@ -92,7 +110,7 @@ def shape(text: str) -> list[str]:
     lines = [
         line for line in lines if not line.endswith("left") or re.match("training.* samples/s", line)
     ]  # known later
-    return list(dict.fromkeys(line.replace("0 (best)", "0") for line in lines if line))
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def test_the_first_command_says_what_is_shown(
@@ -130,9 +148,7 @@ def test_a_typo_is_refused_as_shown(name: str, capsys: pytest.CaptureFixture[str
 
 def test_shown_counts_are_those_of_the_audit() -> None:
     audit = (ROOT / "scripts" / "audit.yaml").read_text(encoding="utf-8")
-    found = re.findall(
-        r"^vlatrain inspect experiment=\S*/(\w+) +# +([\d,]+).*published ([\d.]+)", _all_commands(), re.M
-    )
+    found = re.findall(r"^vlatrain inspect experiment=\S*/(\w+) +# +([\d,]+).*published ([\d.]+)", all_commands(), re.M)
     assert len(found) == 3
     for recipe, count, published in found:
         rows = re.findall(rf"recipe: {recipe}\b(.*?)(?:- \{{|- name|- title|\Z)", audit, re.DOTALL)
@@ -142,7 +158,7 @@ def test_shown_counts_are_those_of_the_audit() -> None:
 # Command lines
 
 
-def _all_commands() -> str:
+def all_commands() -> str:
     return "\n".join(block for path in GUIDES for block in blocks(path, "bash"))
 
 
