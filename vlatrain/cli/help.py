@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 
+from vlatrain.config.folder import RECIPES
+from vlatrain.config.keys import all_keys, required, type_of
+from vlatrain.config.schema import TrainConfig, readers
 from vlatrain.verbs import VERBS
 
 _EXAMPLES = """\
@@ -68,6 +73,7 @@ _VERB_TEXTS = {
         "  text=TEXT               retrieval: find the images of image=FOLDER that fit\n"
         "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"
         "  input=FILE              many at once: a file of samples as for data=files\n"
+        "  part=NAME               a joint run: the part that is asked, where the query fits several\n"
         "  output=FILE             results as JSONL\n"
         "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
@@ -134,12 +140,37 @@ def overview(options: dict[str, list[str]]) -> str:
 
 
 def of_verb(verb: str, options: dict[str, list[str]]) -> str:
-    """The text of `vlatrain VERB --help`."""
+    """The text of `vlatrain VERB --help`: of groups and keys those that the verb reads."""
     usage, text, examples = _VERB_TEXTS[verb]
-    return f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n\ngroups\n{_groups(options)}\n\noptions\n{_HYDRA}\n"
+    told = f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n"
+    if verb == "cache":  # none of Hydra's
+        return told
+    own = {group: names for group, names in options.items() if _takes(verb, "adapter" if group == RECIPES else group)}
+    keys: dict[str, list[str]] = {}
+    for key in keys_of(verb):
+        group, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
+        keys.setdefault(group, []).append(name)
+    groups = f"\ngroups (the whole choice: GROUP=OPTION)\n{_groups(own)}\n" if own else ""
+    return (
+        f"{told}{groups}\nkeys (single values: GROUP.KEY=VALUE; all of them with --cfg job)\n{_groups(keys)}\n\n"
+        f"options\n{_HYDRA}\n"
+    )
 
 
-def _groups(options: dict[str, list[str]]) -> str:
+def keys_of(verb: str) -> Iterator[str]:
+    """The keys of all verbs that this one reads, without those that say what an option is."""
+    for key in all_keys(TrainConfig):
+        group, _, name = key.partition(".")
+        described = key.startswith("task.spec") or (name == "name" and group != "run")
+        if not described and not dataclasses.is_dataclass(required(type_of(TrainConfig, key))) and _takes(verb, key):
+            yield key
+
+
+def _takes(verb: str, key: str) -> bool:
+    return ("train" if verb == "inspect" else verb) in readers(key)
+
+
+def _groups(options: Mapping[str, Sequence[str]]) -> str:
     lines: list[str] = []
     for group, names in options.items():
         wrapped = textwrap.wrap(", ".join(names), width=100, break_on_hyphens=False)

@@ -143,3 +143,9 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("trainer.gradient_checkpointing", "trainer.compile", "trainer.keep"), _TRAINING),
     **dict.fromkeys(("trainer.eval_every", "trainer.save_every", "trainer.log_every"), _TRAINING),
 }
+
+
+def readers(key: str) -> tuple[str, ...]:
+    """The verbs that read a key, by `READ_BY`; `inspect` is not named, as it takes what train takes."""
+    entry = max((known for known in READ_BY if key == known or key.startswith(f"{known}.")), key=len, default="")
+    return READ_BY.get(entry, ("train", "eval", "predict", "merge"))

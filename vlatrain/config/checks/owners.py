@@ -21,7 +21,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
 from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.schema import READ_BY, EvalConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, TrainConfig, readers
 
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _PART = re.compile(r"(task|data)\.parts\.([^.]+)\.(.+)")
@@ -192,7 +192,7 @@ def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
         return f"{key}: says what task={name} is, and is no option; a task of your own says its own (vlatrain/tasks/README.md)"
     if file:
         return _of_option(key, config, verb)
-    if verb not in (verbs := _verbs(key)):
+    if verb not in (verbs := readers(key)):
         return _described(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
     unmet = (c.told for c in CONDITIONS if any(_within(key, known) for known in c.keys) and not c.holds(config))
     return _of_option(key, config, verb) or next(unmet, "").format(key=key, c=config)
@@ -226,12 +226,6 @@ def _described(who: str, key: str, others: list[str]) -> str:
 
 def _within(key: str, known: str) -> bool:
     return key == known or key.startswith(f"{known}.")
-
-
-def _verbs(key: str) -> tuple[str, ...]:
-    """The verbs that read a key: of several entries that it lies in, the longest counts."""
-    entry = max((known for known in READ_BY if _within(key, known)), key=len, default="")
-    return READ_BY.get(entry, ("train", "eval", "predict", "merge"))
 
 
 @cache
