@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 from vlatrain.cli.registry import FROM_RUN, OF_RUN, SCHEMAS, register_run
+from vlatrain.config.checks.owners import takes_no
 from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir, options_of, subgroups_of
 from vlatrain.config.keys import all_keys, did_you_mean, is_open, leaves, open_below, problems_in
@@ -97,7 +98,7 @@ def check(request: Request, texts: list[str], loader: ConfigLoader) -> Checked:
             continue
         alternatives: list[str] = []
         for single in _singles(override, parser, groups):
-            problems = _problems(single, request.schema, groups)
+            problems = _problems(single, request, groups)
             checked.problems += problems
             if not problems:
                 alternatives.append(_opened(single, request.schema, groups))
@@ -200,8 +201,8 @@ def _singles(override: Override, parser: OverridesParser, groups: dict[str, list
             yield parser.parse_override(f"{key}={value}")
 
 
-def _problems(override: Override, schema: type[TrainConfig], groups: dict[str, list[str]]) -> list[str]:
-    key, value = override.key_or_group, override.value()
+def _problems(override: Override, request: Request, groups: dict[str, list[str]]) -> list[str]:
+    schema, key, value = request.schema, override.key_or_group, override.value()
     text = str(override.input_line)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")) or override.package is not None:
         return []
@@ -221,6 +222,9 @@ def _problems(override: Override, schema: type[TrainConfig], groups: dict[str, l
     if override.is_delete():
         return [f"{text}: only a group can be taken out, such as ~logger"]
     found = problems_in(schema, value, key)
+    able = [verb for verb, other in SCHEMAS.items() if key in other.__dataclass_fields__]
+    if able and request.verb not in able:
+        return [takes_no(f"vlatrain {request.verb}", key, [f"vlatrain {verb}" for verb in able])]
     if found and "there is no key" in found[0] and not isinstance(value, dict):
         return [f"{text}: there is no key {key}{did_you_mean(key, [*all_keys(schema), 'experiment'])}"]
     if not found and override.is_add() and not open_below(schema, key):

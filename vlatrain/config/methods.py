@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vlatrain.config import limits
 from vlatrain.config.adapter import COMMON, AdapterConfig
 from vlatrain.config.errors import Incompatible, UserError
-from vlatrain.config.folder import conf_dir
+from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
 BARE = ("full", "none")  # methods without modules of their own, hence without options
@@ -123,7 +123,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if getattr(config, name) is not None and name not in has:
             known = ", ".join([*has, *schema.get("options", {})]) or "none"
             known += f"; its parts may: {key}.parts.NAME.{name}" if config.parts else ""
-            yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}")
+            yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}{_others(name)}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
     if config.share.what != "none" and "share" not in schema and not any(limits.problems(config.share)):
@@ -170,10 +170,32 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         yield f"{key}.points: every part has points of its own, such as {key}.parts.{name}.points"
 
 
+def having(option: str) -> list[str]:
+    """The methods that have an option, by the names of their designs."""
+    methods = {name: described(name) or {} for name in options_of(conf_dir())["adapter"]}
+    return [
+        name
+        for name, schema in methods.items()
+        if schema.get("name") == name and (schema.get(option) is not None or option in schema.get("options", {}))
+    ]
+
+
+def _others(option: str) -> str:
+    """`; adapter=prompt has it`: of many the first few; empty if no method has it."""
+    able = [f"adapter={name}" for name in having(option)]
+    if len(able) < 2:
+        return "".join(f"; {name} has it" for name in able)
+    most, last = (able[:3], f"{len(able) - 3} more") if len(able) > 4 else (able[:-1], able[-1])
+    return f"; {', '.join(most)} and {last} have it"
+
+
 def _options(values: Mapping[str, Any], known: Mapping[str, Any], key: str, title: str) -> Iterator[str]:
     for name, value in values.items():
         if name not in known:
-            yield f"{key}.{name}: {title} has no such option{did_you_mean(name, [*known])}; it has {', '.join(known)}"
+            yield (
+                f"{key}.{name}: {title} has no such option{did_you_mean(name, [*known])}; it has "
+                f"{', '.join(known) or 'none'}{_others(name)}"
+            )
         elif not _fits(value, known[name]):
             yield f"{key}.{name}={value}: expected {type_name(type(known[name]))}"
 

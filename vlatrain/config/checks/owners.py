@@ -193,7 +193,7 @@ def _refused(key: str, config: TrainConfig, verb: str, file: str) -> str:
     if file:
         return _of_option(key, config, verb)
     if verb not in (verbs := readers(key)):
-        return _described(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
+        return takes_no(f"vlatrain {verb}", key, [f"vlatrain {other}" for other in verbs])
     unmet = (c.told for c in CONDITIONS if any(_within(key, known) for known in c.keys) and not c.holds(config))
     return _of_option(key, config, verb) or next(unmet, "").format(key=key, c=config)
 
@@ -207,18 +207,19 @@ def _of_option(key: str, config: TrainConfig, verb: str) -> str:
         if (
             able and option in _options(group) and option not in able
         ):  # a task of the user's own says what it reads by its code
-            return _described(f"{group}={option}", key, [f"{group}={name}" for name in able])
+            return takes_no(f"{group}={option}", key, [f"{group}={name}" for name in able])
     if key.startswith("model.options."):
         name, own = rest.split(".")[1], OPTIONS.get(config.model.family)
         if own is not None and name not in own:
             able = [f"family={family}" for family, names in OPTIONS.items() if name in names and family not in FORMER]
             known = f", only {', '.join(own)}" if own and not able else ""
             title = f"model={config.model.name} (family={config.model.family})"
-            return _described(title, key + known, able) + did_you_mean(name, own)
+            return takes_no(title, key + known, able) + did_you_mean(name, own)
     return ""
 
 
-def _described(who: str, key: str, others: list[str]) -> str:
+def takes_no(who: str, key: str, others: list[str]) -> str:
+    """`data=shapes takes no data.train; data=files and data=hub do`."""
     *most, last = others or [""]
     does = f"{', '.join(most)} and {last} do" if most else f"{last} does"
     return f"{who} takes no {key}" + (f"; {does}" if others else "")
