@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hydra.core.plugins import Plugins
 
+from vlatrain import verbs
 from vlatrain.cli import main as cli
 from vlatrain.cli.compose import prepare
 from vlatrain.cli.overrides import Request
@@ -47,7 +48,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("scored_calls")
     module.call = call  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "scored_calls", module)
-    monkeypatch.setattr(cli, "VERBS", dict.fromkeys(cli.VERBS, Verb("", "scored_calls.call")))
+    monkeypatch.setattr(verbs, "VERBS", dict.fromkeys(verbs.VERBS, Verb("", "scored_calls.call")))
 
 
 def test_jobs_in_processes_of_their_own_end_in_the_same_table(

@@ -15,6 +15,7 @@ import yaml
 from hydra._internal.hydra import Hydra
 
 from tests.conftest import model_config
+from vlatrain import verbs
 from vlatrain.cli import main as cli
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
 from vlatrain.config.folder import conf_dir, options_of
@@ -55,7 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     module = types.ModuleType("fake_calls")
     module.call = made  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_calls", module)
-    monkeypatch.setattr(cli, "VERBS", dict.fromkeys(cli.VERBS, Verb("", "fake_calls.call")))
+    monkeypatch.setattr(verbs, "VERBS", dict.fromkeys(verbs.VERBS, Verb("", "fake_calls.call")))
     monkeypatch.chdir(tmp_path)
     for name in ("WORLD_SIZE", "RANK", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)

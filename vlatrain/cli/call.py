@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlatrain import verbs
 from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TrainConfig, UserError, hub
 from vlatrain.config.checks.settings import problems
 from vlatrain.config.joint import subtasks
 from vlatrain.runs import COMMAND, Command, evaluation_named, named
-from vlatrain.verbs import VERBS
 
 
 def resolved(verb: str, config: TrainConfig, job: str = "", stamp: str | None = None) -> TrainConfig:
@@ -40,7 +40,7 @@ def call(verb: str, config: TrainConfig, command: Command = Command()) -> Any:  
         hub.resolve()
     typed = COMMAND.set(command)
     try:
-        return VERBS[verb].call(config)
+        return verbs.VERBS[verb].call(config)
     finally:
         COMMAND.reset(typed)
 

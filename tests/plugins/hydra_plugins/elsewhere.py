@@ -62,13 +62,13 @@ class Scored(BasicSweeper):
 
 def run(number: int) -> None:
     """One job, in its process."""
-    from vlatrain.cli import main as cli
+    from vlatrain import verbs
     from vlatrain.verbs import Verb
 
     index, overrides, context, config, function, state = pickle.loads(Path(f"{number}.job").read_bytes())
     setup_globals()
     Singleton._instances = state
-    cli.VERBS = dict.fromkeys(cli.VERBS, Verb("", f"{HERE}.train"))
+    verbs.VERBS = dict.fromkeys(verbs.VERBS, Verb("", f"{HERE}.train"))
     job = context.config_loader.load_sweep_config(config, overrides)
     with open_dict(job):
         job.hydra.job.id, job.hydra.job.num = str(index), index
