@@ -99,9 +99,10 @@ def test_answers_are_those_without_a_cache() -> None:
     assert found[0].predictions == found[1].predictions
 
 
-@pytest.mark.skipif(bool(fake_cuda.unavailable()), reason=fake_cuda.unavailable())
 @pytest.mark.parametrize(("name", "asked", "points", "expected", "_cpu"), KINDS)
 def test_types_on_a_gpu(name: str, asked: str, points: str, expected: torch.dtype, _cpu: torch.dtype) -> None:
+    if reason := fake_cuda.unavailable():
+        pytest.skip(reason)
     task = made(name, asked, points)
     backbone = task.backbone
     found = frontiers(backbone.model, backbone.config, asked)

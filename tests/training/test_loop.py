@@ -12,7 +12,7 @@ import torch
 
 from tests.numerics import assert_close
 from tests.training.conftest import SmallTask, load_adapter, make_config, make_model, make_samples, same
-from vlatrain.config import OptimConfig, UserError
+from vlatrain.config import UserError
 from vlatrain.tasks.base import Evaluation
 from vlatrain.training.modes import FrozenWeightsMoved, fingerprint, trainable
 
@@ -311,10 +311,3 @@ def test_full_fine_tuning_resumes_with_its_buffers(small: SimpleNamespace, tmp_p
     folder = small.folder / "whole" / "checkpoints"
     (folder / "step_18" / "manifest.json").unlink()
     assert same(run("whole"), whole)
-
-
-def test_unknown_settings_are_refused_before_the_first_step(small: SimpleNamespace) -> None:
-    config = make_config()
-    config.optim = OptimConfig(schedule="step")
-    with pytest.raises(UserError, match="schedule=step"):
-        small.loop(config=config)

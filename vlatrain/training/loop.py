@@ -138,7 +138,6 @@ class Loop:
         )
         epochs = self.trainer.epochs * self.order.steps_per_epoch
         self.total = 0 if not self.parameters else epochs if self.trainer.max_steps is None else self.trainer.max_steps
-        rate(0, max(1, self.total), config.optim)  # an unknown schedule is an error before the first step
         known = identity(train, self.order, self.total, self.parameters, combined(self.frozen))
         refuse_differing(known | {"precision": self.precision})  # as no frozen weight is sent, all must have the same
         broadcast(parameter.data for parameter in self.parameters.values())
