@@ -40,6 +40,7 @@ def tables() -> list[dict[str, Any]]:
     return yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text())
 
 
+@pytest.mark.slow
 def test_some_rows_are_as_published(audit: ModuleType) -> None:
     status, text = told(audit, *QUICK)
     assert status == 0, text

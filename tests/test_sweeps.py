@@ -51,6 +51,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verbs, "VERBS", dict.fromkeys(verbs.VERBS, Verb("", "scored_calls.call")))
 
 
+@pytest.mark.slow
 def test_jobs_in_processes_of_their_own_end_in_the_same_table(
     elsewhere: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,6 +212,7 @@ def learn(backbone: Any, task: str, steps: int) -> None:
 PAIRS = [(vision, language) for vision in ("clip", "dinov2") for language in LANGUAGE]
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     learn(loaded("clip", "gpt2", "vqa"), "vqa", 120)
 
