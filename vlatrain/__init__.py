@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlatrain.config import TrainConfig, UserError
-    from vlatrain.runs import Run
+    from vlatrain.runs import Run, list_runs
     from vlatrain.verbs.inspect import Inspection
     from vlatrain.verbs.predict import Predictor
 
@@ -33,7 +33,12 @@ __all__ = [
     "Predictor", "Run", "UserError", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "train",
 ]  # fmt: skip
 
-LAZY = {"Predictor": "vlatrain.verbs.predict", "Run": "vlatrain.runs", "UserError": "vlatrain.config"}
+LAZY = {
+    "Predictor": "vlatrain.verbs.predict",
+    "Run": "vlatrain.runs",
+    "UserError": "vlatrain.config",
+    "list_runs": "vlatrain.runs",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,10 +70,10 @@ def train(config: TrainConfig) -> Run:
     Raises:
         UserError: data, weights or a run folder that cannot be used; all that is wrong at once.
     """
-    from vlatrain.cli.call import call, check, resolved
+    from vlatrain.cli.call import call, check
 
     check(config)
-    run: Run = call("train", resolved("train", config))
+    run: Run = call("train", config)
     return run
 
 
@@ -85,10 +90,9 @@ def evaluate(run: Run | str | Path, *overrides: str) -> Run:
     Raises:
         UserError: data, weights or an adapter that cannot be had.
     """
-    from vlatrain.cli.call import call, resolved
+    from vlatrain.cli.call import call
 
-    config = _composed("eval", [f"run={_quoted(run)}", *overrides])
-    evaluation: Run = call("eval", resolved("eval", config))
+    evaluation: Run = call("eval", _composed("eval", [f"run={_quoted(run)}", *overrides]))
     return evaluation
 
 
@@ -142,17 +146,6 @@ def load(run: Run | str | Path, *overrides: str, part: str = "") -> Predictor:
 
     config = _composed("eval", [f"run={_quoted(run)}", *overrides])
     return Predictor(config, Path(config.source), part)
-
-
-def list_runs(folder: str | Path = "outputs") -> list[Run]:
-    """The runs in a folder, newest first.
-
-    Args:
-        folder: where they are looked for, four levels deep.
-    """
-    from vlatrain.runs import list_runs
-
-    return list_runs(folder)
 
 
 def _composed(verb: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> Any:

@@ -10,17 +10,13 @@ import pytest
 
 from tests.disk import killed_while_writing, room
 from vlatrain.config import TrainConfig, UserError
-from vlatrain.config.files import replace_file, replace_folder, write_file
+from vlatrain.config.files import replace_file, replace_folder, write_file, write_lines
 from vlatrain.reporting.loggers import JsonLines
 from vlatrain.runs import save_config
-from vlatrain.tasks import Evaluation
-from vlatrain.verbs.train import write_predictions
 
 WRITERS: dict[str, Callable[[Path, int], object]] = {
     "config.yaml": lambda folder, number: save_config(TrainConfig(seed=number), folder),
-    "predictions.jsonl": lambda folder, number: write_predictions(
-        folder / "predictions.jsonl", Evaluation({}, {}, [{"id": str(number)}] * 99)
-    ),
+    "predictions.jsonl": lambda folder, number: write_lines(folder / "predictions.jsonl", [{"id": str(number)}] * 99),
     "metrics.jsonl": lambda folder, number: JsonLines(folder / "metrics.jsonl").begin(number),
     "folder": lambda folder, number: replace_folder(
         folder / "folder", lambda where: (where / "content").write_text(f"{number}")

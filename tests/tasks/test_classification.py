@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close, near
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
@@ -213,12 +214,7 @@ def test_a_model_that_writes_learns_it() -> None:
     attach(backbone.model, adapter_config("bottleneck"), sites(config, "classification", ["*"]))
     samples = make_samples()
     work = build(TaskConfig(name="classification", question="which one?"), backbone, samples)
-    batch = work.collate(samples)
-    optimizer = torch.optim.Adam([p for p in backbone.model.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(12):
-        optimizer.zero_grad()
-        work.loss(batch).backward()
-        optimizer.step()
+    overfit(work, samples, 12, lr=3e-3)
     with torch.no_grad():
         assert work.evaluate(samples, three_at_a_time).metrics["accuracy"] == 100
 

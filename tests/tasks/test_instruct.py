@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from tests.conftest import make_samples, small_config
+from tests.learning import overfit
 from tests.numerics import near
 from tests.tasks.talker import Talker, described, talker
 from vlatrain.backbones.base import Converser
@@ -77,14 +78,7 @@ def trained(samples: Sequence[Sample], steps: int) -> Instruct:
     assert isinstance(backbone, Talker)
     backbone.model.requires_grad_(True)
     work = task_on(backbone)
-    optimizer = torch.optim.Adam(backbone.model.parameters(), lr=3e-3)
-    batch = work.collate(samples)
-    for _ in range(steps):
-        loss = work.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05
+    assert overfit(work, samples, steps, lr=3e-3) < 0.05
     return work
 
 

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close, near
 from vlatrain.adapters import Bottleneck
 from vlatrain.backbones.base import Backbone
@@ -117,12 +118,7 @@ def test_full_fine_tuning_of_a_random_model_overfits_both_parts() -> None:
     attach(backbone.model, AdapterConfig(name="full"), sites(CONFIG, "joint", ["*"]))
     task = task_on(backbone)
     samples = two_parts(4, 4)
-    optimizer = torch.optim.Adam(backbone.model.parameters(), lr=1e-3)
-    batch = task.collate(samples)
-    for _ in range(200):
-        optimizer.zero_grad()
-        task.loss(batch).backward()
-        optimizer.step()
+    overfit(task, samples, 200, lr=1e-3)
     with torch.no_grad():
         found = task.evaluate(samples, three_at_a_time)
     by_id = {sample.id: sample for sample in samples}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
@@ -121,16 +122,7 @@ def test_ranks_of_scores_are_those_of_features() -> None:
 def test_it_overfits(method: str) -> None:
     samples = [replace(sample, captions=sample.captions[:1]) for sample in SAMPLES]
     task = made(AdapterConfig(name="full") if method == "full" else adapter_config(method, dim=32, heads=True))
-    optimizer = torch.optim.Adam(
-        [p for p in task.backbone.model.parameters() if p.requires_grad], lr=2e-3 if method == "full" else 3e-3
-    )
-    batch = task.collate(samples)
-    for _ in range(300):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
+    assert overfit(task, samples, 300, lr=2e-3 if method == "full" else 3e-3) < 0.05
     with torch.no_grad():
         found = task.evaluate(samples, three_at_a_time)
     assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100

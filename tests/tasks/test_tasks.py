@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close, near
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
@@ -32,21 +33,6 @@ def backbone_for(name: str, task: str) -> Backbone:
 def two_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
     for start in range(0, len(samples), 2):
         yield collate(samples[start : start + 2])
-
-
-def overfit(task: Task, samples: Sequence[Sample], steps: int, lr: float) -> float:
-    parameters = [p for p in task.backbone.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    batch = task.collate(samples)
-    loss = torch.tensor(math.nan)
-    for _ in range(steps):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss < 0.01:
-            break
-    return loss.item()
 
 
 def exactly(task: Task, samples: Sequence[Sample]) -> None:
@@ -84,7 +70,7 @@ def test_full_fine_tuning_of_a_random_model_overfits(name: str, task: str) -> No
             parameter.data.mul_(5)
     attach(backbone.model, AdapterConfig(name="full"), sites(backbone.config, task, ["*"]))
     work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone, samples)
-    assert overfit(work, samples, 300, 3e-3 if own else 1e-3) < 0.05
+    assert overfit(work, samples, 300, 3e-3 if own else 1e-3, until=0.01) < 0.05
     exactly(work, samples)
 
 
@@ -96,7 +82,7 @@ def test_an_adapter_in_a_shipped_backbone_overfits(name: str, task: str) -> None
     backbone = load(config, task)
     attach(backbone.model, adapter_config("bottleneck", dim=16, scaling=1.0), sites(backbone.config, task, ["*"]))
     work = build(TaskConfig(name=task, decode=DecodeConfig(max_new_tokens=12)), backbone, samples)
-    assert overfit(work, samples, 120, 1e-3) < 0.05
+    assert overfit(work, samples, 120, 1e-3, until=0.01) < 0.05
     exactly(work, samples)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close, near
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -108,15 +109,8 @@ def test_every_answer_comes_with_its_own_probability() -> None:
 )
 def test_it_overfits_with_a_classifier_that_is_new(method: str) -> None:
     task = made(method=AdapterConfig(name="full") if method == "full" else adapter_config(method, dim=8))
-    trainable = [p for p in task.backbone.model.parameters() if p.requires_grad]
     assert all(parameter.requires_grad for parameter in task.backbone.model.classifier.parameters())  # type: ignore[union-attr]
-    optimizer, batch = torch.optim.Adam(trainable, lr=3e-3), task.collate(SAMPLES)
-    for _ in range(150):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
+    assert overfit(task, SAMPLES, 150, lr=3e-3) < 0.05
     with torch.no_grad():
         found = task.evaluate(SAMPLES, lambda samples, collate: iter([collate(samples)]))
     assert found.metrics["accuracy"] == 100

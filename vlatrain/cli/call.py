@@ -8,7 +8,7 @@ from typing import Any
 from vlatrain import verbs
 from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import checkpoints_of
-from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TrainConfig, UserError, hub
+from vlatrain.config import EvalConfig, MergeConfig, TrainConfig, UserError, hub
 from vlatrain.config.checks.settings import problems
 from vlatrain.config.joint import subtasks
 from vlatrain.runs import COMMAND, Command, evaluation_named, named
@@ -29,7 +29,7 @@ def resolved(verb: str, config: TrainConfig, job: str = "", stamp: str | None = 
 
 
 def call(verb: str, config: TrainConfig, command: Command = Command()) -> Any:  # noqa: B008, immutable
-    """Give a configuration that `resolved` returned to its verb.
+    """Give a sound configuration to its verb.
 
     Args:
         verb: the word.
@@ -46,17 +46,14 @@ def call(verb: str, config: TrainConfig, command: Command = Command()) -> Any:  
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse a configuration that was made or changed by hand, before anything slow.
+    """Refuse a training's configuration that was made or changed by hand, before anything slow.
 
     Raises:
         UserError: everything that is wrong with it.
     """
     if not config.model.tasks:
         raise UserError("the configuration describes no backbone: make it by vlatrain.compose(...)")
-    found = problems(config)
-    if not found and not isinstance(config, (EvalConfig, PredictConfig, MergeConfig)):
-        found = [str(problem) for problem in incompatibilities(config)]
-    if found:
+    if found := problems(config) or incompatibilities(config):
         raise UserError(found)
 
 

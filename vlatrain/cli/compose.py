@@ -36,7 +36,6 @@ from vlatrain.config.checks.owners import unread
 from vlatrain.config.checks.settings import problems as value_problems
 from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
-from vlatrain.config.joint import served
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
 from vlatrain.config.schema import TrainConfig
@@ -124,11 +123,7 @@ def composed(
     job = prepare(request, check, whole=False).overrides
     try:
         with _hydra(_search_path(request)):
-            settings = compose(request.primary, overrides=job, return_hydra_config=True)
-            HydraConfig.instance().set_config(settings)
-            with read_write(settings), open_dict(settings):
-                del settings["hydra"]
-            config = typed(settings, request.schema)
+            config = typed(_job(request, job), request.schema)
             if found := problems_of(config, request, job, check):
                 raise UserError(dict.fromkeys(found))
             return config
@@ -179,7 +174,7 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         made = cast(TrainConfig, OmegaConf.to_object(config))
         made = dataclasses.replace(made, adapter=completed(made.adapter), task=joint.completed(made.task))
         return dataclasses.replace(
-            made, model=dataclasses.replace(made.model, tasks={**made.model.tasks, **served(made)})
+            made, model=dataclasses.replace(made.model, tasks={**made.model.tasks, **joint.served(made)})
         )
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(explained(error, schema)) from error
@@ -322,11 +317,17 @@ def _variations(base: list[str], choices: list[list[str]]) -> Iterator[list[str]
                 yield [*base[:place], other, *base[place + 1 :]]
 
 
-def _composed_problems(request: Request, job: list[str], passed: list[str], check: Check | None) -> list[str]:
+def _job(request: Request, job: list[str]) -> DictConfig:
+    """The configuration of a job, composed; Hydra's own part is where Hydra looks for it."""
     composed = compose(request.primary, overrides=job, return_hydra_config=True)
     HydraConfig.instance().set_config(composed)
     with read_write(composed), open_dict(composed):
         del composed["hydra"]
+    return composed
+
+
+def _composed_problems(request: Request, job: list[str], passed: list[str], check: Check | None) -> list[str]:
+    composed = _job(request, job)
     try:
         config = typed(composed, request.schema)
     except UserError as error:

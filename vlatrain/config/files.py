@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ def write_file(path: Path, data: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_file` with a value as indented JSON."""
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """`write_file` with each record as JSON on a line."""
+    write_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vlatrain.config.errors import UserError
 
@@ -24,6 +29,20 @@ def options_of(folder: Path, first: tuple[str, ...] = ()) -> dict[str, list[str]
     groups.sort(key=lambda path: first.index(path.name) if path.name in first else len(first))
     found = {path.name: sorted(_names(path)) for path in groups}
     return {group: names for group, names in found.items() if names}
+
+
+@cache
+def shipped(group: str) -> tuple[str, ...]:
+    """The options of a group that vlatrain comes with."""
+    return tuple(options_of(conf_dir())[group])
+
+
+@cache
+def set_by(group: str, option: str) -> Mapping[str, Any]:
+    """What the YAML file of a shipped option sets, as plain values; nothing if there is no such file."""
+    file = conf_dir() / group / f"{option}.yaml"
+    values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: value for key, value in values.items() if key != "defaults"}
 
 
 def _names(group: Path) -> list[str]:

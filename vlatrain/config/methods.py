@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlatrain.config import limits
 from vlatrain.config.adapter import COMMON, AdapterConfig
 from vlatrain.config.errors import Incompatible, UserError
-from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
 BARE = ("full", "none")  # methods without modules of their own, hence without options
 
 
-@cache
 def described(name: str) -> Mapping[str, Any] | None:
     """The YAML of a method by the name of its design; None if it is not one of vlatrain's."""
-    file = conf_dir() / "adapter" / f"{name}.yaml"
-    if not file.is_file():
-        return None
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    found: Mapping[str, Any] | None = values.get("adapter", values)
-    return found
+    values = set_by("adapter", name)
+    schema: Mapping[str, Any] | None = values.get("adapter", values) or None
+    return schema
 
 
 def completed(config: AdapterConfig) -> AdapterConfig:
@@ -172,7 +166,7 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
 
 def having(option: str) -> list[str]:
     """The methods that have an option, by the names of their designs."""
-    methods = {name: described(name) or {} for name in options_of(conf_dir())["adapter"]}
+    methods = {name: described(name) or {} for name in shipped("adapter")}
     return [
         name
         for name, schema in methods.items()

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
 
 from vlatrain.config.data import ColumnsConfig
-from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 
 IMAGE, QUESTION, TEXT = "image", "question", "text"  # how a task is asked
@@ -94,16 +93,12 @@ class TaskSpec:
 
 def shipped_tasks() -> tuple[str, ...]:
     """The names of the tasks that vlatrain comes with."""
-    return tuple(options_of(conf_dir())["task"])
+    return shipped("task")
 
 
-@cache
 def described(name: str) -> Mapping[str, Any]:
     """What the YAML file of a shipped task sets, as plain values; nothing for any other name."""
-    if name not in shipped_tasks():
-        return {}
-    values = yaml.safe_load((conf_dir() / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in values.items() if key != "defaults"}
+    return set_by("task", name)
 
 
 def typed_spec(values: Mapping[str, Any]) -> TaskSpec:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 from vlatrain.config import LoggerConfig, UserError
 from vlatrain.config.files import write_file
+from vlatrain.runs import RunFolder
 
 log = logging.getLogger("vlatrain")
 
@@ -66,7 +67,8 @@ def make_sinks(config: LoggerConfig, folder: Path, settings: Mapping[str, Any], 
         raise UserError(problems)
     if not main:
         return []
-    sinks: list[Sink] = [Forgiving(JsonLines(folder / "metrics.jsonl"), "metrics.jsonl")]
+    history = RunFolder(folder).history
+    sinks: list[Sink] = [Forgiving(JsonLines(history), history.name)]
     if config.name == "wandb":
         sinks.append(Forgiving(Wandb(config, folder, settings), "wandb"))
     elif config.name == "tensorboard":

@@ -13,6 +13,7 @@ from rich.table import Table
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
+from vlatrain.runs import RunFolder
 
 
 def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], console: Console | None = None) -> None:
@@ -73,16 +74,17 @@ def asking(config: TrainConfig, folder: object) -> list[str]:
 def show_files(folder: Path, console: Console) -> None:
     """Print what is in a run folder."""
     console.print(f"Everything is in [bold]{folder}[/]:")
-    for name, what in (
-        ("adapter", "what was trained, in PEFT's layout"),
-        ("metrics.json", "the scores, and what they depend on"),
-        ("predictions.jsonl", "each evaluated sample with prediction, references and score"),
-        ("metrics.jsonl", "the course of the training"),
-        ("config.yaml", "the whole configuration"),
-        ("run.log", "what was said"),
+    files = RunFolder(folder)
+    for path, what in (
+        (files.adapter, "what was trained, in PEFT's layout"),
+        (files.metrics, "the scores, and what they depend on"),
+        (files.predictions(), "each evaluated sample with prediction, references and score"),
+        (files.history, "the course of the training"),
+        (files.config, "the whole configuration"),
+        (files.log, "what was said"),
     ):
-        if (folder / name).exists():
-            console.print(f"  {name:<18} {what}", markup=False, highlight=False)
+        if path.exists():
+            console.print(f"  {path.name:<18} {what}", markup=False, highlight=False)
 
 
 def _next(config: TrainConfig, folder: Path) -> list[str]:

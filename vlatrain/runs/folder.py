@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vlatrain import __version__
 from vlatrain.config.errors import UserError
 from vlatrain.config.files import PARTIAL, write_json
 
@@ -205,8 +206,8 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that numbers depend on."""
-    known = {"python": platform.python_version()}
-    for name in ("vlatrain", "torch", "transformers", "peft", "accelerate"):
+    known = {"python": platform.python_version(), "vlatrain": __version__}  # which need not be installed
+    for name in ("torch", "transformers", "peft", "accelerate"):
         with suppress(PackageNotFoundError):
             known[name] = version(name)
     return known

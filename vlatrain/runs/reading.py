@@ -70,11 +70,15 @@ class Run:
     @property
     def evaluations(self) -> list[Run]:
         """The evaluations afterwards, by name."""
-        return [Run(path.parent) for path in sorted(self.files.evaluations.glob("*/metrics.json"))]
+        return [Run(path.parent) for path in sorted(self.files.evaluations.glob(f"*/{self.files.metrics.name}"))]
 
 
 def list_runs(folder: str | Path = ROOT) -> list[Run]:
-    """The runs in a folder, newest first."""
+    """The runs in a folder, newest first.
+
+    Args:
+        folder: where they are looked for, four levels deep.
+    """
     return [Run(path) for path in runs_below(Path(folder))]
 
 
@@ -191,9 +195,10 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:
     """The runs in a folder, newest first."""
-    patterns = ["/".join(["*"] * level + ["config.yaml"]) for level in range(depth + 1)]
+    of_any = RunFolder(Path())
+    patterns = ["/".join(["*"] * level + [of_any.config.name]) for level in range(depth + 1)]
     files = [file for pattern in patterns for file in folder.glob(pattern)]
-    files = [file for file in files if file.parent.parent.name != "evaluations"]
+    files = [file for file in files if file.parent.parent.name != of_any.evaluations.name]
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 

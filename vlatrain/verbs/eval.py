@@ -11,7 +11,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from vlatrain.config import EvalConfig, UserError
-from vlatrain.config.files import write_json
+from vlatrain.config.files import write_json, write_lines
 from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import Console, logged
@@ -21,7 +21,6 @@ from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
-from vlatrain.verbs.train import write_predictions
 
 log = logging.getLogger("vlatrain")
 
@@ -67,7 +66,7 @@ def evaluate(config: EvalConfig) -> Run:
     }
     files = chosen or RunFolder(run).new_evaluation(config.split)
     save_config(config, files.path)
-    write_predictions(files.predictions(), evaluation)
+    write_lines(files.predictions(), evaluation.predictions)
     write_json(files.metrics, metrics)
     table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
     for row in scores(config, metrics):

@@ -3,7 +3,6 @@ the terminal and as JSONL. `Predictor` is what answers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
+from vlatrain.config.files import write_lines
 from vlatrain.config.joint import asked, subtasks
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
 from vlatrain.data import load_inputs, picture_files
@@ -190,11 +190,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     if fewer := _fewer(config, predictor):
         console.print(fewer, style="dim")
     if config.output:
-        output = Path(config.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        output.write_text("".join(lines), encoding="utf-8")
-        console.print(f"{len(records)} predictions in [bold]{output}[/]")
+        write_lines(Path(config.output), records)
+        console.print(f"{len(records)} predictions in [bold]{config.output}[/]")
     elif len(records) > SHOWN:
         console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
     return records

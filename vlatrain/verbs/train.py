@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig, UserError
-from vlatrain.config.files import write_file, write_json
+from vlatrain.config.files import write_json, write_lines
 from vlatrain.config.joint import subtasks
 from vlatrain.data.augment import augmented
 from vlatrain.data.sample import Sample, fingerprint
@@ -69,54 +67,59 @@ def train(config: TrainConfig) -> Run:
 def _train(config: TrainConfig) -> Run:
     main = rank() == 0
     files = RunFolder(run_folder(config))
-    folder = files.path
-    has_test = any(part.data.test for part in subtasks(config).values())
     console = Console(quiet=not main)
-    with files.taken() if main else nullcontext(), logged(console, files.log if main else None):
+    with files.taken() if main else nullcontext():
         if main:
             _refuse_other_run(config, files)
-        log.info("Run folder: %s", folder)
-        splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
-        samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
-        data = {split: fingerprint(found) for split, found in samples.items()}
-        log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
-        setup = new_setup(config, samples, folder if config.resume == "auto" else None)
-        config = setup.config
-        build_sample_cache(setup, samples["train"], config, console)
-        _announce(config, setup)
-        samples["train"] = augmented(samples["train"], config)
-        if main:
-            save_config(config, folder)
-            files.note_start(data)
-            keep_processor(setup, folder)
-        trained = Trained(
-            setup.model,
-            group_of,
-            save_adapter=None if config.adapter.name == "none" else lambda into: save(setup.model, into),
-            layers=setup.layers,
-            within=lambda step: _dropping(config, setup, step),
-        )
-        sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
-        loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
-        cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
-        if main:
-            files.note_resolved(_resolved(config, loop, cache))
-        result = loop.run()
-        if shares := usage(setup.model):
-            log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-        extra = {}
-        if "test" in samples:
-            extra["test"] = scored(setup, samples["test"], config.trainer, loop.device, loop.precision, console)
-        metrics = summary(config, setup, result, extra) | {
-            "data": data,
-            "cache": cache.facts if cache else {"where": "off"},
-        }
-        if main:
-            _write(files, metrics, {"eval": result.evaluation, **extra})
-            if setup.is_adapter:
-                write_card(files.adapter, config, metrics)
-            show_run(config, folder, metrics)
-    return Run(folder)
+        with logged(console, files.log if main else None):
+            _train_into(files, config, console, main)
+    return Run(files.path)
+
+
+def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
+    folder = files.path
+    has_test = any(part.data.test for part in subtasks(config).values())
+    log.info("Run folder: %s", folder)
+    splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
+    samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}
+    data = {split: fingerprint(found) for split, found in samples.items()}
+    log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
+    setup = new_setup(config, samples, folder if config.resume == "auto" else None)
+    config = setup.config
+    build_sample_cache(setup, samples["train"], config, console)
+    _announce(config, setup)
+    samples["train"] = augmented(samples["train"], config)
+    if main:
+        save_config(config, folder)
+        files.note_start(data)
+        keep_processor(setup, folder)
+    trained = Trained(
+        setup.model,
+        group_of,
+        save_adapter=None if config.adapter.name == "none" else lambda into: save(setup.model, into),
+        layers=setup.layers,
+        within=lambda step: _dropping(config, setup, step),
+    )
+    sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
+    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
+    cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
+    if main:
+        files.note_resolved(_resolved(config, loop, cache))
+    result = loop.run()
+    if shares := usage(setup.model):
+        log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    extra = {}
+    if "test" in samples:
+        extra["test"] = scored(setup, samples["test"], config.trainer, loop.device, loop.precision, console)
+    metrics = summary(config, setup, result, extra) | {
+        "data": data,
+        "cache": cache.facts if cache else {"where": "off"},
+    }
+    if main:
+        _write(files, metrics, {"eval": result.evaluation, **extra})
+        if setup.is_adapter:
+            write_card(files.adapter, config, metrics)
+        show_run(config, folder, metrics)
 
 
 def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
@@ -172,16 +175,10 @@ def summary(
     }
 
 
-def write_predictions(file: Path, evaluation: Evaluation) -> None:
-    """Write every evaluated sample with prediction, references and score, a line each."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
-    write_file(file, "".join(lines))
-
-
 def _write(files: RunFolder, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
     for split, evaluation in evaluations.items():
         if evaluation is not None:
-            write_predictions(files.predictions(split), evaluation)
+            write_lines(files.predictions(split), evaluation.predictions)
     write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.base import Backbone, Embedder
 from vlatrain.backbones.describe import sites
@@ -68,14 +69,7 @@ def test_four_pairs_are_learned_and_ranked() -> None:
     attach(backbone.model, adapter_config("lora", dim=8), sites(backbone.config, "retrieval", ["*"]))
     task = build(TaskConfig(name="retrieval", rerank=4), backbone)
     samples = make_samples()[:4]
-    batch = task.collate(samples)
-    trained = [p for p in backbone.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
-    for _ in range(120):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    overfit(task, samples, 120, lr=1e-2)
     with torch.no_grad():
         found = task.evaluate(samples, lambda some, collate: iter([collate(some)]))
     assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100

@@ -16,6 +16,7 @@ from tests.backbones.composites import LANGUAGE, QUESTIONS, TEXTS, VISION, descr
 from tests.backbones.heads import assert_heads
 from tests.conftest import adapter_config, make_samples
 from tests.injection.table import randomise
+from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes
@@ -194,15 +195,7 @@ def learn(backbone: Any, task: str, steps: int) -> None:
     where = sites(backbone.config, task, ["{text,decoder}"])
     attach(backbone.model, adapter_config("cross_modal", dim=32), where)
     work = build(TaskConfig(name=task, decode=replace(SHORT, max_new_tokens=12)), backbone)
-    trained = [parameter for parameter in backbone.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=3e-3)
-    batch = work.collate(samples)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = work.loss(batch)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05
+    assert overfit(work, samples, steps, lr=3e-3) < 0.05
     with torch.no_grad():
         found = work.evaluate(samples, lambda chosen, collate: iter([collate(chosen[:3]), collate(chosen[3:])]))
     expected = [sample.answers[0] if task == "vqa" else sample.captions[0] for sample in samples]

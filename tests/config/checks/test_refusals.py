@@ -18,7 +18,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.adapter import COMMON
 from vlatrain.config.checks import owners
 from vlatrain.config.families import FORMER, OPTIONS
-from vlatrain.config.folder import options_of
+from vlatrain.config.folder import options_of, set_by
 from vlatrain.config.keys import required, type_of
 from vlatrain.config.limits import Choice, limits
 from vlatrain.config.methods import BARE, described, having
@@ -66,7 +66,7 @@ def of_files() -> Iterator[Case]:
     """Tasks, data sources and loggers: what their files set is what they have."""
     for group in owners.BY_FILE:
         options = options_of(CONF)[group]
-        has = {name: {*dotted(owners._file(group, name))} - {"spec", "parts"} for name in options}
+        has = {name: {*dotted(set_by(group, name))} - {"spec", "parts"} for name in options}
         for name in options:
             if foreign := sorted(set().union(*has.values()) - has[name]):
                 able = tuple(f"{group}={other}" for other in options if foreign[0] in has[other])

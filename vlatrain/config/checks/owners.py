@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-import yaml
 
 from vlatrain.config import joint, methods
 from vlatrain.config.adapter import COMMON
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
-from vlatrain.config.folder import conf_dir, options_of
+from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, TrainConfig, readers
 
@@ -203,9 +200,9 @@ def _of_option(key: str, config: TrainConfig, verb: str) -> str:
     group, _, rest = key.partition(".")
     if rest and group in BY_FILE and not (group == "data" and verb == "predict"):  # predict reads samples of its own
         option = getattr(config, group).name
-        able = [name for name in _options(group) if _sets(group, name, rest)]
+        able = [name for name in shipped(group) if _sets(group, name, rest)]
         if (
-            able and option in _options(group) and option not in able
+            able and option in shipped(group) and option not in able
         ):  # a task of the user's own says what it reads by its code
             return takes_no(f"{group}={option}", key, [f"{group}={name}" for name in able])
     if key.startswith("model.options."):
@@ -229,20 +226,9 @@ def _within(key: str, known: str) -> bool:
     return key == known or key.startswith(f"{known}.")
 
 
-@cache
-def _options(group: str) -> list[str]:
-    return options_of(conf_dir())[group]
-
-
-@cache
-def _file(group: str, option: str) -> Mapping[str, Any]:
-    values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in values.items() if key != "defaults"}
-
-
 def _sets(group: str, option: str, key: str) -> bool:
     """Whether the YAML file of an option sets a key. Parts are of a joint task alone, which is told elsewhere."""
-    values: Any = {**_file(group, option), "parts": None}
+    values: Any = {**set_by(group, option), "parts": None}
     for name in key.split("."):
         if not isinstance(values, Mapping):
             return True

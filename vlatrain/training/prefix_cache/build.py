@@ -35,7 +35,7 @@ class Builder:
 
     Args:
         backbone: on its device, in eval mode.
-        keeping: how it is recorded.
+        replay: how it is recorded.
         precision: fp32, bf16 or fp16.
         asks: whether the task puts questions.
         types: by tower, the type its states are kept in, if not that in which they are computed.
@@ -44,13 +44,8 @@ class Builder:
     def __init__(
         self, backbone: Backbone, replay: PrefixReplay, precision: str, asks: bool, types: Mapping[str, torch.dtype]
     ) -> None:
-        self.backbone, self.prefix_replay, self.precision, self.asks, self.types = (
-            backbone,
-            replay,
-            precision,
-            asks,
-            types,
-        )
+        self.backbone, self.prefix_replay, self.precision = backbone, replay, precision
+        self.asks, self.types = asks, types
 
     def asked(self, sample: Sample) -> bool:
         """Whether a question about a sample is put."""
