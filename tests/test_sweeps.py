@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.plugins import Plugins
 
+import vlatrain
 from vlatrain import verbs
 from vlatrain.cli import main as cli
 from vlatrain.cli.compose import prepare
 from vlatrain.cli.overrides import Request
 from vlatrain.config import UserError
-from vlatrain.runs import run_folder
+from vlatrain.runs import run_folder, steps_in
 from vlatrain.verbs import Verb
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -36,19 +41,25 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training scores its seed, in this process; seed 3 is refused."""
+def scores(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Training scores its seed, in this process; seed 3 is refused, and Ctrl-C ends seed 2 where it is not to go on."""
 
     def call(config: Any) -> Any:
+        calls.append(config)
         if config.seed == 3:
             raise UserError("refused")
+        if config.seed == 2 and config.resume == "no":
+            run_folder(config).mkdir(parents=True)
+            raise KeyboardInterrupt
         metrics = {"metric": "accuracy", "metrics": {"accuracy": float(config.seed)}}
         return types.SimpleNamespace(folder=run_folder(config), metrics=metrics)
 
+    calls: list[Any] = []
     module = types.ModuleType("scored_calls")
     module.call = call  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "scored_calls", module)
     monkeypatch.setattr(verbs, "VERBS", dict.fromkeys(verbs.VERBS, Verb("", "scored_calls.call")))
+    return calls
 
 
 @pytest.mark.slow
@@ -70,15 +81,93 @@ def test_jobs_in_processes_of_their_own_end_in_the_same_table(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere", "scores")
-def test_a_sweeper_gets_the_score_of_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "sweep" / "jobs").mkdir(parents=True)
-    (tmp_path / "sweep" / "jobs" / "0009.json").write_text("{}")  # of an earlier sweep
+def test_a_sweeper_gets_the_score_of_each_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-m", "hydra/sweeper=scored", "hydra.sweep.dir=${run.dir}", "run.dir=sweep", "seed=1,3"]) == 1
     assert json.loads(Path("scores.json").read_text()) == ["maximize", 1.0, None]
     told = capsys.readouterr().out
-    assert told.startswith("hydra.sweeper.direction=maximize: the sweeper gets each run's score, and more is better\n")
+    assert told.startswith("hydra.sweeper.direction=maximize: the sweeper is given each run's accuracy\n")
     assert "1 of 2 runs failed" in told
     assert len(json.loads(Path("sweep/sweep.json").read_text())) == 2
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scores: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "seed=1,2,4,3", "adapter=lora", "hydra.sweep.dir=sweep"]
+    assert cli.main(words) == 130
+    told = capsys.readouterr().out
+    assert "[1/4] seed=1: accuracy 1.00 %, 0 s" in told
+    assert "[2/4] seed=2: stopped, 0 s" in told
+    assert "Not run to the end: 3 of 4 jobs: seed=2 (begun); seed=4; seed=3" in told
+    assert f"To go on: vlatrain {' '.join(words[:-1])} resume=auto hydra.sweep.dir=sweep" in told
+    begun = run_folder(scores[1])
+
+    assert cli.main(words) == 2
+    assert "hydra.sweep.dir=sweep: holds a sweep of 2 jobs; resume=auto goes on with it" in capsys.readouterr().err
+    assert len(scores) == 2
+
+    assert cli.main([*words, "resume=auto"]) == 1
+    told = capsys.readouterr().out
+    assert [config.seed for config in scores] == [1, 2, 2, 4, 3]
+    assert run_folder(scores[2]) == begun
+    assert scores[2].resume == "auto"
+    assert "[1/4] seed=1: as before, accuracy 1.00, 0 s" in told
+    rows = json.loads(Path("sweep/sweep.json").read_text())
+    assert [(row["number"], row["score"], row["failure"]) for row in rows] == [
+        (0, 1.0, None),
+        (1, 2.0, None),
+        (2, 4.0, None),
+        (3, None, "refused"),
+    ]
+
+    assert cli.main(["-m", "seed=1,2,4", "adapter=lora", "hydra.sweep.dir=sweep", "resume=auto"]) == 0
+    assert len(scores) == 5, "nothing was left to do"
+    assert len(json.loads(Path("sweep/sweep.json").read_text())) == 3
+
+
+def scores_in(file: Path) -> list[tuple[float | None, str | None]]:
+    return [(row["score"], row["failure"]) for row in json.loads(file.read_text())]
+
+
+@pytest.mark.parametrize(
+    "words", [["hydra.mode=MULTIRUN"], ["-m", "hydra.job.chdir=true"], ["-m", "hydra.sweep.subdir=${hydra.job.num}"]]
+)
+def test_however_a_sweep_is_asked_for(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scores: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "seed=1,4"]) == 0
+    (file,) = (tmp_path / "outputs" / "sweeps").glob("*/sweep.json")
+    assert scores_in(file) == [(1.0, None), (4.0, None)]
+    assert not run_folder(scores[0]).is_absolute()
+    assert Path.cwd() == tmp_path
+
+
+def test_a_sweep_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scores: list[Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # in the same second
+        first, second = vlatrain.sweep("seed=1,3", "adapter=lora")
+        assert (first.score, second.failure) == (1.0, "refused")
+        assert first.run is None, "nothing was written there"
+    assert len(scores) == 4
+    assert len([*(tmp_path / "outputs" / "sweeps").iterdir()]) == 2
+    with pytest.raises(UserError, match=r"adapter\.dmi"):
+        vlatrain.sweep("adapter.dmi=3,4")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep.prune=median"], "sweep.prune: is for a sweep's jobs; -m makes one"),
+        (["-m", "seed=1,2", "sweep.objectives=[acuracy]"], "sweep.objectives: acuracy: must be one of accuracy, "),
+        (["-m", "seed=1,2", "sweep.objectives=[accuracy,peak_mb]"], "Hydra's own sweeper goes by none"),
+        (["-m", "seed=1,2", "resume=auto"], "resume=auto: say which sweep with hydra.sweep.dir=FOLDER"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -102,21 +191,108 @@ def test_what_needs_a_plugin_says_so(words: list[str], said: str, capsys: pytest
     assert line.startswith(f"error {said}")
 
 
+OPTUNA = [
+    "-m",
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.n_jobs=1",
+    "hydra.sweeper.sampler.seed=0",
+    "hydra.sweep.dir=sweep",
+]
+
+
 @pytest.mark.usefixtures("scores")
-def test_optuna_gets_the_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_optuna_is_told_scores_and_failures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
     monkeypatch.chdir(tmp_path)
-    trials = ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"]
-    cli.main(["-m", "hydra/sweeper=optuna", *trials, "seed=choice(1,3,9)", "hydra.sweep.dir=sweep"])
+    assert cli.main([*OPTUNA, "hydra.sweeper.n_trials=8", "seed=choice(1,3,9)"]) == 1
     assert "best_value: 9.0" in Path("sweep/optimization_results.yaml").read_text()
+    failed = sum(row["failure"] == "refused" for row in json.loads(Path("sweep/sweep.json").read_text()))
+    assert failed
+    assert f"{failed} of 8 runs failed" in capsys.readouterr().out
+
+
+def test_optuna_is_given_several_objectives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
+    monkeypatch.chdir(tmp_path)
+
+    def call(config: Any) -> Any:
+        rank = config.adapter.dim
+        metrics = {"metric": "accuracy", "metrics": {"accuracy": float(rank)}, "parameters": {"percent": rank / 10}}
+        return types.SimpleNamespace(folder=None, metrics=metrics)
+
+    module = types.ModuleType("sized_calls")
+    module.call = call  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sized_calls", module)
+    monkeypatch.setattr(verbs, "VERBS", dict.fromkeys(verbs.VERBS, Verb("", "sized_calls.call")))
+    words = ["sweep.objectives=[accuracy,trainable_percent]", "adapter.dim=choice(4,8)", "hydra.sweeper.n_trials=6"]
+    assert cli.main([*OPTUNA, *words]) == 0
+    assert "hydra.sweeper.direction=[maximize,minimize]: the sweeper is given each run's accuracy and trainable" in (
+        capsys.readouterr().out
+    )
+    solutions = yaml.safe_load(Path("sweep/optimization_results.yaml").read_text())["solutions"]
+    assert {tuple(one["values"]) for one in solutions} == {(4.0, 0.4), (8.0, 0.8)}
 
 
 @pytest.mark.slow
-def test_joblib_runs_the_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+@pytest.mark.parametrize(
+    ("plugin", "launcher"),
+    [
+        ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+        ("hydra_ray_launcher", ["hydra/launcher=ray"]),
+    ],
+)
+def test_launchers_run_the_jobs(
+    plugin: str, launcher: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One of three jobs fails: its loss is not finite."""
+    pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"{plugin} is not installed")
     monkeypatch.chdir(tmp_path)
-    Path("bad.jsonl").write_text("no JSON")
-    words = ["data=files", "data.train=bad.jsonl", "seed=1,2"]
-    assert cli.main(["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words]) == 1
+    assert cli.main(["-m", *launcher, "optim.lr=1e-3,1e30,2e-3", *TINY]) == 1
     (file,) = (tmp_path / "outputs" / "sweeps").glob("*/sweep.json")
-    assert ["not JSON" in row["failure"] for row in json.loads(file.read_text())] == [True, True]
+    rows = json.loads(file.read_text())
+    assert [row["score"] is not None for row in rows] == [True, False, True]
+    assert "the loss is not finite" in rows[1]["failure"]
+    assert "1 of 3 runs failed" in capfd.readouterr().out
+
+
+TINY = ["data.train_size=32", "data.eval_size=8", "trainer.batch_size=8", "trainer.max_steps=3", "trainer.cache=off"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_ends_in_the_same_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of three jobs is killed after a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "seed=1,2,3", *TINY, "trainer.max_steps=12", "trainer.save_every=2", "trainer.eval_every=6"]
+    assert cli.main([*words, "hydra.sweep.dir=whole"]) == 0
+    whole = json.loads(Path("whole/sweep.json").read_text())
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith("[")]) == 3
+    assert len(out.splitlines()) < 30, "a line a job and the tables"
+
+    command = [sys.executable, "-m", "vlatrain", *words, "hydra.sweep.dir=killed"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGINS.parents[1]), *sys.path])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = Path("killed/jobs/0001.json")
+    deadline = time.monotonic() + 200
+    while not (job.exists() and steps_in(Path(json.loads(job.read_text())["folder"] or "none") / "checkpoints")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    assert cli.main([*words, "hydra.sweep.dir=killed", "resume=auto"]) == 0
+    again = json.loads(Path("killed/sweep.json").read_text())
+    kept = ("number", "varied", "metric", "score", "metrics", "trainable_percent", "failure")
+    assert [[row[key] for key in kept] for row in again] == [[row[key] for key in kept] for row in whole]
+    second = json.loads((Path(again[1]["folder"]) / "metrics.json").read_text())
+    assert second["training"]["resumed_from"]
+    adapters = [Path(row[1]["folder"], "adapter", "adapter_model.safetensors").read_bytes() for row in (whole, again)]
+    assert adapters[0] == adapters[1]

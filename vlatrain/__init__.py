@@ -24,16 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlatrain.config import TrainConfig, UserError
-    from vlatrain.runs import Run, list_runs
+    from vlatrain.runs import Outcome, Run, list_runs
     from vlatrain.verbs.inspect import Inspection
     from vlatrain.verbs.predict import Predictor
 
 __version__ = "0.1.0"
 __all__ = [
-    "Predictor", "Run", "UserError", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "train",
+    "Outcome", "Predictor", "Run", "UserError", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "sweep", "train",
 ]  # fmt: skip
 
 LAZY = {
+    "Outcome": "vlatrain.runs",
     "Predictor": "vlatrain.verbs.predict",
     "Run": "vlatrain.runs",
     "UserError": "vlatrain.config",
@@ -75,6 +76,29 @@ def train(config: TrainConfig) -> Run:
     check(config)
     run: Run = call("train", config)
     return run
+
+
+def sweep(*overrides: str, config_dir: str | Path | None = None) -> list[Outcome]:
+    """Train several times: `vlatrain -m OVERRIDE ...`. It prints a line for each job, and a table.
+
+    Args:
+        overrides: what stands on the command line: `adapter.dim=16,64` for several values, `hydra/launcher=joblib`.
+        config_dir: a folder of YAML files of your own, as `--config-dir`.
+
+    Returns:
+        What came of each job: its `run`, its `score`, or its `failure`.
+
+    Raises:
+        UserError: everything that is wrong with it; a job that fails is no error of the sweep's.
+        KeyboardInterrupt: a signal ended it; it goes on with `resume=auto`.
+    """
+    from vlatrain.cli.main import run_jobs
+
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    words = [*folder, "-m", *overrides]
+    jobs = run_jobs("train", words, ["vlatrain", *words])
+    outcomes: list[Outcome] = jobs.outcomes() if jobs else []
+    return outcomes
 
 
 def evaluate(run: Run | str | Path, *overrides: str) -> Run:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vlatrain.reporting.sweep import BAR, Outcome, chart, clear, finish, outcomes_in, table, varied_keys
+from vlatrain.reporting.sweep import BAR, best, chart, finish, line, not_run, over_seeds, table, varied_keys
+from vlatrain.runs import Outcome
 
 
 def outcome(number: int, metric: str = "accuracy", failure: str = "", **values: str) -> Outcome:
@@ -67,17 +68,6 @@ def test_the_file_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "1 of 2 runs failed" in capsys.readouterr().out
 
 
-def test_a_job_leaves_its_outcome_for_another_process(tmp_path: Path) -> None:
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "0007.json").write_text("{}")
-    clear(tmp_path)  # what an earlier sweep has left
-    left = [outcome(10, seed="1"), outcome(2, seed="2", failure="why"), Outcome(3, ["task=vqa"], left_out="cannot")]
-    for one in left:
-        Outcome(one.number, failure="not yet done").save(tmp_path)
-        one.save(tmp_path)
-    assert outcomes_in(tmp_path) == [left[1], left[2], left[0]]
-
-
 def test_nothing_to_tell_is_nothing_told(tmp_path: Path) -> None:
     finish([Outcome(0)], tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
@@ -112,3 +102,59 @@ def test_the_csv_has_a_column_for_what_varied(tmp_path: Path) -> None:
         first, second = csv.DictReader(file)
     assert (first["seed"], first["score"], first["samples_per_s"], first["failure"]) == ("1", "80.0", "100.0", "")
     assert (second["seed"], second["score"], second["failure"]) == ("2", "", "no, none")
+
+
+def test_every_metric_has_a_column_of_the_csv(tmp_path: Path) -> None:
+    runs = [outcome(0, task="vqa"), outcome(1, "cider_d", task="captioning")]
+    finish(runs, tmp_path)
+    with (tmp_path / "sweep.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["accuracy"], first["cider_d"]) == ("80.0", "")
+    assert (second["accuracy"], second["cider_d"]) == ("", "81.0")
+
+
+def test_the_best_is_marked_where_there_is_one() -> None:
+    runs = [outcome(0, seed="1"), outcome(2, seed="2"), outcome(1, seed="3")]
+    assert best(runs) is runs[1]
+    assert "82.00*" in shown(runs)
+    runs[1].metrics["metrics"] = {"accuracy": 81.0}
+    assert best(runs) is None, "two are as good"
+    assert "*" not in shown(runs)
+    assert best([outcome(0, "accuracy", task="vqa"), outcome(1, "cider", task="captioning")]) is None
+
+
+def test_means_and_deviations_are_over_seeds_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [outcome(number, seed=str(number % 2), adapter__dim=str(8 * (number // 2))) for number in range(4)]
+    runs.append(outcome(4, seed="2", adapter__dim="0", failure="why"))
+    assert over_seeds(runs) == [
+        {"adapter.dim": "0", "metric": "accuracy", "mean": 80.5, "deviation": pytest.approx(0.5**0.5), "runs": 2},
+        {"adapter.dim": "8", "metric": "accuracy", "mean": 82.5, "deviation": pytest.approx(0.5**0.5), "runs": 2},
+    ]
+    finish(runs, tmp_path)
+    assert "mean over seeds" in capsys.readouterr().out
+    with (tmp_path / "seeds.csv").open() as file:
+        assert [row["mean"] for row in csv.DictReader(file)] == ["80.5", "82.5"]
+    assert not over_seeds(runs[::2]), "each setting has one seed"
+    assert not over_seeds([outcome(0, adapter__dim="4"), outcome(1, adapter__dim="8")])
+
+
+def test_a_job_is_told_of_in_a_line() -> None:
+    one = outcome(2, seed="1")
+    assert line(one, "seed=1", 6, "accuracy 82.00 %") == "[3/6] seed=1: accuracy 82.00 %, 1 s, outputs/run-2"
+    one.metrics["training"] = {"pruned": 40}
+    assert "accuracy 82.00 % (stopped at step 40: others were better there), 1 s" in line(
+        one, "", None, "accuracy 82.00 %"
+    )
+    assert line(outcome(0, failure="why"), "a=1", 2, "") == "[1/2] a=1: failed: why, 1 s, outputs/run-0"
+    assert line(outcome(0, failure="stopped"), "a=1", 2, "") == "[1/2] a=1: stopped, 1 s, outputs/run-0"
+    assert line(Outcome(1, left_out="cannot"), "a=2", 2, "") == "[2/2] a=2: left out: cannot"
+
+
+def test_what_a_stopped_sweep_has_not_run_is_said() -> None:
+    planned = [(f"seed={number}",) for number in range(9)]
+    told = not_run(planned, [outcome(0), outcome(1, failure="stopped")], "vlatrain -m resume=auto")
+    assert told.splitlines() == [
+        "Not run to the end: 8 of 9 jobs: seed=1 (begun); seed=2; seed=3; seed=4; seed=5; 3 more",
+        "To go on: vlatrain -m resume=auto",
+    ]
+    assert not not_run(planned[:1], [outcome(0)], "")

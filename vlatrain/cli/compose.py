@@ -39,6 +39,7 @@ from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
 from vlatrain.config.schema import TrainConfig
+from vlatrain.config.sweep import FIGURES
 
 MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
 
@@ -56,12 +57,16 @@ class Prepared:
         swept: the keys with several values.
         folder: the sweep's folder, if it was chosen.
         notes: what is to be said before a sweep begins.
+        planned: what each job varies, in their order; empty where the sweeper decides.
+        objectives: what the sweeper goes by; empty: the headline metric.
     """
 
     overrides: list[str]
     swept: tuple[str, ...] = ()
     folder: str = ""
     notes: tuple[str, ...] = ()
+    planned: tuple[tuple[str, ...], ...] = ()
+    objectives: tuple[str, ...] = ()
 
 
 def prepare(request: Request, check: Check | None = None, whole: bool = True) -> Prepared:
@@ -135,26 +140,47 @@ def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
     """What Hydra's sweeper needs beside: its folder, the same in all jobs, and which scores are the better ones.
 
     Raises:
-        UserError: a range, and a sweeper that draws nothing from it.
+        UserError: a range, and a sweeper that draws nothing from it; objectives that there are not.
     """
     first = [alternatives[0] for alternatives in checked.choices]
     chosen = {text.partition("=")[0].lstrip("+") for text in first}
     try:
-        settings = compose(request.primary, overrides=first, return_hydra_config=True).hydra
+        whole = compose(request.primary, overrides=first, return_hydra_config=True)
+        settings = whole.hydra
         folder = str(settings.sweep.dir) if "hydra.sweep.dir" in chosen else ""
+        config = typed(_job(request, first), request.schema)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explained(error, request.schema)) from error
-    if checked.passed and settings.sweeper._target_ == BASIC:
+    if config.resume == "auto" and not (folder or config.run.name or config.run.dir):
+        raise UserError("resume=auto: say which sweep with hydra.sweep.dir=FOLDER, such as outputs/sweeps/NAME")
+    basic = settings.sweeper._target_ == BASIC
+    if checked.passed and basic:
         raise UserError(
             f"{text}: a range, and the sweeper only tries values one by one, as in {swept([text])}=A,B; one that draws from "
-            "ranges is hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
+            "ranges is hydra/sweeper=optuna (pip install 'vlatrain[sweep]')"
             for text in checked.passed
         )
-    if "direction" not in settings.sweeper or "hydra.sweeper.direction" in chosen:
-        return dataclasses.replace(prepared, folder=folder)
-    best = "hydra.sweeper.direction=maximize"
-    note = f"{best}: the sweeper gets each run's score, and more is better"
-    return Prepared([*prepared.overrides, best], prepared.swept, folder, (note,))
+    objectives = tuple(config.sweep.objectives)
+    if len(objectives) > 1 and basic:
+        raise UserError(
+            f"sweep.objectives=[{','.join(objectives)}]: Hydra's own sweeper goes by none; hydra/sweeper=optuna does "
+            "(pip install 'vlatrain[sweep]')"
+        )
+    prepared = dataclasses.replace(prepared, folder=folder, objectives=objectives)
+    if basic:
+        varying = [place for place, alternatives in enumerate(checked.choices) if len(alternatives) > 1]
+        jobs = itertools.product(*checked.choices)
+        return dataclasses.replace(prepared, planned=tuple(tuple(job[place] for place in varying) for job in jobs))
+    better = {name: score.higher_is_better for name, score in joint.scores(config.task).items()}
+    better |= {name: figure.higher_is_better for name, figure in FIGURES.items()}
+    ways = ["maximize" if better[name] else "minimize" for name in objectives or [config.task.metric]]
+    added, notes = [], []
+    if "direction" in settings.sweeper and "hydra.sweeper.direction" not in chosen:
+        added.append(f"hydra.sweeper.direction={ways[0] if len(ways) == 1 else '[' + ','.join(ways) + ']'}")
+        notes.append(f"{added[0]}: the sweeper is given each run's {' and '.join(objectives) or config.task.metric}")
+    if "max_failure_rate" in settings.sweeper and "hydra.sweeper.max_failure_rate" not in chosen:
+        added.append("hydra.sweeper.max_failure_rate=1.0")  # a failed job is a failed trial, and the others go on
+    return dataclasses.replace(prepared, overrides=[*prepared.overrides, *added], notes=tuple(notes))
 
 
 def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
@@ -189,7 +215,10 @@ def problems_of(config: TrainConfig, request: Request, job: list[str], check: Ch
         job: the overrides of this job of it.
         check: a further check, asked only about an otherwise sound configuration.
     """
-    found = [*unread(config, request.verb, _written(request, job)), *value_problems(config, _folders())]
+    written = list(_written(request, job))
+    found = [*unread(config, request.verb, written), *value_problems(config, _folders(), request.sweeps)]
+    if not request.sweeps:
+        found += [f"{key}: is for a sweep's jobs; -m makes one" for key, _ in written if key.startswith("sweep.")]
     return list(check(config)) if check is not None and not found else found
 
 

@@ -12,6 +12,7 @@ from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.methods import patterns
 from vlatrain.config.model import ModelConfig
 from vlatrain.config.optim import OptimConfig
+from vlatrain.config.sweep import SweepConfig
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
@@ -42,6 +43,7 @@ class TrainConfig:
         trainer: the loop.
         logger: where metrics go.
         run: the run folder.
+        sweep: of a sweep, what its jobs have in common.
         seed: seed of initialisation, order and dropout.
         resume: `auto` continues the run folder where it stopped, if it was begun; `no` refuses a folder that was.
     """
@@ -54,6 +56,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: Annotated[int, NOT_NEGATIVE] = 0
     resume: Annotated[str, Choice("auto", "no")] = "no"
 
@@ -131,7 +134,8 @@ _TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", 
 #: By key, with all below it, the verbs that read it; of several entries the longest counts. What is not here (`model`, `seed`, a
 #: verb's own keys) all read. `inspect` takes what train takes.
 READ_BY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("adapter", "optim", "logger", "run", "resume"), _TRAINING),
+    **dict.fromkeys(("adapter", "optim", "logger", "run", "resume", "sweep.prune"), _TRAINING),
+    "sweep": ("train", "eval"),
     **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers"), _ASKING),
     **dict.fromkeys(("data.train", "data.eval", "data.test", "data.path", "data.subset", "data.streaming"), _SCORING),
     **dict.fromkeys(

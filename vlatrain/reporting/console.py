@@ -8,12 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from vlatrain.config.errors import UserError
+
+BRIEF: ContextVar[str] = ContextVar("BRIEF", default="")
+"""Of a sweep's job, what it is called. It shows bars (where there is no terminal a line a minute) and warnings, no more: a line
+tells of it when it ends. Its log has everything."""
 ROOT = "vlatrain"  # the logger that all of ours pass their messages to
 
 
@@ -39,7 +46,8 @@ class Console:
         self, stream: IO[str] | None = None, quiet: bool = False, interval: float = 5.0, live: bool | None = None
     ) -> None:
         self.stream = stream or sys.stderr
-        self.quiet, self.interval = quiet, interval
+        self.job = BRIEF.get()
+        self.quiet, self.interval = quiet, 60.0 if self.job else interval
         self.live = self.stream.isatty() if live is None else live
         self._rich = RichConsole(file=self.stream, force_terminal=True) if self.live else None
         self._bars: Progress | None = None
@@ -49,6 +57,7 @@ class Console:
     @contextmanager
     def track(self, label: str, total: int, done: int = 0) -> Iterator[Track]:
         """Show a piece of work of `total` units, of which `done` were done before. May be nested."""
+        label = f"{self.job} {label}".lstrip()
         if self.quiet:
             yield _Quiet()
         elif self.live:
@@ -131,12 +140,21 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def report(error: UserError) -> None:
+    """Print a user's error to standard error, a line a problem."""
+    console = RichConsole(stderr=True, soft_wrap=True)
+    for problem in error.problems:
+        console.print(Text("error ", style="bold red") + Text(problem, style="default"))
+
+
 class _ToConsole(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.console.job and record.levelno < logging.WARNING:
+            return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         self.console.message(prefix + record.getMessage())
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
+from vlatrain.reporting.console import BRIEF
 from vlatrain.runs import RunFolder
 
 
 def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a finished run.
+    """Print a finished run; of a sweep's job nothing, the sweep has a line for it.
 
     Args:
         config: its configuration.
@@ -25,6 +26,8 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
         metrics: the content of its `metrics.json`.
         console: where; null: standard output.
     """
+    if BRIEF.get():
+        return
     console = console or Console(file=sys.stdout)
     parameters, speed = metrics["parameters"], metrics["speed"]
     table = Table("what", "value", title=f"{config.task.name} · {config.model.name} · {config.adapter.name}")

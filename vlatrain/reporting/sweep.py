@@ -1,16 +1,13 @@
-"""The end of a sweep: one table over its runs, score against speed as bars, and the same as `sweep.json` and, for plots,
-`sweep.csv`. A failed run is a row that says why.
-
-Every job leaves its outcome in the sweep's folder, as `jobs/NUMBER.json`, and the table is made of these files: jobs may run in
-processes of their own, wherever a launcher puts them."""
+"""The end of a sweep: one table over its runs, score against speed as bars, means over seeds, and the same as `sweep.json` and, for
+spreadsheets and plots, `sweep.csv`. A failed run is a row that says why. Before that, a line for each job."""
 
 from __future__ import annotations
 
 import csv
-import json
+import io
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,97 +15,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FILE, PLAIN, JOBS = "sweep.json", "sweep.csv", "jobs"
-BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
+from vlatrain.config.files import write_file, write_json
+from vlatrain.reporting.console import duration
+from vlatrain.runs.sweep import Outcome, SweepFolder
+
 BAR = 40  # characters of the longest bar
+SEED = "seed"
+SHOWN = 5  # of the jobs that were not run
 
 
-@dataclass
-class Outcome:
-    """What came of one job.
+def line(outcome: Outcome, title: str, jobs: int | None, score: str) -> str:
+    """What came of a job, as it ends.
 
-    Attributes:
-        number: its place in the sweep.
-        overrides: its Hydra overrides, each with a single value.
-        folder: its run folder; None if it never had one.
-        metrics: content of its `metrics.json`; empty if it failed.
-        failure: why it failed, in one line; empty if it did not.
-        seconds: wall time.
-        left_out: why task, backbone and method do not fit, so that it was not run; empty if it was.
+    Args:
+        outcome: the job's.
+        title: what it varies.
+        jobs: how many there are; None: that is not known.
+        score: its headline metric with name and unit; empty if it has none.
     """
-
-    number: int
-    overrides: list[str] = field(default_factory=list)
-    folder: Path | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    failure: str = ""
-    seconds: float = 0.0
-    left_out: str = ""
-
-    @property
-    def values(self) -> dict[str, str]:
-        """The overrides by key."""
-        pairs = (override.lstrip("+").partition("=") for override in self.overrides)
-        return {key: value for key, _, value in pairs}
-
-    @property
-    def metric(self) -> str:
-        """Name of the headline metric; empty without one."""
-        return str(self.metrics.get("metric") or "")
-
-    @property
-    def score(self) -> float | None:
-        """The headline metric, in percent."""
-        return _number(self.metrics, "metrics", self.metric)
-
-    def save(self, folder: Path) -> None:
-        """Write it into the folder of the sweep, whole or not at all."""
-        file = folder / JOBS / f"{self.number:04d}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".tmp")
-        fresh.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        fresh.replace(file)
-
-    def summary(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The row of the table as plain values."""
-        return {
-            "number": self.number,
-            "varied": {key: self.values.get(key) for key in keys},
-            "metric": self.metric or None,
-            "score": self.score,
-            "trainable_percent": _number(self.metrics, "parameters", "percent"),
-            "samples_per_s": _number(self.metrics, "speed", "samples_per_s"),
-            "peak_mb": _number(self.metrics, "memory", "peak_mb"),
-            "seconds": round(self.seconds, 1),
-            "folder": str(self.folder) if self.folder else None,
-            "failure": self.failure or None,
-            "left_out": self.left_out or None,
-            "overrides": self.overrides,
-        }
-
-
-def outcomes_in(folder: Path) -> list[Outcome]:
-    """What the jobs of a sweep have left in its folder, in their order."""
-    read = (json.loads(file.read_text(encoding="utf-8")) for file in (folder / JOBS).glob("*.json"))
-    found = [Outcome(**{**values, "folder": values["folder"] and Path(values["folder"])}) for values in read]
-    return sorted(found, key=lambda outcome: outcome.number)
-
-
-def clear(folder: Path) -> None:
-    """Remove what the jobs of an earlier sweep have left in a folder."""
-    for file in (folder / JOBS).glob("*.json"):
-        file.unlink()
-
-
-def varied_keys(outcomes: Sequence[Outcome]) -> list[str]:
-    """The keys that differ between the runs, in the order they were given."""
-    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.values))
-    return [key for key in keys if len({outcome.values.get(key) for outcome in outcomes}) > 1]
-
-
-def announce(number: int, varied: Sequence[str]) -> None:
-    """Head a job's output with what it is."""
-    Console().rule(Text(f"run {number}  {' '.join(varied)}"), align="left")
+    place = f"[{outcome.number + 1}{f'/{jobs}' if jobs else ''}] {title}".rstrip()
+    if outcome.left_out:
+        return f"{place}: left out: {outcome.left_out}"
+    said = outcome.ending or score
+    said += f" (stopped at step {outcome.pruned}: others were better there)" if outcome.pruned is not None else ""
+    facts = [said, duration(outcome.seconds), str(outcome.folder or "")]
+    return f"{place}: {', '.join(fact for fact in facts if fact)}"
 
 
 def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
@@ -120,44 +51,87 @@ def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
     """
     if not any(outcome.metrics or outcome.failure or outcome.left_out for outcome in outcomes):
         return
-    keys = varied_keys(outcomes)
-    path = folder / FILE
+    files, keys = SweepFolder(folder), varied_keys(outcomes)
+    rows = [_row(outcome, keys) for outcome in outcomes]
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [outcome.summary(keys) for outcome in outcomes]
-    path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _write_csv(folder / PLAIN, rows)
+    write_json(files.table, rows)
+    _write_csv(files.plain, [_flat(row) for row in rows])
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table(outcomes))
     if (bars := chart(outcomes)) is not None:
         console.print(bars)
-    failed = sum(bool(outcome.failure) for outcome in outcomes)
+    if means := over_seeds(outcomes):
+        _write_csv(files.seeds, means)
+        console.print(_means(means))
+    failed = sum(outcome.ending.startswith("failed") for outcome in outcomes)
     run = [outcome for outcome in outcomes if not outcome.left_out]
     told = f"{failed} of {len(run)} runs failed" if failed else f"{len(run)} runs"
     told += f", {len(outcomes) - len(run)} left out" if len(run) < len(outcomes) else ""
-    console.print(f"{told}; the table as JSON: {path}, as CSV: {folder / PLAIN}", highlight=False)
+    console.print(f"{told}; the table as JSON: {files.table}, as CSV: {files.plain}", highlight=False, soft_wrap=True)
+
+
+def not_run(planned: Sequence[Sequence[str]], outcomes: Sequence[Outcome], command: str) -> str:
+    """Which jobs of a stopped sweep are still to be run, and how; empty if there are none.
+
+    Args:
+        planned: what each job varies, in their order.
+        outcomes: what came of those that were begun.
+        command: the command that goes on.
+    """
+    ended = {outcome.number for outcome in outcomes if outcome.done}
+    begun = {outcome.number for outcome in outcomes} - ended
+    left = [(number, " ".join(job)) for number, job in enumerate(planned) if number not in ended]
+    if not left:
+        return ""
+    named = [f"{job or 'the only one'} (begun)" if number in begun else job for number, job in left]
+    more = f"; {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    return (
+        f"Not run to the end: {len(left)} of {len(planned)} jobs: {'; '.join(named[:SHOWN])}{more}\nTo go on: {command}"
+    )
+
+
+def varied_keys(outcomes: Sequence[Outcome]) -> list[str]:
+    """The keys that differ between the runs, in the order they were given."""
+    keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.values))
+    return [key for key in keys if len({outcome.values.get(key) for outcome in outcomes}) > 1]
+
+
+def best(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The run with the best headline metric; None for fewer than two, for several metrics, and for equals."""
+    scored = [outcome for outcome in outcomes if outcome.score is not None]
+    if len(scored) < 2 or len({outcome.metric for outcome in scored}) > 1:
+        return None
+    first, second, *_ = sorted(scored, key=lambda outcome: -(outcome.score or 0.0))  # a headline metric is one to raise
+    return first if first.score != second.score else None
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """The table: what varied, the metric, trainable share, speed, peak memory, and the run's name or why it failed."""
-    keys = varied_keys(outcomes)
+    """The table: what varied, the metric, trainable share, speed, peak memory, and the run's name or its failure."""
+    keys, first = varied_keys(outcomes), best(outcomes)
     names = {outcome.metric for outcome in outcomes if outcome.metric}
     same = len(names) <= 1
-    made = Table(title="sweep", title_justify="left")
+    made = Table(title="sweep", title_justify="left", caption="* the best" if first else None, caption_justify="left")
     for heading in ("#", *keys, (names or {"score"}).pop() if same else "score", "trainable %", "samples/s", "peak MB"):
         made.add_column(heading, justify="left" if heading in keys else "right", no_wrap=heading not in keys)
     made.add_column("run", overflow="fold")
     for outcome in outcomes:
-        row = outcome.summary(keys)
-        score = _shown(outcome.score, 2)
-        last = Text(f"failed: {outcome.failure}", style="red") if outcome.failure else Text(_name(outcome.folder))
-        last = Text(f"left out: {outcome.left_out}", style="dim") if outcome.left_out else last
+        score = _shown(outcome.score, 2) + ("*" if outcome is first else " " if first and outcome.metric else "")
+        last = Text(outcome.folder.name if outcome.folder else "")
+        if outcome.failure:
+            last = Text(outcome.ending, style="red")
+        elif outcome.left_out:
+            last = Text(f"left out: {outcome.left_out}", style="dim")
+        elif outcome.pruned is not None:
+            last.append(f" (stopped at step {outcome.pruned})", style="dim")
         made.add_row(
             str(outcome.number),
             *(Text(str(outcome.values.get(key, ""))) for key in keys),
-            score if same or not outcome.metric else f"{outcome.metric} {score}",
-            _shown(row["trainable_percent"], 3),
-            _shown(row["samples_per_s"] or None, 1),
-            _shown(row["peak_mb"], 0),
+            Text(
+                score if same or not outcome.metric else f"{outcome.metric} {score}", "bold" if outcome is first else ""
+            ),
+            _shown(outcome.figure("trainable_percent"), 3),
+            _shown(outcome.figure("samples_per_s") or None, 1),
+            _shown(outcome.figure("peak_mb"), 0),
             last,
         )
     return made
@@ -169,40 +143,91 @@ def chart(outcomes: Sequence[Outcome]) -> Table | None:
     Scores are compared within a metric, so there is none for several metrics either.
     """
     keys = varied_keys(outcomes)
-    known = [(outcome, outcome.summary(keys)) for outcome in outcomes if outcome.metric]
-    known = [(outcome, row) for outcome, row in known if row["score"] is not None and row["samples_per_s"]]
-    if len(known) < 2 or len({outcome.metric for outcome, _ in known}) > 1:
+    known = [
+        (outcome, outcome.score, speed)
+        for outcome in outcomes
+        if outcome.score is not None and (speed := outcome.figure("samples_per_s"))
+    ]
+    if len(known) < 2 or len({outcome.metric for outcome, *_ in known}) > 1:
         return None
     made = Table(*keys, known[0][0].metric, "samples/s", box=None, header_style="dim")
-    most = [max(row[name] for _, row in known) or 1.0 for name in ("score", "samples_per_s")]
-    for outcome, row in known:
-        score, speed = row["score"], row["samples_per_s"]
-        bars = [f"{_bar(score / most[0])} {score:.2f}", f"{_bar(speed / most[1])} {speed:,.1f}"]
+    most_score, most_speed = (max(column) or 1.0 for column in list(zip(*known, strict=True))[1:])
+    for outcome, score, speed in known:
+        bars = [f"{_bar(score / most_score)} {score:.2f}", f"{_bar(speed / most_speed)} {speed:,.1f}"]
         made.add_row(*(Text(str(outcome.values.get(key, ""))) for key in keys), *bars)
     return made
 
 
-def _bar(share: float) -> str:
-    return "\u2588" * max(0, round(BAR * share))
+def over_seeds(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Of jobs that differ in their seeds alone the mean of each metric and its deviation (that of a sample, n - 1), a row a metric.
+
+    Empty if seeds did not vary, or with them always something else.
+    """
+    keys = varied_keys(outcomes)
+    if SEED not in keys:
+        return []
+    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.metrics:
+            others = tuple(outcome.values.get(key, "") for key in keys if key != SEED)
+            groups.setdefault(others, []).append(outcome)
+    rows = []
+    for others, runs in groups.items():
+        headline = runs[0].metric
+        for name in sorted(runs[0].scores, key=lambda name: name != headline):
+            values = [run.scores[name] for run in runs if name in run.scores]
+            if len(values) > 1:
+                varied = dict(zip((key for key in keys if key != SEED), others, strict=True))
+                spread = {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "runs": len(values)}
+                rows.append({**varied, "metric": name, **spread})
+    return rows
+
+
+def _means(means: Sequence[Mapping[str, Any]]) -> Table:
+    *keys, _, _, _ = means[0]
+    made = Table(*keys, "mean over seeds", "deviation", "runs", title="over seeds", title_justify="left")
+    for row in means:
+        numbers = (f"{row['mean']:.2f}", f"{row['deviation']:.2f}", str(row["runs"]))
+        made.add_row(*(Text(str(row[key])) for key in keys), *numbers)
+    return made
+
+
+def _row(outcome: Outcome, keys: Sequence[str]) -> dict[str, Any]:
+    """A row of the table as plain values."""
+    return {
+        "number": outcome.number,
+        "varied": {key: outcome.values.get(key) for key in keys},
+        "metric": outcome.metric or None,
+        "score": outcome.score,
+        "metrics": outcome.scores,
+        "trainable_percent": outcome.figure("trainable_percent"),
+        "samples_per_s": outcome.figure("samples_per_s"),
+        "peak_mb": outcome.figure("peak_mb"),
+        "seconds": round(outcome.seconds, 1),
+        "folder": str(outcome.folder) if outcome.folder else None,
+        "failure": outcome.failure or None,
+        "left_out": outcome.left_out or None,
+        "pruned": outcome.pruned,
+        "overrides": outcome.overrides,
+    }
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with a column for each key that varied and for each metric."""
+    plain = {key: value for key, value in row.items() if key not in ("varied", "metrics", "overrides")}
+    return {**row["varied"], **plain, **row["metrics"]}
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of `sweep.json` with a column for each key that varied."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        flat = [{**row["varied"], **{k: v for k, v in row.items() if k not in ("varied", "overrides")}} for row in rows]
-        writer = csv.DictWriter(file, list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
 
 
-def _name(folder: Path | None) -> str:
-    return folder.name if folder else ""
-
-
-def _number(metrics: Mapping[str, Any], part: str, key: str) -> float | None:
-    inner = metrics.get(part)
-    value = inner.get(key) if isinstance(inner, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) else None
+def _bar(share: float) -> str:
+    return "\u2588" * max(0, round(BAR * share))
 
 
 def _shown(value: float | None, digits: int) -> str:

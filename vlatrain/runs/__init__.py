@@ -4,7 +4,7 @@ The room stands just above the configuration, as all above it read or write run 
 """
 
 from vlatrain.runs.folder import COMMAND, Command, RunFolder, steps_in, versions
-from vlatrain.runs.naming import evaluation_named, job_name, named, new_name, run_folder
+from vlatrain.runs.naming import evaluation_named, job_name, named, new_name, run_folder, within
 from vlatrain.runs.reading import (
     MANIFEST,
     STATE,
@@ -18,14 +18,17 @@ from vlatrain.runs.reading import (
     save_config,
     saved_config,
 )
+from vlatrain.runs.sweep import Outcome, SweepFolder
 
 __all__ = [
     "COMMAND",
     "MANIFEST",
     "STATE",
     "Command",
+    "Outcome",
     "Run",
     "RunFolder",
+    "SweepFolder",
     "config_text",
     "evaluation_named",
     "find_config",
@@ -41,4 +44,5 @@ __all__ = [
     "saved_config",
     "steps_in",
     "versions",
+    "within",
 ]  # fmt: skip

@@ -30,10 +30,12 @@ class Command:
     Attributes:
         words: the command line.
         overrides: those of this job of it.
+        sweep: the folder of the sweep that it belongs to; None: to none.
     """
 
     words: Sequence[str] = ()
     overrides: Sequence[str] = ()
+    sweep: Path | None = None
 
 
 COMMAND: ContextVar[Command] = ContextVar("COMMAND", default=Command())  # noqa: B039, immutable

@@ -50,6 +50,11 @@ def named(config: TrainConfig, job: str = "", stamp: str | None = None) -> Train
     return replace(config, run=RunConfig(name, folder))
 
 
+def within(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration of a training in a folder, which it may have begun."""
+    return replace(config, run=RunConfig(folder.name, str(folder)))
+
+
 def evaluation_named(config: EvalConfig, job: str = "") -> EvalConfig:
     """The configuration of an evaluation with the folder of its results, where one is chosen; in a sweep, each job has its own."""
     if not job:

@@ -73,6 +73,7 @@ class Trained:
         save_adapter: writes what was trained into an existing, empty folder; None: there is nothing to write.
         layers: the layers of the towers, for gradient checkpointing and compilation.
         within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
+        prune: asked after an evaluation, with its step: whether to end here.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Trained:
     save_adapter: Callable[[Path], None] | None = None
     layers: Sequence[nn.Module] = ()
     within: Callable[[int], AbstractContextManager[Any]] = nullcontext
+    prune: Callable[[int], bool] = lambda step: False
 
 
 class Loop:
@@ -222,7 +224,7 @@ class Loop:
                     self._step(passes, track)
 
     def _over(self) -> bool:
-        return self.progress.step >= self.total or self._patience_over()
+        return self.progress.step >= self.total or self._patience_over() or self.progress.pruned is not None
 
     def _patience_over(self) -> bool:
         return 0 < self.trainer.patience <= self.progress.worse
@@ -345,6 +347,9 @@ class Loop:
             sink.write(record | {f"eval/{name}": value for name, value in evaluation.metrics.items()})
         if self._patience_over():
             log.info("No better for %d evaluations: stopping early", progress.worse)
+        elif not self._over() and from_main(self.trained.prune(progress.step)):
+            progress.pruned = progress.step
+            log.info("Behind the other jobs of the sweep: stopping early")
 
     def _evaluation(self) -> Evaluation | None:
         """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
@@ -422,6 +427,7 @@ class Loop:
             epochs=progress.step / self.order.steps_per_epoch,
             samples=progress.samples,
             stopped_early=progress.step < self.total,
+            pruned=progress.pruned,
             resumed_from=self.resumed_from,
             best_step=best,
             evaluation=self.best_evaluation,

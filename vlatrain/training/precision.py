@@ -6,6 +6,8 @@ import atexit
 import os
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -134,6 +136,12 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     if accelerator.num_processes > 1:
         refuse_shared(accelerator.device)
     return accelerator
+
+
+def reset_process_peak() -> None:
+    """Let the peak of the process's memory be what is resident now, where the system can (Linux): a job before had its own."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def reset_peak_memory(device: torch.device) -> None:

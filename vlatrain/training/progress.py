@@ -17,6 +17,7 @@ class Progress:
         best_step: step of the best one; None: none yet.
         best_metric: its headline metric, percent.
         worse: evaluations since then that were no better.
+        pruned: step at which it was found to be behind the other jobs of its sweep; None: it was not.
         overflows: steps in a row that fp16's loss scaling left out.
         loss_sum: sum of the losses of the steps since the last record of metrics.
         loss_steps: number of these steps.
@@ -31,6 +32,7 @@ class Progress:
     best_step: int | None = None
     best_metric: float | None = None
     worse: int = 0
+    pruned: int | None = None
     overflows: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
@@ -48,7 +50,8 @@ class Result:
         steps: optimizer steps done.
         epochs: the same in passes over the training data.
         samples: training samples seen.
-        stopped_early: whether patience ended it.
+        stopped_early: whether it ended before its last step.
+        pruned: step at which it was found to be behind the other jobs of its sweep; None: it was not.
         resumed_from: step of the checkpoint this session continued from; None: it started anew.
         best_step: step whose weights the model has now and the adapter folder holds.
         evaluation: evaluation of these weights; None without evaluation samples.
@@ -65,6 +68,7 @@ class Result:
     epochs: float
     samples: int
     stopped_early: bool
+    pruned: int | None
     resumed_from: int | None
     best_step: int
     evaluation: Evaluation | None

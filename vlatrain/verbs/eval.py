@@ -14,7 +14,7 @@ from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json, write_lines
 from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
-from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.runs import Run, RunFolder, save_config, versions
 from vlatrain.training.precision import choose_device, choose_precision
@@ -72,7 +72,8 @@ def evaluate(config: EvalConfig) -> Run:
     for row in scores(config, metrics):
         table.add_row(*row)
     table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
-    out = RichConsole()
-    out.print(table)
-    out.print(f"Scores and predictions are in [bold]{files.path}[/]")
+    if not BRIEF.get():
+        out = RichConsole()
+        out.print(table)
+        out.print(f"Scores and predictions are in [bold]{files.path}[/]")
     return Run(files.path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig, UserError
@@ -23,13 +24,14 @@ from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
-from vlatrain.runs import Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
+from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known
 from vlatrain.training.loop import Loop, Trained
-from vlatrain.training.precision import choose_device, choose_precision, make_accelerator
+from vlatrain.training.precision import choose_device, choose_precision, make_accelerator, reset_process_peak
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.progress import Result
+from vlatrain.training.pruning import MedianRule
 from vlatrain.training.sample_cache import build_sample_cache
 from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
 
@@ -37,7 +39,7 @@ log = logging.getLogger("vlatrain")
 
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
-    "run", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
+    "run", "sweep", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
     "task.spec", "task.parts.*.spec",
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
     "trainer.cache", "trainer.cache_gb",
@@ -78,6 +80,7 @@ def _train(config: TrainConfig) -> Run:
 
 def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
     folder = files.path
+    reset_process_peak()
     has_test = any(part.data.test for part in subtasks(config).values())
     log.info("Run folder: %s", folder)
     splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
@@ -99,6 +102,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         save_adapter=None if config.adapter.name == "none" else lambda into: save(setup.model, into),
         layers=setup.layers,
         within=lambda step: _dropping(config, setup, step),
+        prune=_pruning(config, folder),
     )
     sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
     loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
@@ -120,6 +124,12 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
         show_run(config, folder, metrics)
+
+
+def _pruning(config: TrainConfig, folder: Path) -> Callable[[int], bool]:
+    """The rule by which the job of a sweep is stopped early; never, if there is none."""
+    sweep = COMMAND.get().sweep
+    return MedianRule(sweep, folder, config.task.metric) if config.sweep.prune and sweep else lambda step: False
 
 
 def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
@@ -164,6 +174,7 @@ def summary(
             "samples": result.samples,
             "best_step": result.best_step,
             "stopped_early": result.stopped_early,
+            "pruned": result.pruned,
             "resumed_from": result.resumed_from,
             "seed": config.seed,
         },

@@ -14,22 +14,25 @@ from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.optim import PARAMETER_GROUPS
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.sweep import FIGURES
 from vlatrain.config.task import TaskConfig
 
 
-def problems(config: TrainConfig, folders: Sequence[Path] = ()) -> list[str]:
+def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = False) -> list[str]:
     """Everything wrong with a configuration of the right types, one message each; empty if it is sound.
 
     Args:
         config: the configuration.
         folders: the user's own folders of YAML files, whose backbones a message may name.
+        job: whether it is one of a sweep, which knows its folder.
     """
     if isinstance(config, MergeConfig):
         return [*_values(config), *_model(config, folders), *_merge(config)]
     found = [*_values(config), *methods.problems(config.adapter), *_model(config, folders)]
-    found += [*_rates(config), *_run(config), *_logger(config)]
+    found += [*_rates(config), *_run(config, job), *_logger(config)]
     if wrong := joint.problems(config):
         return [*found, *wrong]
+    found += _sweep(config)
     if config.task.name == joint.JOINT:
         found += _parts(config, found)
     if isinstance(config, PredictConfig):
@@ -44,6 +47,13 @@ def _values(config: TrainConfig) -> Iterable[str]:
         yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
     yield from _classes(config.task)
     yield from _task(config.task)
+
+
+def _sweep(config: TrainConfig) -> Iterable[str]:
+    known = tuple(joint.scores(config.task)) + tuple(FIGURES)
+    for name in config.sweep.objectives:
+        if name not in known:
+            yield f"sweep.objectives: {name}: must be one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def _classes(config: TaskConfig) -> Iterable[str]:
@@ -132,11 +142,11 @@ def _rates(config: TrainConfig) -> Iterable[str]:
         yield from limits.POSITIVE.problems(key, rate)
 
 
-def _run(config: TrainConfig) -> Iterable[str]:
-    name = config.run.name
+def _run(config: TrainConfig, job: bool) -> Iterable[str]:
+    name, named = config.run.name, bool(config.run.name or config.run.dir or job)
     if name is not None and (not name or name in (".", "..") or any(mark in name for mark in "/\\\0")):
         yield f"run.name={name}: must be a plain folder name; run.dir=FOLDER takes a path"
-    if config.resume == "auto" and not (name or config.run.dir) and not isinstance(config, (EvalConfig, PredictConfig)):
+    if config.resume == "auto" and not named and not isinstance(config, (EvalConfig, PredictConfig)):
         yield "resume=auto: say which run with run.name=NAME or run.dir=FOLDER"
     if isinstance(config, (EvalConfig, PredictConfig)) and not config.source:
         yield "run=FOLDER is missing: the folder of a finished run"

@@ -1,0 +1,65 @@
+"""What the jobs of a sweep leave in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlatrain.config import UserError
+from vlatrain.runs import Outcome, SweepFolder
+from vlatrain.runs.sweep import BEGUN
+
+DONE = {"metric": "accuracy", "metrics": {"accuracy": 61.5, "f1": 3}, "parameters": {"percent": 2.5}, "memory": None}
+
+
+def test_a_job_leaves_its_outcome_for_another_process(tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path / "sweep")
+    sweep.begin(resume=False)
+    left = [
+        Outcome(10, ["seed=1"], Path("run"), DONE, seconds=2.5),
+        Outcome(2, ["seed=2"], failure="why"),
+        Outcome(3, ["task=vqa"], left_out="cannot"),
+    ]
+    for one in left:
+        sweep.note(Outcome(one.number, failure=BEGUN))
+        sweep.note(one)
+    (sweep.jobs / "0004.json").write_text('{"number"')  # cut short
+    assert sweep.outcomes() == [left[1], left[2], left[0]]
+    assert [one.done for one in left] == [True, False, True]
+
+
+def test_figures() -> None:
+    one = Outcome(0, metrics=DONE)
+    assert (one.score, one.scores) == (61.5, {"accuracy": 61.5, "f1": 3.0})
+    assert (one.figure("f1"), one.figure("trainable_percent")) == (3.0, 2.5)
+    assert one.figure("peak_mb") is one.figure("wall_s") is one.figure("cider_d") is None
+    assert Outcome(0).score is None
+
+
+def test_a_sweep_is_found_by_its_overrides_when_it_goes_on(tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(resume=False)
+    sweep.note(Outcome(0, ["seed=1", "adapter.dim=4"], Path("a"), DONE))
+    sweep.note(Outcome(1, ["seed=2", "adapter.dim=4"], Path("b"), failure=BEGUN))
+    with pytest.raises(UserError, match="holds a sweep of 2 jobs; resume=auto goes on with it"):
+        sweep.begin(resume=False)
+    assert len(sweep.outcomes()) == 2, "a refused sweep takes nothing away"
+    for _ in range(2):  # and if it is stopped at once, it is found again
+        sweep.begin(resume=True)
+        assert not sweep.outcomes()
+        first = sweep.before(["adapter.dim=4", "seed=1", "resume=auto"])
+        assert first is not None
+        assert first.done
+        second = sweep.before(["seed=2", "adapter.dim=4"])
+        assert second is not None
+        assert (second.folder, second.done) == (Path("b"), False)
+        assert sweep.before(["seed=3", "adapter.dim=4"]) is None
+    with pytest.raises(UserError, match="holds a sweep"):
+        sweep.begin(resume=False)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"choose another hydra\.sweep\.dir"):
+        SweepFolder(tmp_path / "file" / "sweep").begin(resume=False)
