@@ -66,7 +66,7 @@ def counted(recipe: str) -> Counted:
     parameters = list(adapted.parameters())
     base: Any = meta_model(config.model, config.task.name)
     language, added = base, 0
-    if config.model.parts:
+    if config.model.submodels:
         language = base.language
         added = config.model.options.get("added_tokens", 0) * language.get_input_embeddings().weight.shape[1]
     return Counted(

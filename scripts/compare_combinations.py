@@ -117,7 +117,7 @@ def fusion(folder: Path) -> list[str]:
 
 
 def joint(folder: Path) -> list[str]:
-    """One adapter for both parts, one for each, and half of one for each."""
+    """One adapter for both subtasks, one for each, and half of one for each."""
     half = ["adapter.by_task=true", "adapter.share.what=down", "adapter.share.over=[task]"]
     rows = []
     for name, words in {"shared": [], "by task": ["adapter.by_task=true"], "half-shared": half}.items():

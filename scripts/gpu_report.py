@@ -131,7 +131,7 @@ def question(task: str) -> tuple[str, ...]:
         "vqa": ("question='what is it?'",),
         "instruct": ("question='what is it?'",),
         "retrieval": ("texts=[a ring,a house]",),
-        "joint": ("part=vqa", "question='what is it?'"),
+        "joint": ("subtask=vqa", "question='what is it?'"),
     }
     return ("image=asked.png", *of_task.get(task, ()))
 

@@ -150,7 +150,7 @@ def _adapter(name: str) -> dict[str, Any]:
     own = dict(_read(CONF / "adapter" / f"{name}.yaml"))
     values: dict[str, Any] = {}
     for entry in own.pop("defaults", []):
-        option, _, place = entry.partition("@")  # lora@parts.vision: a part of a mixed method
+        option, _, place = entry.partition("@")  # lora@components.vision: a component of a mixed method
         if option not in ("adapter_schema", "_self_"):
             layer = _adapter(option)
             for key in reversed(place.split(".") if place else []):

@@ -98,7 +98,7 @@ def test_the_configuration_needs_no_torch(imports: dict[str, tuple[str, ...]]) -
 
 #: Where a task's name may stand in code: with the tasks themselves, and in these files for what bears the same name.
 NAMES_TASKS = {
-    "config/joint.py": {"joint"},  # the task that has parts
+    "config/joint.py": {"joint"},  # the task that has subtasks
     "config/spec.py": {"captioning", "vqa", "instruct"},  # keys of `model.prompts`
     "config/task.py": {"vqa"},  # the default
     "data/shapes.py": {"vqa", "captioning", "retrieval", "classification", "instruct"},  # the built-in sets

@@ -184,8 +184,8 @@ def cells() -> list[object]:
 def run_of(folder: Path, words: list[str]) -> None:
     """The configuration of a finished run, for a command line that asks about it."""
     keys = {word.partition("=")[0] for word in words}
-    task = "joint" if "part" in keys else "retrieval" if keys & {"text", "texts"} else "vqa"
-    if "image" in keys and not keys & {"question", "text", "texts", "part"}:
+    task = "joint" if "subtask" in keys else "retrieval" if keys & {"text", "texts"} else "vqa"
+    if "image" in keys and not keys & {"question", "text", "texts", "subtask"}:
         task = "classification"
     config = composed("train", [f"task={task}", f"run.dir={folder}"])
     save_config(resolved("train", config), folder)

@@ -155,13 +155,13 @@ def inspect(config: TrainConfig) -> Inspection:
     return inspection
 
 
-def load(run: Run | str | Path, *overrides: str, part: str = "") -> Predictor:
+def load(run: Run | str | Path, *overrides: str, subtask: str = "") -> Predictor:
     """A finished run with its weights, ready to be asked about images in memory or in files.
 
     Args:
         run: the run, or its folder.
         overrides: what is to differ from its configuration: `trainer.device=cpu`.
-        part: of a joint run, the part that is asked.
+        subtask: name of the subtask that is asked, in a joint run.
 
     Raises:
         UserError: it is no finished run, or its weights cannot be had.
@@ -169,7 +169,7 @@ def load(run: Run | str | Path, *overrides: str, part: str = "") -> Predictor:
     from vlatrain.verbs.predict import Predictor
 
     config = _composed("eval", [f"run={_quoted(run)}", *overrides])
-    return Predictor(config, Path(config.source), part)
+    return Predictor(config, Path(config.source), subtask)
 
 
 def _composed(verb: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> Any:

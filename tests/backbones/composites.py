@@ -1,4 +1,4 @@
-"""Composites for tests: any vision part with any language part, small, with random weights, from the YAML files."""
+"""Composites for tests: any vision submodel with any language submodel, small, with random weights, from the YAML files."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def described(vision: str, language: str, model: str = "composite") -> ModelConf
 @cache
 def _composed(vision: str, language: str, model: str) -> ModelConfig:
     register()
-    parts = [f"model/vision={vision}", f"model/language={language}"]
+    submodels = [f"model/vision={vision}", f"model/language={language}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("train", overrides=[f"model={model}", *parts])
+        composed = compose("train", overrides=[f"model={model}", *submodels])
     return typed(composed, TrainConfig).model
 
 

@@ -119,13 +119,13 @@ def test_a_kind_of_model_that_comes_as_code_is_refused(name: str, task: str, cod
 
 
 @pytest.mark.parametrize("name", ["tiny_clip"])
-def test_as_a_part_of_a_composite_too(name: str, code: Path) -> None:
+def test_as_a_submodel_of_a_composite_too(name: str, code: Path) -> None:
     edit(code / "config.json", model_type="ours", auto_map={"AutoConfig": "code.Config"})
     config = described("tiny_clip", "tiny_gpt", "tiny_composite")
-    for part in config.parts.values():
-        shipped, part.checkpoint = part.checkpoint, str(code)
+    for submodel in config.submodels.values():
+        shipped, submodel.checkpoint = submodel.checkpoint, str(code)
         assert "which vlatrain never runs" in refusal(config, "vqa")
-        part.checkpoint = shipped
+        submodel.checkpoint = shipped
 
 
 @tiny

@@ -180,11 +180,17 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["-m", "model=clip", "task=vqa,captioning"], ["task=vqa: model=clip", "task=captioning: model=clip"]),
         (["-m", "model=tiny_blip,clip", "task=vqa", "optim.lr=0,1"], ["optim.lr=0"]),
         (["adapter=mixed", "adapter.dim=3"], ["adapter.dim: adapter=mixed has no such option"]),
-        (["adapter=mixed", "adapter.parts.vision.dim=0"], ["adapter.parts.vision.dim=0: must be 1 or more"]),
-        (["adapter=mixed", "adapter.parts.rest.rank=3"], ["adapter.parts.rest: there is no key rank"]),
-        (["adapter=mixed", "adapter.parts.vision.bias=true"], ["adapter.parts.vision.bias: adapter=lora has no such"]),
-        (["adapter=mixed", "adapter.parts.rest.points=[fusion]", "adapter.points=[vision]"], ["every part has points"]),
-        (["adapter=mixed", "adapter.points=[vision]"], ["the other parts leave it no point"]),
+        (["adapter=mixed", "adapter.components.vision.dim=0"], ["adapter.components.vision.dim=0: must be 1 or more"]),
+        (["adapter=mixed", "adapter.components.rest.rank=3"], ["adapter.components.rest: there is no key rank"]),
+        (
+            ["adapter=mixed", "adapter.components.vision.bias=true"],
+            ["adapter.components.vision.bias: adapter=lora has no such"],
+        ),
+        (
+            ["adapter=mixed", "adapter.components.rest.points=[fusion]", "adapter.points=[vision]"],
+            ["every component has points"],
+        ),
+        (["adapter=mixed", "adapter.points=[vision]"], ["the other components leave it no point"]),
         (["eval"], ["run=FOLDER"]),
         (["eval", "run=nowhere"], ["there is no such folder"]),
         (

@@ -45,12 +45,12 @@ def test_limits_of_all_levels_are_asked() -> None:
     assert choices(EvalConfig, "model.quantize") == (4, 8)
 
 
-def test_so_are_those_of_the_parts_of_a_method() -> None:
-    parts = {"some": {"name": "lora", "dim": 0, "share": {"what": "halves"}}}
-    found = [found for found in method_problems(AdapterConfig("mixed", parts=parts)) if "must be" in found]
+def test_so_are_those_of_the_components_of_a_method() -> None:
+    components = {"some": {"name": "lora", "dim": 0, "share": {"what": "halves"}}}
+    found = [found for found in method_problems(AdapterConfig("mixed", components=components)) if "must be" in found]
     assert found == [
-        "adapter.parts.some.dim=0: must be 1 or more",
-        "adapter.parts.some.share.what=halves: must be one of none, down, up, columns, all",
+        "adapter.components.some.dim=0: must be 1 or more",
+        "adapter.components.some.share.what=halves: must be one of none, down, up, columns, all",
     ]
 
 

@@ -58,18 +58,18 @@ def test_a_name_alone_does_not_choose_a_task() -> None:
     assert found.startswith("task.name=captioning: its spec is another one: task=captioning chooses all of it")
 
 
-def test_a_joint_task_is_scored_by_its_parts_too() -> None:
-    found = scores(TaskConfig(JOINT, parts={"one": {"name": "instruct"}, "vqa": {}}))
+def test_a_joint_task_is_scored_by_its_subtasks_too() -> None:
+    found = scores(TaskConfig(JOINT, subtasks={"one": {"name": "instruct"}, "vqa": {}}))
     assert set(found) == {"mean", "one/rouge_l", "one/exact_match", "one/perplexity", "vqa/accuracy"}
     assert (found["one/perplexity"].unit, found["one/perplexity"].higher_is_better) == ("", False)
 
 
 def test_a_run_that_was_written_before_gets_the_shipped_description() -> None:
-    before = {"name": JOINT, "parts": {"easy": {"name": "vqa"}, "captioning": {"max_length": 8}}}
+    before = {"name": JOINT, "subtasks": {"easy": {"name": "vqa"}, "captioning": {"max_length": 8}}}
     found = with_shipped_specs(before)
     assert typed_spec(found["spec"]) == shipped_spec(JOINT)
-    assert typed_spec(found["parts"]["easy"]["spec"]) == shipped_spec("vqa")
-    assert typed_spec(found["parts"]["captioning"]["spec"]) == shipped_spec("captioning")
+    assert typed_spec(found["subtasks"]["easy"]["spec"]) == shipped_spec("vqa")
+    assert typed_spec(found["subtasks"]["captioning"]["spec"]) == shipped_spec("captioning")
     older = with_shipped_specs({"name": "retrieval", "spec": {"fields": ["label"]}})
     assert typed_spec(older["spec"]) == shipped_spec("retrieval")
 
@@ -77,6 +77,6 @@ def test_a_run_that_was_written_before_gets_the_shipped_description() -> None:
 def test_a_task_that_is_not_shipped_keeps_its_own() -> None:
     mine = {"fields": ["label"], "metrics": [{"name": "accuracy"}]}
     assert with_shipped_specs({"name": "mine", "spec": mine})["spec"] == mine
-    part = tasks(TaskConfig(JOINT, parts={"one": {"name": "mine", "spec": mine}}))["one"]
-    assert part.spec == typed_spec(mine)
+    subtask = tasks(TaskConfig(JOINT, subtasks={"one": {"name": "mine", "spec": mine}}))["one"]
+    assert subtask.spec == typed_spec(mine)
     assert shipped_spec("mine") == TaskSpec()

@@ -80,10 +80,10 @@ def test_there_is_no_end_of_them_without_views_and_none_where_nothing_is_asked()
     assert augmented(samples, TrainConfig(task=TaskConfig(name="vqa"))) is samples
 
 
-def test_parts_of_a_joint_run_have_their_own() -> None:
-    config = TrainConfig(task=TaskConfig(name="joint", parts={"vqa": {}, "captioning": {}}))
-    config.data.parts = {"captioning": {"crop": 0.5, "views": 2}}
-    samples = [replace(sample, part=part) for part in ("vqa", "captioning") for sample in make_samples()]
+def test_subtasks_of_a_joint_run_have_their_own() -> None:
+    config = TrainConfig(task=TaskConfig(name="joint", subtasks={"vqa": {}, "captioning": {}}))
+    config.data.subtasks = {"captioning": {"crop": 0.5, "views": 2}}
+    samples = [replace(sample, subtask=subtask) for subtask in ("vqa", "captioning") for sample in make_samples()]
     drawn = augmented(samples, config)
     assert isinstance(drawn, Augmented)
     every = drawn.every() or []

@@ -1,4 +1,4 @@
-"""Labels against the classes there are: everything wrong is found when the data is read, also in a part of a joint run."""
+"""Labels against the classes there are: everything wrong is found when the data is read, also in a subtask of a joint run."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_auroc_chooses_only_where_every_class_is(tmp_path: Path) -> None:
     ]
 
 
-def test_a_part_of_a_joint_run(tmp_path: Path) -> None:
-    made = TrainConfig(task=TaskConfig(name="joint", parts={"classification": {}, "captioning": {}}))
+def test_a_subtask_of_a_joint_run(tmp_path: Path) -> None:
+    made = TrainConfig(task=TaskConfig(name="joint", subtasks={"classification": {}, "captioning": {}}))
     made.data.train_size, made.data.eval_size, made.trainer.batch_size = 14, 7, 4
     own = config(tmp_path, "aabb", "cc").data
-    made.data.parts = {"classification": {"name": "files", "train": own.train, "eval": own.eval}}
+    made.data.subtasks = {"classification": {"name": "files", "train": own.train, "eval": own.eval}}
     (problem,) = problems(made)
-    assert problem.startswith(f"part classification: {tmp_path}/eval.jsonl:1: of class 'c', and 1 more of it")
-    made.data.parts = {}
-    assert {sample.label for sample in load_run(made, ["train"])["train"] if sample.part == "classification"}
+    assert problem.startswith(f"subtask classification: {tmp_path}/eval.jsonl:1: of class 'c', and 1 more of it")
+    made.data.subtasks = {}
+    assert {sample.label for sample in load_run(made, ["train"])["train"] if sample.subtask == "classification"}

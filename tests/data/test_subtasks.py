@@ -18,10 +18,10 @@ from vlatrain.data.subtasks import load_run, sampled, shares
 SIZES = {"big": 900, "small": 100}
 
 
-def config(**parts: dict) -> TrainConfig:
-    made = TrainConfig(task=TaskConfig(name="joint", parts={"vqa": {}, "captioning": {}}))
+def config(**subtasks: dict) -> TrainConfig:
+    made = TrainConfig(task=TaskConfig(name="joint", subtasks={"vqa": {}, "captioning": {}}))
     made.data.train_size, made.data.eval_size, made.trainer.batch_size = 6, 3, 4
-    made.data.parts = parts
+    made.data.subtasks = subtasks
     return made
 
 
@@ -44,7 +44,7 @@ def test_shares(sampling: str, temperature: float, expected: dict[str, int]) -> 
     st.sampled_from(["proportional", "balanced", "temperature"]),
     st.floats(1, 100),
 )
-def test_no_sample_is_lost_and_no_part_outgrows_the_largest(
+def test_no_sample_is_lost_and_no_subtask_outgrows_the_largest(
     sizes: list[int], sampling: str, temperature: float
 ) -> None:
     named = {str(number): size for number, size in enumerate(sizes)}
@@ -54,43 +54,45 @@ def test_no_sample_is_lost_and_no_part_outgrows_the_largest(
 
 @pytest.mark.parametrize("sampling", ["proportional", "balanced", "temperature"])
 def test_the_list_has_the_shares_and_depends_on_the_seed_alone(sampling: str) -> None:
-    parts = {"all": make_samples(), "few": make_samples()[:3]}
+    subtasks = {"all": make_samples(), "few": make_samples()[:3]}
     task = TaskConfig(name="joint", sampling=sampling)
-    first = sampled(parts, task, seed=1)
-    assert first == sampled(parts, task, seed=1)
+    first = sampled(subtasks, task, seed=1)
+    assert first == sampled(subtasks, task, seed=1)
     counts = shares({"all": 8, "few": 3}, sampling, 2.0)
     assert len(first) == sum(counts.values())
     seen = Counter(sample.id for sample in first[counts["all"] :])
     assert sum(seen.values()) == counts["few"]
     assert max(seen.values()) - min(seen.values()) <= 1
-    assert set(seen) == {sample.id for sample in parts["few"]}
+    assert set(seen) == {sample.id for sample in subtasks["few"]}
     if sampling == "balanced":  # two of three come once more
-        assert any(first != sampled(parts, task, seed=other) for other in range(2, 6))
+        assert any(first != sampled(subtasks, task, seed=other) for other in range(2, 6))
 
 
-def test_each_part_has_samples_of_its_task_under_names_of_its_own() -> None:
+def test_each_subtask_has_samples_of_its_task_under_names_of_its_own() -> None:
     found = load_run(config(), ["train", "eval"])
     assert [len(samples) for samples in found.values()] == [12, 6]
     for samples in found.values():
         assert len({sample.id for sample in samples}) == len(samples)
         for sample in samples:
-            assert sample.id.startswith(f"{sample.part}/")
-            assert bool(sample.question) == (sample.part == "vqa")
-            assert bool(sample.captions) == (sample.part == "captioning")
+            assert sample.id.startswith(f"{sample.subtask}/")
+            assert bool(sample.question) == (sample.subtask == "vqa")
+            assert bool(sample.captions) == (sample.subtask == "captioning")
 
 
-def test_a_part_may_have_its_own_data(tmp_path: Path) -> None:
+def test_a_subtask_may_have_its_own_data(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     file = tmp_path / "mine.jsonl"
     file.write_text(json.dumps({"image": "red.png", "question": "what?", "answer": "red"}) + "\n")
     own = {"name": "files", "train": str(file), "eval": str(file)}
     found = load_run(config(vqa=own), ["train", "eval"])
-    assert [sample.id for sample in found["train"] if sample.part == "vqa"] == ["vqa/mine.jsonl:1"]
+    assert [sample.id for sample in found["train"] if sample.subtask == "vqa"] == ["vqa/mine.jsonl:1"]
     assert len(found["train"]) == 7
     with pytest.raises(UserError) as refused:
         load_run(config(vqa={**own, "eval": str(tmp_path / "gone.jsonl")}, captioning=own), ["train", "eval"])
-    assert any(problem.startswith("part vqa: ") and "gone.jsonl" in problem for problem in refused.value.problems)
-    assert any(problem.startswith("part captioning: ") and "caption" in problem for problem in refused.value.problems)
+    assert any(problem.startswith("subtask vqa: ") and "gone.jsonl" in problem for problem in refused.value.problems)
+    assert any(
+        problem.startswith("subtask captioning: ") and "caption" in problem for problem in refused.value.problems
+    )
 
 
 def test_less_than_a_batch_in_all_is_refused() -> None:
@@ -103,4 +105,4 @@ def test_less_than_a_batch_in_all_is_refused() -> None:
 def test_any_other_run_loads_as_ever() -> None:
     made = TrainConfig()
     made.data.train_size, made.trainer.batch_size = 4, 4
-    assert [sample.part for sample in load_run(made, ["train"])["train"]] == [""] * 4
+    assert [sample.subtask for sample in load_run(made, ["train"])["train"]] == [""] * 4

@@ -28,7 +28,7 @@ QUESTIONS = {
     "vqa": ("question='what is it?'",),
     "instruct": ("question='what is it?'",),
     "retrieval": ("texts=[a ring,a house]",),
-    "joint": ("part=vqa", "question='what is it?'"),
+    "joint": ("subtask=vqa", "question='what is it?'"),
 }
 
 

@@ -30,14 +30,14 @@ SMALL: dict[str, dict[str, Any]] = {
 def described(name: str, small: bool = False) -> ModelConfig:
     """A language model's description alone, with a task that all of its towers serve: `text` encodes, `decoder` writes."""
     read: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "language" / f"{name}.yaml"))
-    part = read["parts"]["language"]
+    submodel = read["submodels"]["language"]
     task = {
-        "architecture": part["architecture"],
-        "towers": part["towers"],
+        "architecture": submodel["architecture"],
+        "towers": submodel["towers"],
         "other_modality": {"decoder": "text"},
         "output_towers": ["decoder"],
     }
-    towers = {name: read["towers"][name] for name in part["towers"]}
+    towers = {name: read["towers"][name] for name in submodel["towers"]}
     settings = read["config"]["text_config"] | (SMALL[name] if small else {})
     values = {
         "name": name,

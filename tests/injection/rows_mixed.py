@@ -10,16 +10,16 @@ from vlatrain.adapters import Bottleneck
 from vlatrain.injection.points import Sites
 
 CANNOT = {
-    "names": "PEFT's names belong to one method, and all parts share one",
+    "names": "PEFT's names belong to one method, and all components share one",
     "rows": "as there is no second adapter",
     "transformers": "its load_adapter takes one method",
 }
 
 
-def mixed(**parts: Any) -> Any:
-    """A mixed method of these parts alone."""
+def mixed(**components: Any) -> Any:
+    """A mixed method of these components alone."""
     config = method("mixed")
-    config.parts = parts
+    config.components = components
     return config
 
 

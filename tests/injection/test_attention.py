@@ -29,8 +29,8 @@ def made(name: str) -> Backbone:
 
 
 def logits_of(backbone: Any) -> torch.Tensor:
-    given = composites if backbone.config.parts else chatting
-    images = composites.images(backbone) if backbone.config.parts else chatting.images()
+    given = composites if backbone.config.submodels else chatting
+    images = composites.images(backbone) if backbone.config.submodels else chatting.images()
     target, _ = backbone.target(chatting.REPLIES, 20)
     return backbone.logits(backbone.context(backbone.inputs(images, given.QUESTIONS, 40)), target)
 

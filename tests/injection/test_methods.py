@@ -136,11 +136,11 @@ def adapted(row: Row, place: tuple[str, str], trained: bool = True) -> tuple[Bac
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """Where `save` has put what PEFT can load: the folder itself, or of a mixed method one for each part, PEFT's first."""
+    """Where `save` has put what PEFT can load: the folder itself, or of a mixed method one for each component, PEFT's first."""
     if (folder / "adapter_config.json").is_file():
         return [folder]
     found = [file.parent for file in folder.glob("*/adapter_config.json")]
-    return sorted(found, key=lambda part: PeftConfig.from_pretrained(str(part)).peft_type == "VLATRAIN")
+    return sorted(found, key=lambda component: PeftConfig.from_pretrained(str(component)).peft_type == "VLATRAIN")
 
 
 def task_of(backbone: Backbone, **decode: Any) -> Task:

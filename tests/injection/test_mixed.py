@@ -69,9 +69,9 @@ def test_trained_saved_and_loaded_as_one(method: Any, tmp_path: Path) -> None:
     moved = [
         name for name, parameter in model.named_parameters() if name in before and not parameter.equal(before[name])
     ]
-    for part in model.parts.values():
-        inside = [f"base_model.model.{path}." for path in part.base_model.targeted_module_names]
-        assert any(name.startswith(tuple(inside)) for name in moved), "every part learns"
+    for component in model.components.values():
+        inside = [f"base_model.model.{path}." for path in component.base_model.targeted_module_names]
+        assert any(name.startswith(tuple(inside)) for name in moved), "every component learns"
     save(model, tmp_path / "adapter")
     batch = task.collate(make_samples())
     backbone.model.eval()
@@ -85,7 +85,7 @@ def test_trained_saved_and_loaded_as_one(method: Any, tmp_path: Path) -> None:
     assert all(parameter.equal(frozen[name]) for name, parameter in model.unload().named_parameters())
 
 
-def test_each_part_is_an_adapter_by_itself(tmp_path: Path) -> None:
+def test_each_component_is_an_adapter_by_itself(tmp_path: Path) -> None:
     config = train_config(adapter_config("mixed"))
     backbone = load_backbone(config.model, "vqa", texts=TEXTS)
     alone = copy.deepcopy(backbone)
@@ -100,7 +100,7 @@ def test_each_part_is_an_adapter_by_itself(tmp_path: Path) -> None:
     assert kinds == {"rest": "VLATRAIN", "vision": "LORA"}
     PeftModel.from_pretrained(alone.model, str(tmp_path / "vision"))
     assert any("lora_A" in name for name, _ in alone.model.named_parameters())
-    assert [*load(both.model, tmp_path).parts] == ["vision", "rest"]
+    assert [*load(both.model, tmp_path).components] == ["vision", "rest"]
     assert fingerprint(both.model) != fingerprint(alone.model)
 
 
@@ -109,8 +109,8 @@ def test_the_card_says_how_to_load_it(tmp_path: Path) -> None:
         "backbone": "assets:x", "versions": {"vlatrain": "1"}, "training": {"epochs": 1}, "metrics": {"accuracy": 1.0},
         "parameters": {"trainable": 1, "total": 2, "percent": 50.0},
     }  # fmt: skip
-    for part in ("vision", "rest"):
-        (tmp_path / part).mkdir()
+    for component in ("vision", "rest"):
+        (tmp_path / component).mkdir()
     write_card(tmp_path, train_config(adapter_config("mixed")), metrics)
     text = (tmp_path / "README.md").read_text()
     assert "from vlatrain.injection.mixed import load" in text
@@ -118,15 +118,15 @@ def test_the_card_says_how_to_load_it(tmp_path: Path) -> None:
     assert "../README.md" in (tmp_path / "vision" / "README.md").read_text()
 
 
-def test_a_part_without_points_gets_what_the_others_leave() -> None:
+def test_a_component_without_points_gets_what_the_others_leave() -> None:
     config = train_config(adapter_config("mixed"))
     where = sites(config.model, "vqa", config.points)
-    divided = where.divided({name: part.points for name, part in components(config.adapter).items()})
+    divided = where.divided({name: component.points for name, component in components(config.adapter).items()})
     assert {point.tower for point in divided["vision"].places} == {"vision"}
     assert {point.tower for point in divided["rest"].places} == {"fusion"}
     config.adapter.points = ["vision.0.attn", "decoder.1.*"]
     where = sites(config.model, "vqa", config.points)
-    divided = where.divided({name: part.points for name, part in components(config.adapter).items()})
+    divided = where.divided({name: component.points for name, component in components(config.adapter).items()})
     assert [str(point) for point in divided["rest"].places] == ["decoder.1.attn", "decoder.1.cross", "decoder.1.ffn"]
 
 
@@ -143,11 +143,11 @@ def test_a_part_without_points_gets_what_the_others_leave() -> None:
         ),
         (
             pair(adapter_config("lora", points=["vision"]), adapter_config("fusion", points=["fusion"])),
-            "adapter=fusion cannot be a part",
+            "adapter=fusion cannot be a component",
         ),
         (
             pair(adapter_config("lora", points=["*"]), adapter_config("bottleneck")),
-            "adapter.parts.two: the other parts leave it no point",
+            "adapter.components.two: the other components leave it no point",
         ),
         (
             pair(adapter_config("lora", points=["vision"]), adapter_config("cross_modal", points=["vision.0.attn"])),
@@ -155,7 +155,7 @@ def test_a_part_without_points_gets_what_the_others_leave() -> None:
         ),
     ],
 )
-def test_parts_that_get_into_each_others_way(method: Any, said: str | None) -> None:
+def test_components_that_get_into_each_others_way(method: Any, said: str | None) -> None:
     found = incompatibilities(train_config(method))
     assert all(isinstance(problem, Incompatible) for problem in found)
     assert any(said in problem for problem in found) if said else not found
@@ -175,29 +175,29 @@ def test_two_designs_around_the_same_layer_are_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"one": {"name": "lora", "dmi": 3}}, "adapter.parts.one: there is no key dmi"),
+        ({"one": {"name": "lora", "dmi": 3}}, "adapter.components.one: there is no key dmi"),
         ({"one": {"name": "lora", "dim": "three"}}, "dim=three: expected a whole number"),
-        ({"one": {"name": "full"}}, "adapter.parts.one: adapter=full cannot be a part"),
+        ({"one": {"name": "full"}}, "adapter.components.one: adapter=full cannot be a component"),
         ({"one": {"name": "lora", "heads": True}}, "leave out heads=true"),
-        ({"one": {"name": "lora", "drop_layers": 1}}, "layers are dropped for all parts alike"),
+        ({"one": {"name": "lora", "drop_layers": 1}}, "layers are dropped for all components alike"),
         (
             {"one": {"name": "lora", "activation": "gelu"}},
-            "adapter.parts.one.activation: adapter=lora has no such option",
+            "adapter.components.one.activation: adapter=lora has no such option",
         ),
-        ({"one": 3}, "adapter.parts.one=3: expected a method"),
+        ({"one": 3}, "adapter.components.one=3: expected a method"),
         ({"a.b": {"name": "lora"}}, "has no dots"),
     ],
 )
-def test_wrong_parts_are_told_by_name(values: dict[str, Any], said: str) -> None:
+def test_wrong_components_are_told_by_name(values: dict[str, Any], said: str) -> None:
     config = adapter_config("mixed")
-    config.parts = values
+    config.components = values
     assert any(said in problem for problem in problems(completed(config)))
 
 
-def test_a_part_as_plain_values_is_as_its_yaml() -> None:
+def test_a_component_as_plain_values_is_as_its_yaml() -> None:
     config = adapter_config("mixed")
-    config.parts = {"one": {"name": "lora", "dim": 3}, "two": {"name": "bottleneck", "points": ["vision"]}}
+    config.components = {"one": {"name": "lora", "dim": 3}, "two": {"name": "bottleneck", "points": ["vision"]}}
     made = completed(config)
     assert not [*problems(made)]
-    assert made.parts["one"].options == {"r": 3, "lora_alpha": 6, "lora_dropout": 0.0}
-    assert (made.parts["two"].activation, made.parts["two"].options["placement"]) == ("gelu", "after")
+    assert made.components["one"].options == {"r": 3, "lora_alpha": 6, "lora_dropout": 0.0}
+    assert (made.components["two"].activation, made.components["two"].options["placement"]) == ("gelu", "after")

@@ -186,15 +186,17 @@ def test_of_full_fine_tuning_every_weight_must_be_there(tmp_path: Path) -> None:
         restore(fresh(), config, tmp_path)
 
 
-def test_of_a_mixed_method_each_part_is_compared(tmp_path: Path) -> None:
+def test_of_a_mixed_method_each_component_is_compared(tmp_path: Path) -> None:
     config = adapter_config("mixed")
     restore(fresh(), config, saved(tmp_path, config))
-    for part in config.parts:
-        whole = load_file(tmp_path / part / WEIGHTS)
-        edited(tmp_path / part / WEIGHTS, one_less)
-        with pytest.raises(UserError, match=rf"{part}/{WEIGHTS} does not fit the backbone: 1 of {len(whole)} tensors"):
+    for component in config.components:
+        whole = load_file(tmp_path / component / WEIGHTS)
+        edited(tmp_path / component / WEIGHTS, one_less)
+        with pytest.raises(
+            UserError, match=rf"{component}/{WEIGHTS} does not fit the backbone: 1 of {len(whole)} tensors"
+        ):
             restore(fresh(), config, tmp_path)
-        save_file(whole, tmp_path / part / WEIGHTS, metadata={"format": "pt"})
+        save_file(whole, tmp_path / component / WEIGHTS, metadata={"format": "pt"})
 
 
 def test_heads_and_the_trunk_that_trained_beside_must_be_there(tmp_path: Path) -> None:

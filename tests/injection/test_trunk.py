@@ -91,7 +91,7 @@ METHODS: dict[str, Any] = {
 def test_is_saved_beside_the_adapter_and_restored(name: str, language: str, tmp_path: Path) -> None:
     if name == "mixed":
         config = adapter_config("bottleneck", trunk=["norms", "biases"])
-        config.name, config.parts = "mixed", {
+        config.name, config.components = "mixed", {
             "one": adapter_config("lora", dim=2, targets=["query"], points=["text"]),
             "two": adapter_config("bottleneck", dim=2),
         }  # fmt: skip
@@ -184,7 +184,7 @@ def test_methods_that_it_does_not_go_with(name: str, task: str, message: str) ->
     [
         ("full", {"trunk": ["norms"]}, "adapter=full trains everything anyway"),
         ("none", {"trunk": ["norms"]}, "adapter=none trains nothing"),
-        ("mixed", {"parts": {"rest": {"trunk": ["norms"]}}}, "train for all parts alike: adapter.trunk"),
+        ("mixed", {"components": {"rest": {"trunk": ["norms"]}}}, "train for all components alike: adapter.trunk"),
     ],
 )
 def test_methods_without_a_trunk_of_their_own(name: str, values: Any, message: str) -> None:

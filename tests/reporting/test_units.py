@@ -16,9 +16,9 @@ def test_units_are_the_descriptions() -> None:
     ]
 
 
-def test_each_part_is_asked_in_its_own_way() -> None:
-    config = TrainConfig(task=TaskConfig("joint", parts={"vqa": {}, "find": {"name": "retrieval"}}))
+def test_each_subtask_is_asked_in_its_own_way() -> None:
+    config = TrainConfig(task=TaskConfig("joint", subtasks={"vqa": {}, "find": {"name": "retrieval"}}))
     assert asking(config, "R") == [
-        'vlatrain predict run=R part=vqa image=PHOTO.jpg question="..."',
-        'vlatrain predict run=R part=find image=FOLDER text="..."',
+        'vlatrain predict run=R subtask=vqa image=PHOTO.jpg question="..."',
+        'vlatrain predict run=R subtask=find image=FOLDER text="..."',
     ]

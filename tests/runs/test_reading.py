@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlatrain import runs
 from vlatrain.config import TrainConfig, UserError
@@ -100,3 +101,28 @@ def test_a_configuration_of_before_is_read_in_the_keys_of_today(tmp_path: Path) 
     )
     served = runs.saved_config(tmp_path)["model"]["tasks"]["vqa"]
     assert served == {"cacheable_inputs": {"vision": ["image"]}, "output_towers": ["decoder"], "other_modality": {}}
+
+
+BEFORE = """
+task: {name: joint, parts: {vqa: {name: vqa, max_length: 5, parts: {}}}}
+data: {name: files, parts: {vqa: {train: parts.jsonl, parts: {}}}}
+model:
+  tasks: {joint: {parts: [vqa]}}
+  parts: {vision: {architecture: CLIPVisionModel, other: {}}}
+adapter: {name: mixed, needs: [parts], parts: {one: {name: lora, needs: [end], parts: {}}}}
+resume: 'no'
+"""
+TODAY = """
+task: {name: joint, subtasks: {vqa: {name: vqa, max_length: 5, subtasks: {}}}}
+data: {name: files, subtasks: {vqa: {train: parts.jsonl, subtasks: {}}}}
+model:
+  tasks: {joint: {subtasks: [vqa]}}
+  submodels: {vision: {architecture: CLIPVisionModel, other_modality: {}}}
+adapter: {name: mixed, needs: [components], components: {one: {name: lora, needs: [end], components: {}}}}
+resume: 'no'
+"""
+
+
+def test_what_was_called_parts_has_the_names_of_today(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(BEFORE)
+    assert runs.saved_config(tmp_path) == yaml.safe_load(TODAY)

@@ -1,4 +1,4 @@
-"""Joint training: each part's loss and scores are its own task's, and adapters for each part are each part's alone."""
+"""Joint training: each subtask's loss and scores are its own task's, and adapters for each subtask are each subtask's alone."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from vlatrain.tasks.joint import Joint
 from vlatrain.training.modes import checkpoint_gradients
 
 CONFIG = small_config("blip")
-PARTS = ("ask", "tell")
+SUBTASKS = ("ask", "tell")
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 EACH = Bottleneck.count(48, 4)
 DOWN = 48 * 4 + 4
 
 
 def made(**adapter: Any) -> tuple[Backbone, nn.Module, Joint]:
-    """A small BLIP with bottlenecks everywhere, every trainable tensor random, and a joint task of two parts on it."""
+    """A small BLIP with bottlenecks everywhere, every trainable tensor random, and a joint task of two subtasks on it."""
     backbone = load(CONFIG, "joint", texts=TEXTS)
     method = adapter_config("bottleneck", dim=4, **adapter)
-    model = attach(backbone.model, method, sites(CONFIG, "joint", ["*"]), PARTS)
+    model = attach(backbone.model, method, sites(CONFIG, "joint", ["*"]), SUBTASKS)
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -49,16 +49,19 @@ def made(**adapter: Any) -> tuple[Backbone, nn.Module, Joint]:
 
 def task_on(backbone: Backbone) -> Joint:
     decode = DecodeConfig(max_new_tokens=12)
-    parts = {"ask": TaskConfig(decode=decode), "tell": TaskConfig(name="captioning", metric="cider_d", decode=decode)}
-    task = build(TaskConfig(name="joint", metric="mean", parts=parts), backbone)
+    subtasks = {
+        "ask": TaskConfig(decode=decode),
+        "tell": TaskConfig(name="captioning", metric="cider_d", decode=decode),
+    }
+    task = build(TaskConfig(name="joint", metric="mean", subtasks=subtasks), backbone)
     assert isinstance(task, Joint)
     return task
 
 
-def two_parts(asked: int = 8, told: int = 8) -> list[Sample]:
-    """Samples of both parts, taking turns as far as they go."""
-    ask = [replace(sample, id=f"ask/{sample.id}", part="ask") for sample in make_samples()[:asked]]
-    tell = [replace(s, id=f"tell/{s.id}", part="tell", captions=s.captions[:1]) for s in make_samples()[:told]]
+def two_subtasks(asked: int = 8, told: int = 8) -> list[Sample]:
+    """Samples of both subtasks, taking turns as far as they go."""
+    ask = [replace(sample, id=f"ask/{sample.id}", subtask="ask") for sample in make_samples()[:asked]]
+    tell = [replace(s, id=f"tell/{s.id}", subtask="tell", captions=s.captions[:1]) for s in make_samples()[:told]]
     return sorted([*ask, *tell], key=lambda sample: sample.id.partition("/")[2])
 
 
@@ -81,50 +84,53 @@ def gradients(task: Joint, model: nn.Module, samples: Sequence[Sample]) -> dict[
 @pytest.mark.parametrize(("asked", "told"), [(8, 8), (6, 2), (0, 5), (3, 0)])
 def test_the_loss_is_the_mean_over_all_samples(asked: int, told: int) -> None:
     _, _, task = made()
-    samples = two_parts(asked, told)
+    samples = two_subtasks(asked, told)
     expected = 0.0
     for sample in samples:
-        own = task.parts[sample.part]
+        own = task.subtasks[sample.subtask]
         with torch.no_grad():
             expected += float(own.loss(own.collate([sample]))) / len(samples)
     assert loss_of(task, samples) == near(expected, task.backbone.model)
     assert sorted(task.collate(samples)["ids"]) == sorted(sample.id for sample in samples)
 
 
-def test_scores_are_the_parts_own() -> None:
+def test_scores_are_the_subtasks_own() -> None:
     _, _, task = made()
-    samples = two_parts()
+    samples = two_subtasks()
     with torch.no_grad():
         found = task.evaluate(samples, three_at_a_time)
         alone = {
-            name: part.evaluate([s for s in samples if s.part == name], three_at_a_time)
-            for name, part in task.parts.items()
+            name: subtask.evaluate([s for s in samples if s.subtask == name], three_at_a_time)
+            for name, subtask in task.subtasks.items()
         }
     assert found.metrics["mean"] == pytest.approx((found.metrics["ask/accuracy"] + found.metrics["tell/cider_d"]) / 2)
     expected = {f"{name}/{score}": value for name, own in alone.items() for score, value in own.metrics.items()}
     assert {name: value for name, value in found.metrics.items() if name != "mean"} == expected
     assert found.settings["mean_of"] == ["ask/accuracy", "tell/cider_d"]
-    assert {name: own["task"] for name, own in found.settings["parts"].items()} == {"ask": "vqa", "tell": "captioning"}
-    assert [record["part"] for record in found.predictions] == ["ask"] * 8 + ["tell"] * 8
-    assert found.predictions[:8] == [{"part": "ask", **record} for record in alone["ask"].predictions]
+    assert {name: own["task"] for name, own in found.settings["subtasks"].items()} == {
+        "ask": "vqa",
+        "tell": "captioning",
+    }
+    assert [record["subtask"] for record in found.predictions] == ["ask"] * 8 + ["tell"] * 8
+    assert found.predictions[:8] == [{"subtask": "ask", **record} for record in alone["ask"].predictions]
 
 
 @pytest.mark.slow
-def test_full_fine_tuning_of_a_random_model_overfits_both_parts() -> None:
+def test_full_fine_tuning_of_a_random_model_overfits_both_subtasks() -> None:
     backbone = load(CONFIG, "joint", texts=TEXTS)
     for parameter in backbone.model.parameters():  # the usual initialisation is too quiet for a model of width 48
         if parameter.ndim > 1:
             parameter.data.mul_(5)
     attach(backbone.model, AdapterConfig(name="full"), sites(CONFIG, "joint", ["*"]))
     task = task_on(backbone)
-    samples = two_parts(4, 4)
+    samples = two_subtasks(4, 4)
     overfit(task, samples, 200, lr=1e-3)
     with torch.no_grad():
         found = task.evaluate(samples, three_at_a_time)
     by_id = {sample.id: sample for sample in samples}
     for record in found.predictions:
         sample = by_id[record["id"]]
-        assert record["prediction"] == (sample.answers if sample.part == "ask" else sample.captions)[0]
+        assert record["prediction"] == (sample.answers if sample.subtask == "ask" else sample.captions)[0]
 
 
 @pytest.mark.parametrize(
@@ -145,18 +151,18 @@ def test_counts(options: dict, count: int, tmp_path: Path) -> None:
     backbone = load(CONFIG, "joint", texts=TEXTS)
     restored = restore(backbone.model, adapter_config("bottleneck", dim=4, **options), tmp_path)
     assert sum(p.numel() for name, p in restored.named_parameters() if "vlatrain_unit" in name) == places * count
-    samples = two_parts()
+    samples = two_subtasks()
     assert loss_of(task_on(backbone), samples) == loss_of(task, samples)
     other = load(CONFIG, "joint", texts=TEXTS)
     PeftModel.from_pretrained(other.model, str(tmp_path), low_cpu_mem_usage=True)
     assert loss_of(task_on(other), samples) == loss_of(task, samples)
 
 
-def test_adapters_for_each_part_are_that_parts_alone() -> None:
+def test_adapters_for_each_subtask_are_that_subtasks_alone() -> None:
     _, model, task = made(by_task=True)
-    only = {name: [sample for sample in two_parts() if sample.part == name] for name in PARTS}
+    only = {name: [sample for sample in two_subtasks() if sample.subtask == name] for name in SUBTASKS}
     before = {name: loss_of(task, own) for name, own in only.items()}
-    for name, other in (PARTS, PARTS[::-1]):
+    for name, other in (SUBTASKS, SUBTASKS[::-1]):
         found = gradients(task, model, only[name])
         for key, gradient in found.items():
             idle = f".task_{other}." in key or (name == "tell" and "text_encoder" in key)  # captions have no question
@@ -171,7 +177,7 @@ def test_adapters_for_each_part_are_that_parts_alone() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"by_task": True}])
 def test_gradient_checkpointing_changes_no_gradient(options: dict) -> None:
-    """What is recomputed in the backward pass goes by the part of its forward pass."""
+    """What is recomputed in the backward pass goes by the subtask of its forward pass."""
     found = []
     for checkpointing in (False, True):
         _, model, task = made(**options)
@@ -179,25 +185,25 @@ def test_gradient_checkpointing_changes_no_gradient(options: dict) -> None:
             towers = [CONFIG.towers[name].layers for name in CONFIG.tasks["joint"].towers]
             base = model.get_base_model()  # type: ignore[operator]
             checkpoint_gradients(model, [layer for path in towers for layer in base.get_submodule(path).children()])
-        found.append(gradients(task, model, two_parts()))
+        found.append(gradients(task, model, two_subtasks()))
     assert_close(*found, model)
 
 
-def test_a_call_that_says_no_part_is_refused() -> None:
+def test_a_call_that_says_no_subtask_is_refused() -> None:
     _, model, task = made(by_task=True)
-    own = task.parts["ask"]
-    batch = own.collate(two_parts(8, 0))
+    own = task.subtasks["ask"]
+    batch = own.collate(two_subtasks(8, 0))
     with pytest.raises(ValueError, match="task-specific adapters for ask, tell"):
         own.loss(batch)
     with model.disable_adapter():  # type: ignore[operator]
         own.loss(batch)
-    with for_task(model, "tell"):  # any part's adapters can be used for any
+    with for_task(model, "tell"):  # any subtask's adapters can be used for any
         own.loss(batch)
 
 
-def test_adapters_by_part_switch_and_unload_like_any_other() -> None:
+def test_adapters_by_subtask_switch_and_unload_like_any_other() -> None:
     backbone, model, task = made(by_task=True)
-    samples = two_parts()
+    samples = two_subtasks()
     first = loss_of(task, samples)
     base = loss_of(task_on(load(CONFIG, "joint", texts=TEXTS)), samples)
     model.add_adapter("another", copy.deepcopy(model.peft_config["default"]))  # type: ignore[operator, index]

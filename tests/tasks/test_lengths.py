@@ -224,17 +224,17 @@ def test_answers_that_cannot_be_chosen() -> None:
     assert "task.answer_list" in refused(backbone, config, {"eval": pair[1:]})
 
 
-def test_parts_are_named() -> None:
-    parts = {"easy": TaskConfig(name="vqa", max_length=5), "told": TaskConfig(name="captioning")}
-    config = TaskConfig(name="joint", parts=dict(parts))
-    questions = [replace(one, part="easy") for one in samples(question=["is it red?"], answers=[("red",)])]
-    captions = [replace(one, part="told") for one in samples(captions=[(UNKNOWN,)])]
+def test_subtasks_are_named() -> None:
+    subtasks = {"easy": TaskConfig(name="vqa", max_length=5), "told": TaskConfig(name="captioning")}
+    config = TaskConfig(name="joint", subtasks=dict(subtasks))
+    questions = [replace(one, subtask="easy") for one in samples(question=["is it red?"], answers=[("red",)])]
+    captions = [replace(one, subtask="told") for one in samples(captions=[(UNKNOWN,)])]
     backbone = shipped("tiny_blip", "joint")
     (told,) = checked(backbone, config, {"train": questions})
-    assert told.startswith("part easy: data.train: questions of 1 of 1 samples are cut to 5 tokens")
-    assert told.endswith("set task.parts.easy.max_length=6")
+    assert told.startswith("subtask easy: data.train: questions of 1 of 1 samples are cut to 5 tokens")
+    assert told.endswith("set task.subtasks.easy.max_length=6")
     assert refused(backbone, config, {"train": questions + captions}).startswith(
-        "part told: data.train: nothing would be"
+        "subtask told: data.train: nothing would be"
     )
 
 

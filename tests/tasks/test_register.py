@@ -118,6 +118,6 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tasks.register("captioning", Mine)
 
 
-def test_a_part_without_code_is_refused_too() -> None:
+def test_a_subtask_without_code_is_refused_too() -> None:
     with pytest.raises(UserError, match="dancing is unknown"):
-        tasks.check_known(TaskConfig("joint", parts={"mine": {"name": "dancing", "spec": {"fields": ["captions"]}}}))
+        tasks.check_known(TaskConfig("joint", subtasks={"mine": {"name": "dancing", "spec": {"fields": ["captions"]}}}))

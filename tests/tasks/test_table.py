@@ -61,7 +61,7 @@ def config_of(name: str) -> ModelConfig:
 
 def cells() -> Iterator[object]:
     """Backbone, task and method; those that are not quick are marked."""
-    composite = small("clip", "gpt2").tasks  # whatever their parts
+    composite = small("clip", "gpt2").tasks  # whatever their submodels
     for name in [*NAMES, *(f"composite {v}+{w}" for v, w in COMPOSITES)]:
         for task in composite if name.startswith("composite ") else model_config(name).tasks:
             for method in METHODS if task != JOINT else ():

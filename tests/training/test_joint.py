@@ -19,9 +19,9 @@ BY_TASK = ("adapter.by_task=true", "adapter.share.what=down", "adapter.share.ove
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joint") / "run"
     other = (
-        "+task@task.parts.easy=vqa",
-        "data.parts.easy.seed=5",
-        "data.parts.easy.train_size=7",
+        "+task@task.subtasks.easy=vqa",
+        "data.subtasks.easy.seed=5",
+        "data.subtasks.easy.train_size=7",
         "task.sampling=balanced",
         "adapter.points=[decoder]",
         "trainer.cache=memory",
@@ -33,16 +33,16 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def test_every_part_is_scored(run: Path) -> None:
+def test_every_subtask_is_scored(run: Path) -> None:
     metrics = read(run / "metrics.json")
     scores = metrics["metrics"]
     headlines = ["vqa/accuracy", "captioning/cider_d", "easy/accuracy"]
     assert metrics["metric"] == "mean"
     assert metrics["settings"]["mean_of"] == headlines
     assert scores["mean"] == pytest.approx(sum(scores[name] for name in headlines) / 3)
-    assert "72 train samples, 30 eval samples" in (run / "run.log").read_text()  # 24 of each part
+    assert "72 train samples, 30 eval samples" in (run / "run.log").read_text()  # 24 of each subtask
     records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    assert [record["part"] for record in records] == ["vqa"] * 10 + ["captioning"] * 10 + ["easy"] * 10
+    assert [record["subtask"] for record in records] == ["vqa"] * 10 + ["captioning"] * 10 + ["easy"] * 10
     assert len({record["id"] for record in records}) == 30
     assert "for_task" in (run / "adapter" / "README.md").read_text()
 
@@ -53,39 +53,39 @@ def test_eval_scores_them_again(run: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "metrics.json")["metrics"] == pytest.approx(read(run / "metrics.json")["metrics"])
 
 
-def test_a_part_is_asked_where_towers_are_kept(run: Path, tmp_path: Path) -> None:
+def test_a_subtask_is_asked_where_towers_are_kept(run: Path, tmp_path: Path) -> None:
     assert "Cache: vision.0-3, fusion.0-2 of" in (run / "run.log").read_text()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     (answer,) = asked(
-        tmp_path / "out.jsonl", f"run={run}", f"image={tmp_path / 'red.png'}", "part=easy", "question=what is it?"
+        tmp_path / "out.jsonl", f"run={run}", f"image={tmp_path / 'red.png'}", "subtask=easy", "question=what is it?"
     )
     assert answer["question"] == "what is it?"
 
 
 @pytest.mark.slow
-def test_predict_asks_a_part(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_asks_a_subtask(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "red.png"
     Image.new("RGB", (64, 64), "red").save(image)
 
     def answers(*words: str) -> list[dict]:
         return asked(tmp_path / "out.jsonl", f"run={run}", f"image={image}", *words)
 
-    (caption,) = answers()  # without a question only the captioning part can be meant
-    assert caption == answers("part=captioning")[0]
-    (answer,) = answers("part=easy", "question=what is it?", "top_k=2")
+    (caption,) = answers()  # without a question only the captioning subtask can be meant
+    assert caption == answers("subtask=captioning")[0]
+    (answer,) = answers("subtask=easy", "question=what is it?", "top_k=2")
     assert len(answer["hits"]) == 1
-    more = "task.parts.easy.decode.num_beams=2"
+    more = "task.subtasks.easy.decode.num_beams=2"
     assert f"{more} searches for more" in " ".join(capsys.readouterr().out.split())
-    (answer,) = answers("part=easy", "question=what is it?", "top_k=2", more)
+    (answer,) = answers("subtask=easy", "question=what is it?", "top_k=2", more)
     assert len(answer["hits"]) == 2
     assert command("predict", f"run={run}", f"image={image}", "question=what is it?") == 2
-    assert "say which one is asked with part=" in capsys.readouterr().err
+    assert "say which one is asked with subtask=" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_continued_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     settings = (
-        "task.sampling=temperature", "data.parts.vqa.train_size=5", "adapter.dropout=0.2", "adapter.by_task=true",
+        "task.sampling=temperature", "data.subtasks.vqa.train_size=5", "adapter.dropout=0.2", "adapter.by_task=true",
         "trainer.max_steps=6", "trainer.save_every=2", "trainer.keep=9", "trainer.eval_every=9",
     )  # fmt: skip
     whole = tiny_run(tmp_path / "whole", "joint", *settings)

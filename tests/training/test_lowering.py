@@ -53,13 +53,13 @@ def test_loss_and_gradients_are_those_of_autocast(run: Callable[[Model, Tensor],
     one = Model()
     two = copy.deepcopy(one)
     lowering, states = Lowering(two), torch.randn(2, 2, 7, 24)
-    for part in states:  # two passes of a step
+    for micro_batch in states:  # two of a step
         with torch.autocast(**BF16):
-            expected = run(one, part)
+            expected = run(one, micro_batch)
         expected.backward()
         with torch.autocast(**BF16), lowering:
             assert two.first.down.projection.lowered[0].dtype == torch.bfloat16  # type: ignore[index, union-attr]
-            loss = run(two, part)
+            loss = run(two, micro_batch)
         loss.backward()
         assert torch.equal(loss, expected)
     gradients = {name: parameter.grad for name, parameter in two.named_parameters()}

@@ -16,9 +16,9 @@ def test_an_epoch_holds_every_sample_once(samples: int, batch: int, accumulate: 
     seen = []
     for step in range(order.steps_per_epoch):
         ranks = [order.micro_batches(step, rank) for rank in range(processes)]
-        assert len({len(parts) for parts in ranks}) == 1, "all processes make the same number of passes"
+        assert len({len(passes) for passes in ranks}) == 1, "all processes make the same number of passes"
         assert 1 <= len(ranks[0]) <= accumulate
-        counted = [index for parts in ranks for part in parts if part.weight for index in part.indices]
+        counted = [index for passes in ranks for one in passes if one.weight for index in one.indices]
         assert sorted(counted) == sorted(order.step(step))
         seen += counted
     assert sorted(seen) == list(range(samples))
@@ -29,8 +29,8 @@ def test_an_epoch_holds_every_sample_once(samples: int, batch: int, accumulate: 
 def test_weighted_means_are_the_mean_over_the_step(samples: int, batch: int, accumulate: int, processes: int) -> None:
     order = Order(samples, batch, accumulate, processes)
     for step in range(order.steps_per_epoch):
-        parts = [part for rank in range(processes) for part in order.micro_batches(step, rank)]
-        averaged = sum(part.weight * sum(part.indices) / len(part.indices) for part in parts) / processes
+        passes = [one for rank in range(processes) for one in order.micro_batches(step, rank)]
+        averaged = sum(one.weight * sum(one.indices) / len(one.indices) for one in passes) / processes
         chosen = order.step(step)
         assert averaged == pytest.approx(sum(chosen) / len(chosen))
 
@@ -44,7 +44,7 @@ def test_two_processes_see_what_one_with_twice_the_batch_sees(samples: int, batc
         for mine, *theirs in zip(
             one.micro_batches(step), two.micro_batches(step, 0), two.micro_batches(step, 1), strict=True
         ):
-            together = [index for part in theirs if part.weight for index in part.indices]
+            together = [index for one in theirs if one.weight for index in one.indices]
             assert list(mine.indices) == together
 
 

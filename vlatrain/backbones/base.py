@@ -261,7 +261,7 @@ class Backbone:
         """The room for each kind of text, see `vlatrain.backbones.lengths`.
 
         Args:
-            config: the task, or the part of a joint one.
+            config: the task, or the subtask of a joint one.
         """
         return rooms(config, self.positions(self.reader))
 

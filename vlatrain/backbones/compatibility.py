@@ -27,23 +27,23 @@ ON_QUANTISED = ("lora", "ia3", "hira", "randlora", "road")  # of PEFT's methods,
 
 
 def incompatibilities(config: TrainConfig) -> list[str]:
-    """Everything that keeps the method from the points it is to go to; `Incompatible` where each part is sound by itself."""
+    """The reasons why the method cannot go to its points; those are `Incompatible` where each setting is sound by itself."""
     if isinstance(config, MergeConfig):
         return unmergeable(config)
     found = list(_by_task(config))
-    if config.model.parts:
+    if config.model.submodels:
         found += ill_composed(config)
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Incompatible(_no_drop(config.adapter)))
-    if config.adapter.parts:
-        found += _of_parts(config)
+    if config.adapter.components:
+        found += _of_components(config)
     elif config.adapter.name not in BARE:
         found += _of_method(config, config.adapter, config.points)
     return found
 
 
-def _of_parts(config: TrainConfig) -> list[str]:
-    """What is wrong with each part of a mixed method where it goes, and whether two get into each other's way."""
+def _of_components(config: TrainConfig) -> list[str]:
+    """What is wrong with each component of a mixed method at its points, and which two components change the same module."""
     methods = components(config.adapter)
     if wrong := _errors(config.points, stacks(config.model, config.task.name)):
         return wrong
@@ -52,11 +52,15 @@ def _of_parts(config: TrainConfig) -> list[str]:
     for name, method in methods.items():
         if "sources" in method.needs:
             found.append(
-                Incompatible(f"adapter.parts.{name}: adapter={method.name} cannot be a part of another method")
+                Incompatible(
+                    f"adapter.components.{name}: adapter={method.name} cannot be a component of another method"
+                )
             )
         elif not where[name].places:
-            key = f"adapter.parts.{name}"
-            found.append(Incompatible(f"{key}: the other parts leave it no point; say where it goes with {key}.points"))
+            key = f"adapter.components.{name}"
+            found.append(
+                Incompatible(f"{key}: the other components leave it no point; say where it goes with {key}.points")
+            )
         else:
             found += _of_method(config, method, [str(point) for point in where[name].places])
     for one, two in combinations(methods, 2):
@@ -69,7 +73,9 @@ def _of_parts(config: TrainConfig) -> list[str]:
             both = [str(point) for point in where[two].places if point in where[one].places]
         if both:
             found.append(
-                Incompatible(f"adapter.parts: {one} and {two} both change {both[0]}: give them points of their own")
+                Incompatible(
+                    f"adapter.components: {one} and {two} both change {both[0]}: give them points of their own"
+                )
             )
     return found
 
@@ -139,8 +145,8 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
         yield Incompatible(f"adapter.trunk: norms: {title} trains copies of them, which take their place")
     if method.sources and "sources" not in method.needs:
         yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
-    if "parts" in method.needs and not method.parts:
-        yield Incompatible(f"{title}: needs adapter.parts, methods with points of their own")
+    if "components" in method.needs and not method.components:
+        yield Incompatible(f"{title}: needs adapter.components, methods with points of their own")
 
 
 def _quantised(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
@@ -153,16 +159,16 @@ def _quantised(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
 
 def _by_task(config: TrainConfig) -> Iterator[str]:
     for name, method in {"": config.adapter, **components(config.adapter)}.items():
-        key = f"adapter.parts.{name}" if name else "adapter"
+        key = f"adapter.components.{name}" if name else "adapter"
         if not method.by_task:
             if method.share.what != "none" and "task" in method.share.over:
                 yield f"{key}.share.over: task: there is something to share only between adapters of {key}.by_task=true"
         elif config.task.name != JOINT:
             yield f"{key}.by_task=true: needs task=joint; with a single task its adapters are the task's anyway"
-        elif name or is_peft(method) or method.name in BARE or {"sources", "parts"} & set(method.needs):
+        elif name or is_peft(method) or method.name in BARE or {"sources", "components"} & set(method.needs):
             yield Incompatible(
-                f"{key}.by_task=true: adapter={method.name} trains one for all parts; only vlatrain's own designs have one for each"
-                + ("; LoRA as one of them is adapter=task_lora" if method.name == "lora" else "")
+                f"{key}.by_task=true: adapter={method.name} trains one for all subtasks; only vlatrain's own designs have one for "
+                "each" + ("; LoRA as one of them is adapter=task_lora" if method.name == "lora" else "")
             )
 
 

@@ -22,11 +22,11 @@ from vlatrain.injection.points import Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
-SETTINGS = {"vision": "vision_config", "language": "text_config"}  # keys of the settings of a composite's parts
+SETTINGS = {"vision": "vision_config", "language": "text_config"}  # keys of the settings of a composite's submodels
 
 
 def checkpoint_of(config: ModelConfig, task: str) -> str:
-    """Folder or hub name of the weights for a task; those of a composite's parts together.
+    """Folder or hub name of the weights for a task; those of a composite's submodels together.
 
     Raises:
         UserError: the backbone does not serve the task.
@@ -35,7 +35,7 @@ def checkpoint_of(config: ModelConfig, task: str) -> str:
 
 
 def checkpoints_of(config: ModelConfig, task: str) -> dict[str, str]:
-    """Folder or hub name of the weights for a task: those of each part of a composite, else one under an empty name.
+    """Folder or hub name of the weights for a task: those of each submodel of a composite, else one under an empty name.
 
     Raises:
         UserError: the backbone does not serve the task.
@@ -43,11 +43,11 @@ def checkpoints_of(config: ModelConfig, task: str) -> dict[str, str]:
     if task not in config.tasks:
         raise UserError(f"model={config.name} does not serve task={task}; it serves {', '.join(config.tasks)}")
     names = {"": config.checkpoint or config.tasks[task].checkpoint}
-    if config.parts and not config.checkpoint:
-        names = {name: part.checkpoint for name, part in config.parts.items() if part.checkpoint}
+    if config.submodels and not config.checkpoint:
+        names = {name: submodel.checkpoint for name, submodel in config.submodels.items() if submodel.checkpoint}
     return {
-        part: str(ASSETS / name.removeprefix(SHIPPED)) if name.startswith(SHIPPED) else name
-        for part, name in names.items()
+        submodel: str(ASSETS / name.removeprefix(SHIPPED)) if name.startswith(SHIPPED) else name
+        for submodel, name in names.items()
     }
 
 
@@ -58,10 +58,10 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
         UserError: the folder has no readable `config.json`.
     """
     found = _merged(config.config, config.tasks[task].config)
-    for part, checkpoint in checkpoints_of(config, task).items():
+    for submodel, checkpoint in checkpoints_of(config, task).items():
         if config.random_init or not Path(checkpoint).is_dir():
             continue
-        read, key = _read(Path(checkpoint)), SETTINGS.get(part, "")
+        read, key = _read(Path(checkpoint)), SETTINGS.get(submodel, "")
         # the part of a larger model (CLIP's image tower), or a model of its own
         found = {**found, key: {"model_type": found[key]["model_type"], **read.get(key, read)}} if key else read
     return found

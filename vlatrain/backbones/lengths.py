@@ -56,7 +56,7 @@ def rooms(
     """The room for each kind of text.
 
     Args:
-        config: the task, or the part of a joint one.
+        config: the task, or the subtask of a joint one.
         read: positions of the tower that reads questions and texts; None: no limit.
         write: positions of the tower that writes; None: no limit.
         image: tokens of the image, where they stand among those of the question.

@@ -122,7 +122,7 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str, stored: bool) -
         task,
         model,
         processor,
-        names or " + ".join(part.checkpoint for part in config.parts.values() if part.checkpoint),
+        names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint),
     )
 
 
@@ -142,10 +142,10 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
 def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:
     if Path(checkpoint).is_dir():
         return f"model.checkpoint={checkpoint}: {str(error).splitlines()[0]}"
-    keys = [f"model.parts.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
+    keys = [f"model.submodels.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
     keys = keys or ["model.checkpoint=FOLDER"]
     return (
         f"cannot load {checkpoint} for task={task}: it is no folder here, and the hub does not give it "
         f"({str(error).splitlines()[0]}); set {' and '.join(keys)} to a local copy, model.random_init=true for the "
-        f"architecture with random weights, or model={'tiny_composite' if config.parts else 'tiny_blip'}"
+        f"architecture with random weights, or model={'tiny_composite' if config.submodels else 'tiny_blip'}"
     )

@@ -62,5 +62,5 @@ def _needs_hub(verb: str, config: TrainConfig) -> bool:
     if verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter"):
         return False
     wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
-    wanted += [part.data.path or "" for part in subtasks(config).values() if part.data.name == "hub"]
+    wanted += [subtask.data.path or "" for subtask in subtasks(config).values() if subtask.data.name == "hub"]
     return not all(Path(name).expanduser().is_dir() for name in wanted)

@@ -381,11 +381,11 @@ def explained(error: Exception, schema: type) -> str:
     message = "; ".join(line for line in lines if not line.startswith(("full_key", "reference_type", "object_type")))
     if cause is not None:
         message += f": {str(cause).splitlines()[0]}"
-    if part := re.match(r"Could not override '(\w+)/(\w+)'", message):
-        group, name = part.groups()
-        return f"{group}/{name}: the chosen {group} is not put together from parts; {group}=composite is"
-    if part := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
-        group, name = part.groups()
+    if named := re.match(r"Could not override '(\w+)/(\w+)'", message):
+        group, name = named.groups()
+        return f"{group}/{name}: the chosen {group} has no submodels; {group}=composite has"
+    if named := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
+        group, name = named.groups()
         return f"hydra/{group}={name}: there is no such {group}; plugins bring others: pip install hydra-{name}-{group}"
     if key and "not in" in message:
         return f"there is no key {key}{did_you_mean(str(key), all_keys(schema))} ({message})"

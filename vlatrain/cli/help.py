@@ -23,7 +23,7 @@ _KEYS = """\
   adapter.dim=64          width of the adapter: parameters and capacity
   adapter.points=[...]    where adapters go: vision.*.attn, decoder.6-11.{cross,ffn}, text.last4.*
   model.checkpoint=...    other weights: a hub name or a local folder
-  model/vision=dinov2     a part of model=composite, as is model/language=t5
+  model/vision=dinov2     a submodel of model=composite, as is model/language=t5
   data.train= data.eval= data.test= data.root=    with data=files: your files, and the folder of their images
   trainer.epochs=3        or trainer.max_steps=1000; trainer.batch_size=16; trainer.precision=bf16
   optim.lr=5e-4           learning rate
@@ -73,7 +73,7 @@ _VERB_TEXTS = {
         "  text=TEXT               retrieval: find the images of image=FOLDER that fit\n"
         "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"
         "  input=FILE              many at once: a file of samples as for data=files\n"
-        "  part=NAME               a joint run: the part that is asked, where the query fits several\n"
+        "  subtask=NAME            a joint run: the subtask that is asked, where the query fits several\n"
         "  output=FILE             results as JSONL\n"
         "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'

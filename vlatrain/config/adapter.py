@@ -33,12 +33,12 @@ class AdapterConfig:
 
     Attributes:
         name: the design (a key of `vlatrain.adapters.DESIGNS`), a method of PEFT by its PEFT name in lower case, `mixed` (see
-            `parts`), `full` (everything trains) or `none` (nothing does).
+            `components`), `full` (everything trains) or `none` (nothing does).
         needs: what it cannot do without: `other` (points whose tower gets states of the other modality), `features` (of image
-            and text), `sources` (finished runs), `parts`, `end` (points in towers that end in a head, their last layer among them),
-            `chain` (the same, or in towers that these attend to),
-            `layers` (all of them: none can be left out by `drop_layers`), `attn` (points at self-attention, and no others),
-            `frozen` (a trunk in which nothing trains), `insert` (towers that more tokens can be put into: no rotary positions).
+            and text), `sources` (finished runs), `components`, `end` (points in towers that end in a head, their last layer among
+            them), `chain` (the same, or in towers that these attend to), `layers` (all of them: none can be left out by
+            `drop_layers`), `attn` (points at self-attention, and no others), `frozen` (a trunk in which nothing
+            trains), `insert` (towers that more tokens can be put into: no rotary positions).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
         dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes
@@ -56,8 +56,8 @@ class AdapterConfig:
         drop_layers: adapters in so many of the lowest layers of each tower are left out (AdapterDrop at inference).
         drop_random: training: in each step, those of 0 to so many of the lowest layers, drawn anew (AdapterDrop).
         sources: finished runs whose adapters are combined.
-        parts: `mixed`: methods by name, each with its own points.
-        rate: the method's learning rate as a factor on `model.adapter_lr`, that of most (a mixed method has one for all parts).
+        components: `mixed`: methods by name, each with its own points.
+        rate: the method's learning rate as a factor on `model.adapter_lr`, that of most (the components of a mixed one share it).
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
         trunk: also train weights of the towers that have points, where they are, with `optim.groups.trunk` as their rate: `norms`
             (the layer norms, those outside the layers too), `biases` (all that has "bias" in its name).
@@ -81,7 +81,7 @@ class AdapterConfig:
     drop_layers: Annotated[int, NOT_NEGATIVE] = 0
     drop_random: Annotated[int, NOT_NEGATIVE] = 0
     sources: list[str] = field(default_factory=list)
-    parts: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
     rate: Annotated[float, POSITIVE] = 1.0
     heads: bool = False
     trunk: Annotated[list[str], Choice("norms", "biases")] = field(default_factory=list)

@@ -56,7 +56,7 @@ class DataConfig:
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
         streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
-        parts: joint training: by part, what differs there: `{vqa: {train: a.jsonl}}`.
+        subtasks: joint training: what differs for a subtask, by its name: `{vqa: {train: a.jsonl}}`.
     """
 
     name: Annotated[str, Choice("shapes", "files", "hub")] = "shapes"
@@ -75,4 +75,4 @@ class DataConfig:
     path: str | None = None
     subset: str | None = None
     streaming: bool = False
-    parts: dict[str, Any] = field(default_factory=dict)
+    subtasks: dict[str, Any] = field(default_factory=dict)

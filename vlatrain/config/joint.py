@@ -1,7 +1,7 @@
 """Joint training: several tasks, each with its own data, in one run.
 
-A part is a task under a name of the user's own. What its configuration does not say is as in the YAML file of its task, and its
-data as in `data`, but for what `data.parts` says.
+A subtask is a task under a name of the user's own. What its configuration does not say is as in the YAML file of its task, and its
+data as in `data`, but for what `data.subtasks` says.
 """
 
 from __future__ import annotations
@@ -21,85 +21,85 @@ from vlatrain.config.spec import IMAGE, QUESTION, TEXT, MetricSpec, described, s
 from vlatrain.config.task import TaskConfig
 
 JOINT = "joint"
-MEAN = "mean"  # the headline metric: the mean of the parts'
+MEAN = "mean"  # the headline metric: the mean of the subtasks'
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # part of sample ids, metrics' names and an adapter's keys
 
 Config = TypeVar("Config", bound=TrainConfig)
 
 
 def tasks(config: TaskConfig) -> dict[str, TaskConfig]:
-    """The tasks of a joint one by the names of its parts; empty for any other.
+    """The subtasks of a joint task by name; empty for any other task.
 
     Raises:
-        UserError: parts that are none.
+        UserError: a subtask is not a task.
     """
     if found := task_problems(config):
         raise UserError(found)
-    return {name: own if isinstance(own, TaskConfig) else _subtask(name, own) for name, own in config.parts.items()}
+    return {name: own if isinstance(own, TaskConfig) else _subtask(name, own) for name, own in config.subtasks.items()}
 
 
 def completed(config: TaskConfig) -> TaskConfig:
     """A task whose subtasks are typed, where they are sound."""
-    if not config.parts or task_problems(config):
+    if not config.subtasks or task_problems(config):
         return config
-    return dataclasses.replace(config, parts=tasks(config))
+    return dataclasses.replace(config, subtasks=tasks(config))
 
 
 def scores(config: TaskConfig) -> dict[str, MetricSpec]:
-    """The scores of a task by name; of a joint one those of its parts, too, as PART/NAME."""
+    """The scores of a task by name. A joint task also has those of its subtasks, as SUBTASK/NAME."""
     found = {metric.name: metric for metric in config.spec.metrics}
     if config.name == JOINT:
-        for part, task in tasks(config).items():
-            found |= {f"{part}/{name}": metric for name, metric in scores(task).items()}
+        for subtask, task in tasks(config).items():
+            found |= {f"{subtask}/{name}": metric for name, metric in scores(task).items()}
     return found
 
 
 def subtasks(config: Config) -> dict[str, Config]:
-    """The parts of a joint run by name, each the configuration of a run of its own; any other run itself under an empty name.
+    """The subtasks of a joint run by name, each as the configuration of a run of its own. Any other run is under an empty name.
 
     Raises:
-        UserError: parts that are none, or data for parts that there are not.
+        UserError: a subtask is not a task, or there is data for a subtask that does not exist.
     """
     if config.task.name != JOINT:
         return {"": config}
     if found := problems(config):
         raise UserError(found)
     return {
-        name: dataclasses.replace(config, task=task, data=_data(config.data, config.data.parts.get(name, {})))
+        name: dataclasses.replace(config, task=task, data=_data(config.data, config.data.subtasks.get(name, {})))
         for name, task in tasks(config.task).items()
     }
 
 
 def served(config: TrainConfig) -> dict[str, ModelTaskConfig]:
     """How the backbone serves tasks that its description does not name: as it serves those that they say (`TaskSpec.served_as`)."""
-    known, parts = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
-    wanted = {task.name: task.spec.served_as for task in (config.task, *parts.values()) if task.name not in known}
+    known, own = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
+    wanted = {task.name: task.spec.served_as for task in (config.task, *own.values()) if task.name not in known}
     return {name: known[like] for name, like in wanted.items() if like in known}
 
 
 def problems(config: TrainConfig) -> list[str]:
-    """What is wrong with the parts as such: unknown names and keys, and wrong types."""
+    """What is wrong with the subtasks of a run: unknown names and keys, and wrong types."""
     found = task_problems(config.task)
     if config.task.name != JOINT:
-        found += [f"data.parts.{name}: only task=joint has parts" for name in config.data.parts]
-        if isinstance(config, PredictConfig) and config.part is not None:
-            found.append(f"part={config.part}: only a joint run has parts")
+        found += [f"data.subtasks.{name}: only task=joint has subtasks" for name in config.data.subtasks]
+        if isinstance(config, PredictConfig) and config.subtask is not None:
+            found.append(f"subtask={config.subtask}: only a joint run has subtasks")
         return found
-    for name, value in config.data.parts.items():
-        key = f"data.parts.{name}"
-        if name not in config.task.parts:
-            known = tuple(config.task.parts)
-            found.append(f"{key}: there is no such part; there are {', '.join(known)}{did_you_mean(name, known)}")
+    for name, value in config.data.subtasks.items():
+        key = f"data.subtasks.{name}"
+        if name not in config.task.subtasks:
+            known = tuple(config.task.subtasks)
+            found.append(f"{key}: there is no such subtask; there are {', '.join(known)}{did_you_mean(name, known)}")
         elif isinstance(value, Mapping):
             found += problems_in(DataConfig, value, source=key)
-            found += [f"{key}.parts: a part has no parts of its own"] * bool(value.get("parts"))
+            found += [f"{key}.subtasks: a subtask has no subtasks of its own"] * bool(value.get("subtasks"))
         elif not isinstance(value, DataConfig):
             found.append(f"{key}={value}: expected keys of data, such as {{train: FILE}}")
     return found
 
 
 def asked(config: PredictConfig) -> str:
-    """The part that a prediction asks: the one named, else the only one that the query fits; empty if the run is not joint.
+    """The subtask that a prediction asks: the named one, else the only one that the query fits; empty if the run is not joint.
 
     Raises:
         UserError: it cannot be told.
@@ -107,41 +107,42 @@ def asked(config: PredictConfig) -> str:
     known = subtasks(config)
     if config.task.name != JOINT:
         return ""
-    if config.part is not None:
-        if config.part not in known:
+    if config.subtask is not None:
+        if config.subtask not in known:
             raise UserError(
-                f"part={config.part}: there is no such part; there are {', '.join(known)}{did_you_mean(config.part, [*known])}"
+                f"subtask={config.subtask}: there is no such subtask; there are {', '.join(known)}"
+                f"{did_you_mean(config.subtask, [*known])}"
             )
-        return config.part
+        return config.subtask
     query = QUESTION if config.question else TEXT if config.text or config.texts else IMAGE
-    fitting = [name for name, part in known.items() if part.task.spec.query == query and not config.input]
+    fitting = [name for name, subtask in known.items() if subtask.task.spec.query == query and not config.input]
     if len(known) == 1:
         fitting = list(known)
     if len(fitting) != 1:
         told = ", ".join(
-            f"{name} ({part.task.name})" if name != part.task.name else name for name, part in known.items()
+            f"{name} ({subtask.task.name})" if name != subtask.task.name else name for name, subtask in known.items()
         )
-        raise UserError(f"this run has several parts: say which one is asked with part=, one of {told}")
+        raise UserError(f"this run has several subtasks: say which one is asked with subtask=, one of {told}")
     return fitting[0]
 
 
 def task_problems(config: TaskConfig) -> list[str]:
-    """What is wrong with the parts of a task as such."""
+    """What is wrong with the subtasks of a task, each taken alone."""
     return list(_task_problems(config))
 
 
 def _task_problems(config: TaskConfig) -> Iterator[str]:
     if config.name != JOINT:
-        if config.parts:
-            yield f"task.parts: only task=joint has parts, and this is task={config.name}"
+        if config.subtasks:
+            yield f"task.subtasks: only task=joint has subtasks, and this is task={config.name}"
         return
-    if not config.parts:
-        yield "task=joint: needs parts, such as +task@task.parts.mine=vqa"
+    if not config.subtasks:
+        yield "task=joint: needs subtasks, such as +task@task.subtasks.mine=vqa"
     known = tuple(name for name in shipped_tasks() if name != JOINT)
-    for name, value in config.parts.items():
-        key = f"task.parts.{name}"
+    for name, value in config.subtasks.items():
+        key = f"task.subtasks.{name}"
         if not _NAME.fullmatch(str(name)):
-            yield f"{key}: a part's name is made of letters, digits, _ and -, and begins with a letter"
+            yield f"{key}: a subtask's name is made of letters, digits, _ and -, and begins with a letter"
         if isinstance(value, TaskConfig):
             own = value.name
         elif isinstance(value, Mapping):
@@ -161,12 +162,12 @@ def _task_problems(config: TaskConfig) -> Iterator[str]:
 
 def _data(shared: DataConfig, value: DataConfig | Mapping[str, Any]) -> DataConfig:
     own = value if isinstance(value, DataConfig) else _put(shared, value)
-    return dataclasses.replace(own, parts={})
+    return dataclasses.replace(own, subtasks={})
 
 
-def _subtask(part: str, values: Mapping[str, Any]) -> TaskConfig:
-    """The task of a part: what its values do not say is as in the file of the shipped task of its name."""
-    name = values.get("name", part)
+def _subtask(subtask: str, values: Mapping[str, Any]) -> TaskConfig:
+    """A subtask, typed. What its values do not say is as in the file of the shipped task of its name."""
+    name = values.get("name", subtask)
     spec = typed_spec(values["spec"]) if values.get("spec") else shipped_spec(name)
     made = TaskConfig(name=name)
     for given in (described(name), values):

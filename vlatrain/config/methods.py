@@ -26,16 +26,16 @@ def described(name: str) -> Mapping[str, Any] | None:
 
 
 def completed(config: AdapterConfig) -> AdapterConfig:
-    """The method with what is not set (null) as in its YAML, so that a user's own file need only say what differs; parts too.
+    """The method and its components with what is not set (null) as in its YAML: a user's own file need only say what differs.
 
     Raises:
         UserError: a value that is not of its option's type.
     """
-    if config.parts:
-        if any(wrong_parts(config)):
+    if config.components:
+        if any(wrong_components(config)):
             return config  # `problems` tells
         return dataclasses.replace(
-            config, parts={name: completed(method) for name, method in components(config).items()}
+            config, components={name: completed(method) for name, method in components(config).items()}
         )
     schema = described(config.name)
     if schema is None or config.name in BARE:
@@ -56,7 +56,7 @@ def completed(config: AdapterConfig) -> AdapterConfig:
 
 
 def component(value: AdapterConfig | Mapping[str, Any]) -> AdapterConfig:
-    """A part of a mixed method, typed.
+    """A component of a mixed method, typed.
 
     Raises:
         UserError: keys or types that a method has not.
@@ -70,7 +70,7 @@ def component(value: AdapterConfig | Mapping[str, Any]) -> AdapterConfig:
 
 
 def _of_file(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part's values. A file that sets more than the method (a learning rate) has these below `adapter`."""
+    """A component's values. A file that sets more than the method (a learning rate) has these below `adapter`."""
     inner = value.get("adapter")
     if not isinstance(inner, Mapping):
         return value
@@ -79,13 +79,13 @@ def _of_file(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def components(config: AdapterConfig) -> dict[str, AdapterConfig]:
     """The methods by name: those of a mixed one, else the method itself under an empty name."""
-    return {name: component(value) for name, value in config.parts.items()} if config.parts else {"": config}
+    return {name: component(value) for name, value in config.components.items()} if config.components else {"": config}
 
 
 def patterns(config: AdapterConfig, default: list[str]) -> list[str]:
-    """The point patterns of a method: its own, else the default ones, which are the task's; of a mixed one those of all parts."""
+    """The point patterns of a method: its own, else the default ones, which are the task's. A mixed one has its components'."""
     own = default if config.points is None else config.points
-    if not config.parts:
+    if not config.components:
         return own
     methods = components(config).values()
     found = [pattern for method in methods for pattern in method.points or []]
@@ -98,13 +98,13 @@ def is_peft(config: AdapterConfig) -> bool:
 
 
 def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
-    """What is wrong with the options of a method: unknown ones, ones that it has not, and wrong types; of parts also values that
-    their fields do not allow, which are told elsewhere for the whole."""
-    if wrong := list(wrong_parts(config, key)):
+    """What is wrong with the options of a method: unknown ones, ones that it does not have, and wrong types. Of components also
+    values that their fields do not allow; those of the whole configuration are reported elsewhere."""
+    if wrong := list(wrong_components(config, key)):
         yield from wrong
     else:
-        for name, method in components(config).items() if config.parts else ():
-            where = f"{key}.parts.{name}"
+        for name, method in components(config).items() if config.components else ():
+            where = f"{key}.components.{name}"
             yield from [*limits.problems(method, where), *problems(method, where)]
     if config.trunk and config.name in BARE:
         yield f"{key}.trunk: adapter={config.name} trains {'everything anyway' if config.name == 'full' else 'nothing'}"
@@ -116,7 +116,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
     for name in COMMON:
         if getattr(config, name) is not None and name not in has:
             known = ", ".join([*has, *schema.get("options", {})]) or "none"
-            known += f"; its parts may: {key}.parts.NAME.{name}" if config.parts else ""
+            known += f"; its components may: {key}.components.NAME.{name}" if config.components else ""
             yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}{_others(name)}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
@@ -135,13 +135,13 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             yield from _options(values, known, where, title)
 
 
-def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
-    """What is wrong with the parts of a mixed method, as parts."""
+def wrong_components(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
+    """What keeps the components of a mixed method from being components."""
     pointed: list[bool] = []
-    for name, value in config.parts.items():
-        where = f"{key}.parts.{name}"
+    for name, value in config.components.items():
+        where = f"{key}.components.{name}"
         if "." in name:
-            yield f"{where}: the name of a part has no dots"
+            yield f"{where}: the name of a component has no dots"
         if not isinstance(value, (AdapterConfig, Mapping)):
             yield f"{where}={value}: expected a method, such as {{name: lora, points: [vision]}}"
             continue
@@ -151,17 +151,17 @@ def wrong_parts(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             yield from (f"{where}: {problem}" for problem in found)
             continue
         method = component(value)
-        if method.parts or method.name in BARE:
-            yield f"{where}: adapter={method.name} cannot be a part of another method"
+        if method.components or method.name in BARE:
+            yield f"{where}: adapter={method.name} cannot be a component of another method"
         if method.heads or config.heads:
             yield f"{where}: a mixed method does not train the heads along: leave out heads=true"
         if method.trunk:
-            yield f"{where}: the trunk's weights train for all parts alike: {key}.trunk"
+            yield f"{where}: the trunk's weights train for all components alike: {key}.trunk"
         if method.drop_layers or method.drop_random:
-            yield f"{where}: layers are dropped for all parts alike: {key}.drop_layers, {key}.drop_random"
+            yield f"{where}: layers are dropped for all components alike: {key}.drop_layers, {key}.drop_random"
         pointed.append(method.points is not None)
     if pointed and all(pointed) and config.points is not None:
-        yield f"{key}.points: every part has points of its own, such as {key}.parts.{name}.points"
+        yield f"{key}.points: every component has points of its own, such as {key}.components.{name}.points"
 
 
 def having(option: str) -> list[str]:

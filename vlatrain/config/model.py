@@ -85,7 +85,7 @@ class ModelTaskConfig:
             cannot.
         contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
         config: settings of the architecture that differ from `model.config` in this task.
-        parts: of a joint task, the tasks that can be parts of it.
+        subtasks: of a joint task, the tasks that can be its subtasks.
         samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
         passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
     """
@@ -102,21 +102,21 @@ class ModelTaskConfig:
     cacheable_inputs: dict[str, list[str]] = field(default_factory=dict)
     contrast: str = "softmax"
     config: dict[str, Any] = field(default_factory=dict)
-    parts: list[str] = field(default_factory=list)
+    subtasks: list[str] = field(default_factory=list)
     samples_per_pass: int = 32
     passes_per_step: int = 1
 
 
 @dataclass
-class ModelPartConfig:
-    """A part of a composite: a model of its own, with its own checkpoint.
+class SubmodelConfig:
+    """One of the models that a composite joins, with its own checkpoint.
 
     Attributes:
         architecture: name of its transformers class; `features`: there is none, images come as features extracted before.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
         towers: the towers that it has, in the order data flows through them.
         other_modality: by tower, the tower whose states its layers can be handed.
-        norm: path, in the part, of the norm that its last states must still go through; empty: none.
+        norm: path, in the submodel, of the norm that its last states must still go through; empty: none.
     """
 
     architecture: str = ""
@@ -139,7 +139,7 @@ class ModelConfig:
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
         quantize: bits of the weights in the towers' linear layers, 8 or 4; null: they are as they are. What trains stays fp32.
         tasks: what serves each task.
-        parts: of a composite, the models that it is made of: `vision` and `language`.
+        submodels: of a composite, the models that it is made of: `vision` and `language`.
         towers: the towers by name.
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
         prompts: by task, what a model that continues text is told: `{question}` stands for the question.
@@ -154,7 +154,7 @@ class ModelConfig:
     random_init: bool = False
     quantize: Annotated[int | None, Choice(4, 8)] = None
     tasks: dict[str, ModelTaskConfig] = field(default_factory=dict)
-    parts: dict[str, ModelPartConfig] = field(default_factory=dict)
+    submodels: dict[str, SubmodelConfig] = field(default_factory=dict)
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)

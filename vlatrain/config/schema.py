@@ -62,7 +62,7 @@ class TrainConfig:
 
     @property
     def points(self) -> list[str]:
-        """The point patterns in force: the adapter's (of all its parts), else the task's."""
+        """The point patterns in force: the adapter's (of all its components), else the task's."""
         return patterns(self.adapter, self.task.points)
 
 
@@ -87,7 +87,7 @@ class PredictConfig(TrainConfig):
 
     Attributes:
         source: the run folder (`run=FOLDER` on the command line).
-        part: joint training: the part that is asked; null: the only one that the query fits.
+        subtask: joint training: name of the subtask that is asked; null: the only one that the query fits.
         image: an image, or a folder of images.
         question: VQA: the question. Instruction following: what the user says.
         text: retrieval: a text query over `image=FOLDER`.
@@ -98,7 +98,7 @@ class PredictConfig(TrainConfig):
     """
 
     source: str = ""
-    part: str | None = None
+    subtask: str | None = None
     image: str | None = None
     question: str | None = None
     text: str | None = None

@@ -118,10 +118,10 @@ def with_shipped_specs(task: Mapping[str, Any]) -> dict[str, Any]:
     name = str(task.get("name", ""))
     spec = asdict(shipped_spec(name)) if name in shipped_tasks() else task.get("spec", {})
     known = {
-        part: with_shipped_specs({"name": part, **values}) if isinstance(values, Mapping) else values
-        for part, values in (task.get("parts") or {}).items()
+        subtask: with_shipped_specs({"name": subtask, **values}) if isinstance(values, Mapping) else values
+        for subtask, values in (task.get("subtasks") or {}).items()
     }
-    return {**task, "spec": spec, **({"parts": known} if known else {})}
+    return {**task, "spec": spec, **({"subtasks": known} if known else {})}
 
 
 def problems(name: str, spec: TaskSpec) -> Iterator[str]:

@@ -52,9 +52,9 @@ class TaskConfig:
         max_length: longest question, answer, caption or conversation, in tokens; longer ones are cut, and so are those for which
             the model has no positions.
         decode: generation settings.
-        parts: joint: tasks by a name of one's own; see `vlatrain.config.joint`.
-        sampling: joint: how often each part's samples come in training: proportional (each once an epoch), balanced (as many of
-            each part) or temperature.
+        subtasks: joint: tasks under names that the user chooses; see `vlatrain.config.joint`.
+        sampling: joint: how often each subtask's samples come in training: proportional (each once an epoch), balanced (as many of
+            each subtask) or temperature.
         sampling_temperature: joint with `sampling=temperature`: shares go with size^(1 / T); 1 is proportional.
         spec: what the task is; no option. Where nothing is said, that of the shipped task of the name.
     """
@@ -75,7 +75,7 @@ class TaskConfig:
     negatives: Annotated[int, AT_LEAST_ONE] = 15
     max_length: Annotated[int, AT_LEAST_ONE] = 40
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    parts: dict[str, Any] = field(default_factory=dict)
+    subtasks: dict[str, Any] = field(default_factory=dict)
     sampling: Annotated[str, Choice("proportional", "balanced", "temperature")] = "proportional"
     sampling_temperature: Annotated[float, AT_LEAST_ONE] = 2.0
     spec: TaskSpec = field(default_factory=TaskSpec)

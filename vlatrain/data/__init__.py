@@ -86,20 +86,20 @@ def _load_stored(
     config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int, problems: Problems
 ) -> dict[str, list[Sample]]:
     split_off = config.eval is None and bool({"train", "eval"} & set(splits))
-    parts = list(dict.fromkeys("train" if split_off and split == "eval" else split for split in splits))
+    stored = dict.fromkeys("train" if split_off and split == "eval" else split for split in splits)
     builders: dict[str, Builder] = {}
     sound = set()  # splits all of whose rows are samples: of others the size says nothing
-    for part in parts:
-        if getattr(config, part) is None:  # reported with the settings
+    for split in stored:
+        if getattr(config, split) is None:  # reported with the settings
             continue
         before = len(problems)
-        builder = _read_part(config, part, task.spec, split_off, problems)
+        builder = _read_split(config, split, task.spec, split_off, problems)
         if builder is not None:
-            builders[part] = builder
-            sound |= {part} if len(problems) == before else set()
+            builders[split] = builder
+            sound |= {split} if len(problems) == before else set()
         elif config.name == "hub" and not os.path.exists(os.path.expanduser(config.path or "")):
             break  # a hub that does not answer takes half a minute to say so; once is enough
-    found = {part: builder.samples for part, builder in builders.items()}
+    found = {split: builder.samples for split, builder in builders.items()}
     if split_off and "train" in found and (config.eval_fraction or config.streaming):
         count = round(config.eval_fraction * len(found["train"]))
         if config.streaming:
@@ -115,21 +115,21 @@ def _load_stored(
     if split_off and "train" in sound and found.get("eval"):
         sound.add("eval")
     check_sizes({split: found[split] for split in splits if split in sound}, task, batch_size, problems)
-    for part, builder in builders.items():
-        chosen = found[part] + (found.get("eval", []) if split_off and part == "train" else [])
+    for split, builder in builders.items():
+        chosen = found[split] + (found.get("eval", []) if split_off and split == "train" else [])
         _check_pictures(builder, chosen, problems)
     return {split: found.get(split, []) for split in splits}
 
 
-def _read_part(config: DataConfig, part: str, spec: TaskSpec, split_off: bool, problems: Problems) -> Builder | None:
-    """Read what the configuration calls `part`: a file, or a split of the hub's data set."""
-    named: str = getattr(config, part)
+def _read_split(config: DataConfig, split: str, spec: TaskSpec, split_off: bool, problems: Problems) -> Builder | None:
+    """Read what the configuration names for a split: a file, or a split of the hub's data set."""
+    named: str = getattr(config, split)
     if config.name == "files":
-        return _read_file(config, named, f"data.{part}", spec, problems)
+        return _read_file(config, named, f"data.{split}", spec, problems)
     from vlatrain.data import hub
 
-    limit = config.train_size if part == "train" else config.eval_size
-    if split_off and part == "train":
+    limit = config.train_size if split == "train" else config.eval_size
+    if split_off and split == "train":
         limit = (config.train_size or 0) + (config.eval_size or 0)
     return hub.read_split(config, named, spec, limit, problems)
 

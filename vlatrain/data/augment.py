@@ -77,7 +77,7 @@ class Augmented(Sequence[Sample]):
 
     Args:
         samples: the samples.
-        settings: by part (of a joint run; else an empty name), its data's settings.
+        settings: the settings of the data, by subtask of a joint run; under an empty name for any other run.
     """
 
     def __init__(self, samples: Sequence[Sample], settings: Mapping[str, DataConfig]) -> None:
@@ -94,7 +94,7 @@ class Augmented(Sequence[Sample]):
         if isinstance(index, slice):
             return Augmented(self.samples[index], self.settings)
         sample = self.samples[index]
-        settings = self.settings[sample.part]
+        settings = self.settings[sample.subtask]
         if not augments(settings):
             return sample
         return _viewed(sample, settings, int(torch.randint(settings.views or MANY, ()).item()))
@@ -106,7 +106,7 @@ class Augmented(Sequence[Sample]):
         """Every sample with every view that it may be drawn with; None where there is no end of them."""
         found = []
         for sample in self.samples:
-            settings = self.settings[sample.part]
+            settings = self.settings[sample.subtask]
             if not augments(settings):
                 found.append(sample)
             elif not settings.views:
@@ -118,7 +118,7 @@ class Augmented(Sequence[Sample]):
 
 def augmented(samples: Sequence[Sample], config: TrainConfig) -> Sequence[Sample]:
     """Training samples as a configuration has them: with crops and flips, or as they are."""
-    settings = {name: part.data for name, part in subtasks(config).items()}
+    settings = {name: subtask.data for name, subtask in subtasks(config).items()}
     return Augmented(samples, settings) if any(map(augments, settings.values())) else samples
 
 

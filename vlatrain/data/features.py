@@ -92,7 +92,7 @@ def check_shown(model: ModelConfig, samples: Iterable[Sample]) -> None:
 
 
 def _problems(model: ModelConfig, samples: Iterable[Sample]) -> Iterator[str]:
-    vision = model.parts.get("vision")
+    vision = model.submodels.get("vision")
     width = model.config["vision_config"]["hidden_size"] if vision and vision.architecture == "features" else 0
     seen: set[str] = set()
     for sample in samples:

@@ -54,7 +54,7 @@ class Sample:
         weights: training weight of each answer, same length as `answers`; empty means each occurrence counts the same.
         captions: reference captions (captioning, retrieval).
         source: where it came from, for messages: `train.jsonl:12`.
-        part: joint training: the part of the task that it belongs to.
+        subtask: joint training: name of the subtask that it belongs to.
         label: name of its class (classification).
         turns: the conversation about it (instruction following).
     """
@@ -66,7 +66,7 @@ class Sample:
     weights: tuple[float, ...] = ()
     captions: tuple[str, ...] = ()
     source: str = ""
-    part: str = ""
+    subtask: str = ""
     label: str = ""
     turns: tuple[Turn, ...] = ()
 

@@ -1,8 +1,8 @@
-"""The samples of a run, which for joint training are those of several parts in one list.
+"""The samples of a run. A joint run has those of all its subtasks in one list.
 
-Sampling: `proportional` takes every sample once, `balanced` as many of each part, `temperature` shares that go with size^(1 / T)
+Sampling: `proportional` takes every sample once, `balanced` as many of each subtask, `temperature` shares that go with size^(1 / T)
 (Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020, section 3.5.2). The
-largest part always comes whole and the others are repeated, so that no sample is lost; an epoch is the longer for it.
+largest subtask always comes whole and the others are repeated, so that no sample is lost; an epoch is the longer for it.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
         splits: some of train, eval and test.
 
     Returns:
-        Split -> samples. Of a joint run, each sample says its part, which its id begins with; those of train are as many of each
-        part as the sampling rule says.
+        Split -> samples. Of a joint run, each sample says its subtask, which its id begins with; those of train are as many of each
+        subtask as the sampling rule says.
 
     Raises:
-        UserError: with everything that is wrong with the data, of all parts.
+        UserError: with everything that is wrong with the data, of all subtasks.
     """
     if config.task.name != JOINT:
         return _load(config, splits, config.trainer.batch_size)
     found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
-    for name, part in subtasks(config).items():
+    for name, subtask in subtasks(config).items():
         try:
-            for split, samples in _load(part, splits).items():
-                found[split][name] = [replace(sample, id=f"{name}/{sample.id}", part=name) for sample in samples]
+            for split, samples in _load(subtask, splits).items():
+                found[split][name] = [replace(sample, id=f"{name}/{sample.id}", subtask=name) for sample in samples]
         except UserError as error:
-            problems += [f"part {name}: {problem}" for problem in error.problems]
+            problems += [f"subtask {name}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
-    joined = {split: [sample for samples in by_part.values() for sample in samples] for split, by_part in found.items()}
+    joined = {
+        split: [sample for samples in by_subtask.values() for sample in samples] for split, by_subtask in found.items()
+    }
     if "train" in joined:
         joined["train"] = sampled(found["train"], config.task, config.seed)
         if (count := len(joined["train"])) < config.trainer.batch_size:
             raise UserError(
-                f"the parts have {count} training samples in all, fewer than one batch of {config.trainer.batch_size}: set "
+                f"the subtasks have {count} training samples in all, fewer than one batch of {config.trainer.batch_size}: set "
                 f"trainer.batch_size={count} or less"
             )
     return joined
 
 
 def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
-    """The samples of a run, or of a part, that is not joint."""
+    """The samples of a run that is not joint, or of a subtask."""
     samples = load(config.data, config.task, splits, batch_size)
     check_shown(config.model, [sample for found in samples.values() for sample in found])
     if "label" in config.task.spec.fields:
@@ -68,29 +70,29 @@ def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> di
 
 
 def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> list[Sample]:
-    """The training samples of all parts by the sampling rule, one part's after the other's.
+    """The training samples of all subtasks by the sampling rule, one subtask's after the other's.
 
     Args:
-        samples: by part.
+        samples: the samples of each subtask, by its name.
         config: the joint task.
-        seed: of the draws of what a repeated part has over.
+        seed: seed of the draw that fills up a subtask whose samples are repeated.
     """
     counts = shares({name: len(own) for name, own in samples.items()}, config.sampling, config.sampling_temperature)
     made: list[Sample] = []
     for name, own in samples.items():
         whole, rest = divmod(counts[name], len(own))
-        # seeded by text: the same on every machine, and for a part whatever the others are
+        # seeded by text: the same on every machine, and for a subtask whatever the others are
         made += [*own] * whole + random.Random(f"{seed}/{name}").sample(own, rest)
     return made
 
 
 def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
-    """How many samples of each part an epoch has.
+    """How many samples of each subtask an epoch has.
 
     Args:
-        sizes: samples of each part, at least one.
+        sizes: number of samples of each subtask, at least one.
         sampling: proportional, balanced or temperature.
-        temperature: of `temperature`: part i has n_max * (n_i / n_max)^(1 / T), rounded.
+        temperature: T of `sampling=temperature`: subtask i has n_max * (n_i / n_max)^(1 / T), rounded.
     """
     most = max(sizes.values())
     power = {"proportional": 1.0, "balanced": 0.0, "temperature": 1 / temperature}[sampling]

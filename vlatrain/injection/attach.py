@@ -44,9 +44,9 @@ def check(config: AdapterConfig) -> None:
     """
     if config.name in BARE:
         return
-    if config.parts:
-        for part in in_order(config).values():
-            check(part)
+    if config.components:
+        for component in in_order(config).values():
+            check(component)
         return
     with _quiet_peft(), _as_user_error(config):
         if is_peft(config):
@@ -80,7 +80,7 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         model: the frozen model; changed in place.
         config: the method.
         sites: where it goes, and the modules of the backbone that are new: they train with any method but `none`.
-        tasks: names of the parts of a joint task: what `adapter.by_task` makes adapters for.
+        tasks: names of the subtasks of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
         A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full` and `none`.
@@ -99,7 +99,7 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         )
     context_of(model).dropped = config.drop_layers
     beside = chosen(model, config.trunk, sites)
-    adapted = (_mixed if config.parts else _single)(model, config, sites, tasks)
+    adapted = (_mixed if config.components else _single)(model, config, sites, tasks)
     train_in_place(adapted, beside)
     return adapted
 
@@ -114,11 +114,11 @@ def _single(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequen
 
 def _mixed(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> Mixed:
     ordered, mixed = in_order(config), Mixed(model)
-    where = sites.divided({name: part.points for name, part in ordered.items()})
+    where = sites.divided({name: component.points for name, component in ordered.items()})
     configs: dict[str, PeftConfig] = {}
-    for name, part in ordered.items():
-        with _as_user_error(part):
-            configs[name] = peft_config(part, where[name], tasks)
+    for name, component in ordered.items():
+        with _as_user_error(component):
+            configs[name] = peft_config(component, where[name], tasks)
     with _quiet_peft(), _as_user_error(config):
         refuse_overlap(configs)
         for name, found in configs.items():
@@ -278,7 +278,7 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
     if config.name == "none":
         return model
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
-    for file in [folder / name / wanted.name for name in config.parts] or [wanted]:
+    for file in [folder / name / wanted.name for name in config.components] or [wanted]:
         if not file.is_file():
             raise UserError(
                 f"{file.parent}: there is no {file.name}; the run has not finished, or is no adapter={config.name} run"
@@ -291,7 +291,7 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
     load_trunk(model, folder, chosen(model, config.trunk, where) if where else [])
     context_of(model).dropped = config.drop_layers
     with _quiet_peft():
-        return load(model, folder) if config.parts else load_peft(model, folder)
+        return load(model, folder) if config.components else load_peft(model, folder)
 
 
 def merged(model: nn.Module) -> Any:

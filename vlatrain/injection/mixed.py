@@ -1,8 +1,8 @@
 """Several methods in one model, each on points of its own: LoRA in the image tower, bottlenecks in the decoder.
 
-Each part is a PEFT adapter like any other, in a folder of its own, which PEFT alone can load; all of them are called `default`, so
-that what PEFT does to every adapter layer of a model (it knows of one configuration only) suits every part. What PEFT does to the
-parts that were there before, freezing them above all, is undone here.
+Each component is a PEFT adapter like any other, in a folder of its own, which PEFT alone can load. All of them are called
+`default`, so that what PEFT does to every adapter layer of a model (it knows of one configuration only) suits every component. What
+PEFT does to the components that were there before, freezing them above all, is undone here.
 
 PEFT's methods go in first: they replace the modules that they change, whereas ours leave every path as it is.
 """
@@ -30,43 +30,43 @@ class Mixed(nn.Module):
     """A model with the adapters of several methods in it.
 
     Attributes:
-        parts: by name, PEFT's view of the model with this part's method; their modules are those of the model.
+        components: by name, PEFT's view of the model with this component's method; their modules are those of the model.
     """
 
-    parts: dict[str, PeftModel]
+    components: dict[str, PeftModel]
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base_model = nn.ModuleDict({"model": base})  # parameters are then called as in a `PeftModel`
-        self.__dict__["parts"] = {}  # not registered: nothing must be counted twice
+        self.__dict__["components"] = {}  # not registered: nothing must be counted twice
 
     def add(self, name: str, wrap: Callable[[nn.Module], PeftModel]) -> None:
-        """Put a part in.
+        """Put a component in.
 
         Args:
-            name: of the part.
+            name: of the component.
             wrap: makes a `PeftModel` of the base model.
         """
         training = (
             [parameter for parameter in self.get_base_model().parameters() if parameter.requires_grad]
-            if self.parts
+            if self.components
             else []
         )
-        # else PEFT would put this part's in place of the last one's
+        # else PEFT would put this component's in place of the last one's
         self.get_base_model().__dict__.pop("peft_config", None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
-            self.parts[name] = wrap(self.get_base_model())
+            self.components[name] = wrap(self.get_base_model())
         for parameter in training:
             parameter.requires_grad_(True)
 
     def get_base_model(self) -> nn.Module:
-        """The model that the parts are in."""
+        """The model that the components are in."""
         return self.base_model["model"]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write each part into a folder of its name."""
-        for name, model in self.parts.items():
+        """Write each component into a folder of its name."""
+        for name, model in self.components.items():
             own = {key: tensor for key, tensor in model.state_dict().items() if _belongs(key, model)}
             model.save_pretrained(str(folder / name), state_dict=own, save_embedding_layers=False)
 
@@ -74,55 +74,57 @@ class Mixed(nn.Module):
     def disable_adapter(self) -> Iterator[None]:
         """The frozen model, for the time of the context."""
         with ExitStack() as stack:
-            for model in self.parts.values():
+            for model in self.components.values():
                 stack.enter_context(model.disable_adapter())
             yield
 
     def unload(self) -> nn.Module:
-        """Take all parts out again.
+        """Take all components out again.
 
         Returns:
             the frozen model.
         """
-        for name in reversed([*self.parts]):
-            self.parts.pop(name).unload()
+        for name in reversed([*self.components]):
+            self.components.pop(name).unload()
         return self.get_base_model()
 
 
 def _belongs(key: str, model: Any) -> bool:
-    """Whether a tensor is the part's: PEFT takes every tensor that is called as its method calls them."""
+    """Whether a tensor is the component's: PEFT takes every tensor that is called as its method calls them."""
     prefix = "base_model.model."
     if not key.startswith(prefix):
-        return True  # what the layers of the part share
+        return True  # what the layers of the component share
     ours = isinstance(model.peft_config["default"], VlatrainConfig)
     inside = any(key.startswith(f"{prefix}{path}.") for path in model.base_model.targeted_module_names)
     return inside and (f".{UNITS}." in key) == ours
 
 
 def in_order(config: AdapterConfig) -> dict[str, AdapterConfig]:
-    """The parts in the order in which they go into a model: PEFT's first."""
+    """The components in the order in which they go into a model: PEFT's first."""
     return dict(sorted(components(config).items(), key=lambda item: not is_peft(item[1])))
 
 
 def load(model: nn.Module, folder: Path | str) -> Mixed:
-    """Put the parts that `save_pretrained` wrote into a fresh model, for inference.
+    """Put the components that `save_pretrained` wrote into a fresh model, for inference.
 
     Args:
         model: the model; changed in place.
-        folder: the folder with a folder for each part.
+        folder: the folder with a folder for each component.
 
     Raises:
-        UserError: a part does not fit the model.
+        UserError: a component does not fit the model.
     """
     found = [file.parent for file in sorted(Path(folder).glob("*/adapter_config.json"))]
     mixed = Mixed(model)
-    for into in sorted(found, key=lambda part: isinstance(PeftConfig.from_pretrained(str(part)), VlatrainConfig)):
+    for into in sorted(
+        found, key=lambda component: isinstance(PeftConfig.from_pretrained(str(component)), VlatrainConfig)
+    ):
         mixed.add(into.name, partial(load_peft, folder=into, own=_belongs))
     return mixed
 
 
 def refuse_overlap(configs: Mapping[str, PeftConfig]) -> None:
-    """Make sure that no two parts change the same module in the same way.
+    """Make sure that no two components change the same module in the same way.
 
     Raises:
         ValueError: two of ours, or two of PEFT's, do.
@@ -133,4 +135,4 @@ def refuse_overlap(configs: Mapping[str, PeftConfig]) -> None:
         for path in sorted(modules):
             other = seen.setdefault((isinstance(config, VlatrainConfig), path), name)
             if other != name:
-                raise ValueError(f"the parts {other} and {name} both change {path}: give them points of their own")
+                raise ValueError(f"the components {other} and {name} both change {path}: give them points of their own")

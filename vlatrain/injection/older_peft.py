@@ -33,13 +33,13 @@ else:
             return {named.get(key, key): tensor for key, tensor in state_dict.items()}
 
 
-def name_tensors(method: str, tuner: Any, part: str) -> None:
+def name_tensors(method: str, tuner: Any, key_prefix: str) -> None:
     """Have PEFT before 0.21 ask a tuner how its tensors are named, as 0.21 does by itself.
 
     Args:
         method: PEFT's name of the method.
         tuner: its class, a `Tuner`.
-        part: what stands before an adapter's name in the names of its tensors.
+        key_prefix: what stands before an adapter's name in the names of its tensors.
     """
     if CURRENT:
         return
@@ -55,7 +55,7 @@ def name_tensors(method: str, tuner: Any, part: str) -> None:
         own = {
             name: tensor
             for name, tensor in tensors.items()
-            if name.partition(f"{part}.")[2].partition(".")[0] not in others
+            if name.partition(f"{key_prefix}.")[2].partition(".")[0] not in others
         }
         return {tuner._remove_adapter_name_from_key(name, adapter_name): tensor for name, tensor in own.items()}
 
@@ -63,7 +63,7 @@ def name_tensors(method: str, tuner: Any, part: str) -> None:
     def loaded(model: Any, peft_model_state_dict: Any, adapter_name: str = "default", **kwargs: Any) -> Any:
         config = model.peft_config[adapter_name]
         if config.peft_type == method:  # PEFT names them by itself; this lets the tuner refuse some
-            own = {name: tensor for name, tensor in peft_model_state_dict.items() if part in name}
+            own = {name: tensor for name, tensor in peft_model_state_dict.items() if key_prefix in name}
             tuner._remap_adapter_state_dict_for_load(model, config, adapter_name, own)
         return put(model, peft_model_state_dict, adapter_name, **kwargs)
 

@@ -214,18 +214,18 @@ class VlatrainModel(Tuner):
         )
 
     def _tied(self, config: VlatrainConfig, adapter: str, point: Point, task: str, unit: Adapter) -> nn.Module:
-        """The unit with its shared parts borrowed from whoever had them first."""
+        """The unit with its shared modules borrowed from the unit that had them first."""
         ties = ties_of(unit, config.share)
-        for part, over in ties.items():
-            own = unit.get_submodule(part)
-            owner = self.owners.setdefault((adapter, part, kept(point, over, task)), own)
+        for path, over in ties.items():
+            own = unit.get_submodule(path)
+            owner = self.owners.setdefault((adapter, path, kept(point, over, task)), own)
             if owner is own:
                 continue
-            if not part:
+            if not path:
                 _refuse_other_shapes(owner, own, "all", point, tuple(f"{other}." for other in ties if other))
                 return Alias(owner)
-            _refuse_other_shapes(owner, own, part, point)
-            borrow(unit, part, owner)
+            _refuse_other_shapes(owner, own, path, point)
+            borrow(unit, path, owner)
         unit.resolve()
         return unit
 
@@ -320,7 +320,7 @@ def kept(point: Point, over: Sequence[str], task: str = "") -> tuple[str | int, 
     return tuple(value for name, value in place.items() if name not in over)
 
 
-def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Point, but: tuple[str, ...] = ()) -> None:
+def _refuse_other_shapes(owner: nn.Module, own: nn.Module, path: str, point: Point, but: tuple[str, ...] = ()) -> None:
     """Refuse to share what is not of one shape; parameters that start with one of `but` may differ."""
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in module.named_parameters() if not name.startswith(but)}
@@ -328,7 +328,7 @@ def _refuse_other_shapes(owner: nn.Module, own: nn.Module, part: str, point: Poi
     ]
     if shapes[0] != shapes[1]:
         there, elsewhere = _described(shapes[1]), _described(shapes[0])
-        raise ValueError(f"{point} cannot share {part}: it is {there} there and {elsewhere} elsewhere")
+        raise ValueError(f"{point} cannot share {path}: it is {there} there and {elsewhere} elsewhere")
 
 
 def _described(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -245,8 +245,8 @@ def everything(towers: Mapping[str, Stack]) -> list[Point]:
     return parse("*").select(towers)
 
 
-def _alternatives(part: str) -> tuple[str, ...]:
-    inner = part[1:-1] if part.startswith("{") and part.endswith("}") else part
+def _alternatives(field: str) -> tuple[str, ...]:
+    inner = field[1:-1] if field.startswith("{") and field.endswith("}") else field
     return tuple(alternative.strip() for alternative in inner.split(","))
 
 

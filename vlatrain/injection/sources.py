@@ -99,7 +99,7 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
             problems += [f"{key}: {problem}" for problem in error.problems]
             continue
         sources.append(Source(name if names[name] == 1 else str(path.resolve()), path, run, adapter))
-        if not adapter and sources[-1].method not in BARE and not run.get("adapter", {}).get("parts"):
+        if not adapter and sources[-1].method not in BARE and not run.get("adapter", {}).get("components"):
             problems.append(f"{key}: {path}: no {inside}/adapter_config.json there; the run has not finished")
         elif adapter and not sources[-1].weights.is_file():
             problems.append(f"{key}: {path}: no {inside}/{sources[-1].weights.name} there; the run has not finished")

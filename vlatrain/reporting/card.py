@@ -37,34 +37,34 @@ from transformers import {architecture}
 backbone = {architecture}.from_pretrained("{backbone}")
 model = {load}(backbone, "PATH/TO/THIS/FOLDER")
 ```
-{parts}{by_task}{trunk}
+{components}{by_task}{trunk}
 or ask it: {asked}.
 """
 
 
-PARTS = """
-It has {parts}, each in a folder of its own; `load` puts all of them in. Each is an adapter by itself, which
+COMPONENTS = """
+It has {components}, each in a folder of its own; `load` puts all of them in. Each is an adapter by itself, which
 `PeftModel.from_pretrained` loads from its folder.
 """
 
-PART = """---
+COMPONENT = """---
 library_name: peft
 base_model: {backbone}
 tags: [vlatrain, {task}, {design}]
 ---
 
-# The part {part} ({design}) of an adapter for {task} on {model}
+# The component {component} ({design}) of an adapter for {task} on {model}
 
-It was trained together with the other parts; `../README.md` says how to load them all.
+It was trained together with the other components; `../README.md` says how to load them all.
 """
 
 BY_TASK = """
-It has adapters of its own for each of {parts}; say whose a call is:
+It has adapters of its own for each of {subtasks}; say whose a call is:
 
 ```python
 from vlatrain.injection.context import for_task
 
-with for_task(model, "PART"):
+with for_task(model, "SUBTASK"):
     ...
 ```
 """
@@ -88,7 +88,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         config: the run's configuration.
         metrics: the content of its `metrics.json`.
     """
-    named = components(config.adapter) if config.adapter.parts else {}
+    named = components(config.adapter) if config.adapter.components else {}
     text = CARD.format(
         backbone=metrics["backbone"],
         task=config.task.name,
@@ -105,18 +105,20 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         asked=", ".join(f"`{command}`" for command in asking(config, "RUN_FOLDER")),
         load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
         load="load" if named else "PeftModel.from_pretrained",
-        parts=PARTS.format(parts=" and ".join(f"{part.name} as `{name}`" for name, part in named.items()))
+        components=COMPONENTS.format(
+            components=" and ".join(f"{component.name} as `{name}`" for name, component in named.items())
+        )
         if named
         else "",
-        by_task=BY_TASK.format(parts=", ".join(config.task.parts)) if config.adapter.by_task else "",
+        by_task=BY_TASK.format(subtasks=", ".join(config.task.subtasks)) if config.adapter.by_task else "",
         trunk=IN_TRUNK if (folder / TRUNK).is_file() else "",
         **metrics["parameters"],
     )
     write_file(folder / "README.md", text)
-    for name, part in named.items():
-        card = PART.format(
-            part=name,
-            design=part.name,
+    for name, component in named.items():
+        card = COMPONENT.format(
+            component=name,
+            design=component.name,
             backbone=metrics["backbone"],
             task=config.task.name,
             model=config.model.name,

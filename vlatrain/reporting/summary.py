@@ -52,10 +52,10 @@ def scores(config: TrainConfig, metrics: Mapping[str, Any]) -> list[tuple[str, s
     """The scores as rows with their units, the headline metric first, those of the test data after those of the evaluation data."""
     headline = metrics["metric"]
     rows = []
-    for part in ("", "test"):
-        found = (metrics.get(part, {}) if part else metrics).get("metrics", {})
+    for split in ("", "test"):
+        found = (metrics.get(split, {}) if split else metrics).get("metrics", {})
         for name in sorted(found, key=lambda name: name != headline):
-            label = f"{part} {name}".strip()
+            label = f"{split} {name}".strip()
             rows.append((f"[bold]{label}[/]" if name == headline else label, shown_score(config, name, found[name])))
     return rows
 
@@ -67,10 +67,10 @@ def shown_score(config: TrainConfig, name: str, value: float) -> str:
 
 
 def asking(config: TrainConfig, folder: object) -> list[str]:
-    """Example commands that ask a finished run, one for each part of a joint one."""
+    """Example commands that ask a finished run, one for each subtask of a joint one."""
     return [
-        f"vlatrain predict run={folder} {f'part={name} ' if name else ''}{part.task.spec.example}"
-        for name, part in subtasks(config).items()
+        f"vlatrain predict run={folder} {f'subtask={name} ' if name else ''}{subtask.task.spec.example}"
+        for name, subtask in subtasks(config).items()
     ]
 
 
@@ -103,7 +103,8 @@ def _next(config: TrainConfig, folder: Path) -> list[str]:
         )
     if config.data.name == "shapes":
         files = [
-            f"data{f'.parts.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl" for name in subtasks(config)
+            f"data{f'.subtasks.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl"
+            for name in subtasks(config)
         ]
         commands.append(f"vlatrain {given}data=files {' '.join(files)}     # your own images")
     commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")

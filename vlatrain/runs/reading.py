@@ -24,8 +24,10 @@ log = logging.getLogger("vlatrain")
 
 LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends a config.yaml
 MANIFEST, STATE = "manifest.json", "state.json"  # files of a checkpoint
-RENAMED = {"pure": "cacheable_inputs", "ends": "output_towers", "other": "other_modality"}
+RENAMED = {"pure": "cacheable_inputs", "ends": "output_towers", "other": "other_modality", "parts": "subtasks"}
 """Keys in the description of a backbone, as configurations saved before have them."""
+PARTS = {"task": "subtasks", "data": "subtasks", "adapter": "components", "model": "submodels"}
+"""By group, what was called `parts` in configurations saved before."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,28 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of before in the keys of today."""
+    """A configuration that was saved before, with the keys of today."""
+    for group, new in PARTS.items():
+        _rename_parts(values.get(group), new)
     model = values.get("model") or {}
-    for described in [*(model.get("tasks") or {}).values(), *(model.get("parts") or {}).values()]:
+    for described in [*(model.get("tasks") or {}).values(), *(model.get("submodels") or {}).values()]:
         for old, new in RENAMED.items():
             if isinstance(described, dict) and old in described:
                 described[new] = described.pop(old)
     return values
+
+
+def _rename_parts(values: Any, new: str) -> None:
+    """Rename the key `parts` of a group, of all that it holds, and of what a method needs."""
+    if not isinstance(values, dict):
+        return
+    if "parts" in values:
+        values[new] = values.pop("parts")
+    if "parts" in (values.get("needs") or []):
+        values["needs"] = [new if need == "parts" else need for need in values["needs"]]
+    inner = values.get(new)
+    for value in inner.values() if isinstance(inner, dict) else ():
+        _rename_parts(value, new)
 
 
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:

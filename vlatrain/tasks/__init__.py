@@ -18,11 +18,11 @@ from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
 
 def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Joint:
-    parts = {
-        name: build(part, backbone, [sample for sample in train if sample.part == name])
-        for name, part in tasks(config).items()
+    subtasks = {
+        name: build(subtask, backbone, [sample for sample in train if sample.subtask == name])
+        for name, subtask in tasks(config).items()
     }
-    return Joint(config, backbone, parts)
+    return Joint(config, backbone, subtasks)
 
 
 def _vqa(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Vqa:
@@ -58,12 +58,12 @@ def register(name: str, task: Callable[[TaskConfig, Backbone, Sequence[Sample]],
 
 
 def check_known(config: TaskConfig) -> None:
-    """Refuse a task, or one of its parts, that no code is registered for.
+    """Refuse a task, or one of its subtasks, that no code is registered for.
 
     Raises:
         UserError: with each.
     """
-    names = dict.fromkeys([config.name, *(part.name for part in tasks(config).values())])
+    names = dict.fromkeys([config.name, *(subtask.name for subtask in tasks(config).values())])
     if unknown := [name for name in names if name not in TASKS]:
         raise UserError(
             f"task.name={name} is unknown; there are {', '.join(TASKS)} (one of your own: vlatrain/tasks/README.md)"
@@ -103,8 +103,8 @@ def build(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) 
 
 
 def subtasks_of(task: Task) -> dict[str, Task]:
-    """The tasks of a joint one by the names of its parts; any other itself under an empty name."""
-    return task.parts if isinstance(task, Joint) else {"": task}
+    """The tasks of a joint task by the names of its subtasks. Any other task is under an empty name."""
+    return task.subtasks if isinstance(task, Joint) else {"": task}
 
 
 __all__ = [

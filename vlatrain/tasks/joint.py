@@ -1,10 +1,11 @@
 """Joint training: batches of samples of several tasks, each with its own loss and its own scores.
 
-A batch is grouped by part, each group goes through its own task, and the loss is the mean over all samples of the batch. While a
-part's turn is, the model's context says its name: task-specific adapters go by it (`vlatrain.injection.context`).
+A batch is grouped by subtask, each group goes through its own task, and the loss is the mean over all samples of the batch. While a
+group is computed, the model's context holds the name of its subtask, which task-specific adapters read
+(`vlatrain.injection.context`).
 
-The headline metric `mean` is the plain mean of the parts' own, as papers on several tasks report it (Sung, Cho, Bansal,
-"VL-Adapter", CVPR 2022). CIDEr-D goes up to 1000, so a captioning part can outweigh the others; `task.metric=PART/METRIC`
+The headline metric `mean` is the plain mean of the subtasks' own, as papers on several tasks report it (Sung, Cho, Bansal,
+"VL-Adapter", CVPR 2022). CIDEr-D goes up to 1000, so a captioning subtask can outweigh the others; `task.metric=SUBTASK/METRIC`
 chooses the best checkpoint by a single score instead.
 """
 
@@ -29,10 +30,10 @@ class JointBatch(Batch):
     """Samples of several tasks.
 
     Attributes:
-        parts: by part, the batch of its task.
+        subtasks: the batch of each subtask, by its name.
     """
 
-    parts: dict[str, Batch]
+    subtasks: dict[str, Batch]
 
 
 class Joint(Task):
@@ -41,56 +42,56 @@ class Joint(Task):
     Args:
         config: its settings.
         backbone: the backbone.
-        parts: the tasks by name of the part.
+        subtasks: the tasks, by the name of the subtask.
     """
 
     def __init__(self, config: TaskConfig, backbone: Backbone, subtasks: Mapping[str, Task]) -> None:
-        super().__init__(replace(config, parts={name: task.config for name, task in subtasks.items()}), backbone)
-        self.parts = dict(subtasks)
+        super().__init__(replace(config, subtasks={name: task.config for name, task in subtasks.items()}), backbone)
+        self.subtasks = dict(subtasks)
 
     def collate(self, samples: Sequence[Sample]) -> JointBatch:
-        """By part, the batch of its task; parts without samples are left out."""
+        """The batch of each subtask that has samples, by its name."""
         grouped = self._grouped(samples)
         return {
             "ids": [sample.id for own in grouped.values() for sample in own],
-            "parts": {name: self.parts[name].collate(own) for name, own in grouped.items()},
+            "subtasks": {name: self.subtasks[name].collate(own) for name, own in grouped.items()},
         }
 
     def loss(self, batch: JointBatch) -> Tensor:
-        """The parts' losses, each weighted by its share of the samples: the mean over all samples."""
+        """The subtasks' losses, each weighted by its share of the samples: the mean over all samples."""
         losses = []
-        for name, own in batch["parts"].items():
+        for name, own in batch["subtasks"].items():
             with for_task(self.backbone.model, name):
-                losses.append(self.parts[name].loss(own) * (len(own["ids"]) / len(batch["ids"])))
+                losses.append(self.subtasks[name].loss(own) * (len(own["ids"]) / len(batch["ids"])))
         return torch.stack(losses).sum()
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
-        """Each part on its own samples: its scores as `part/score`, and the mean of the headline metrics."""
+        """Each subtask on its own samples: its scores as `subtask/score`, and the mean of the headline metrics."""
         metrics: dict[str, float] = {}
         settings: dict[str, Any] = {}
         predictions: list[dict[str, Any]] = []
         for name, own in self._grouped(samples).items():
             with for_task(self.backbone.model, name):
-                found = self.parts[name].evaluate(own, batches)
+                found = self.subtasks[name].evaluate(own, batches)
             metrics |= {f"{name}/{score}": value for score, value in found.metrics.items()}
-            settings[name] = {"task": self.parts[name].name, "samples": len(own), **found.settings}
-            predictions += [{"part": name, **record} for record in found.predictions]
-        headlines = [f"{name}/{self.parts[name].metric}" for name in settings]
+            settings[name] = {"task": self.subtasks[name].name, "samples": len(own), **found.settings}
+            predictions += [{"subtask": name, **record} for record in found.predictions]
+        headlines = [f"{name}/{self.subtasks[name].metric}" for name in settings]
         mean = sum(metrics[name] for name in headlines) / len(headlines)
-        return Evaluation({MEAN: mean, **metrics}, {"mean_of": headlines, "parts": settings}, predictions)
+        return Evaluation({MEAN: mean, **metrics}, {"mean_of": headlines, "subtasks": settings}, predictions)
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """An equal share of the batch for each part, rounded up."""
-        size = -(-batch_size // len(self.parts))
+        """An equal share of the batch for each subtask, rounded up."""
+        size = -(-batch_size // len(self.subtasks))
         losses = []
-        for name, part in self.parts.items():
+        for name, subtask in self.subtasks.items():
             with for_task(self.backbone.model, name):
-                losses.append(part.loss_on_meta(size, device))
+                losses.append(subtask.loss_on_meta(size, device))
         return torch.stack(losses).mean()
 
     def _grouped(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-        """The samples by part, in the order of the parts."""
-        grouped: dict[str, list[Sample]] = {name: [] for name in self.parts}
+        """The samples by subtask, in the order of the subtasks."""
+        grouped: dict[str, list[Sample]] = {name: [] for name in self.subtasks}
         for sample in samples:
-            grouped[sample.part].append(sample)
+            grouped[sample.subtask].append(sample)
         return {name: own for name, own in grouped.items() if own}

@@ -198,7 +198,7 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
     """Say what is cut, and what nothing can be learned from; see this module.
 
     Args:
-        tasks: by name of a part of a joint task; of another, itself under an empty name.
+        tasks: the subtasks of a joint task by name; any other task under an empty name.
         samples: by split; `asked`: those of a prediction, which have no references.
 
     Raises:
@@ -209,8 +209,8 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
         for task in [*tasks.values()][:1]:  # all have the same backbone
             task.backbone.measure([one.image for found in samples.values() for one in found])
         for name, task in tasks.items():
-            own = {split: [one for one in found if one.part == name or not name] for split, found in samples.items()}
-            report = _Report(task, f"task.parts.{name}." if name else "task.", f"part {name}: " if name else "")
+            own = {split: [one for one in found if one.subtask == name or not name] for split, found in samples.items()}
+            report = _Report(task, f"task.subtasks.{name}." if name else "task.", f"subtask {name}: " if name else "")
             report.look(own)
             problems += report.problems
             for note in report.notes:
@@ -223,7 +223,7 @@ class _Report:
     """What there is to say of one task."""
 
     def __init__(self, task: Task, key_prefix: str, subtask: str) -> None:
-        self.task, self.prefix, self.part = task, key_prefix, subtask
+        self.task, self.prefix, self.subtask = task, key_prefix, subtask
         self.problems: list[str] = []
         self.notes: list[str] = []
 
@@ -262,7 +262,7 @@ class _Report:
         cut = [sample for sample in some if any(seen[text].tokens > most for text in use.of(sample))]
         lost = [sample for sample in some if not any(_counts(seen[text], most, use) for text in use.of(sample))]
         of = f"{len(some):,}" + (f" looked at (of {len(every):,})" if len(some) < len(every) else "")
-        where = f"{self.part}{'input' if split == 'asked' else f'data.{split}'}"
+        where = f"{self.subtask}{'input' if split == 'asked' else f'data.{split}'}"
         longest = max(seen[text].tokens for text in texts)
         if lost:
             count = f"{'any of the' if len(lost) == len(some) else f'{len(lost):,} of'} {of} samples"

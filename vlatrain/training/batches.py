@@ -106,7 +106,7 @@ class _Groups(Dataset[Any]):
 
 
 class _Passes(Dataset[Any]):
-    """Forward passes by step and part. What `collate` draws at random depends on these alone: not on workers, nor on
+    """Micro-batches by step and number. What `collate` draws at random depends on these alone: not on workers, nor on
     what was loaded before."""
 
     def __init__(self, order: Order, samples: Sequence[Sample], collate: Collate[Any], rank: int) -> None:

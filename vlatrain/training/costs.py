@@ -125,8 +125,8 @@ def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
 def _samples(config: TrainConfig) -> int | None:
     """Samples of training and evaluation, as far as the configuration tells."""
     total = 0
-    for part in subtasks(config).values():
-        data = part.data
+    for subtask in subtasks(config).values():
+        data = subtask.data
         default = SHAPES_SIZE if data.name == "shapes" else {}
         sizes = (data.train_size or default.get("train"), data.eval_size or default.get("eval"))
         if None in sizes:

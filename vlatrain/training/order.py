@@ -1,13 +1,13 @@
 """Which samples make up which step, in which process: a pure function of the seed and the step.
 
 Every epoch is its own seeded permutation of the samples, cut into optimizer steps of
-`batch x accumulate x processes` samples. A step is cut into forward passes ("parts"), and a part into one slice for
+`batch x accumulate x processes` samples. A step is cut into forward passes, and each pass into one micro-batch for
 each process. So the position in the data *is* the step number: resuming in the middle of an epoch loads nothing twice
 and skips nothing, and two processes with a batch of b see step by step the samples that one process with a batch of 2b
 sees.
 
-The last step of an epoch may hold fewer samples. Nothing is dropped: each slice carries the weight that makes the mean
-over processes of `weight x mean loss of the slice`, summed over the parts, the mean over the samples of the step.
+The last step of an epoch may hold fewer samples. Nothing is dropped: each micro-batch carries the weight that makes the mean
+over processes of `weight x mean loss of the micro-batch`, summed over the passes, the mean over the samples of the step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The slice of one forward pass that one process computes.
+    """The samples of one forward pass that one process computes.
 
     Attributes:
         indices: positions in the list of samples; never empty.
-        weight: factor on the mean loss of the slice; 0 where a process has no sample of its own left and repeats one.
+        weight: factor on their mean loss; 0 where a process has no sample of its own left and repeats one.
     """
 
     indices: tuple[int, ...]

@@ -86,7 +86,7 @@ class Outcomes:
 def not_finite(outcome: Outcome, loss: float, norm: float) -> UserError:
     """The error that names the samples of a step whose loss or gradient is not finite. Every process calls it."""
     lost, passes = not math.isfinite(loss), zip(outcome.losses, outcome.ids, strict=True)
-    named = gather([name for part, ids in passes if not (lost and torch.isfinite(part)) for name in ids])
+    named = gather([name for own, ids in passes if not (lost and torch.isfinite(own)) for name in ids])
     suspects = [name for names in named for name in names]
     what = "the loss is" if lost else "the gradient is"
     log.error("Step %d: %s not finite; samples: %s", outcome.step, what, ", ".join(suspects))

@@ -103,7 +103,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     _check(task, samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
-        model = attach(backbone.model, config.adapter, where, [*config.task.parts])
+        model = attach(backbone.model, config.adapter, where, [*config.task.subtasks])
     if config.model.quantize and (names := [bare(name) for name in trained_biases(model)]):
         raise UserError(
             f"model.quantize={config.model.quantize}: {len(names)} biases of packed layers cannot train: "

@@ -99,7 +99,7 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
             prepare(config.task, family_of(config.model)(config.model, name, model, None, ""))
         try:
             with torch.device(device):
-                adapted = attach(model, config.adapter, where, [*config.task.parts])
+                adapted = attach(model, config.adapter, where, [*config.task.subtasks])
             break
         except RuntimeError:
             if device == "cpu" or not any(map(is_peft, methods(config.adapter).values())):

@@ -53,7 +53,7 @@ class Predictor:
     Args:
         config: the run's configuration.
         run: the run folder.
-        part: of a joint run, the part that is asked.
+        subtask: name of the subtask that is asked, in a joint run.
 
     Raises:
         UserError: the weights or the adapter cannot be had, or the device or precision.
@@ -64,7 +64,7 @@ class Predictor:
         self.precision = choose_precision(config.trainer.precision, self.device)
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
-        self.task, self.part = subtasks_of(task)[subtask], subtask
+        self.task, self.subtask = subtasks_of(task)[subtask], subtask
         self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
 
     def predict(
@@ -102,7 +102,9 @@ class Predictor:
             raise UserError(f"{len(questions)} questions for {len(given)} images: one for all, or one for each")
         pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
         names = [str(getattr(picture, "path", number)) for number, picture in enumerate(pictures)]
-        samples = [_sample(self.task.config, *one, self.part) for one in zip(names, pictures, questions, strict=True)]
+        samples = [
+            _sample(self.task.config, *one, self.subtask) for one in zip(names, pictures, questions, strict=True)
+        ]
         check_samples(self.task.backbone, samples)
         if text is not None:
             return self.find_images(text, pictures, names, top_k)
@@ -138,7 +140,7 @@ class Predictor:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.part):
+        with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.subtask):
             yield
 
     def _batches(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
@@ -167,14 +169,16 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
         UserError: queries that do not fit the task, or files that cannot be read; all of them at once.
     """
     console = console or Console()
-    part, whole = asked(config), config
-    config = subtasks(config)[part]  # of a joint run, what concerns the part that is asked
-    samples = [replace(one, part=part) for one in _samples(config)]  # before the weights: a missing file must not wait
-    predictor = Predictor(whole, Path(config.source), part)
+    subtask, whole = asked(config), config
+    config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
+    samples = [
+        replace(one, subtask=subtask) for one in _samples(config)
+    ]  # before the weights: a missing file must not wait
+    predictor = Predictor(whole, Path(config.source), subtask)
     check_samples(predictor.task.backbone, samples)
     texts = [config.text] if config.text else _texts(config)
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
-    check_lengths({part: predictor.task}, {"asked": asked_about})
+    check_lengths({subtask: predictor.task}, {"asked": asked_about})
     searches = config.task.spec.query == TEXT
     if not searches:
         predictor.load_cached(samples)
@@ -225,7 +229,7 @@ def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None,
     if question:
         speaks = "conversations" in task.spec.given
         said = {"turns": (Turn(question),)} if speaks else {"question": question}
-    return Sample(id=name, image=picture, part=subtask, **said)
+    return Sample(id=name, image=picture, subtask=subtask, **said)
 
 
 def _incompatibilities(config: PredictConfig) -> list[str]:
@@ -281,10 +285,10 @@ def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> 
 
 def _fewer(config: PredictConfig, predictor: Predictor) -> str:
     """Why there may be fewer answers than asked for, if so: they come from the search of the run's evaluation, as it is."""
-    beams, part = config.task.decode.num_beams, predictor.part
+    beams, subtask = config.task.decode.num_beams, predictor.subtask
     if not (config.task.spec.alternatives and predictor.task.generates) or config.top_k <= beams:
         return ""
-    key = f"task.parts.{part}.decode.num_beams" if part else "task.decode.num_beams"
+    key = f"task.subtasks.{subtask}.decode.num_beams" if subtask else "task.decode.num_beams"
     return (
         f"{'One answer' if beams == 1 else f'At most {beams} answers'} each, as {key}={beams}, the run's own unless set here; "
         f"{key}={config.top_k} searches for more, and may find another best one"

@@ -39,8 +39,9 @@ log = logging.getLogger("vlatrain")
 
 # What may differ where a run is continued: none of it changes what is learned.
 FREE = (
-    "run", "sweep", "resume", "logger", "task.answer_list", "task.classes", "task.parts.*.answer_list", "task.parts.*.classes",
-    "task.spec", "task.parts.*.spec",
+    "run", "sweep", "resume", "logger", "task.answer_list", "task.classes",
+    "task.subtasks.*.answer_list", "task.subtasks.*.classes",
+    "task.spec", "task.subtasks.*.spec",
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
     "trainer.cache", "trainer.cache_gb",
 )  # fmt: skip
@@ -81,7 +82,7 @@ def _train(config: TrainConfig) -> Run:
 def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
     folder = files.path
     reset_process_peak()
-    has_test = any(part.data.test for part in subtasks(config).values())
+    has_test = any(subtask.data.test for subtask in subtasks(config).values())
     log.info("Run folder: %s", folder)
     splits = ["train", "eval", "test"] if has_test else ["train", "eval"]
     samples: dict[str, Sequence[Sample]] = {**load_run(config, splits)}

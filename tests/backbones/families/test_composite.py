@@ -269,13 +269,13 @@ def folders(tmp_path: Path) -> dict[str, str]:
 
 def from_folders(folders: dict[str, str], **options: Any) -> Any:
     config = described("clip", "gpt2")
-    for part, folder in folders.items():
-        config.parts[part].checkpoint = folder
+    for submodel, folder in folders.items():
+        config.submodels[submodel].checkpoint = folder
     config.options |= options
     return config
 
 
-def test_the_parts_come_from_their_checkpoints(folders: dict[str, str]) -> None:
+def test_the_submodels_come_from_their_checkpoints(folders: dict[str, str]) -> None:
     config = from_folders(folders)
     assert set(map(str, sites(config, "vqa", ["*.*.attn"]).places)) == {
         *(f"vision.{i}.attn" for i in range(3)), *(f"decoder.{i}.attn" for i in range(4)),

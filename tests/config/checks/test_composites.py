@@ -1,4 +1,4 @@
-"""The parts of a composite on the command line: chosen, refused, and of one's own."""
+"""The submodels of a composite on the command line: chosen, refused, and of one's own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vlatrain.cli.overrides import Request
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.folder import conf_dir, subgroups_of
 
-PARTS = subgroups_of(conf_dir())
+SUBMODELS = subgroups_of(conf_dir())
 OWN = """
 # @package model
 defaults: [gpt2, _self_]
-parts:
+submodels:
   language: {checkpoint: distilbert/distilgpt2}
 config:
   text_config: {n_layer: 6%s}
@@ -39,8 +39,8 @@ def problems(*overrides: str, folder: Path | None = None) -> list[str]:
     return error.value.problems
 
 
-PAIRS = [("clip", language) for language in PARTS["model/language"]]
-PAIRS += [(vision, "bart") for vision in PARTS["model/vision"]]
+PAIRS = [("clip", language) for language in SUBMODELS["model/language"]]
+PAIRS += [(vision, "bart") for vision in SUBMODELS["model/vision"]]
 
 
 @pytest.mark.parametrize(("vision", "language"), PAIRS)
@@ -53,16 +53,19 @@ def test_any_vision_goes_with_any_language(vision: str, language: str) -> None:
     assert widths(config.model, "vqa")["projector"] == widths(config.model, "vqa")["decoder"]
 
 
-def test_the_tiny_one_is_made_of_the_shipped_parts() -> None:
+def test_the_tiny_one_is_made_of_the_shipped_submodels() -> None:
     config = composed("model=tiny_composite", "task=captioning")
-    assert {part.checkpoint for part in config.model.parts.values()} == {"assets:tiny_clip", "assets:tiny_gpt"}
+    assert {submodel.checkpoint for submodel in config.model.submodels.values()} == {
+        "assets:tiny_clip",
+        "assets:tiny_gpt",
+    }
     assert config.trainer.batch_size == 16
 
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model/vision=clip"], "model/vision: the chosen model is not put together from parts; model=composite is"),
+        (["model/vision=clip"], "model/vision: the chosen model has no submodels; model=composite has"),
         (["model=composite", "model/vision=clp"], "there is no such model/vision; there are clip, .*; did you mean clip?"),
         (["model=composite", "model/visio=clip"], "there is no group model/visio; did you mean model/vision?"),
         (["model=composite", "model.options.visul=both"], "only visual, norm, boxes, order, added_tokens; did you mean visual?"),
@@ -90,13 +93,13 @@ def test_a_sweep_leaves_out_what_would_be_blind() -> None:
     assert prepare(request, cli._check_compatibility).swept == ("adapter",)
 
 
-def test_a_part_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
+def test_a_submodel_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "model" / "language").mkdir(parents=True)
     file = tmp_path / "model" / "language" / "distil.yaml"
     file.write_text(OWN % "")
     config = composed("model=composite", "model/language=distil", folder=tmp_path)
-    assert config.model.parts["language"].checkpoint == "distilbert/distilgpt2"
+    assert config.model.submodels["language"].checkpoint == "distilbert/distilgpt2"
     assert config.model.config["text_config"]["n_layer"] == 6
     file.write_text((OWN % "").replace("checkpoint", "checkpint"))
     (problem,) = problems("model=composite", "model/language=distil", folder=tmp_path)
-    assert problem.startswith(f"{file}: there is no key model.parts.language.checkpint; did you mean")
+    assert problem.startswith(f"{file}: there is no key model.submodels.language.checkpint; did you mean")

@@ -60,7 +60,11 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("trainer.tf32", {"trainer__device": "cpu"}, "trainer.device=cpu takes no trainer.tf32; a GPU does"),
         ("task.rerank", {}, "task=vqa takes no task.rerank; task=retrieval does"),
         ("task.spec.query", {}, "task.spec.query: says what task=vqa is, and is no option"),
-        ("task.parts.vqa.spec", {"task__name": "joint", "task__parts": {"vqa": {}}}, "part vqa: task.spec: says what task=vqa is"),
+        (
+            "task.subtasks.vqa.spec",
+            {"task__name": "joint", "task__subtasks": {"vqa": {}}},
+            "subtask vqa: task.spec: says what task=vqa is",
+        ),
         (
             "task.decode.num_beams",
             {"task__name": "retrieval"},
@@ -74,13 +78,13 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("task.rerank", {"model": "clip", "task__name": "retrieval"}, "model=clip with adapter=bottleneck takes no task.rerank"),
         ("task.question", {"model": "clip", "task__name": "classification"}, "model=clip takes no task.question"),
         ("task.templates", {"model": "llava", "task__name": "classification"}, "model=llava takes no task.templates"),
-        ("task.max_length", {"task__name": "joint", "task__parts": {"vqa": {}}}, "task=joint takes no task.max_length"),
+        ("task.max_length", {"task__name": "joint", "task__subtasks": {"vqa": {}}}, "task=joint takes no task.max_length"),
         ("logger.project", {"logger__name": "tensorboard"}, "logger=tensorboard takes no logger.project; logger=wandb does"),
         ("model.options.visual", {}, "model=tiny_blip (family=blip) takes no model.options.visual; family=causal_composite and"),
         ("model.options.visul", {"model": "tiny_composite"}, "only visual, norm, boxes, order, added_tokens; did you mean visual?"),
         ("model.options.tempalte", {"model": "llava"}, "frame, template; did you mean template?"),
         ("model.prompts.vqa", {}, "model=tiny_blip takes no model.prompts.vqa"),
-        ("model.parts.vision.checkpoint", {}, "takes no model.parts.vision.checkpoint; model=composite does"),
+        ("model.submodels.vision.checkpoint", {}, "takes no model.submodels.vision.checkpoint; model=composite does"),
         ("data.views", {}, "images as they are take no data.views; data.crop=0.5 and data.flip=0.5 do"),
         ("data.eval_fraction", {"data__name": "files", "data__eval": "a"}, "data.eval=a takes no data.eval_fraction"),
         ("adapter.dim", {"adapter": "full"}, "adapter=full takes no adapter.dim"),
@@ -148,14 +152,16 @@ def test_a_key_that_the_verb_does_not_read(verb: str, key: str, values: dict[str
     assert found.startswith(said) if said else found == ""
 
 
-def test_parts_of_a_joint_run_are_asked_one_by_one() -> None:
-    parts = {"vqa": {}, "house": {"name": "captioning"}}
-    joint = {"task__name": "joint", "task__metric": "mean", "task__parts": parts}
-    assert told("task.parts.vqa.rerank", **joint) == "part vqa: task=vqa takes no task.rerank; task=retrieval does"
-    assert told("task.parts.house.decode.num_beams", **joint) == ""
-    assert told("data.parts.house.train", **joint).startswith("part house: data=shapes takes no data.train")
+def test_subtasks_of_a_joint_run_are_asked_one_by_one() -> None:
+    subtasks = {"vqa": {}, "house": {"name": "captioning"}}
+    joint = {"task__name": "joint", "task__metric": "mean", "task__subtasks": subtasks}
+    assert (
+        told("task.subtasks.vqa.rerank", **joint) == "subtask vqa: task=vqa takes no task.rerank; task=retrieval does"
+    )
+    assert told("task.subtasks.house.decode.num_beams", **joint) == ""
+    assert told("data.subtasks.house.train", **joint).startswith("subtask house: data=shapes takes no data.train")
     assert told("data.root", **joint).startswith("data=shapes takes no data.root")
-    assert told("data.root", **joint, data__parts={"vqa": {"name": "files"}}) == ""  # one of them reads it
+    assert told("data.root", **joint, data__subtasks={"vqa": {"name": "files"}}) == ""  # one of them reads it
 
 
 # The tables agree with what they are about

@@ -58,7 +58,7 @@ def value(key: str) -> str:
 
 def dotted(values: Mapping[str, Any], key_prefix: str = "") -> Iterator[str]:
     for name, inner in values.items():
-        nested = isinstance(inner, dict) and name not in ("spec", "parts")
+        nested = isinstance(inner, dict) and name not in ("spec", "subtasks")
         yield from dotted(inner, f"{key_prefix}{name}.") if nested and inner else [f"{key_prefix}{name}"]
 
 
@@ -66,7 +66,7 @@ def of_files() -> Iterator[Case]:
     """Tasks, data sources and loggers: what their files set is what they have."""
     for group in owners.BY_FILE:
         options = options_of(CONF)[group]
-        has = {name: {*dotted(set_by(group, name))} - {"spec", "parts"} for name in options}
+        has = {name: {*dotted(set_by(group, name))} - {"spec", "subtasks"} for name in options}
         for name in options:
             if foreign := sorted(set().union(*has.values()) - has[name]):
                 able = tuple(f"{group}={other}" for other in options if foreign[0] in has[other])

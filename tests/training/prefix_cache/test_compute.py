@@ -98,8 +98,8 @@ def test_a_question_that_is_cut_is_another_one(tmp_path: Path) -> None:
     short = trained(tmp_path / "short", *words, "task.max_length=5", "trainer.cache=disk")
     whole = trained(tmp_path / "whole", *words, "trainer.cache=disk")
     assert whole[0] == trained(tmp_path / "off", *words, "trainer.cache=off")[0] != short[0]
-    parts = ["task=joint", "adapter.points=[decoder]", "trainer.epochs=1", "task.parts.vqa.max_length=5"]
-    one, two = (trained(tmp_path / f"joint-{way}", *parts, f"trainer.cache={way}") for way in ("off", "memory"))
+    overrides = ["task=joint", "adapter.points=[decoder]", "trainer.epochs=1", "task.subtasks.vqa.max_length=5"]
+    one, two = (trained(tmp_path / f"joint-{way}", *overrides, f"trainer.cache={way}") for way in ("off", "memory"))
     assert one[0] == two[0]
 
 

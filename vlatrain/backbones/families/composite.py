@@ -92,14 +92,14 @@ class Composite(Backbone):
 
     @classmethod
     def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
-        """Both parts with random weights, joined, on torch's default device."""
+        """Both submodels with random weights, joined, on torch's default device."""
         vision, text = (AutoConfig.for_model(**settings[key]) for key in ("vision_config", "text_config"))
         text.vocab_size += config.options.get("added_tokens", 0)
         return Joined(_joined(config, vision, text))
 
     @classmethod
     def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
-        """Both parts from their checkpoints, joined by a new projection; or all of it from one folder."""
+        """Both submodels from their checkpoints, joined by a new projection; or all of it from one folder."""
         if config.checkpoint:
             model, processor = super().read(config, task, checkpoint, stored)
             if processor.image_processor is None and model.vision is not None:
@@ -107,21 +107,21 @@ class Composite(Backbone):
             return model, processor
         found = checkpoints_of(config, task)
         kinds: dict[str, Any] = {}
-        for part, name in found.items():
-            key = f"model.parts.{part}"
-            kinds[part] = model_class(config.parts[part].architecture, f"{key}.architecture")
-            refuse_code(kinds[part], name)
-            wanted, there = kinds[part].config_class.model_type, model_type(name)
+        for submodel, name in found.items():
+            key = f"model.submodels.{submodel}"
+            kinds[submodel] = model_class(config.submodels[submodel].architecture, f"{key}.architecture")
+            refuse_code(kinds[submodel], name)
+            wanted, there = kinds[submodel].config_class.model_type, model_type(name)
             if _whole(wanted) != _whole(there):
                 raise UserError(
-                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[part].__name__} none"
+                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[submodel].__name__} none"
                 )
         tokenizer, images = read_tokenizer(found["language"]), None
         if "vision" in found:
             images = _read_image_processor(found["vision"], kinds["vision"].config_class.model_type)
         models: dict[str, Any] = {
-            part: read_model(kinds[part], name, f"model.parts.{part}.checkpoint={name}", stored=stored)
-            for part, name in found.items()
+            submodel: read_model(kinds[submodel], name, f"model.submodels.{submodel}.checkpoint={name}", stored=stored)
+            for submodel, name in found.items()
         }
         language, vision = models["language"], models.get("vision")
         refuse_tokens(tokenizer, language.config.vocab_size, found["language"])
@@ -309,7 +309,7 @@ class Composite(Backbone):
         decoder's."""
         with ExitStack() as stack:
             stack.enter_context(restore(self.model, context))
-            for tower in self.config.parts["language"].towers if self.hands else ():
+            for tower in self.config.submodels["language"].towers if self.hands else ():
                 if reads_other(self.model, tower):
                     stack.enter_context(provide(self.model, tower, context["visual"], context["visible"]))
             yield
@@ -321,14 +321,14 @@ class Composite(Backbone):
 
 
 def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:
-    """The settings of parts joined as a description says."""
-    parts, options = config.parts, config.options
+    """The settings of submodels joined as a description says."""
+    submodels, options = config.submodels, config.options
     return JoinedConfig(
         vision_config=vision.to_dict(),  # copies: in its own it would forget how a loaded model computes attention
         text_config=text.to_dict(),
-        vision_class=parts["vision"].architecture,
-        language_class=parts["language"].architecture,
-        vision_norm=parts["vision"].norm,
+        vision_class=submodels["vision"].architecture,
+        language_class=submodels["language"].architecture,
+        vision_norm=submodels["vision"].norm,
         **{key: options[key] for key in ("norm", "boxes", "order") if key in options},
     )
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from vlatrain.backbones.architecture import model_class
 
-FEATURES = "features"  # the architecture of a vision part without a tower
+FEATURES = "features"  # the architecture of a vision submodel without a tower
 IMAGES = 2  # images that the order embedding tells apart
 
 
@@ -40,7 +40,7 @@ AutoConfig.register(FeaturesConfig.model_type, FeaturesConfig)
 
 
 class JoinedConfig(PretrainedConfig):
-    """The settings of the parts, and of what joins them.
+    """The settings of the submodels, and of what joins them.
 
     Attributes:
         vision_config: settings of the vision tower; text_config: of the language model.
@@ -64,7 +64,7 @@ class JoinedConfig(PretrainedConfig):
     order: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make configurations of the parts' plain settings, as they are in `config.json`."""
+        """Make configurations of the submodels' plain settings, as they are in `config.json`."""
         for name, usual in (("vision_config", FeaturesConfig.model_type), ("text_config", "gpt2")):
             settings = getattr(self, name)
             if not isinstance(settings, PretrainedConfig):
@@ -142,9 +142,9 @@ class Joined(PreTrainedModel):
         super().__init__(config)
         settings: Any = config
         if vision is None and config.vision_class != FEATURES:
-            vision = model_class(config.vision_class, "model.parts.vision.architecture")(settings.vision_config)
+            vision = model_class(config.vision_class, "model.submodels.vision.architecture")(settings.vision_config)
         if language is None:
-            language = model_class(config.language_class, "model.parts.language.architecture")(settings.text_config)
+            language = model_class(config.language_class, "model.submodels.language.architecture")(settings.text_config)
         self.vision, self.language = vision, language
         inputs, outputs = settings.vision_config.hidden_size, language.get_input_embeddings().weight.shape[1]
         self.projection = VisualProjection(inputs, outputs, config.norm, config.boxes, config.order)

@@ -13,11 +13,11 @@ from vlatrain.config.spec import TOLD_QUESTION, TOLD_TURNS
 
 
 def ill_composed(config: TrainConfig) -> Iterator[str]:
-    """What is wrong with the parts and options of a composite, and with a method that would not see the image as it is shown."""
+    """What is wrong with the submodels and options of a composite, and with a method that would not see the image as shown."""
     model = config.model
-    for part in ("vision", "language"):
-        if part not in model.parts:
-            yield f"model={model.name}: has no {part} part: model/{part}=NAME chooses one"
+    for submodel in ("vision", "language"):
+        if submodel not in model.submodels:
+            yield f"model={model.name}: has no {submodel} submodel: model/{submodel}=NAME chooses one"
     for name, value in model.options.items():
         key, known = f"model.options.{name}", COMPOSITE.get(name)
         if isinstance(known, tuple) and value not in known:

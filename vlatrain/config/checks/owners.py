@@ -21,7 +21,7 @@ from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import EvalConfig, TrainConfig, readers
 
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
-_PART = re.compile(r"(task|data)\.parts\.([^.]+)\.(.+)")
+_SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ CONDITIONS = (
         "model={c.model.name} takes no {key}; models that continue a prompt do (tiny_composite, llava)",
     ),
     Condition(
-        ("model.parts",),
+        ("model.submodels",),
         lambda c: c.model.family in COMPOSITES,
         "model={c.model.name} takes no {key}; model=composite does",
     ),
@@ -167,14 +167,14 @@ def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -
         written: dotted keys, each with the file it was written in; empty: on the command line.
     """
     verb = "train" if verb == "inspect" else verb  # it shows what a training would do, and takes what train takes
-    parts = joint.subtasks(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
+    subtasks = joint.subtasks(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
     for key, file in written:
-        found = _PART.fullmatch(key)
-        if found and found[2] in parts:
-            told = _refused(f"{found[1]}.{found[3]}", parts[found[2]], verb, file)
-            told = told and f"part {found[2]}: {told}"
-        elif parts and key.startswith("data."):  # what is said of all data is read if one of the parts reads it
-            each = [_refused(key, part, verb, file) for part in parts.values()]
+        found = _SUBTASK.fullmatch(key)
+        if found and found[2] in subtasks:
+            told = _refused(f"{found[1]}.{found[3]}", subtasks[found[2]], verb, file)
+            told = told and f"subtask {found[2]}: {told}"
+        elif subtasks and key.startswith("data."):  # what is said of all data is read if one of the subtasks reads it
+            each = [_refused(key, subtask, verb, file) for subtask in subtasks.values()]
             told = "" if "" in each else each[0]
         else:
             told = _refused(key, config, verb, file)
@@ -227,8 +227,8 @@ def _within(key: str, known: str) -> bool:
 
 
 def _sets(group: str, option: str, key: str) -> bool:
-    """Whether the YAML file of an option sets a key. Parts are of a joint task alone, which is told elsewhere."""
-    values: Any = {**set_by(group, option), "parts": None}
+    """Whether the YAML file of an option sets a key. Subtasks are of a joint task alone, which is told elsewhere."""
+    values: Any = {**set_by(group, option), "subtasks": None}
     for name in key.split("."):
         if not isinstance(values, Mapping):
             return True

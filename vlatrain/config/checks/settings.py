@@ -34,7 +34,7 @@ def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = Fals
         return [*found, *wrong]
     found += _sweep(config)
     if config.task.name == joint.JOINT:
-        found += _parts(config, found)
+        found += _subtasks(config, found)
     if isinstance(config, PredictConfig):
         return [*found, *_prediction(config)]
     return found if config.task.name == joint.JOINT else [*found, *_data(config)]
@@ -83,8 +83,8 @@ def _task(config: TaskConfig) -> Iterable[str]:
     if metric not in known:
         yield f"task.metric={metric}: must be one of {', '.join(known)}{did_you_mean(metric, known)}"
         return
-    part = metric.rpartition("/")[0]
-    owner, key = (joint.tasks(config)[part], f"task.parts.{part}") if part else (config, "task")
+    subtask = metric.rpartition("/")[0]
+    owner, key = (joint.tasks(config)[subtask], f"task.subtasks.{subtask}") if subtask else (config, "task")
     if (option := scores[metric].requires) and not getattr(owner, option, False):
         yield f"task.metric={metric}: needs {key}.{option}=true"
 
@@ -116,22 +116,22 @@ def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
         yield "adapter.points=[]: selects nothing; adapter=none trains nothing, null takes the task's points"
 
 
-def _parts(config: TrainConfig, reported: list[str]) -> Iterable[str]:
-    """What is wrong with the parts of a joint run, each taken as a run of its own, beyond what has been told of the whole."""
+def _subtasks(config: TrainConfig, reported: list[str]) -> Iterable[str]:
+    """What is wrong with the subtasks of a joint run, each taken as a run of its own, beyond what has been told of the whole."""
     served = config.model.tasks.get(joint.JOINT)
     found: dict[str, list[str]] = {}
-    for name, part in joint.subtasks(config).items():
-        if served and (part.task.spec.served_as or part.task.name) not in served.parts:
+    for name, subtask in joint.subtasks(config).items():
+        if served and (subtask.task.spec.served_as or subtask.task.name) not in served.subtasks:
             yield (
-                f"task.parts.{name}: model={config.model.name} cannot do {part.task.name} as a part: its "
-                f"{served.architecture}, which serves them all, is made for {', '.join(served.parts)}"
+                f"task.subtasks.{name}: model={config.model.name} cannot do {subtask.task.name} as a subtask: its "
+                f"{served.architecture}, which serves them all, is made for {', '.join(served.subtasks)}"
             )
-        data = [] if isinstance(part, PredictConfig) else _data(part)
-        for problem in [*_values(part), *data]:
+        data = [] if isinstance(subtask, PredictConfig) else _data(subtask)
+        for problem in [*_values(subtask), *data]:
             if problem not in reported:
                 found.setdefault(problem, []).append(name)
     for problem, names in found.items():
-        yield f"part {', '.join(names)}: {problem}"
+        yield f"subtask {', '.join(names)}: {problem}"
 
 
 def _rates(config: TrainConfig) -> Iterable[str]:

@@ -34,7 +34,7 @@ def _into_weights(source: Source) -> Iterator[str]:
     title = f"sources: {source.folder}: adapter={source.method}"
     if source.method == "none":
         yield f"{title} has changed nothing that could go into the weights"
-    elif source.run.get("adapter", {}).get("parts"):
+    elif source.run.get("adapter", {}).get("components"):
         yield f"{title} has several methods, which cannot all go into the weights"
     elif source.is_ours:
         yield (

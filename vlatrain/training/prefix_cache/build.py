@@ -64,7 +64,7 @@ class Builder:
         began, done = time.perf_counter(), 0
         alike: dict[int, list[Sample]] = {}  # by what their questions are cut to; 0: none are asked
         for sample in samples:
-            alike.setdefault(cache.lengths[sample.part] if self.asked(sample) else 0, []).append(sample)
+            alike.setdefault(cache.lengths[sample.subtask] if self.asked(sample) else 0, []).append(sample)
         for length, part in sorted(alike.items()):
             keys = [range(start, min(start + size, len(part))) for start in range(0, len(part), size)]
             collate = partial(loaded, self.backbone, length)

@@ -66,7 +66,7 @@ class PrefixCache:
     Attributes:
         frontiers: of the towers that are kept.
         stores: where, by tower.
-        lengths: by part of a joint task, the tokens that questions are cut to; of another, under an empty name.
+        lengths: the tokens that questions are cut to, by subtask of a joint task; under an empty name for any other task.
         facts: what there is to tell of it, as `metrics.json` holds it.
     """
 
@@ -101,7 +101,7 @@ class PrefixCache:
     def key(self, tower: str, sample: Sample) -> str:
         """What of a sample a tower's states are a function of; a question as it is cut."""
         of = self.frontiers[tower].of
-        question = f"{self.lengths[sample.part]} {sample.question}"
+        question = f"{self.lengths[sample.subtask]} {sample.question}"
         parts = [sample.image.key if what == "image" else question for what in of]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
@@ -177,8 +177,10 @@ class _Work:
         display: Display,
     ) -> None:
         self.backbone, self.config, self.precision, self.display = backbone, config, precision, display
-        parts = tasks(config.task) if config.task.name == JOINT else {"": config.task}
-        self.result = PrefixCache(kept, {}, {name: backbone.longest(task, "question") for name, task in parts.items()})
+        subtasks = tasks(config.task) if config.task.name == JOINT else {"": config.task}
+        self.result = PrefixCache(
+            kept, {}, {name: backbone.longest(task, "question") for name, task in subtasks.items()}
+        )
         self.prefix_replay = PrefixReplay({name: f.boundary for name, f in kept.items() if f.boundary}, {})
         ways = (False, True) if config.task.name == JOINT else ("question" in config.task.spec.fields,)
         self.needed = list(dict.fromkeys(tower for asked in ways for tower in self.result.towers(asked)))
@@ -348,7 +350,7 @@ class _Work:
             before = torch.cuda.memory_allocated(device)
             self._in_memory(samples[:1])
         need = torch.cuda.max_memory_allocated(device) - before
-        length = self.result.lengths[samples[0].part] if self.builder.asked(samples[0]) else 0
+        length = self.result.lengths[samples[0].subtask] if self.builder.asked(samples[0]) else 0
         return at_once(self._pass, need, size_of(loaded(self.backbone, length, samples[:1])), workers)
 
     def _share(self, where: str, missing: Sequence[Sample]) -> list[Sample]:
