@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from vlatrain.backbones import reuse
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
@@ -20,6 +21,7 @@ from vlatrain.backbones.families.dual import Dual
 from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
 from vlatrain.backbones.families.vilt import Vilt
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
+from vlatrain.backbones.reuse import Source
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.runs import RunFolder
 
@@ -62,13 +64,18 @@ def load(
     Raises:
         UserError: the weights cannot be had, or are not for this task.
     """
-    checkpoint = checkpoint_of(config, task)
-    if config.random_init:
-        backbone = _random(config, task, texts, seed, run)
-    else:
+    checkpoint, stored = checkpoint_of(config, task), dtype != torch.float32
+    texts = list(texts)
+    key = reuse.key_of(config, task, texts, run, stored)
+    source = None if config.quantize else reuse.take(key, seed)
+    if source is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
-            backbone = _pretrained(config, task, checkpoint, stored=dtype != torch.float32)
+            if config.random_init:
+                source = _random(config, task, texts, seed, run)
+            else:
+                source = _pretrained(config, task, checkpoint, seed, stored)
+        source = source if config.quantize else reuse.keep(key, source)
+    backbone = family_of(config)(config, task, source.model, source.processor, source.name)
     backbone.model.requires_grad_(False).eval()
     if config.quantize:
         layers = layers_of(backbone.model, config, task)
@@ -104,8 +111,10 @@ def family_of(config: ModelConfig) -> type[Backbone]:
     return FAMILIES[config.family]
 
 
-def _pretrained(config: ModelConfig, task: str, checkpoint: str, stored: bool) -> Backbone:
+def _pretrained(config: ModelConfig, task: str, checkpoint: str, seed: int, stored: bool) -> Source:
     family = family_of(config)
+    torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
+    before = torch.random.get_rng_state()
     try:
         with quiet():
             model, processor = family.read(config, task, checkpoint, stored)
@@ -116,27 +125,23 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str, stored: bool) -
         package = re.search(r"requires the (\S+) library", told)
         way = f"pip install {package[1].lower()}" if package else told
         raise UserError(f"model={config.name}: transformers needs a package to read {checkpoint}; {way}") from error
+    drawn = not torch.equal(before, torch.random.get_rng_state())
     names = config.checkpoint or config.tasks[task].checkpoint
-    return family(
-        config,
-        task,
-        model,
-        processor,
-        names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint),
-    )
+    names = names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint)
+    return Source(model, processor, names, seed if drawn else None)
 
 
-def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Backbone:
+def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Source:
     family, settings = family_of(config), settings_of(config, task)
     if run is not None and (saved := RunFolder(run).processor).is_dir():
         processor = family.read_processor(str(saved))
     else:
         processor = family.make_processor(config, settings, texts)
     # a model that is to be quantised is drawn then, layer by layer
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if config.quantize else "cpu"):
+    with torch.device("meta" if config.quantize else "cpu"):
         torch.manual_seed(seed)
         model = family.build(config, task, family.with_tokens(config, settings, processor))
-    return family(config, task, model, processor, f"random weights (seed {seed})")
+    return Source(model, processor, f"random weights (seed {seed})", seed)
 
 
 def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:

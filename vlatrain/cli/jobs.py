@@ -145,7 +145,10 @@ class Jobs:
         brief = BRIEF.set(f"[{number + 1}] {' '.join(varied)}" if self.verb in SCORED else "")
         try:
             config = self._config(composed)
-            result = self._call(config, job_name(number, varied), outcome)
+            from vlatrain.backbones.reuse import reusing  # torch
+
+            with reusing():
+                result = self._call(config, job_name(number, varied), outcome)
             outcome.folder = getattr(result, "folder", None)
             outcome.metrics = getattr(result, "metrics", {}) if _is_first() else {}
             outcome.failure = ""

@@ -15,6 +15,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
+from vlatrain.backbones.reuse import separate
 from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.data.sample import Sample
@@ -104,6 +105,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.subtasks])
+    separate(parameter for parameter in model.parameters() if parameter.requires_grad)
     if config.model.quantize and (names := [bare(name) for name in trained_biases(model)]):
         raise UserError(
             f"model.quantize={config.model.quantize}: {len(names)} biases of packed layers cannot train: "

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from vlatrain.backbones.reuse import give_back
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import write_json, write_lines
 from vlatrain.config.joint import subtasks
@@ -125,6 +126,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
         show_run(config, folder, metrics)
+    give_back(loop.parameters.values())
 
 
 def _pruning(config: TrainConfig, folder: Path) -> Callable[[int], bool]:
