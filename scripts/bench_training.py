@@ -67,7 +67,12 @@ ROWS = {
     "retrieval, everywhere": Row(Spec("clip", "retrieval", ["vision", "text"]), kept=False),
     "captioning, 10 epochs": Row(Spec("blip", "captioning", DECODER, epochs=10), full=False, wanted=(4, None)),
     "captioning, sweep of 4": Row(
-        Spec("blip", "captioning", DECODER, epochs=3, widths=(16, 32, 64, 128)), full=False, wanted=(4, None)
+        Spec("blip", "captioning", DECODER, epochs=3, widths=(16, 32, 64, 128)), full=False, wanted=(5.5, None)
+    ),
+    "captioning, sweep of 8": Row(
+        Spec("blip", "captioning", DECODER, epochs=2, widths=(8, 16, 24, 32, 48, 64, 96, 128)),
+        full=False,
+        wanted=(5.5, None),
     ),
 }
 MEMORY = {"captioning, decoder": (0.85, 0.3)}  # at most this share of the peak of PEFT, and of full fine-tuning

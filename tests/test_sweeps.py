@@ -22,7 +22,7 @@ from vlatrain.cli import main as cli
 from vlatrain.cli.compose import prepare
 from vlatrain.cli.overrides import Request
 from vlatrain.config import UserError
-from vlatrain.runs import run_folder, steps_in
+from vlatrain.runs import COMMAND, run_folder, steps_in
 from vlatrain.verbs import Verb
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -124,6 +124,16 @@ def test_a_sweep_goes_on_where_it_was_stopped(
     assert cli.main(["-m", "seed=1,2,4", "adapter=lora", "hydra.sweep.dir=sweep", "resume=auto"]) == 0
     assert len(scores) == 5, "nothing was left to do"
     assert len(json.loads(Path("sweep/sweep.json").read_text())) == 3
+
+
+def test_a_job_knows_how_many_to_come_share_its_prefix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scores: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alike: list[int] = []
+    monkeypatch.setattr(sys.modules["scored_calls"], "call", lambda config: alike.append(COMMAND.get().alike))
+    assert cli.main(["-m", "adapter.dim=4,8", "adapter.points=[decoder],[vision.last2.*]", "seed=1,2"]) == 0
+    assert alike == [4, 3, 4, 3, 2, 1, 2, 1]
 
 
 def scores_in(file: Path) -> list[tuple[float | None, str | None]]:

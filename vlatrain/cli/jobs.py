@@ -37,6 +37,16 @@ if TYPE_CHECKING:
 
     from vlatrain.config import TrainConfig
 
+#: Keys that change nothing of what is computed before the first trained layer.
+AFTER_PREFIX = (
+    "seed=",
+    "optim.",
+    "adapter.dim=",
+    "adapter.options.",
+    "adapter.drop",
+    "trainer.epochs=",
+    "trainer.max_steps=",
+)
 SCORED = ("train", "eval")  # verbs whose jobs are told in a line each; those of the others are what they print
 
 
@@ -126,7 +136,8 @@ class Jobs:
             outcome.folder = run_folder(config)
             self._note(outcome)
         self.log = RunFolder(run_folder(config)).log if self.verb != "inspect" else None
-        return call(self.verb, config, Command(self.words, self.overrides, self.folder))
+        alike = self._alike(outcome.number) if outcome else 1
+        return call(self.verb, config, Command(self.words, self.overrides, self.folder, alike))
 
     def _sweep_job(self, composed: DictConfig, settings: Any) -> float | tuple[float, ...] | None:
         assert self.sweep is not None
@@ -180,6 +191,15 @@ class Jobs:
         if self.stopped is not None:
             raise KeyboardInterrupt  # ends the sweep; Hydra lets nothing else through
         return self._value(outcome)
+
+    def _alike(self, number: int) -> int:
+        """How many jobs from this one on differ from it in nothing that the frozen prefix depends on, as far as is known."""
+
+        def prefix(job: Sequence[str]) -> list[str]:
+            return [text for text in job if not text.lstrip("+").startswith(AFTER_PREFIX)]
+
+        own = prefix(self.planned[number]) if number < len(self.planned) else None
+        return max(1, sum(prefix(job) == own for job in self.planned[number:]))
 
     def _value(self, outcome: Outcome) -> float | tuple[float, ...] | None:
         """What a sweeper is given of a job."""

@@ -31,11 +31,13 @@ class Command:
         words: the command line.
         overrides: those of this job of it.
         sweep: the folder of the sweep that it belongs to; None: to none.
+        alike: how many jobs of it, this one included, are to come that compute the same before anything that they train.
     """
 
     words: Sequence[str] = ()
     overrides: Sequence[str] = ()
     sweep: Path | None = None
+    alike: int = 1
 
 
 COMMAND: ContextVar[Command] = ContextVar("COMMAND", default=Command())  # noqa: B039, immutable

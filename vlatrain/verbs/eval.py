@@ -16,7 +16,7 @@ from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.summary import scores
-from vlatrain.runs import Run, RunFolder, save_config, versions
+from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
 from vlatrain.training.precision import choose_device, choose_precision
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.setup import load_setup, scored
@@ -45,7 +45,7 @@ def evaluate(config: EvalConfig) -> Run:
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         setup = load_setup(config, run, device, precision, {config.split: samples})
-        cache_prefix(setup.backbone, config, {config.split: samples}, {}, precision, console)
+        cache_prefix(setup.backbone, config, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
         watch, started = Stopwatch(device), time.perf_counter()
         evaluation = scored(setup, samples, config.trainer, device, precision, console, watch)
         speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}

@@ -108,7 +108,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     )
     sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
     loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
-    cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
+    cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console, COMMAND.get().alike)
     if main:
         files.note_resolved(_resolved(config, loop, cache))
     result = loop.run()

@@ -10,14 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands import SMALL_BLIP, command
 from tests.conftest import make_samples, model_config
+from tests.training.conftest import captioning_with_adapters
 from vlatrain.backbones.loading import load
+from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.data.scenes import Scene
-from vlatrain.training.prefix_cache.compute import PrefixCache, content
+from vlatrain.training.display import SILENT
+from vlatrain.training.prefix_cache.compute import PrefixCache, _Work, cache_prefix, content
 from vlatrain.training.prefix_cache.frontier import frontiers
 from vlatrain.training.prefix_cache.store import Disk, root
 
@@ -139,6 +143,31 @@ def test_auto_keeps_what_pays_and_says_so(tmp_path: Path) -> None:
     assert kept["where"] == "disk"
     assert kept["towers"] == ["vision.0-3"]
     assert "ms a sample, keeping and reading it" in (tmp_path / "often" / "run.log").read_text()
+
+
+def test_what_serves_the_jobs_to_come_is_kept_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Seen once in each of four runs: kept on disk, where it pays, and never in memory."""
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path / "kept"))
+    asked: list[tuple[str, float]] = []
+
+    def pays(work: Any, tried: Any, samples: Any, uses: Any) -> bool:
+        asked.append((type(next(iter(work.result.stores.values()))).__name__, uses["train"]))
+        return len(asked) == 2
+
+    monkeypatch.setattr(_Work, "_pays", pays)
+    task, samples = captioning_with_adapters(), make_samples()
+    config = TrainConfig(task=task.config, model=task.backbone.config, trainer=TrainerConfig(batch_size=2))
+
+    def kept(runs: int) -> PrefixCache | None:
+        return cache_prefix(task.backbone, config, {"train": samples}, {"train": 1.0}, "fp32", SILENT, runs)
+
+    assert kept(runs=1) is None
+    assert not asked, "it is not even tried"
+    assert kept(runs=4) is None
+    found = kept(runs=4)
+    assert found is not None
+    assert found.facts["where"] == "disk"
+    assert asked == [("Disk", 4.0), ("Disk", 4.0)]
 
 
 @pytest.mark.slow

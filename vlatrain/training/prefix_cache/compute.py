@@ -113,6 +113,7 @@ def cache_prefix(
     uses: Mapping[str, float],
     precision: str,
     display: Display,
+    runs: int = 1,
 ) -> PrefixCache | None:
     """Keep the prefix of samples, if that saves time, and let the backbone use it.
 
@@ -125,6 +126,7 @@ def cache_prefix(
         uses: by split, how often each sample will be seen.
         precision: fp32, bf16 or fp16.
         display: where progress is shown.
+        runs: how many runs, this one included, are to come that need the same states: those kept on disk serve them all.
     """
     way = config.trainer.cache
     if way == "off":
@@ -150,7 +152,7 @@ def cache_prefix(
         return None
     work = _Work(backbone, config, kept, precision, display)
     # what one measures and may write is not what another does
-    where = from_main(work.place(places, samples, uses) if rank() == 0 else None)
+    where = from_main(work.place(places, samples, uses, runs) if rank() == 0 else None)
     if where is None:
         return None
     work.fill(where, [s for split in samples.values() for s in split])
@@ -191,7 +193,7 @@ class _Work:
         self.shares = len(self.machine) > 1 and Shared.possible  # whether memory is one for the processes of a machine
 
     def place(
-        self, places: Sequence[str], samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]
+        self, places: Sequence[str], samples: Mapping[str, Sequence[Sample]], of_run: Mapping[str, float], runs: int
     ) -> str | None:
         """Where to keep the states, the first of the places (disk, memory) that has room; None: in none, or it would not pay."""
         auto = self.config.trainer.cache == "auto"
@@ -202,8 +204,9 @@ class _Work:
             missing = self._missing(every)
             if not missing:
                 return where
+            uses = {name: of_run.get(name, 1) * (runs if where == "disk" else 1) for name in samples}
             if auto and not self._again(samples, uses):
-                return None
+                continue
             need = self._bytes(missing)
             if not self._room(where, need):
                 continue
