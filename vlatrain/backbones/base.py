@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -229,6 +229,12 @@ class Backbone:
         states = inputs.get("prefix", {}).get(tower)
         return self.prefix_replay.around(self.model, self.config.towers[tower], tower, states)
 
+    def candidate_logits(self, context: Context, target: Text) -> Tensor:
+        """See `Generator`: the row is repeated. A family that can read it once for all texts does."""
+        group_index = torch.zeros(len(target.ids), dtype=torch.long, device=target.ids.device)
+        logits: Tensor = cast("Generator", self).logits(self.select_rows(context, group_index), target)
+        return logits
+
     def run_frozen_towers(self, inputs: Inputs) -> None:
         """Run all towers whose states are a function of the sample."""
         run: Any = getattr(self, "context", None) or self.image_features  # type: ignore[attr-defined]
@@ -383,6 +389,10 @@ class Generator(Protocol):
 
     def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits (N, L, vocabulary) of target tokens (N, L), teacher-forced."""
+        ...
+
+    def candidate_logits(self, context: Context, target: Text) -> Tensor:
+        """The same of several texts for a context of one row, as an answer is chosen from a list."""
         ...
 
     def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:

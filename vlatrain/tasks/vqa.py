@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -163,8 +163,8 @@ class Vqa(Task):
         context, answers = self.generator.context(batch["inputs"]), self.config.answer_list
         per_question = []
         for row in range(len(batch["ids"])):  # one question at a time: its states times the answers is the batch
-            repeated = self._select_rows(context, torch.full((len(answers),), row))
-            per_question.append(self._log_probs(repeated, answers)[0])
+            asked = self._select_rows(context, torch.tensor([row]))
+            per_question.append(self._log_probs(asked, answers, self.generator.candidate_logits)[0])
         return torch.stack(per_question)
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
@@ -216,15 +216,17 @@ class Vqa(Task):
 
     def _beam_scores(self, context: Context, texts: Sequence[str]) -> Tensor:
         """What generated texts (N,) are ordered by, 0 to 1."""
-        log_probs, lengths = self._log_probs(context, texts)
+        log_probs, lengths = self._log_probs(context, texts, self.generator.logits)
         decode = self.config.decode
         return (log_probs / lengths ** (decode.length_penalty if decode.num_beams > 1 else 0)).exp()
 
-    def _log_probs(self, context: Context, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _log_probs(
+        self, context: Context, texts: Sequence[str], logits: Callable[[Context, Text], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N,) of whole texts, and their lengths (N,) in tokens, the end token included."""
         target, given = self.generator.target(texts, self.longest("target"))
         target = target.to(self.backbone.device)
-        losses, learned = token_losses(self.generator.logits(context, target), target, given)
+        losses, learned = token_losses(logits(context, target), target, given)
         return -losses.sum(dim=1), learned.sum(dim=1)
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from tests.backbones.chatting import NAMES, QUESTIONS, REPLIES, TEXTS, images, make, own_logits, shared
+from tests.backbones.chatting import CHAT, NAMES, QUESTIONS, REPLIES, TEXTS, images, make, own_logits, shared
 from tests.backbones.heads import assert_heads
 from tests.conftest import adapter_config, make_samples, model_config, small_config
+from tests.injection.table import randomise
 from tests.numerics import assert_close
-from vlatrain.backbones.base import Generator, Text
+from vlatrain.backbones.base import Backbone, Generator, Text
 from vlatrain.backbones.describe import sites, stacks, widths
 from vlatrain.backbones.families.qformer_lm import OptLayer
 from vlatrain.backbones.loading import load, meta_model
@@ -64,6 +65,26 @@ def test_scores_are_transformers_own_whatever_else_is_in_the_batch(name: str) ->
     assert_close(picked, logits[group_index], backbone.model)
     others = backbone.logits(backbone.context(backbone.inputs(images()[::-1], QUESTIONS, 40)), target)
     assert (others - logits).abs().amax(dim=(1, 2)).min() > 1e-3, "the image is seen"
+
+
+@named(*CHAT)
+def test_a_prompt_is_read_once_for_all_texts_that_might_follow(name: str) -> None:
+    backbone = make(name)
+    attach(backbone.model, adapter_config("cross_modal", dim=8), sites(backbone.config, "vqa", ["{text,decoder}"]))
+    randomise(backbone.model.eval())
+    with torch.no_grad():
+        context = backbone.context(backbone.inputs(images(), QUESTIONS, 40))  # prompts of several lengths, padded
+        target, _ = backbone.target(REPLIES, 20)
+        read: list[int] = []
+        backbone.model.get_input_embeddings().register_forward_hook(lambda _, ids, out: read.append(ids[0].numel()))
+        for number in range(len(QUESTIONS)):
+            alone = backbone.select_rows(context, torch.tensor([number]))
+            read.clear()
+            logits = backbone.candidate_logits(alone, target)
+            assert sum(read) <= alone["input_ids"].shape[1] + target.ids.numel()
+            expected = Backbone.candidate_logits(backbone, alone, target)
+            learned = target.mask.bool()
+            assert_close(logits[learned], expected[learned], backbone.model)
 
 
 @named(*NAMES)

@@ -324,6 +324,25 @@ class Chat(Backbone):
         prompt = self._extended(context, target.ids[:, 1:], target.mask[:, 1:])
         return self._logits(context, prompt, target.ids.shape[1])
 
+    def candidate_logits(self, context: Context, target: Text) -> Tensor:
+        """See `Backbone`. The prompt is read once; each text goes on from its keys and values."""
+        count = len(target.ids)
+        with self._shown(context), self._encoded(context, context) as image:
+            prompt = {name: value for name, value in context.items() if name in (*ADDED, GRID)}
+            begun = self.model(**prompt, **image, use_cache=True, logits_to_keep=1)
+        begun.past_key_values.batch_repeat_interleave(count)
+        several = self.select_rows(context, torch.zeros(count, dtype=torch.long, device=target.ids.device))
+        going: dict[str, Any] = {"input_ids": target.ids[:, 1:], "past_key_values": begun.past_key_values}
+        going["attention_mask"] = torch.cat([several["attention_mask"], target.mask[:, 1:]], dim=1)
+        if (
+            GRID in prompt
+        ):  # positions in three dimensions: the model has noted how far an image lets them lag behind the tokens
+            place = torch.arange(target.ids.shape[1] - 1, device=target.ids.device) + prompt["attention_mask"].sum()
+            going["position_ids"] = (place + self.model.base_model.rope_deltas).expand(3, count, -1)
+        with self._shown(several):
+            rest = self.model(**going, use_cache=True)
+        return torch.cat([begun.logits.expand(count, -1, -1), rest.logits], dim=1)
+
     def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
