@@ -64,6 +64,11 @@ def test_an_option_that_peft_has_not_is_refused_before_anything_loads(name: str,
     assert not any(tmp_path.iterdir())
 
 
+def test_who_has_an_option_that_peft_has_not_is_said() -> None:
+    with pytest.raises(UserError, match=r"adapter=lora \(PEFT's LoraConfig\) has no such option; adapter=prompt"):
+        check(adapter_config("lora", options={"deep": True}))
+
+
 @pytest.mark.parametrize("name", PEFT)
 def test_the_preset_is_small_and_quiet(name: str, tmp_path: Path) -> None:
     config = TrainConfig(

@@ -117,7 +117,7 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
         if getattr(config, name) is not None and name not in has:
             known = ", ".join([*has, *schema.get("options", {})]) or "none"
             known += f"; its components may: {key}.components.NAME.{name}" if config.components else ""
-            yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}{_others(name)}")
+            yield Incompatible(f"{key}.{name}: {title} has no such option; it has {known}{others_having(name)}")
         elif getattr(config, name) is None and name in has:
             yield f"{key}.{name}=null: {title} needs {type_name(type(schema[name]))}"
     if config.share.what != "none" and "share" not in schema and not any(limits.problems(config.share)):
@@ -174,7 +174,7 @@ def having(option: str) -> list[str]:
     ]
 
 
-def _others(option: str) -> str:
+def others_having(option: str) -> str:
     """`; adapter=prompt has it`: of many the first few; empty if no method has it."""
     able = [f"adapter={name}" for name in having(option)]
     if len(able) < 2:
@@ -188,7 +188,7 @@ def _options(values: Mapping[str, Any], known: Mapping[str, Any], key: str, titl
         if name not in known:
             yield (
                 f"{key}.{name}: {title} has no such option{did_you_mean(name, [*known])}; it has "
-                f"{', '.join(known) or 'none'}{_others(name)}"
+                f"{', '.join(known) or 'none'}{others_having(name)}"
             )
         elif not _fits(value, known[name]):
             yield f"{key}.{name}={value}: expected {type_name(type(known[name]))}"

@@ -20,7 +20,7 @@ from vlatrain.adapters import DESIGNS, Adapter, Facts, options_of
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.methods import BARE, is_peft
+from vlatrain.config.methods import BARE, is_peft, others_having
 from vlatrain.config.optim import Group
 from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.merging.fuse import fill, fused_places
@@ -54,7 +54,8 @@ def check(config: AdapterConfig) -> None:
             known = [field.name for field in fields(kind)]
             if unknown := [name for name in config.options if name not in known]:
                 raise UserError(
-                    f"adapter.options.{name}: PEFT's {kind.__name__} has no such option{did_you_mean(name, known)}"
+                    f"adapter.options.{name}: adapter={config.name} (PEFT's {kind.__name__}) has no such option"
+                    f"{did_you_mean(name, known) or others_having(name)}"
                     for name in unknown
                 )
             kind(**{**config.options, "target_modules": ["x"]})
