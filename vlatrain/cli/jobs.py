@@ -153,7 +153,10 @@ class Jobs:
         self._note(outcome)
         self.log, start = None, time.monotonic()
         score = ""
-        brief = BRIEF.set(f"[{number + 1}] {' '.join(varied)}" if self.verb in SCORED else "")
+        title = f"[{number + 1}] {' '.join(varied)}".rstrip()
+        brief = BRIEF.set(title if self.verb in SCORED else "")
+        if self.verb not in SCORED and _is_first():
+            print(title, flush=True)
         try:
             config = self._config(composed)
             from vlatrain.backbones.reuse import reusing  # torch
@@ -220,7 +223,7 @@ class Jobs:
         """Tell of a job that has ended."""
         self.failed = self.failed or bool(outcome.failure)
         self._note(outcome)
-        if _is_first():
+        if _is_first() and (self.verb in SCORED or outcome.failure or outcome.left_out):
             print(line(outcome, title, len(self.planned) or None, score), flush=True)
 
     def outcomes(self) -> list[Outcome]:

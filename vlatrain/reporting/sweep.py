@@ -21,6 +21,11 @@ from vlatrain.runs.sweep import Outcome, SweepFolder
 
 BAR = 40  # characters of the longest bar
 SEED = "seed"
+COSTS = {  # what a run cost: its column and digits
+    "trainable_percent": ("trainable %", 3),
+    "samples_per_s": ("samples/s", 1),
+    "peak_mb": ("peak MB", 0),
+}
 SHOWN = 5  # of the jobs that were not run
 
 
@@ -111,7 +116,9 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     names = {outcome.metric for outcome in outcomes if outcome.metric}
     same = len(names) <= 1
     made = Table(title="sweep", title_justify="left", caption="* the best" if first else None, caption_justify="left")
-    for heading in ("#", *keys, (names or {"score"}).pop() if same else "score", "trainable %", "samples/s", "peak MB"):
+    score = (names or {"score"}).pop() if same else "score"
+    costs = {name: about for name, about in COSTS.items() if any(outcome.figure(name) for outcome in outcomes)}
+    for heading in ("#", *keys, score, *(heading for heading, _ in costs.values())):
         made.add_column(heading, justify="left" if heading in keys else "right", no_wrap=heading not in keys)
     made.add_column("run", overflow="fold")
     for outcome in outcomes:
@@ -129,9 +136,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             Text(
                 score if same or not outcome.metric else f"{outcome.metric} {score}", "bold" if outcome is first else ""
             ),
-            _shown(outcome.figure("trainable_percent"), 3),
-            _shown(outcome.figure("samples_per_s") or None, 1),
-            _shown(outcome.figure("peak_mb"), 0),
+            *(_shown(outcome.figure(name) or None, digits) for name, (_, digits) in costs.items()),
             last,
         )
     return made
