@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,10 +10,10 @@ from tests.conftest import make_samples, small_config
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig
-from vlatrain.data.sample import Sample
-from vlatrain.tasks import Batch, Task, build
+from vlatrain.tasks import Task, build
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.retrieval_matching import Matching
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.precision import autocast
 
 SAMPLES = make_samples()
@@ -26,11 +24,6 @@ def made(name: str, task: str) -> Task:
     texts = [text for sample in SAMPLES for text in (sample.question, *sample.answers, *sample.captions)]
     config = TaskConfig(name=task, templates=["a {} picture"], rerank=3)
     return build(config, load(small_config(name), task, texts=texts), SAMPLES)
-
-
-def by_threes(samples: Sequence[Sample], collate: object) -> Iterator[Batch]:
-    for start in range(0, len(samples), 3):
-        yield collate(samples[start : start + 3])  # type: ignore[operator]
 
 
 def is_exact(values: Tensor) -> bool:
@@ -48,7 +41,7 @@ def test_retrieval(name: str) -> None:
     with torch.no_grad(), autocast(CPU, "bf16"):
         torch.manual_seed(0)
         loss = task.loss(batch)
-        found = task.evaluate(SAMPLES, by_threes)
+        found = task.evaluate(SAMPLES, SharedBatches("cpu", 3))
         if isinstance(task, Matching):
             scores = task.scores(batch["inputs"], task.in_parts(["a red picture", "picture 1"]))
         else:

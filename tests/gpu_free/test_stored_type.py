@@ -18,7 +18,7 @@ from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import Task
 from vlatrain.tasks.base import move
-from vlatrain.training.batches import make_batches
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.modes import cast_trunk
 from vlatrain.training.precision import autocast
@@ -93,7 +93,7 @@ def test_answers_are_those_without_a_cache() -> None:
     for kept in (False, True):
         cache = keep(task) if kept else None
         with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
-            found.append(task.evaluate(SAMPLES, make_batches("cpu", len(SAMPLES))))
+            found.append(task.evaluate(SAMPLES, SharedBatches("cpu", len(SAMPLES))))
     assert cache is not None
     assert cache.read(SAMPLES, asked=True)["fusion"].dtype == BF16
     assert found[0].predictions == found[1].predictions

@@ -21,6 +21,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.injection.attach import attach, peft_config
 from vlatrain.injection.context import context_of, provide, reads_other, recomputed
 from vlatrain.tasks import build
+from vlatrain.training.batches import SharedBatches
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
 
@@ -191,7 +192,7 @@ def test_scores_rank_again() -> None:
     captions = [sample.captions[0] for sample in samples]
     work = build(TaskConfig(name="retrieval", rerank=len(captions)), backbone)
     with torch.no_grad():
-        found = work.evaluate(samples, lambda rows, collate: [collate(rows)])
+        found = work.evaluate(samples, SharedBatches("cpu", len(samples)))
         text = backbone.text(captions, 40)
         for index, (sample, record) in enumerate(zip(samples, found.predictions, strict=True)):
             states = backbone.image_features(backbone.inputs([sample.image.load()]))[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,20 +15,15 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, ModelTaskConfig, TaskConfig
-from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.injection.drop import dropping
-from vlatrain.tasks import Batch, build
+from vlatrain.tasks import build
 from vlatrain.tasks.classification import ByFeatures, ByWords, Classification
+from vlatrain.training.batches import SharedBatches
 
 CLASSES = ["black", "blue", "green", "red"]
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions, s.label, "a photo of sketch")]
 TEMPLATES = ["a photo of {}.", "a sketch of a {}"]
-
-
-def three_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
-    for start in range(0, len(samples), 3):
-        yield collate(samples[start : start + 3])
 
 
 def by_features(name: str = "clip", adapter: AdapterConfig | None = None, points: str = "*", **settings) -> ByFeatures:
@@ -164,7 +158,7 @@ def test_an_adapter_starts_as_the_frozen_model(name: str) -> None:
 @torch.no_grad()
 def test_an_evaluation_says_all_that_it_found() -> None:
     work, samples = by_features(), make_samples()
-    found = work.evaluate(samples, three_at_a_time)
+    found = work.evaluate(samples, SharedBatches("cpu", 3))
     assert set(found.metrics) == {"accuracy", "macro_f1", "auroc"}
     assert found.settings == {"classes": 4, "templates": TEMPLATES}
     right = [record["prediction"] == sample.label for record, sample in zip(found.predictions, samples, strict=True)]
@@ -178,7 +172,7 @@ def test_an_evaluation_says_all_that_it_found() -> None:
             == record["probability"]
             == max(record["probabilities"].values())
         )
-    found = work.evaluate(samples[:4], three_at_a_time)
+    found = work.evaluate(samples[:4], SharedBatches("cpu", 3))
     assert found.settings["skipped"] == {"auroc": "no sample of class black, blue"}
 
 
@@ -192,7 +186,7 @@ def test_a_model_that_writes_ranks_the_classes_as_answers() -> None:
     for best, expected in zip(work.classify(work.images(samples), 4), ranked, strict=True):
         assert [name for name, _ in best] == [name for name, _ in expected]
         assert [value for _, value in best] == near([value for _, value in expected], work.backbone.model, scale=1.0)
-    found = work.evaluate(samples, three_at_a_time)
+    found = work.evaluate(samples, SharedBatches("cpu", 3))
     assert set(found.metrics) == {"accuracy", "macro_f1", "auroc"}
     assert found.settings == {"classes": 4, "question": "what colour is it?"}
 
@@ -216,7 +210,7 @@ def test_a_model_that_writes_learns_it() -> None:
     work = build(TaskConfig(name="classification", question="which one?"), backbone, samples)
     overfit(work, samples, 12, lr=3e-3)
     with torch.no_grad():
-        assert work.evaluate(samples, three_at_a_time).metrics["accuracy"] == 100
+        assert work.evaluate(samples, SharedBatches("cpu", 3)).metrics["accuracy"] == 100
 
 
 def test_only_the_description_tells_which_way_a_backbone_with_both_goes() -> None:

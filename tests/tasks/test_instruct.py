@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,8 +18,9 @@ from vlatrain.backbones.base import Converser
 from vlatrain.backbones.loading import FAMILIES, load
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.tasks import Batch, build
+from vlatrain.tasks import build
 from vlatrain.tasks.instruct import Instruct
+from vlatrain.training.batches import SharedBatches
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +33,6 @@ def task_on(backbone: Talker | None = None, **settings: object) -> Instruct:
     made = build(TaskConfig(name="instruct", metric="rouge_l", **values), backbone or talker())  # type: ignore[arg-type]
     assert isinstance(made, Instruct)
     return made
-
-
-def three_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
-    for start in range(0, len(samples), 3):
-        yield collate(samples[start : start + 3])
 
 
 def reply_losses(work: Instruct, sample: Sample) -> list[float]:
@@ -66,7 +62,7 @@ def test_the_loss_is_that_of_replies_and_their_ends_alone() -> None:
     model = work.backbone.model
     assert alone == near(means, model)
     assert work.loss(work.collate(samples)).item() == near(sum(means) / 3, model)  # whatever their lengths
-    found = work.evaluate(samples, three_at_a_time)
+    found = work.evaluate(samples, SharedBatches("cpu", 3))
     tokens = [loss for losses in expected for loss in losses]
     assert math.log(found.metrics["perplexity"]) == near(sum(tokens) / len(tokens), model)
 
@@ -97,7 +93,7 @@ def test_the_earlier_turns_matter() -> None:
     ]
     work = trained(samples, 200)
     with torch.no_grad():
-        found = work.evaluate(samples, three_at_a_time)
+        found = work.evaluate(samples, SharedBatches("cpu", 3))
     assert [told(record) for record in found.predictions] == ["a colour.", "a number.", "a shape."]
     assert found.metrics["exact_match"] == 100
     assert found.metrics["rouge_l"] == pytest.approx(100)
@@ -110,7 +106,7 @@ def test_the_image_matters_and_alternatives_come_best_first() -> None:
     samples = [replace(sample, turns=sample.turns[:1]) for sample in make_samples()[::2]]  # four colours
     work = trained(samples, 150)
     with torch.no_grad():
-        found = work.evaluate(samples, three_at_a_time)
+        found = work.evaluate(samples, SharedBatches("cpu", 3))
         replies = work.reply(work.asked(samples), alternatives=3)
     assert [told(record) for record in found.predictions] == [sample.turns[0].reply for sample in samples]
     for row, record in zip(replies, found.predictions, strict=True):
@@ -123,7 +119,7 @@ def test_what_is_cut_off_is_not_learned() -> None:
     """Where no reply is left, there is nothing to learn, and no perplexity."""
     work, samples = task_on(max_length=3), make_samples()[:3]
     assert work.loss(work.collate(samples)) == 0
-    found = work.evaluate(samples, three_at_a_time)
+    found = work.evaluate(samples, SharedBatches("cpu", 3))
     assert "perplexity" not in found.metrics
     assert found.settings["skipped"] == {"perplexity": "no reply begins within 3 tokens (task.max_length)"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from vlatrain.config import AdapterConfig, DecodeConfig, TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach, restore, save
 from vlatrain.injection.context import for_task
-from vlatrain.tasks import Batch, build
+from vlatrain.tasks import build
 from vlatrain.tasks.joint import Joint
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.modes import checkpoint_gradients
 
 CONFIG = small_config("blip")
@@ -65,11 +66,6 @@ def two_subtasks(asked: int = 8, told: int = 8) -> list[Sample]:
     return sorted([*ask, *tell], key=lambda sample: sample.id.partition("/")[2])
 
 
-def three_at_a_time(samples: Sequence[Sample], collate: Any) -> Iterator[Batch]:
-    for start in range(0, len(samples), 3):
-        yield collate(samples[start : start + 3])
-
-
 def loss_of(task: Joint, samples: Sequence[Sample]) -> float:
     with torch.no_grad():
         return float(task.loss(task.collate(samples)))
@@ -98,9 +94,9 @@ def test_scores_are_the_subtasks_own() -> None:
     _, _, task = made()
     samples = two_subtasks()
     with torch.no_grad():
-        found = task.evaluate(samples, three_at_a_time)
+        found = task.evaluate(samples, SharedBatches("cpu", 3))
         alone = {
-            name: subtask.evaluate([s for s in samples if s.subtask == name], three_at_a_time)
+            name: subtask.evaluate([s for s in samples if s.subtask == name], SharedBatches("cpu", 3))
             for name, subtask in task.subtasks.items()
         }
     assert found.metrics["mean"] == pytest.approx((found.metrics["ask/accuracy"] + found.metrics["tell/cider_d"]) / 2)
@@ -126,7 +122,7 @@ def test_full_fine_tuning_of_a_random_model_overfits_both_subtasks() -> None:
     samples = two_subtasks(4, 4)
     overfit(task, samples, 200, lr=1e-3)
     with torch.no_grad():
-        found = task.evaluate(samples, three_at_a_time)
+        found = task.evaluate(samples, SharedBatches("cpu", 3))
     by_id = {sample.id: sample for sample in samples}
     for record in found.predictions:
         sample = by_id[record["id"]]

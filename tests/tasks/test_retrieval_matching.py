@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +19,10 @@ from vlatrain.config import AdapterConfig, TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks import Batch, build
+from vlatrain.tasks import build
 from vlatrain.tasks.retrieval import contrastive_loss, same_caption
 from vlatrain.tasks.retrieval_matching import Matching
+from vlatrain.training.batches import SharedBatches
 
 SAMPLES = make_samples()
 TEXTS = [caption for sample in SAMPLES for caption in sample.captions]
@@ -34,11 +35,6 @@ def made(method: AdapterConfig | None = None, **settings: Any) -> Matching:
     task = build(TaskConfig(name="retrieval", **settings), backbone)
     assert isinstance(task, Matching)
     return task
-
-
-def three_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
-    for start in range(0, len(samples), 3):
-        yield collate(samples[start : start + 3])
 
 
 def every_score(task: Matching, samples: Sequence[Sample]) -> torch.Tensor:
@@ -93,7 +89,7 @@ def test_ranks_are_those_of_every_pair(caplog: pytest.LogCaptureFixture) -> None
     task = made()
     caplog.set_level("INFO", "vlatrain")
     with torch.no_grad():
-        found = task.evaluate(SAMPLES, three_at_a_time)
+        found = task.evaluate(SAMPLES, SharedBatches("cpu", 3))
         scores = every_score(task, SAMPLES)
     assert "8 images x 16 texts are 128 pairs" in caplog.text
     group_index = [i for i in range(8) for _ in range(2)]
@@ -124,5 +120,5 @@ def test_it_overfits(method: str) -> None:
     task = made(AdapterConfig(name="full") if method == "full" else adapter_config(method, dim=32, heads=True))
     assert overfit(task, samples, 300, lr=2e-3 if method == "full" else 3e-3) < 0.05
     with torch.no_grad():
-        found = task.evaluate(samples, three_at_a_time)
+        found = task.evaluate(samples, SharedBatches("cpu", 3))
     assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100

@@ -6,7 +6,7 @@ A new backbone is in the table as soon as it has a YAML in conf/model and small 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, TrainConfig
 from vlatrain.config.joint import JOINT
 from vlatrain.injection.attach import attach, restore, save
-from vlatrain.tasks import Batch, Task, build, prepare
+from vlatrain.tasks import Task, build, prepare
+from vlatrain.training.batches import SharedBatches
 from vlatrain.verbs.inspect import count
 
 METHODS = ("bottleneck", "cross_modal", "lora")
@@ -99,11 +100,6 @@ def made(config: TrainConfig) -> Backbone:
     return backbone
 
 
-def two_at_a_time(samples: Sequence, collate) -> Iterator[Batch]:
-    for start in range(0, len(samples), 2):
-        yield collate(samples[start : start + 2])
-
-
 def losses(task: Task, steps: int) -> list[float]:
     trained = [p for p in task.backbone.model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
@@ -138,12 +134,12 @@ def test_learns_saves_loads_predicts_inspects(name: str, task: str, method: str,
 
     model.eval()
     with torch.no_grad():
-        first = work.evaluate(SAMPLES[:4], two_at_a_time)
+        first = work.evaluate(SAMPLES[:4], SharedBatches("cpu", 2))
     save(model, tmp_path / "adapter")
     again = made(config)
     restore(again.model, config.adapter, tmp_path / "adapter").eval()
     with torch.no_grad():
-        second = build(config.task, again, SAMPLES).evaluate(SAMPLES[:4], two_at_a_time)
+        second = build(config.task, again, SAMPLES).evaluate(SAMPLES[:4], SharedBatches("cpu", 2))
     told = [[(record["id"], record["prediction"]) for record in found.predictions] for found in (first, second)]
     assert told[0] == told[1]
     assert first.metrics == pytest.approx(second.metrics, rel=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,9 +18,10 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import attach
-from vlatrain.tasks import Batch, Task, build
+from vlatrain.tasks import Task, build
 from vlatrain.tasks.retrieval import contrastive_loss, sigmoid_loss
 from vlatrain.tasks.vqa import Vqa
+from vlatrain.training.batches import SharedBatches
 
 SERVED = [("blip", "vqa"), ("blip", "captioning"), ("blip", "retrieval"), ("blip", "classification")]
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -30,15 +31,10 @@ def backbone_for(name: str, task: str) -> Backbone:
     return load(small_config(name), task, texts=TEXTS)
 
 
-def two_at_a_time(samples: Sequence[Sample], collate) -> Iterator[Batch]:
-    for start in range(0, len(samples), 2):
-        yield collate(samples[start : start + 2])
-
-
 def exactly(task: Task, samples: Sequence[Sample]) -> None:
     """The model gives exactly the samples' answers, captions or pairs."""
     with torch.no_grad():
-        found = task.evaluate(samples, two_at_a_time)
+        found = task.evaluate(samples, SharedBatches("cpu", 2))
     if task.name == "retrieval":
         assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100
     said = {"vqa": lambda sample: sample.answers[0], "classification": lambda sample: sample.label}
@@ -98,7 +94,7 @@ def test_how_many_answers_are_asked_for_changes_none_of_them(length_penalty: flo
     batch = work.questions(make_samples())
     with torch.no_grad():
         found = {count: work.answer(batch, count) for count in (1, 2, 4, 9)}
-        evaluated = work.evaluate(make_samples(), two_at_a_time).predictions
+        evaluated = work.evaluate(make_samples(), SharedBatches("cpu", 2)).predictions
     for row, best in enumerate(found[9]):
         scores = [score for _, score in best]
         assert scores == sorted(scores, reverse=True)
@@ -128,7 +124,12 @@ def test_a_reference_written_token_for_token_is_right(
     texts = [written, answer, "4", ""]
     samples = [replace(make_samples()[0], answers=(answer,))] * 3 + [replace(make_samples()[0], answers=("猫",))]
     monkeypatch.setattr(work, "answer", lambda batch: [[(texts.pop(0), 0.5)] for _ in batch["ids"]])
-    assert [record["score"] for record in work.evaluate(samples, two_at_a_time).predictions] == [100, 100, 0, 0]
+    assert [record["score"] for record in work.evaluate(samples, SharedBatches("cpu", 2)).predictions] == [
+        100,
+        100,
+        0,
+        0,
+    ]
 
 
 def test_vqa_loss_weighs_answers() -> None:
@@ -257,7 +258,7 @@ def test_reranking_by_the_matching_head_changes_only_the_best_k() -> None:
     for k in (0, 3, 99):
         work = build(TaskConfig(name="retrieval", rerank=k), backbone_for("blip", "retrieval"))
         with torch.no_grad():
-            found = work.evaluate(samples, two_at_a_time)
+            found = work.evaluate(samples, SharedBatches("cpu", 2))
         assert found.settings["rerank"] == min(k, len(samples))
         assert all(0 <= value <= 100 or "rank" in key for key, value in found.metrics.items())
 

@@ -20,6 +20,7 @@ from vlatrain.injection.attach import attach
 from vlatrain.tasks import build, prepare
 from vlatrain.tasks.vqa import Vqa
 from vlatrain.tasks.vqa_classifier import Answering
+from vlatrain.training.batches import SharedBatches
 
 SAMPLES = make_samples()
 TEXTS = [text for s in SAMPLES for text in (s.question, *s.answers)]
@@ -112,6 +113,6 @@ def test_it_overfits_with_a_classifier_that_is_new(method: str) -> None:
     assert all(parameter.requires_grad for parameter in task.backbone.model.classifier.parameters())  # type: ignore[union-attr]
     assert overfit(task, SAMPLES, 150, lr=3e-3) < 0.05
     with torch.no_grad():
-        found = task.evaluate(SAMPLES, lambda samples, collate: iter([collate(samples)]))
+        found = task.evaluate(SAMPLES, SharedBatches("cpu", len(SAMPLES)))
     assert found.metrics["accuracy"] == 100
     assert found.settings["decode"] == {"answers": "classify", "list": 6}

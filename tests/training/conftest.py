@@ -134,8 +134,8 @@ class SmallTask:
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         hits: list[bool] = []
-        for batch in batches(samples, self.collate):
-            hits += (self.model(batch["x"]).argmax(1) == batch["y"]).tolist()
+        for found in batches(samples, self.collate, lambda batch: self.model(batch["x"]).argmax(1) == batch["y"]):
+            hits += found.tolist()
         predictions = [{"id": sample.id, "score": float(hit)} for sample, hit in zip(samples, hits, strict=True)]
         return Evaluation({"accuracy": 100 * sum(hits) / len(hits)}, {}, predictions)
 

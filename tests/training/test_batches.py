@@ -6,25 +6,28 @@ import pytest
 import torch
 
 from tests.training.conftest import SmallTask, make_model, make_samples
-from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
+from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.order import Order
+from vlatrain.training.shares import EvaluationStopped
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_batches_are_in_order_and_whole(workers: int) -> None:
     samples, task = make_samples(7), SmallTask(make_model())
-    batches = make_batches("cpu", 3, workers)
-    found = list(batches(samples, task.collate))
-    assert [batch["ids"] for batch in found] == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s6"]]
-    assert list(batches([], task.collate)) == []
+    batches = SharedBatches("cpu", 3, workers)
+    found = list(batches(samples, task.collate, lambda batch: batch["ids"]))
+    assert found == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s6"]]
+    assert list(batches([], task.collate, lambda batch: batch["ids"])) == []
+    assert list(batches.map(str, [3, 1, 2])) == ["3", "1", "2"]
 
 
 def test_evaluation_stops_between_batches() -> None:
     calls = iter([False, False, True])
-    batches = make_batches("cpu", 3, interrupted=lambda: next(calls))
+    batches = SharedBatches("cpu", 3, interrupted=lambda: next(calls))
     found = []
     with pytest.raises(EvaluationStopped):
-        found.extend(batch["ids"][0] for batch in batches(make_samples(9), SmallTask(make_model()).collate))
+        found.extend(batches(make_samples(9), SmallTask(make_model()).collate, lambda batch: batch["ids"][0]))
+    assert found == ["s0", "s3"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -45,5 +48,5 @@ def test_workers_do_the_loading() -> None:
     def collate(samples: object) -> dict:
         return {"ids": [], "pid": os.getpid()}
 
-    batches = make_batches("cpu", 1, workers=2)
-    assert os.getpid() not in {batch["pid"] for batch in batches(make_samples(4), collate)}
+    batches = SharedBatches("cpu", 1, workers=2)
+    assert os.getpid() not in batches(make_samples(4), collate, lambda batch: batch["pid"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,27 +8,21 @@ import torch
 from tests.training.conftest import make_samples
 from vlatrain.tasks.base import Batch, Collate
 from vlatrain.training import stopwatch
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.stopwatch import Stopwatch
-
-
-def batches_of(size: int) -> Any:
-    def batches(samples: Sequence[Any], collate: Collate) -> Iterator[Batch]:
-        for start in range(0, len(samples), size):
-            yield collate(samples[start : start + size])
-
-    return batches
 
 
 def run(monkeypatch: pytest.MonkeyPatch, watch: Stopwatch, size: int, seconds: list[float]) -> list[list[str]]:
     """One pass over ten samples, whose batches take so long."""
-    clock = [0.0]
+    clock, takes = [0.0], iter(seconds)
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
-    seen = []
     collate: Collate = lambda samples: {"ids": [sample.id for sample in samples]}  # noqa: E731
-    for batch, taken in zip(watch.timed(batches_of(size))(make_samples(10), collate), [*seconds, 0.0], strict=False):
-        seen.append(batch["ids"])
-        clock[0] += taken
-    return seen
+
+    def compute(batch: Batch) -> Any:
+        clock[0] += next(takes)
+        return batch["ids"]
+
+    return [*watch.timed(SharedBatches("cpu", size))(make_samples(10), collate, compute)]
 
 
 def test_the_first_batch_does_not_count_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:

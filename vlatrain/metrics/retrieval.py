@@ -14,13 +14,17 @@ Shapes: I images, T texts, D features, Q queries, G gallery items, K candidates 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlatrain.metrics.precision import full_precision
+
+Over = Callable[[Callable[[slice], Any], Sequence[slice]], Iterable[Any]]
+"""`map`, or what does the same in several processes, each of which computes some of the chunks."""
 
 
 def similarity(rows: Tensor, columns: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ def similarity(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def ranks(
-    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, chunk: int = 512
+    image_features: Tensor, text_features: Tensor, text_to_image: Tensor, chunk: int = 512, over: Over = map
 ) -> tuple[Tensor, Tensor]:
     """Ranks in both directions by dot product; pass normalised features for cosine similarity.
 
@@ -54,6 +58,7 @@ def ranks(
         text_features: (T, D).
         text_to_image: (T,) index of each text's image.
         chunk: rows scored at a time.
+        over: how the chunks are gone through.
 
     Returns:
         image-to-text ranks (I,) and text-to-image ranks (T,), int64, 1 is best. An image without any text is no query:
@@ -79,13 +84,16 @@ def ranks(
             f"text_to_image holds indices from {int(group_index.min())} to {int(group_index.max())} for {len(images)} images"
         )
 
-    image_ranks = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    for rows, scores in _scores(images, texts, chunk):
-        image_ranks[rows] = _of_images(scores, rows, group_index)
-    text_ranks = torch.zeros(len(texts), dtype=torch.long, device=texts.device)
-    for rows, scores in _scores(texts, images, chunk):
-        text_ranks[rows] = _of_texts(scores, group_index[rows])
-    return image_ranks, text_ranks
+    def of_images(piece: slice) -> Tensor:
+        places = torch.arange(piece.start, piece.stop, device=images.device)
+        return _of_images(similarity(images[piece], texts), places, group_index)
+
+    def of_texts(piece: slice) -> Tensor:
+        return _of_texts(similarity(texts[piece], images), group_index[piece])
+
+    none = torch.zeros(0, dtype=torch.long, device=images.device)
+    image_ranks = torch.cat([none, *over(of_images, _chunks(len(images), chunk))])
+    return image_ranks, torch.cat([none, *over(of_texts, _chunks(len(texts), chunk))])
 
 
 def ranks_of_scores(scores: Tensor, text_to_image: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +133,7 @@ def median_rank(ranks: Tensor) -> float:
     return float(_queries(ranks).double().quantile(0.5))
 
 
-def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512) -> tuple[Tensor, Tensor]:
+def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512, over: Over = map) -> tuple[Tensor, Tensor]:
     """The k best gallery items of each query by `similarity`, best first.
 
     Args:
@@ -133,16 +141,20 @@ def top_k(queries: Tensor, gallery: Tensor, k: int, chunk: int = 512) -> tuple[T
         gallery: (G, D).
         k: how many to keep, K = min(k, G).
         chunk: queries scored at a time.
+        over: how the chunks are gone through.
 
     Returns:
         scores (Q, K) float32 and indices (Q, K) int64 into the gallery.
     """
     kept = min(k, len(gallery))
-    found_scores = torch.empty(len(queries), kept, device=queries.device)
-    found_indices = torch.empty(len(queries), kept, dtype=torch.long, device=queries.device)
-    for rows, scores in _scores(queries, gallery, chunk):
-        found_scores[rows], found_indices[rows] = scores.topk(kept, dim=1)
-    return found_scores, found_indices
+
+    def best(piece: slice) -> tuple[Tensor, Tensor]:
+        scores, indices = similarity(queries[piece], gallery).topk(kept, dim=1)
+        return scores, indices
+
+    none = torch.empty(0, kept, device=queries.device), torch.empty(0, kept, dtype=torch.long, device=queries.device)
+    scores, indices = zip(none, *over(best, _chunks(len(queries), chunk)), strict=True)
+    return torch.cat(scores), torch.cat(indices)
 
 
 def reranked(first_ranks: Tensor, indices: Tensor, scores: Tensor, positives: Sequence[Sequence[int]]) -> Tensor:
@@ -201,11 +213,9 @@ def _of_texts(scores: Tensor, group_index: Tensor) -> Tensor:
     return (~(scores < own)).sum(dim=1)  # the image itself among them: it is not below itself
 
 
-def _scores(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Row indices (chunk,) and scores (chunk, columns), one chunk of rows at a time."""
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        yield torch.arange(start, start + len(part), device=rows.device), similarity(part, columns)
+def _chunks(total: int, size: int) -> list[slice]:
+    """So many rows, `size` at a time."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _queries(ranks: Tensor) -> Tensor:

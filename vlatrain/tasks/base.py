@@ -39,14 +39,24 @@ class ImageBatch(Batch):
 
 
 Made = TypeVar("Made", bound=Batch)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Collate = Callable[[Sequence[Sample]], Made]
 
 
 class Batches(Protocol):
-    """Given samples and a collate function, yields its batches on the model's device, showing progress."""
+    """Computes something for each batch of samples. Where there are several processes, each computes a share, and all have the
+    results of all: numbers, strings, tensors, and tuples, lists and dictionaries of these. So an `evaluate` needs to know of no
+    other process, if whatever it does for a result depends on nothing that it did for another one."""
 
-    def __call__(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
-        """Of the samples, in order."""
+    def __call__(
+        self, samples: Sequence[Item], collate: Callable[[Sequence[Item]], Made], compute: Callable[[Made], Result]
+    ) -> Iterator[Result]:
+        """What `compute` returns of each batch that `collate` makes of the samples, on the model's device, in order."""
+        ...
+
+    def map(self, compute: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """What `compute` returns of each item, in order: for work that needs no sample."""
         ...
 
 

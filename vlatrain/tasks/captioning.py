@@ -100,7 +100,7 @@ class Captioning(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """CIDEr-D, BLEU-1..4 and ROUGE-L; METEOR and SPICE if asked for and there is Java; see `vlatrain.metrics.caption`."""
-        texts = [best[0] for batch in batches(samples, self.images) for best in self.caption(batch)]
+        texts = [best[0] for captions in batches(samples, self.images, self.caption) for best in captions]
         scores = metric.score(texts, [sample.captions for sample in samples])
         predictions: list[dict[str, Any]] = [
             {"id": sample.id, "prediction": text, "references": list(sample.captions), "score": score}

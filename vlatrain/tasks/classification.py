@@ -84,7 +84,8 @@ class Classification(Task):
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Accuracy, macro-F1 and AUROC; see `vlatrain.metrics.classification`."""
         known = self.known()
-        probabilities = torch.cat([self._probabilities(batch, known) for batch in batches(samples, self.images)])
+        found = batches(samples, self.images, lambda batch: self._probabilities(batch, known))
+        probabilities = torch.cat([*found])
         labels = [self.place[sample.label] for sample in samples]
         scores, skipped = metric.score(probabilities.numpy(), labels, self.config.classes)
         predictions: list[dict[str, Any]] = [

@@ -112,7 +112,7 @@ class Instruct(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Exact match and ROUGE-L of the last replies, perplexity of all of them; see `vlatrain.metrics.instruct`."""
-        replies = (best[0] for batch in batches(samples, self.asked) for best in self.reply(batch))
+        replies = (best[0] for replied in batches(samples, self.asked, self.reply) for best in replied)
         references = [sample.turns[-1].reply for sample in samples]
         tokenizer = self.backbone.tokenizer
         texts = [as_referred(tokenizer, text, [own]) for text, own in zip(replies, references, strict=True)]
@@ -148,9 +148,13 @@ class Instruct(Task):
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""
+
+        def summed(batch: InstructBatch) -> Tensor:
+            logits = self.converser.conversation_logits(batch["inputs"])
+            losses, learned = token_losses(logits, batch["target"], given=1)
+            return torch.stack([losses.sum(), learned.sum()]).double().cpu()
+
         total = torch.zeros(2, dtype=torch.double)
-        for batch in batches(samples, self.collate):
-            target = batch["target"]
-            losses, learned = token_losses(self.converser.conversation_logits(batch["inputs"]), target, given=1)
-            total += torch.stack([losses.sum(), learned.sum()]).double().cpu()
+        for found in batches(samples, self.collate, summed):
+            total += found
         return total[0].item(), total[1].item()

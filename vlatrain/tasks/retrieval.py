@@ -62,6 +62,16 @@ class RetrievalBatch(ImageBatch, Negatives):
     group_index: Tensor
 
 
+class PlacedBatch(ImageBatch):
+    """Images and where they stand.
+
+    Attributes:
+        rows: their places among all images.
+    """
+
+    rows: Sequence[int]
+
+
 class Retrieval(Task):
     """Retrieval on an `Embedder` backbone."""
 
@@ -120,12 +130,12 @@ class Retrieval(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""
-        images = torch.cat([self.embedder.image_features(b["inputs"])[0] for b in batches(samples, self.images)])
-        texts = torch.cat([self.embedder.text_features(b["text"]) for b in batches(samples, self.texts)])
+        images = torch.cat([*batches(samples, self.images, self._image_features)])
+        texts = torch.cat([*batches(samples, self.texts, self._text_features)])
         group_index = group_index_of([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
-        ranks = metric.ranks(images, texts, group_index)
-        best = metric.top_k(images, texts, 1)[1][:, 0].tolist()
+        ranks = metric.ranks(images, texts, group_index, over=batches.map)
+        best = metric.top_k(images, texts, 1, over=batches.map)[1][:, 0].tolist()
         if k:
             ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
         return evaluation(samples, ranks, best, {"rerank": k})
@@ -149,27 +159,36 @@ class Retrieval(Task):
 
     def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
         """The images with the most similar features; re-ranked by matching if `task.rerank` says so."""
-        found = (self.embedder.image_features(batch["inputs"])[0] for batch in batches(samples, self.images))
-        features, query = torch.cat([*found]), self.embedder.text_features(self._text([text]))
+        features = torch.cat([*batches(samples, self.images, self._image_features)])
+        query = self.embedder.text_features(self._text([text]))
         best = metric.top_k(query, features, k)[1][0].tolist()
         if not (self.config.rerank and self.embedder.matches):
             return ranked(best, metric.similarity(query, features[best])[0])
-        asked = batches([samples[place] for place in best], self.images)
-        states = (self.embedder.image_features(batch["inputs"])[1] for batch in asked)
-        return ranked(best, torch.cat([self.match_scores(some, self._text([text] * len(some))) for some in states]))
+
+        def matched(batch: ImageBatch) -> Tensor:
+            states = self.embedder.image_features(batch["inputs"])[1]
+            return self.match_scores(states, self._text([text] * len(states)))
+
+        return ranked(best, torch.cat([*batches([samples[place] for place in best], self.images, matched)]))
 
     def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
         """The texts with the most similar features; re-ranked by matching if `task.rerank` says so."""
-        (batch,) = batches([sample], self.images)
-        feature, states = self.embedder.image_features(batch["inputs"])
+        ((feature, states),) = batches(
+            [sample], self.images, lambda batch: self.embedder.image_features(batch["inputs"])
+        )
         captioned = [replace(sample, captions=(text,)) for text in texts]
-        found = [self.embedder.text_features(batch["text"]) for batch in batches(captioned, self.texts)]
-        features = torch.cat(found)
+        features = torch.cat([*batches(captioned, self.texts, self._text_features)])
         best = metric.top_k(feature, features, k)[1][0].tolist()
         if not (self.config.rerank and self.embedder.matches):
             return ranked(best, metric.similarity(feature, features[best])[0])
         asked = self._text([texts[place] for place in best])
         return ranked(best, self.match_scores(states.expand(len(best), -1, -1), asked))
+
+    def _image_features(self, batch: ImageBatch) -> Tensor:
+        return self.embedder.image_features(batch["inputs"])[0]
+
+    def _text_features(self, batch: TextBatch) -> Tensor:
+        return self.embedder.text_features(batch["text"])
 
     def _text(self, texts: Sequence[str]) -> Text:
         return self.backbone.text(texts, self.longest("text")).to(self.backbone.device)
@@ -241,19 +260,27 @@ class Retrieval(Task):
         """
         captions = [caption for sample in samples for caption in sample.captions]
         group_index = group_index_of([len(sample.captions) for sample in samples]).tolist()
-        by_image, by_text = metric.top_k(images, texts, k)[1], metric.top_k(texts, images, k)[1]  # (I, k), (T, k)
+        by_image = metric.top_k(images, texts, k, over=batches.map)[1]  # (I, k)
+        by_text = metric.top_k(texts, images, k, over=batches.map)[1]  # (T, k)
+
+        def placed(numbered: Sequence[tuple[int, Sample]]) -> PlacedBatch:
+            return {**self.images([sample for _, sample in numbered]), "rows": [row for row, _ in numbered]}
+
+        def matched(batch: PlacedBatch) -> list[Tensor]:
+            """For each image the scores (k + A,) with its best texts, and with the A texts whose best k include it."""
+            scores = []
+            for row, state in zip(batch["rows"], self.embedder.image_features(batch["inputs"])[1], strict=True):
+                asked = (by_text == row).any(dim=1).nonzero()[:, 0]
+                wanted = self._text([captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]])
+                scores.append(self.match_scores(state.expand(len(wanted.ids), *state.shape), wanted))
+            return scores
+
         image_scores = torch.empty(by_image.shape, device=images.device)
         text_scores = torch.empty(by_text.shape, device=images.device)
-        row = 0
-        for batch in batches(samples, self.images):
-            for state in self.embedder.image_features(batch["inputs"])[1]:
-                asked, place = (by_text == row).nonzero(as_tuple=True)  # the texts whose best k include this image
-                wanted = [captions[i] for i in [*by_image[row].tolist(), *asked.tolist()]]
-                text = self.backbone.text(wanted, self.longest("text")).to(state.device)
-                scores = self.match_scores(state.expand(len(wanted), *state.shape), text)
-                image_scores[row] = scores[:k]
-                text_scores[asked, place] = scores[k:]
-                row += 1
+        found = (scores for some in batches([*enumerate(samples)], placed, matched) for scores in some)
+        for row, scores in enumerate(found):
+            image_scores[row] = scores[:k]
+            text_scores[by_text == row] = scores[k:]  # one place a text, in the order of the texts
         own: list[list[int]] = [[] for _ in samples]
         for text_row, image_row in enumerate(group_index):
             own[image_row].append(text_row)

@@ -101,7 +101,8 @@ class Matching(Retrieval):
                 f"{len(samples):,}", f"{len(captions):,}", f"{len(samples) * len(captions):,}",
             )  # fmt: skip
         texts = self.in_parts(captions)
-        scores = torch.cat([self.scores(batch["inputs"], texts).cpu() for batch in batches(samples, self.images)])
+        found = batches(samples, self.images, lambda batch: self.scores(batch["inputs"], texts).cpu())
+        scores = torch.cat([*found])
         group_index = group_index_of([len(sample.captions) for sample in samples])
         ranks = metric.ranks_of_scores(scores, group_index)
         return evaluation(samples, ranks, scores.argmax(dim=1).tolist(), {"scored": "pairs"})
@@ -109,13 +110,14 @@ class Matching(Retrieval):
     def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
         """The images with the highest scores."""
         asked = self.in_parts([text])
-        found = [self.scores(batch["inputs"], asked)[:, 0] for batch in batches(samples, self.images)]
-        return ranked(range(len(samples)), torch.cat(found))[:k]
+        found = batches(samples, self.images, lambda batch: self.scores(batch["inputs"], asked)[:, 0])
+        return ranked(range(len(samples)), torch.cat([*found]))[:k]
 
     def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
         """The texts with the highest scores."""
-        (batch,) = batches([sample], self.images)
-        return ranked(range(len(texts)), self.scores(batch["inputs"], self.in_parts(texts))[0])[:k]
+        asked = self.in_parts(texts)
+        (scores,) = batches([sample], self.images, lambda batch: self.scores(batch["inputs"], asked))
+        return ranked(range(len(texts)), scores[0])[:k]
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image, and as many pairs as there can be."""

@@ -169,7 +169,7 @@ class Vqa(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
-        answers = (best[0] for batch in batches(samples, self.questions) for best in self.answer(batch))
+        answers = (best[0] for answered in batches(samples, self.questions, self.answer) for best in answered)
         found = [
             (as_referred(self.backbone.tokenizer, text, sample.answers), probability)
             for sample, (text, probability) in zip(samples, answers, strict=True)

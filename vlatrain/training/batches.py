@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
 from typing import Any, TypeVar
 
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlatrain.config import UserError
 from vlatrain.data.sample import Sample
-from vlatrain.tasks.base import Batches, Collate, Made, move
+from vlatrain.tasks.base import Collate, Item, Made, Result, move
 from vlatrain.training.display import SILENT, Display
 from vlatrain.training.order import Order
 from vlatrain.training.rng import seeded_cpu
+from vlatrain.training.shares import shared
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 PREFETCH = 2  # batches that each worker has ready
@@ -24,55 +26,62 @@ PREFETCH = 2  # batches that each worker has ready
 Loaded = TypeVar("Loaded")
 
 
-def make_batches(
-    device: torch.device | str,
-    batch_size: int,
-    workers: int = 0,
-    display: Display = SILENT,
-    label: str = "evaluation",
-    interrupted: Callable[[], bool] = lambda: False,
-) -> Batches:
-    """The function a task's `evaluate` takes its batches from, in order, each sample once.
+@dataclass(frozen=True)
+class SharedBatches:
+    """What a task's `evaluate` computes its results by (`vlatrain.tasks.base.Batches`): each process computes every n-th batch.
 
-    Args:
+    Attributes:
         device: where the tensors of a batch go.
-        batch_size: samples per batch; the last may be smaller.
-        workers: data-loading processes.
+        batch_size: samples per batch, with as many processes as there may be; the last may be smaller.
+        workers: data-loading processes of each process.
         display: where progress is shown.
         label: what the progress is called.
-        interrupted: asked before every batch; true ends the iteration with `EvaluationStopped`.
-
-    Returns:
-        `batches(samples, collate)`, an iterator over `collate`'s dictionaries, on the device.
+        interrupted: asked before every batch; true in any process ends the iteration with `EvaluationStopped`, in all.
+        local: whether this process computes all batches itself.
     """
 
-    def batches(samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
-        keys = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
-        loader = batches_by(keys, samples, collate, workers, device)
-        with display.track(label, len(samples)) as progress:
-            for group, batch in zip(keys, loader, strict=True):
-                if interrupted():
-                    raise EvaluationStopped
-                yield batch
-                progress.advance(len(group))
+    device: torch.device | str
+    batch_size: int
+    workers: int = 0
+    display: Display = SILENT
+    label: str = "evaluation"
+    interrupted: Callable[[], bool] = lambda: False
+    local: bool = False
 
-    return batches
+    def __call__(
+        self, samples: Sequence[Item], collate: Callable[[Sequence[Item]], Made], compute: Callable[[Made], Result]
+    ) -> Iterator[Result]:
+        """What `compute` returns of each batch, in order, each sample once."""
+        size, total = self.batch_size, len(samples)
+        keys = [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+        def own(numbers: range) -> Iterator[Result]:
+            mine = [keys[number] for number in numbers]
+            return map(compute, batches_by(mine, samples, collate, self.workers, self.device))
+
+        with self.display.track(self.label, total) as progress:
+            for key, result in zip(keys, self._shared(own, len(keys)), strict=True):
+                progress.advance(len(key))
+                yield result
+
+    def map(self, compute: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """What `compute` returns of each item, in order."""
+        return self._shared(lambda numbers: (compute(items[number]) for number in numbers), len(items))
+
+    def _shared(self, own: Callable[[range], Iterator[Result]], total: int) -> Iterator[Result]:
+        return shared(own, total, self.device, self.interrupted, self.local)
 
 
 def batches_by(
     keys: Sequence[range],
-    samples: Sequence[Sample],
-    collate: Callable[[Sequence[Sample]], Loaded],
+    samples: Sequence[Item],
+    collate: Callable[[Sequence[Item]], Loaded],
     workers: int,
     device: torch.device | str,
 ) -> Generator[Loaded, None, None]:
     """What `collate` makes of the samples at each range of positions, in order, on the device. Close it when done."""
     for batch in _loader(_Groups(samples, collate), keys, workers, device):
         yield move(_unwrap(batch), device)
-
-
-class EvaluationStopped(Exception):  # noqa: N818, no error
-    """A signal came during an evaluation."""
 
 
 def training_batches(
@@ -98,7 +107,7 @@ def training_batches(
 class _Groups(Dataset[Any]):
     """Batches by a range of positions."""
 
-    def __init__(self, samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], Any]) -> None:
+    def __init__(self, samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any]) -> None:
         self.samples, self.collate = samples, collate
 
     def __getitem__(self, positions: range) -> Any:
@@ -119,7 +128,7 @@ class _Passes(Dataset[Any]):
             return micro_batch.weight, _collated(self.collate, [self.samples[index] for index in micro_batch.indices])
 
 
-def _collated(collate: Callable[[Sequence[Sample]], Loaded], samples: list[Sample]) -> Loaded | UserError:
+def _collated(collate: Callable[[Sequence[Item]], Loaded], samples: list[Item]) -> Loaded | UserError:
     # returned, not raised: a loader would wrap it in the worker's traceback
     try:
         return collate(samples)

@@ -27,7 +27,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.runs import RunFolder, config_text
 from vlatrain.tasks.base import Batch, Evaluation, Task
 from vlatrain.training import rng
-from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
+from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.lowering import Lowering
@@ -56,6 +56,7 @@ from vlatrain.training.precision import (
 from vlatrain.training.processes import agree, average_gradients, broadcast, from_main, gather, refuse_differing
 from vlatrain.training.progress import Progress, Result
 from vlatrain.training.resume import Checkpointer, identity
+from vlatrain.training.shares import EvaluationStopped
 from vlatrain.training.signals import Interrupted, Signals
 
 log = logging.getLogger("vlatrain")
@@ -332,8 +333,9 @@ class Loop:
         if evaluation is None:
             return
         progress, metric = self.progress, evaluation.metrics[self.task.metric]
-        # Every process has evaluated everything; the first one's word counts, lest rounding make them disagree
-        metric = from_main(metric)
+        metric = from_main(
+            metric
+        )  # all have scored the same results; the first one's word counts, lest rounding differ
         progress.evaluated = progress.step
         if progress.best_metric is None or not metric <= progress.best_metric:
             progress.best_metric, progress.best_step, progress.worse = metric, progress.step, 0
@@ -354,7 +356,7 @@ class Loop:
     def _evaluation(self) -> Evaluation | None:
         """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
         size = self.trainer.samples_per_evaluation_pass
-        batches = make_batches(
+        batches = SharedBatches(
             self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
         )
         started = time.perf_counter()

@@ -13,10 +13,9 @@ from torch import Tensor
 from vlatrain.config import TrainConfig
 from vlatrain.data.sample import Sample
 from vlatrain.tasks import Batch
-from vlatrain.training.batches import make_batches
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
 from vlatrain.training.precision import choose_device, own
-from vlatrain.training.processes import from_main
 from vlatrain.training.setup import TrainingSetup
 
 log = logging.getLogger("vlatrain")
@@ -58,11 +57,10 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     device = own(choose_device(config.trainer.device))
     setup.model.to(device).eval()
     task = cast(Paired, setup.task)
-    batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
+    batches = SharedBatches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
     with torch.no_grad():
-        found = [task.pairs(batch) for batch in batches(chosen, setup.task.collate)]
-    # (size, width) each; they are frozen, so all processes must have the same, whatever their devices round
-    keys, values = from_main([torch.cat(parts).cpu() for parts in zip(*found, strict=True)])
+        found = [*batches(chosen, setup.task.collate, task.pairs)]
+    keys, values = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]  # (size, width) each
     for cache in caches:
         cache.store(keys[: cache.size], values[: cache.size])
 

@@ -26,7 +26,7 @@ from vlatrain.runs import RunFolder
 from vlatrain.tasks import Evaluation, Task, build, prepare, subtasks_of
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
-from vlatrain.training.batches import make_batches
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
 from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
@@ -173,9 +173,9 @@ def scored(
     display: Display,
     watch: Stopwatch | None = None,
 ) -> Evaluation:
-    """Predict and score samples with a model in eval mode, in the precision of its training."""
+    """Predict and score samples with a model in eval mode, in the precision of its training; processes share the work."""
     size = config.samples_per_evaluation_pass
-    batches = make_batches(device, size, config.workers, display)
+    batches = SharedBatches(device, size, config.workers, display)
     with torch.no_grad(), autocast(device, precision):
         return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)
 

@@ -24,9 +24,10 @@ from vlatrain.data.features import Given, check_shown, picture_from, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.tasks import subtasks_of
-from vlatrain.tasks.base import Collate, Made, move
+from vlatrain.tasks.base import Answer, ImageBatch
 from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.precision import autocast, choose_device, choose_precision
 from vlatrain.training.prefix_cache.compute import cache_prefix
@@ -65,7 +66,8 @@ class Predictor:
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
         self.task, self.subtask = subtasks_of(task)[subtask], subtask
-        self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
+        size = config.trainer.eval_batch_size or config.trainer.batch_size
+        self.batches = SharedBatches(self.device, size, local=True)
 
     def predict(
         self,
@@ -121,21 +123,24 @@ class Predictor:
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
         """For each sample the best answers, classes, captions or replies, best first, as they come."""
         collate, answer = self.task.asking()
-        for batch in self._batches(samples, collate):
-            with self._computing():
-                found = answer(batch, alternatives)
+
+        def answered(batch: ImageBatch) -> Sequence[Sequence[Answer]]:
+            with self._computing():  # and not around what is yielded, which is the caller's
+                return answer(batch, alternatives)
+
+        for found in self.batches(samples, collate, answered):
             yield from ([Hit(*_scored(one)) for one in best] for best in found)
 
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
         with self._computing():
-            best = self.task.best_images(text, [Sample(id="", image=picture) for picture in images], self._batches, k)
+            best = self.task.best_images(text, [Sample(id="", image=picture) for picture in images], self.batches, k)
         return [Hit(names[place], score) for place, score in best]
 
     def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
         """The k texts that fit an image best."""
         with self._computing():
-            best = self.task.best_texts(Sample(id="", image=image), texts, self._batches, k)
+            best = self.task.best_texts(Sample(id="", image=image), texts, self.batches, k)
         return [Hit(texts[place], score) for place, score in best]
 
     @contextmanager
@@ -143,12 +148,8 @@ class Predictor:
         with torch.no_grad(), autocast(self.device, self.precision), for_task(self.task.backbone.model, self.subtask):
             yield
 
-    def _batches(self, samples: Sequence[Sample], collate: Collate[Made]) -> Iterator[Made]:
-        for start in range(0, len(samples), self.batch_size):
-            yield move(collate(samples[start : start + self.batch_size]), self.device)
 
-
-def _scored(answer: str | tuple[str, float]) -> tuple[str, float | None]:
+def _scored(answer: Answer) -> tuple[str, float | None]:
     return (answer, None) if isinstance(answer, str) else answer
 
 

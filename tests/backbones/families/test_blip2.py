@@ -17,6 +17,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.injection.attach import attach
 from vlatrain.metrics.retrieval import similarity
 from vlatrain.tasks import build
+from vlatrain.training.batches import SharedBatches
 
 TEXTS = [caption for sample in make_samples() for caption in sample.captions]
 CAPTIONS = [sample.captions[0] + " is" * i for i, sample in enumerate(make_samples()[:4])]
@@ -71,7 +72,7 @@ def test_four_pairs_are_learned_and_ranked() -> None:
     samples = make_samples()[:4]
     overfit(task, samples, 120, lr=1e-2)
     with torch.no_grad():
-        found = task.evaluate(samples, lambda some, collate: iter([collate(some)]))
+        found = task.evaluate(samples, SharedBatches("cpu", len(samples)))
     assert found.metrics["image_to_text_r1"] == found.metrics["text_to_image_r1"] == 100
 
 

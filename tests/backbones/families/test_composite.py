@@ -26,6 +26,7 @@ from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Turn
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import build
+from vlatrain.training.batches import SharedBatches
 
 CAUSAL, SEQ2SEQ = ("gpt2", "llama"), ("bart", "t5")
 SHORT = DecodeConfig(num_beams=1, max_new_tokens=6, min_new_tokens=0, length_penalty=1.0)
@@ -197,7 +198,7 @@ def learn(backbone: Any, task: str, steps: int) -> None:
     work = build(TaskConfig(name=task, decode=replace(SHORT, max_new_tokens=12)), backbone)
     assert overfit(work, samples, steps, lr=3e-3) < 0.05
     with torch.no_grad():
-        found = work.evaluate(samples, lambda chosen, collate: iter([collate(chosen[:3]), collate(chosen[3:])]))
+        found = work.evaluate(samples, SharedBatches("cpu", 3))
     expected = [sample.answers[0] if task == "vqa" else sample.captions[0] for sample in samples]
     assert [record["prediction"] for record in found.predictions] == expected
 

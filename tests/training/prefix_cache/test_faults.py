@@ -16,7 +16,7 @@ from tests.disk import FORK, room
 from tests.training.conftest import captioning_with_adapters
 from vlatrain.config import TrainConfig, TrainerConfig
 from vlatrain.tasks import Task
-from vlatrain.training.batches import make_batches
+from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache import store
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
@@ -177,7 +177,7 @@ def test_a_state_that_is_damaged_is_computed_where_it_is_read_and_kept_anew_by_t
     found = keep(task, "disk", OFTEN)
     assert found is not None
     assert found.facts["computed"] == 0
-    (batch,) = make_batches("cpu", len(SAMPLES), workers)(SAMPLES, task.collate)
+    (batch,) = SharedBatches("cpu", len(SAMPLES), workers)(SAMPLES, task.collate, lambda made: made)
     torch.manual_seed(0)
     with torch.no_grad():
         assert torch.equal(task.loss(batch), without)
