@@ -8,6 +8,7 @@ import pytest
 
 from tests.commands import command, tiny_run
 from tests.conftest import make_samples
+from tests.gpu_free.ranks import ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,27 @@ def test_an_evaluation_says_how_fast_it_was(run: Path, tmp_path: Path, capsys: p
     assert metrics["speed"]["wall_s"] > 0
     assert metrics["speed"]["samples_per_s"] > 0
     assert "samples/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_score_a_run_together(count: int, run: Path, tmp_path: Path) -> None:
+    """Ten samples in batches of three; one folder, with what one process finds, and a refusal is everyone's."""
+    words = ("eval", f"run={run}", "trainer.eval_batch_size=3", "trainer.threads=1")
+    assert command(*words, f"output={tmp_path / 'one'}") == 0
+    before = {folder.name for folder in (run / "evaluations").glob("*")}
+    assert ranks(lambda _: command(*words), tmp_path, count=count) == [0] * count
+    (folder,) = {folder.name for folder in (run / "evaluations").glob("*")} - before
+    alone, together = (
+        json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "one", run / "evaluations" / folder)
+    )
+    assert together["machine"]["processes"] == count
+    assert together["metrics"] == alone["metrics"]
+    one, all_of_them = (
+        (path / "predictions.jsonl").read_text() for path in (tmp_path / "one", run / "evaluations" / folder)
+    )
+    assert one == all_of_them
+    assert ranks(lambda _: command(*words, f"output={tmp_path / 'one'}"), tmp_path, count=count) == [2] * count
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import asked, command, tiny_run
+from tests.gpu_free.ranks import ranks
 from vlatrain.config import DataConfig, TaskConfig
 from vlatrain.data import load
 
@@ -164,3 +165,25 @@ def test_wrong_queries_are_refused(
 def test_no_run_is_refused_with_those_there_are(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("predict", f"run={runs['vqa'].parent / 'vpa'}", "image=x.png", "question=what?") == 2
     assert str(runs["vqa"]) in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_predict_together_and_the_first_one_writes(
+    runs: dict[str, Path], images: Path, tmp_path: Path
+) -> None:
+    """Questions in batches of two, a search of the images, and texts ranked for each image."""
+    file, texts = tmp_path / "ask.jsonl", tmp_path / "texts.txt"
+    rows = [{"image": f"images/{n}.png", "question": f"is it {n}?"} for n in ("red", "green", "blue", "red", "green")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts.write_text("a red square\na blue circle\nnothing\n")
+    few = ("trainer.eval_batch_size=2", "trainer.threads=1", "trainer.cache=off")
+    for name, words in {
+        "asked": ("predict", f"run={runs['vqa']}", f"input={file}", *few),
+        "images": ("predict", f"run={runs['retrieval']}", f"image={images}", "text='a red square'", *few),
+        "texts": ("predict", f"run={runs['retrieval']}", f"image={images}", f"texts=[{texts}]", *few),
+    }.items():
+        assert command(*words, f"output={tmp_path / name}.jsonl") == 0
+        together = tmp_path / f"{name}-together.jsonl"
+        assert ranks(lambda _, words=words, to=together: command(*words, f"output={to}"), tmp_path, count=2) == [0, 0]
+        assert together.read_text() == (tmp_path / f"{name}.jsonl").read_text()
+    assert ranks(lambda _: command("predict", f"run={runs['vqa']}", f"image={file}"), tmp_path) == [2, 2]

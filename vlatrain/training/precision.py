@@ -144,6 +144,16 @@ def reset_process_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
+def join_processes(config: TrainerConfig) -> None:
+    """Meet the other processes, if a launcher started several: before anything can go wrong in one of them.
+
+    Raises:
+        UserError: see `make_accelerator`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        make_accelerator(config)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring anew, where that is possible (a GPU)."""
     if device.type == "cuda":

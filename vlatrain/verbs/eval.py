@@ -17,8 +17,9 @@ from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.summary import scores
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
-from vlatrain.training.precision import choose_device, choose_precision
+from vlatrain.training.precision import choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
+from vlatrain.training.processes import count, from_main, rank, together
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
 
@@ -26,7 +27,7 @@ log = logging.getLogger("vlatrain")
 
 
 def evaluate(config: EvalConfig) -> Run:
-    """Score a finished run; write its configuration, scores and predictions into a folder of its own.
+    """Score a finished run; write its configuration, scores and predictions into a folder of its own. Processes share the work.
 
     Args:
         config: the run's configuration with what is to differ.
@@ -34,14 +35,21 @@ def evaluate(config: EvalConfig) -> Run:
     Raises:
         UserError: data, weights or an adapter that cannot be had.
     """
+    join_processes(config.trainer)
+    with together():
+        return _evaluate(config)
+
+
+def _evaluate(config: EvalConfig) -> Run:
+    main = rank() == 0
     run = Path(config.source)
     chosen = RunFolder(Path(config.output)) if config.output else None
     if chosen is not None and chosen.metrics.exists():
         raise UserError(f"output={chosen.path}: holds an evaluation already; choose another folder")
-    device = choose_device(config.trainer.device)
+    device = own(choose_device(config.trainer.device))
     precision = choose_precision(config.trainer.precision, device)
-    console = Console()
-    with logged(console, RunFolder(run).log):
+    console = Console(quiet=not main)
+    with logged(console, RunFolder(run).log if main else None):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         setup = load_setup(config, run, device, precision, {config.split: samples})
@@ -61,19 +69,24 @@ def evaluate(config: EvalConfig) -> Run:
         "metrics": evaluation.metrics,
         "settings": evaluation.settings,
         "speed": speed,
-        "machine": {"device": device.type, "precision": precision},
+        "machine": {"device": device.type, "precision": precision, "processes": count()},
         "versions": versions(),
     }
-    files = chosen or RunFolder(run).new_evaluation(config.split)
-    save_config(config, files.path)
-    write_lines(files.predictions(), evaluation.predictions)
-    write_json(files.metrics, metrics)
-    table = Table("what", "value", title=f"{run} on {len(samples):,} {config.split} samples")
+    files = chosen or RunFolder(from_main(RunFolder(run).new_evaluation(config.split).path if main else None))
+    if main:
+        save_config(config, files.path)
+        write_lines(files.predictions(), evaluation.predictions)
+        write_json(files.metrics, metrics)
+        _show(config, metrics, files.path)
+    return Run(files.path)
+
+
+def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path) -> None:
+    table = Table("what", "value", title=f"{config.source} on {metrics['samples']:,} {config.split} samples")
     for row in scores(config, metrics):
         table.add_row(*row)
-    table.add_row("speed", f"{speed['samples_per_s']:,.1f} samples/s")
+    table.add_row("speed", f"{metrics['speed']['samples_per_s']:,.1f} samples/s")
     if not BRIEF.get():
         out = RichConsole()
         out.print(table)
-        out.print(f"Scores and predictions are in [bold]{files.path}[/]")
-    return Run(files.path)
+        out.print(f"Scores and predictions are in [bold]{folder}[/]")

@@ -29,9 +29,11 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
-from vlatrain.training.precision import autocast, choose_device, choose_precision
+from vlatrain.training.precision import autocast, choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
+from vlatrain.training.processes import rank, together
 from vlatrain.training.setup import load_setup
+from vlatrain.training.shares import shared
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,20 @@ class Predictor:
         config: the run's configuration.
         run: the run folder.
         subtask: name of the subtask that is asked, in a joint run.
+        shared: whether all processes, where there are several, ask the same, and share the work.
 
     Raises:
         UserError: the weights or the adapter cannot be had, or the device or precision.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, subtask: str = "") -> None:
-        self.device = choose_device(config.trainer.device)
+    def __init__(self, config: TrainConfig, run: Path, subtask: str = "", shared: bool = False) -> None:
+        self.device = own(choose_device(config.trainer.device))
         self.precision = choose_precision(config.trainer.precision, self.device)
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
         self.task, self.subtask = subtasks_of(task)[subtask], subtask
         size = config.trainer.eval_batch_size or config.trainer.batch_size
-        self.batches = SharedBatches(self.device, size, local=True)
+        self.batches = SharedBatches(self.device, size, local=not shared)
 
     def predict(
         self,
@@ -138,9 +141,10 @@ class Predictor:
         return [Hit(names[place], score) for place, score in best]
 
     def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
-        """The k texts that fit an image best."""
+        """The k texts that fit an image best; of several processes each may ask about another image."""
+        batches = replace(self.batches, local=True)
         with self._computing():
-            best = self.task.best_texts(Sample(id="", image=image), texts, self.batches, k)
+            best = self.task.best_texts(Sample(id="", image=image), texts, batches, k)
         return [Hit(texts[place], score) for place, score in best]
 
     @contextmanager
@@ -157,7 +161,7 @@ SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
 
 
 def predict(config: PredictConfig, console: Console | None = None) -> list[dict[str, Any]]:
-    """Answer the queries of a configuration and show the results.
+    """Answer the queries of a configuration and show the results. Processes share the work; the first one shows it.
 
     Args:
         config: the run's configuration with the queries.
@@ -169,13 +173,18 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     Raises:
         UserError: queries that do not fit the task, or files that cannot be read; all of them at once.
     """
-    console = console or Console()
+    join_processes(config.trainer)
+    with together():
+        return _predict(config, console or Console(quiet=rank() > 0))
+
+
+def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     subtask, whole = asked(config), config
     config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
     samples = [
         replace(one, subtask=subtask) for one in _samples(config)
     ]  # before the weights: a missing file must not wait
-    predictor = Predictor(whole, Path(config.source), subtask)
+    predictor = Predictor(whole, Path(config.source), subtask, shared=True)
     check_samples(predictor.task.backbone, samples)
     texts = [config.text] if config.text else _texts(config)
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
@@ -195,7 +204,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     if fewer := _fewer(config, predictor):
         console.print(fewer, style="dim")
     if config.output:
-        write_lines(Path(config.output), records)
+        if rank() == 0:
+            write_lines(Path(config.output), records)
         console.print(f"{len(records)} predictions in [bold]{config.output}[/]")
     elif len(records) > SHOWN:
         console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
@@ -303,8 +313,11 @@ def _search(config: PredictConfig, predictor: Predictor, samples: list[Sample]) 
         yield {"text": config.text, "prediction": found[0].text, "hits": _plain(found)}
         return
     texts = _texts(config)
-    for sample in samples:
-        found = predictor.find_texts(sample.image, texts, config.top_k)
+
+    def ranked(numbers: range) -> Iterator[list[Hit]]:
+        return (predictor.find_texts(samples[number].image, texts, config.top_k) for number in numbers)
+
+    for sample, found in zip(samples, shared(ranked, len(samples)), strict=True):
         yield {"id": sample.id, "prediction": found[0].text, "hits": _plain(found)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
@@ -28,7 +27,7 @@ from vlatrain.reporting.summary import show_run
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known
 from vlatrain.training.loop import Loop, Trained
-from vlatrain.training.precision import choose_device, choose_precision, make_accelerator, reset_process_peak
+from vlatrain.training.precision import choose_device, choose_precision, join_processes, reset_process_peak
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.progress import Result
@@ -62,8 +61,7 @@ def train(config: TrainConfig) -> Run:
     choose_precision(config.trainer.precision, choose_device(config.trainer.device))
     check(config.adapter)
     check_known(config.task)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        make_accelerator(config.trainer)  # the processes meet before anything can go wrong in one of them
+    join_processes(config.trainer)
     with together():
         return _train(config if config.run.name else named(config))
 
