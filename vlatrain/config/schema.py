@@ -145,7 +145,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("task.points", "task.matching", "task.negatives"), _TRAINING),
     **dict.fromkeys(("trainer.epochs", "trainer.max_steps", "trainer.accumulate", "trainer.patience"), _TRAINING),
     **dict.fromkeys(("trainer.gradient_checkpointing", "trainer.compile", "trainer.keep"), _TRAINING),
-    **dict.fromkeys(("trainer.eval_every", "trainer.save_every", "trainer.log_every"), _TRAINING),
+    **dict.fromkeys(("trainer.eval_every", "trainer.eval_share", "trainer.save_every", "trainer.log_every"), _TRAINING),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Choice
+from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SPLIT, Choice
 
 
 @dataclass
@@ -25,6 +25,8 @@ class TrainerConfig:
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
+        eval_share: evaluate so often instead that evaluations take this share of the time, as measured; the last step's is always
+            made. null: `eval_every` counts.
         save_every: write a checkpoint every n optimizer steps; 0: once an epoch.
         log_every: optimizer steps between lines of `metrics.jsonl`.
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
@@ -48,6 +50,7 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_every: Annotated[int, NOT_NEGATIVE] = 0
+    eval_share: Annotated[float | None, SPLIT] = None
     save_every: Annotated[int, NOT_NEGATIVE] = 0
     log_every: Annotated[int, AT_LEAST_ONE] = 10
     keep: Annotated[int, NOT_NEGATIVE] = 1

@@ -30,6 +30,7 @@ from vlatrain.training import rng
 from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
+from vlatrain.training.eval_schedule import EvalSchedule, tried
 from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
@@ -58,6 +59,7 @@ from vlatrain.training.progress import Progress, Result
 from vlatrain.training.resume import Checkpointer, identity
 from vlatrain.training.shares import EvaluationStopped
 from vlatrain.training.signals import Interrupted, Signals
+from vlatrain.training.stopwatch import Stopwatch
 
 log = logging.getLogger("vlatrain")
 
@@ -141,6 +143,10 @@ class Loop:
         )
         epochs = self.trainer.epochs * self.order.steps_per_epoch
         self.total = 0 if not self.parameters else epochs if self.trainer.max_steps is None else self.trainer.max_steps
+        self.schedule = EvalSchedule(
+            self.trainer.eval_every or self.order.steps_per_epoch, self.trainer.eval_share, self.total,
+            self.order.step_size,
+        )  # fmt: skip
         known = identity(train, self.order, self.total, self.parameters, combined(self.frozen))
         refuse_differing(known | {"precision": self.precision})  # as no frozen weight is sent, all must have the same
         broadcast(parameter.data for parameter in self.parameters.values())
@@ -174,10 +180,9 @@ class Loop:
     @property
     def uses(self) -> dict[str, int]:
         """By split, how often each sample is seen."""
-        every = self.trainer.eval_every or self.order.steps_per_epoch
         return {
             "train": math.ceil(self.total / self.order.steps_per_epoch),
-            "eval": max(1, math.ceil(self.total / every)),
+            "eval": max(1, math.ceil(self.total / self.schedule.every)),
             "test": 1,
         }
 
@@ -213,6 +218,8 @@ class Loop:
         train_mode(self.model)
         with closing(passes):  # whatever happens, no worker is left behind
             while True:
+                if self.eval and self.schedule.trial_due(self.progress) and not self.stopping:
+                    self._try_evaluation()
                 if self._evaluation_due() and not self.stopping:
                     self._evaluate()
                 if self._save_due() or (self.stopping and self.saved != self.progress.step):
@@ -324,14 +331,16 @@ class Loop:
     # Evaluation
 
     def _evaluation_due(self) -> bool:
-        step, every = self.progress.step, self.trainer.eval_every or self.order.steps_per_epoch
-        due = self._over() or (step > 0 and step % every == 0)
-        return bool(self.eval) and due and self.progress.evaluated != step
+        due = self._over() or self.schedule.due(self.progress)
+        return bool(self.eval) and due and self.progress.evaluated != self.progress.step
 
     def _evaluate(self) -> None:
-        evaluation = self._evaluation()
+        started = time.perf_counter()
+        evaluation = self._evaluation(self.eval, self.trainer.samples_per_evaluation_pass)
         if evaluation is None:
             return
+        seconds = time.perf_counter() - started
+        self.schedule.plan(self.progress, seconds, seconds)
         progress, metric = self.progress, evaluation.metrics[self.task.metric]
         metric = from_main(
             metric
@@ -353,9 +362,23 @@ class Loop:
             progress.pruned = progress.step
             log.info("Behind the other jobs of the sweep: stopping early")
 
-    def _evaluation(self) -> Evaluation | None:
-        """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
-        size = self.trainer.samples_per_evaluation_pass
+    def _try_evaluation(self) -> None:
+        """Evaluate a few samples, for what it takes."""
+        stride, size = tried(len(self.eval), self.trainer.samples_per_evaluation_pass, self.accelerator.num_processes)
+        started, watch = time.perf_counter(), Stopwatch(self.device)
+        few = [self.eval[place] for place in range(0, len(self.eval), stride)]
+        if self._evaluation(few, size, watch) is None:
+            return
+        cost = watch.seconds * len(self.eval) / len(few)
+        self.schedule.plan(self.progress, time.perf_counter() - started, cost)
+        then = self.progress.next_evaluation
+        log.info(
+            "An evaluation takes about %.1f s, so there is one %s",
+            cost, "after the last step alone" if then is None else f"after step {then}",
+        )  # fmt: skip
+
+    def _evaluation(self, samples: Sequence[Sample], size: int, watch: Stopwatch | None = None) -> Evaluation | None:
+        """Evaluate the weights as they are, in batches of a size. None, and `stopping` set, if a signal came."""
         batches = SharedBatches(
             self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
         )
@@ -364,7 +387,7 @@ class Loop:
         evaluation = None
         try:
             with rng.preserved(), torch.no_grad(), self.accelerator.autocast():
-                evaluation = self.task.evaluate(self.eval, batches)
+                evaluation = self.task.evaluate(samples, watch.timed(batches) if watch else batches)
         except EvaluationStopped:
             pass
         finally:
@@ -418,7 +441,7 @@ class Loop:
         self.model.eval()
         self._write_adapter()  # first: whatever else may fail here, the training is not lost
         if self.eval and self.best_evaluation is None:  # it was found before the last interruption
-            self.best_evaluation = self._evaluation()
+            self.best_evaluation = self._evaluation(self.eval, self.trainer.samples_per_evaluation_pass)
             if self.stopping:
                 self._leave()
             self.model.eval()

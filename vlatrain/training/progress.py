@@ -25,6 +25,9 @@ class Progress:
         seconds: wall seconds, with evaluations and saving, of all sessions of the run.
         timed_samples: samples of the steps whose time counts: all but the first of a session, which warms up.
         timed_seconds: time of these steps.
+        eval_seconds: wall seconds of all evaluations.
+        eval_cost: wall seconds that one takes, as last measured; None: not measured yet.
+        next_evaluation: with `trainer.eval_share`, the step of the next evaluation; None: it is the last one, or not decided.
     """
 
     step: int = 0
@@ -40,6 +43,9 @@ class Progress:
     seconds: float = 0.0
     timed_samples: int = 0
     timed_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    eval_cost: float | None = None
+    next_evaluation: int | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("trainer.max_steps", 0),
         ("trainer.precision", "fp8"),
         ("trainer.workers", -1),
+        ("trainer.eval_share", 0.0),
+        ("trainer.eval_share", 1.0),
         ("task.decode.num_beams", 0),
         ("task.decode.min_new_tokens", 99),
         ("task.answers", "choose"),
@@ -97,6 +99,14 @@ def test_each_bad_value_is_one_problem_that_names_its_key(key: str, value: Any) 
 def test_all_problems_are_told_together() -> None:
     config = put(put(put(sound(), "adapter.dim", 0), "optim.lr", -1.0), "trainer.precision", "half")
     assert len(validate.problems(config)) == 3
+
+
+def test_when_to_evaluate_is_said_once() -> None:
+    config = put(put(sound(), "trainer.eval_every", 50), "trainer.eval_share", 0.2)
+    assert validate.problems(config) == [
+        "trainer.eval_share=0.2 and trainer.eval_every=50: set one of the two, the other to null or 0"
+    ]
+    assert validate.problems(put(config, "trainer.eval_every", 0)) == []
 
 
 def test_a_backbone_that_cannot_do_the_task_says_what_it_can_and_who_could() -> None:

@@ -45,6 +45,9 @@ def _values(config: TrainConfig) -> Iterable[str]:
     decode = config.task.decode
     if decode.min_new_tokens > decode.max_new_tokens >= 1:
         yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
+    if config.trainer.eval_share is not None and config.trainer.eval_every:
+        share, every = config.trainer.eval_share, config.trainer.eval_every
+        yield f"trainer.eval_share={share} and trainer.eval_every={every}: set one of the two, the other to null or 0"
     yield from _classes(config.task)
     yield from _task(config.task)
 
