@@ -156,6 +156,9 @@ def _task_problems(config: TaskConfig) -> Iterator[str]:
         else:
             yield f"{key}={value}: expected a task, such as {{name: vqa}}"
             continue
+        many = value.negatives_per_step if isinstance(value, TaskConfig) else value.get("negatives_per_step")
+        if many is not None:
+            yield f"{key}.negatives_per_step={many}: task=joint contrasts those of a pass; a retrieval run of its own takes it"
         if own not in known and not (own != JOINT and isinstance(value, TaskConfig)):
             yield f"{key}.name={own}: must be one of {', '.join(known)}{did_you_mean(str(own), known)}"
 

@@ -49,6 +49,8 @@ class TaskConfig:
         rerank: retrieval: the best k by similarity are ranked again by matching; 0 leaves that out.
         negatives: retrieval by matching alone (ViLT): wrong texts that each image, and wrong images that each text, is compared
             with in a step; as many as the batch has, if that is fewer.
+        negatives_per_step: retrieval by features: so many samples of a step are contrasted with each other, whatever a pass holds
+            and however many processes there are; null: those of a pass of a process.
         max_length: longest question, answer, caption or conversation, in tokens; longer ones are cut, and so are those for which
             the model has no positions.
         decode: generation settings.
@@ -73,6 +75,7 @@ class TaskConfig:
     matching: bool = True
     rerank: Annotated[int, NOT_NEGATIVE] = 0
     negatives: Annotated[int, AT_LEAST_ONE] = 15
+    negatives_per_step: Annotated[int | None, AT_LEAST_ONE] = None
     max_length: Annotated[int, AT_LEAST_ONE] = 40
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     subtasks: dict[str, Any] = field(default_factory=dict)

@@ -130,6 +130,11 @@ class Task(ABC):
         """Whether the model writes freely, up to `task.decode.max_new_tokens`."""
         return False
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether it learns by contrast of features, so that `task.negatives_per_step` applies (`vlatrain.training.contrast`)."""
+        return False
+
     def asking(self) -> Asking:
         """How it is asked about samples in prediction."""
         raise NotImplementedError(f"task={self.name} is not asked about samples")

@@ -5,7 +5,8 @@ negatives of the image, and neither is an identical caption of another image. A 
 (`contrast: sigmoid` in its description) is adapted with it: Zhai et al., SigLIP (2023). Matching with hard negatives drawn by
 similarity: Li et al., ALBEF (2021) and BLIP (2022). A backbone whose matching gives one score a pair (CLIP with adapters that read
 the image) learns to put the pair above its hard negatives: Burges et al., "Learning to Rank using Gradient Descent" (ICML 2005).
-With several processes, negatives come from the process's own batch.
+Negatives come from the process's own pass, or from as many samples of a step as `task.negatives_per_step` says
+(`vlatrain.training.contrast`): then the contrast is with all of these, while matching draws its hard negatives from the pass.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class Retrieval(Task):
         super().__init__(config, backbone)
         self.embedder = cast(Embedder, backbone)
 
+    @property
+    def contrasts(self) -> bool:
+        """Always."""
+        return True
+
     def uses(self) -> list[Use]:
         """Captions, which must tell images apart."""
 
@@ -118,15 +124,39 @@ class Retrieval(Task):
 
     def loss(self, batch: RetrievalBatch) -> Tensor:
         """Contrastive loss, plus the matching loss where the backbone matches and `task.matching` is on."""
-        text, group_index = batch["text"], batch["group_index"]
-        image_features, states = self.embedder.image_features(batch["inputs"])
-        text_features = self.embedder.text_features(text)
-        cosine = metric.similarity(text_features, image_features)  # (T, I)
-        loss = self._contrast(cosine * self._scale(), text.ids, group_index)
-        if self.config.matching and self.embedder.matches and len(states) > 1:
-            similarity = cosine.detach() * self._scale().detach()
-            loss = loss + self._matching_loss(similarity, states, text, group_index, batch["wrong"])
-        return loss
+        images, texts, states = self.embed(batch)
+        cosine = metric.similarity(texts, images)  # (T, I)
+        loss = self.contrast(cosine, batch["text"].ids, batch["group_index"])
+        matching = self.matching_loss(batch, cosine.detach(), states)
+        return loss if matching is None else loss + matching
+
+    def embed(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of a training batch's images, (I, D) or (I, V, D), and captions, (T, D), and the images' states."""
+        images, states = self.embedder.image_features(batch["inputs"])
+        return images, self.embedder.text_features(batch["text"]), states
+
+    def contrast(self, cosine: Tensor, ids: Tensor, group_index: Tensor) -> Tensor:
+        """The contrastive loss that the backbone was trained with: a scalar, the mean over the images.
+
+        Args:
+            cosine: (T, I) similarities of captions and images, fp32.
+            ids: (T, L) numbers that are the same for the same captions only: their token ids.
+            group_index: (T,) the captions' images.
+        """
+        return self._contrast(cosine * self._scale(), ids, group_index)
+
+    def matching_loss(self, batch: RetrievalBatch, cosine: Tensor, states: Tensor) -> Tensor | None:
+        """The matching loss of a training batch, with hard negatives from it; None where matching is off, or has no wrong pairs.
+
+        Args:
+            batch: the batch.
+            cosine: (T, I) similarities of its captions and images, without a graph.
+            states: (I, S, width) states of its images.
+        """
+        if not (self.config.matching and self.embedder.matches and len(states) > 1):
+            return None
+        similarity = cosine * self._scale().detach()
+        return self._matching_loss(similarity, states, batch["text"], batch["group_index"], batch["wrong"])
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """R@1/5/10 and median rank, both directions; re-ranked by matching if `task.rerank` says so."""

@@ -45,6 +45,11 @@ class Matching(Retrieval):
         self.matcher = cast(Matcher, backbone)
         self._described = False
 
+    @property
+    def contrasts(self) -> bool:
+        """Never: there are no features."""
+        return False
+
     def negatives(self, ids: Tensor, group_index: Tensor, images: int) -> Negatives:
         """The pairs (P, 2) of a caption and an image that are scored in a step, right ones too."""
         return {"pairs": self.pairs_of(ids, group_index, images).nonzero()}

@@ -93,7 +93,7 @@ def training_batches(
     workers: int,
     device: torch.device,
 ) -> Generator[tuple[Made, float], None, None]:
-    """The forward passes of the steps in one process, one after the other: batch on the device, and weight of its loss.
+    """The forward passes of the steps in one process, one after the other: batch on the CPU, and weight of its loss.
 
     One stream over all remaining epochs, so that workers are started once and read ahead over the end of an epoch.
     Close it when done: that ends the workers.
@@ -101,7 +101,7 @@ def training_batches(
     passes = _Passes(order, samples, collate, rank)
     keys = ((step, micro_batch) for step in steps for micro_batch in range(len(order.micro_batches(step, rank))))
     for weight, batch in _loader(passes, keys, workers, device):
-        yield move(_unwrap(batch), device), weight
+        yield _unwrap(batch), weight
 
 
 class _Groups(Dataset[Any]):

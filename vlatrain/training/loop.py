@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +25,11 @@ from vlatrain.config.files import replace_folder
 from vlatrain.config.optim import Group
 from vlatrain.data.sample import Sample
 from vlatrain.runs import RunFolder, config_text
-from vlatrain.tasks.base import Batch, Evaluation, Task
+from vlatrain.tasks.base import Batch, Evaluation, Task, move
 from vlatrain.training import rng
 from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
+from vlatrain.training.contrast import Contrast, passes_together
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.eval_schedule import EvalSchedule, tried
 from vlatrain.training.lowering import Lowering
@@ -154,6 +155,10 @@ class Loop:
         if self.parameters:
             self.raw_optimizer = make_optimizer(self.parameters, config.optim, trained.group_of)
             self.optimizer = self.accelerator.prepare(self.raw_optimizer)
+        self.together = passes_together(config, self.accelerator.num_processes)
+        self.contrast = (
+            Contrast(task, self.accelerator, self._computing, self.moving) if config.task.negatives_per_step else None
+        )
         self.outcomes = Outcomes(
             self.raw_optimizer, late=self.device.type == "cuda" and self.accelerator.scaler is None
         )
@@ -245,13 +250,12 @@ class Loop:
         rates = set_rates(self.raw_optimizer, rate(step, self.total, self.config.optim))
         losses: list[Tensor] = []
         ids: list[list[str]] = []
-        for _ in self.order.micro_batches(step):
-            batch, weight = next(passes)
-            with self.accelerator.autocast(), self.lowering:
-                loss = self.task.loss(batch)
-            self.accelerator.backward(loss * weight)
-            losses.append(loss.detach().float() * weight)
-            ids.append([str(own) for own in batch["ids"]])
+        left = len(self.order.micro_batches(step))
+        while left:
+            group = [next(passes) for _ in range(min(left, self.together))]
+            left -= len(group)
+            losses.append(self.contrast(group) if self.contrast else self._pass(*group[0]))
+            ids.append([str(own) for batch, _ in group for own in batch["ids"]])
         average_gradients(list(self.parameters.values()))
         broadcast(self.moving.values())  # a fully trained batch norm's: the first process's are the ones that are saved
         norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.config.optim.clip or math.inf)
@@ -275,6 +279,18 @@ class Loop:
         track.advance(1, loss=f"{self.loss:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
         if logs:
             self._record(rates, self.norm)
+
+    def _pass(self, batch: Batch, weight: float) -> Tensor:
+        """Add a micro-batch's gradients; its loss, weighted."""
+        with self._computing():
+            loss = self.task.loss(move(batch, self.device))
+        self.accelerator.backward(loss * weight)
+        return loss.detach().float() * weight
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self.accelerator.autocast(), self.lowering:
+            yield
 
     def _values(self, losses: list[Tensor], norm: Tensor) -> Tensor:
         """Loss of a step and signal, summed over all processes, and gradient norm: (3,), on the device."""

@@ -45,19 +45,41 @@ def restore(states: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(_from_text(state), device)
 
 
+States = tuple[Any, Any, Tensor, list[Tensor]]
+"""Of Python's, numpy's and torch's generators, the latter on the CPU and on each GPU."""
+
+
+def states() -> States:
+    """The states of all generators of this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
 @contextmanager
 def preserved() -> Iterator[None]:
     """Leave the generators as they were before, so that an evaluation does not change the training that follows."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    before = states()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        _set(before)
+
+
+@contextmanager
+def replayed(then: States) -> Iterator[None]:
+    """Draw again what was drawn after these states, then go on as before."""
+    with preserved():
+        _set(then)
+        yield
+
+
+def _set(then: States) -> None:
+    python, numpy, cpu, cuda = then
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager

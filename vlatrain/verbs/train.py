@@ -26,10 +26,11 @@ from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known
+from vlatrain.training.contrast import passes_together
 from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, reset_process_peak
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
-from vlatrain.training.processes import rank, together
+from vlatrain.training.processes import count, rank, together
 from vlatrain.training.progress import Result
 from vlatrain.training.pruning import MedianRule
 from vlatrain.training.sample_cache import build_sample_cache
@@ -63,6 +64,7 @@ def train(config: TrainConfig) -> Run:
     check_known(config.task)
     join_processes(config.trainer)
     with together():
+        passes_together(config, count())
         return _train(config if config.run.name else named(config))
 
 

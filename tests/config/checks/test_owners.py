@@ -75,6 +75,8 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("task.answers", {"model": "vilt"}, "model=vilt takes no task.answers, it chooses from task.answer_list"),
         ("task.rerank", {"model": "vilt", "task__name": "retrieval"}, "model=vilt takes no task.rerank"),
         ("task.negatives", {"task__name": "retrieval"}, "model=tiny_blip takes no task.negatives"),
+        ("task.negatives_per_step", {"model": "vilt", "task__name": "retrieval"}, "model=vilt takes no task.negatives_per_step"),
+        ("task.negatives_per_step", {}, "task=vqa takes no task.negatives_per_step; task=retrieval does"),
         ("task.rerank", {"model": "clip", "task__name": "retrieval"}, "model=clip with adapter=bottleneck takes no task.rerank"),
         ("task.question", {"model": "clip", "task__name": "classification"}, "model=clip takes no task.question"),
         ("task.templates", {"model": "llava", "task__name": "classification"}, "model=llava takes no task.templates"),

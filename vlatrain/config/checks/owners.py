@@ -115,7 +115,7 @@ CONDITIONS = (
         "model={c.model.name} takes no {key}; backbones that only match do (vilt)",
     ),
     Condition(
-        ("task.temperature", "task.matching", "task.rerank"),
+        ("task.temperature", "task.matching", "task.rerank", "task.negatives_per_step"),
         lambda c: c.model.family != "vilt",
         "model={c.model.name} takes no {key}, it scores every pair; backbones with features do",
     ),
