@@ -49,6 +49,7 @@ STAGES = {  # in the order in which they run: what is wrong first, then what is 
     "runs": Stage("gpu_stages.py", "every task, one backbone a family, bf16 and fp16: trained, scored again, asked"),
     "cache": Stage("gpu_stages.py", "a kept prefix, in memory and on disk, gives the losses and scores of none"),
     "compile": Stage("gpu_stages.py", "compiled and recomputed layers give the losses of plain ones"),
+    "negatives": Stage("gpu_stages.py", "contrast over several passes gives the losses of one pass"),
     "resume": Stage("gpu_stages.py", "a stopped run that goes on ends with the bits of one that was left alone"),
     "packed": Stage("gpu_stages.py", "trunks in 8 and 4 bits train, and what was trained is saved"),
     "captioning": Stage("gpu_speed.py", "speed against PEFT's LoRA with Trainer and full fine-tuning"),

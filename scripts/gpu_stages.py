@@ -181,6 +181,31 @@ def compile(report: Report) -> None:
     report.told = "compiled, recomputed and plain, the losses agree"
 
 
+def negatives(report: Report) -> None:
+    """The same contrast in one pass, and over micro-batches that are encoded twice; matching, which has its pairs, is off."""
+    cuts = {"one pass": (16, 1), "four passes": (4, 4)}
+    limits = {"fp32": 1e-4, "bf16": 5e-2} | ({"fp16": 2e-2} if report.device == "cuda" else {})
+    for model, (precision, limit) in product(
+        ("tiny_clip",) if report.tiny else ("tiny_clip", "tiny_blip"), limits.items()
+    ):
+        expected: dict[str, Any] = {}
+        for cut, (batch, accumulate) in cuts.items():
+            words = (
+                f"model={model}",
+                f"trainer.precision={precision}",
+                f"trainer.batch_size={batch}",
+                f"trainer.accumulate={accumulate}",
+                "task.negatives_per_step=16",
+                "task.matching=false",
+                "trainer.cache=off",
+                "trainer.max_steps=4",
+            )
+            figures = train(report, Path(f"{model}_{precision}_{batch}"), "retrieval", *words)
+            expected = expected or figures
+            report.note(f"{model} {precision} {cut}", figures, unlike(figures, expected, limit))
+    report.told = "in one pass and in four, the losses agree"
+
+
 def resume(report: Report) -> None:
     """A run that a signal stops, and that goes on, against one that was left alone: adapters, bit for bit."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
@@ -238,4 +263,4 @@ def packed(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    perform({"losses": losses, "runs": runs, "cache": cache, "compile": compile, "resume": resume, "packed": packed})
+    perform({stage.__name__: stage for stage in (losses, runs, cache, compile, negatives, resume, packed)})

@@ -20,11 +20,11 @@ from tests.training.conftest import captioning_with_adapters, make_config, make_
 from vlatrain.backbones import loading
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample
-from vlatrain.tasks import Task, build, prepare
+from vlatrain.tasks import Task, build, classification, prepare
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache.compute import cache_prefix
-from vlatrain.training.shares import ROUND, EvaluationStopped, shared
+from vlatrain.training.shares import ROUND, EvaluationStopped, _received, _Sent, _sent, shared
 from vlatrain.training.signals import Interrupted
 
 SAMPLES = make_samples()[:7]
@@ -86,8 +86,11 @@ QUICK = ("vqa, written", "retrieval, ranked again", "joint")
     ("count", "names"),
     [(2, QUICK), *(pytest.param(count, tuple(CASES), marks=pytest.mark.slow) for count in (2, 4))],
 )
-def test_processes_evaluate_in_shares_what_one_evaluates(count: int, names: Sequence[str], tmp_path: Path) -> None:
-    """Batches of 3 of 7 samples: uneven shares of two processes, and none for one of four."""
+def test_processes_evaluate_in_shares_what_one_evaluates(
+    count: int, names: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 3 of 7 samples: uneven shares of two processes, and none for one of four. Texts of classes are shared, too."""
+    monkeypatch.setattr(classification, "TEXTS", 1)
     torch.manual_seed(0)
     made = {name: CASES[name]() for name in names}
     for task, _ in made.values():
@@ -95,6 +98,8 @@ def test_processes_evaluate_in_shares_what_one_evaluates(count: int, names: Sequ
     alone = {name: evaluated(*case, size=3) for name, case in made.items()}
 
     def work(_: int) -> list[Any]:
+        for task, _ in made.values():
+            vars(task).update({"_kept": None} if "_kept" in vars(task) else {})  # features of classes
         shared = {name: evaluated(*case, size=3) for name, case in made.items()}
         wrong = [name for name, (found, _) in shared.items() if found != alone[name][0]]
         return [wrong, {name: own for name, (_, own) in shared.items()}]
@@ -135,6 +140,13 @@ def test_results_come_in_order_as_they_are(tmp_path: Path) -> None:
     assert one[0][-1][30] == torch.arange(300, 310, dtype=torch.bfloat16).tolist()
     total = 0 + 1 + 2 + 3 * ROUND + 3 * ROUND + 1 + 31
     assert one[1] + two[1] + three[1] == total + 3 * 5
+
+
+def test_what_was_on_an_accelerator_goes_to_one() -> None:
+    sent = {"scores": [_sent(torch.ones(2)), _Sent(torch.ones(3), on_device=True)], "text": "a dog"}
+    received = _received(sent, "meta")
+    assert [one.device.type for one in received["scores"]] == ["cpu", "meta"]
+    assert received["text"] == "a dog"
 
 
 @pytest.mark.parametrize("what", ["signal", "refused"])

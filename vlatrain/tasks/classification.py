@@ -13,7 +13,7 @@ Deviation: an underscore in a class's name is read as a blank, as names of folde
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from vlatrain.tasks.vqa import Vqa, VqaBatch
 
 TEXTS = 256  # texts that are encoded at a time
 SHOWN = 20  # classes whose probabilities are written for each sample
+Over = Callable[[Callable[[Sequence[str]], Tensor], Sequence[Sequence[str]]], Iterable[Tensor]]
 UNKNOWN = 10  # classes that a rehearsal takes there to be, where the data has not been read
 
 
@@ -66,8 +67,8 @@ class Classification(Task):
         """What `scores` takes: `ids` and `inputs`."""
 
     @abstractmethod
-    def known(self) -> Any:
-        """What `scores` needs of the classes, whatever the images."""
+    def known(self, over: Over = map) -> Any:
+        """What `scores` needs of the classes, whatever the images; `over` goes through the work, as `Batches.map` does."""
 
     @abstractmethod
     def scores(self, batch: ImageBatch, known: Any) -> Tensor:
@@ -83,7 +84,7 @@ class Classification(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Accuracy, macro-F1 and AUROC; see `vlatrain.metrics.classification`."""
-        known = self.known()
+        known = self.known(batches.map)
         found = batches(samples, self.images, lambda batch: self._probabilities(batch, known))
         probabilities = torch.cat([*found])
         labels = [self.place[sample.label] for sample in samples]
@@ -156,16 +157,18 @@ class ByFeatures(Classification):
         """Cross-entropy over the classes."""
         return cross_entropy(self.scores(batch, self.known()), batch["label"])
 
-    def known(self) -> Tensor:
+    def known(self, over: Over = map) -> Tensor:
         """Unit features (C, D) of the classes. Computed once, unless something that trains can change them."""
         if self._kept is not None:
             return self._kept
         texts = [prompt(template, name) for name in self.config.classes for template in self.config.templates]
-        parts = []
-        for start in range(0, len(texts), TEXTS):
-            text = self.backbone.text(texts[start : start + TEXTS], self.longest("text"))
-            parts.append(self.embedder.text_features(text.to(self.backbone.device)))
-        features = self._averaged(torch.cat(parts))
+
+        def features_of(some: Sequence[str]) -> Tensor:
+            text = self.backbone.text(some, self.longest("text"))
+            return self.embedder.text_features(text.to(self.backbone.device))
+
+        chunks = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
+        features = self._averaged(torch.cat([*over(features_of, chunks)]))
         if self._settled(features):
             self._kept = features
         return features
@@ -240,7 +243,7 @@ class ByWords(Classification):
         """That of answering with the class."""
         return self.vqa.loss(batch)
 
-    def known(self) -> None:
+    def known(self, over: Over = map) -> None:
         """Nothing: the classes are read with the image in view."""
 
     def scores(self, batch: ImageBatch, known: None) -> Tensor:
