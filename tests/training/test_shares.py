@@ -20,6 +20,7 @@ from tests.training.conftest import captioning_with_adapters, make_config, make_
 from vlatrain.backbones import loading
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample
+from vlatrain.metrics import caption
 from vlatrain.tasks import Task, build, classification, prepare
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
@@ -218,3 +219,14 @@ def test_kept_states_are_read_in_shares(tmp_path: Path, monkeypatch: pytest.Monk
         return [found == alone, own]
 
     assert ranks(work, tmp_path) == [[True, 2], [True, 1]]
+
+
+def test_java_is_started_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = on("blip", "captioning", java_metrics=True)
+
+    def work(rank: int) -> Any:
+        monkeypatch.setattr(caption, "optional_scores", lambda *_: ({"meteor": 25.0 + rank}, {"spice": "too slow"}))
+        found, _ = evaluated(task, ODD, size=3)
+        return [found["metrics"]["meteor"], found["settings"]["skipped"]]
+
+    assert ranks(work, tmp_path) == [[25.0, {"spice": "too slow"}]] * 2

@@ -110,7 +110,9 @@ class Captioning(Task):
         extra: dict[str, float] = {}
         skipped = dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
         if self.config.java_metrics:
-            extra, skipped = metric.optional_scores(texts, [sample.captions for sample in samples])
+            # by one process: Java takes a minute and gigabytes
+            references = [sample.captions for sample in samples]
+            ((extra, skipped),) = batches.map(lambda texts: metric.optional_scores(texts, references), [texts])
         if skipped:
             settings["skipped"] = skipped
         return Evaluation({**scores.corpus(), **extra}, settings, predictions)
