@@ -258,6 +258,7 @@ def test_a_training_is_the_same_however_a_step_is_cut(processes: int, one_pass: 
     close(found[0], one_pass)
 
 
+@pytest.mark.slow
 def test_several_contrasts_a_step(one_pass: list[Any], tmp_path: Path) -> None:
     two = train(tmp_path / "two", {"batch_size": 4, "accumulate": 2}, None)
     close(train(tmp_path / "cut", {"batch_size": 2, "accumulate": 4}, 4), two)

@@ -119,15 +119,18 @@ def test_a_short_training_has_the_last_evaluation_alone(tmp_path: Path, monkeypa
 def test_a_training_that_continues_evaluates_where_it_would_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, _, result = train(tmp_path / "whole", monkeypatch, eval_share=0.2)
+    loop, _, result = train(tmp_path / "whole", monkeypatch, eval_share=0.2, max_steps=120)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     steps = sorted(int(path.name.removeprefix("step_")) for path in (tmp_path / "again/checkpoints").glob("step_*"))
     for step in steps:
-        if step > 120:
+        if step > 30:
             shutil.rmtree(tmp_path / f"again/checkpoints/step_{step}")
-    again, _, resumed = train(tmp_path / "again", monkeypatch, eval_share=0.2)
-    assert resumed.resumed_from == 120
+    again, _, resumed = train(tmp_path / "again", monkeypatch, eval_share=0.2, max_steps=120)
+    assert resumed.resumed_from == 30
     assert same(load_adapter(tmp_path / "whole"), load_adapter(tmp_path / "again"))
+    assert loop.progress.eval_seconds == 3 + 2 * 12, (
+        "the trial before it stopped, one evaluation after that, and the last"
+    )
     assert (again.progress.eval_seconds, resumed.best_step) == (loop.progress.eval_seconds, result.best_step)
 
 
