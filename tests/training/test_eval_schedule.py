@@ -20,9 +20,10 @@ from vlatrain.training.progress import Progress
 @pytest.mark.parametrize(
     ("share", "total", "cost", "expected"),
     [
-        (0.2, 1000, 10.0, 40),  # a step of a second pays for a quarter of a second
-        (0.5, 1000, 10.0, 11),  # earlier, but it is over
-        (0.2, 80, 10.0, 40),  # two are 20 s, as much as 80 steps pay for
+        (0.2, 1000, 10.0, 50),  # a step of a second pays for a quarter of a second
+        (0.5, 1000, 10.0, 20),
+        (0.5, 1000, 0.1, 11),
+        (0.2, 80, 10.0, 50),  # two are 20 s, as much as 80 steps pay for
         (0.2, 79, 10.0, None),  # the last one alone
     ],
 )

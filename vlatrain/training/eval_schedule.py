@@ -73,7 +73,8 @@ class EvalSchedule:
         spent, cost = progress.eval_seconds, progress.eval_cost
         if spent + 2 * cost > earned * self.total:
             return None
-        step = max(progress.step + 1, math.ceil((spent + cost) / earned))
+        # never sooner than one pays for itself: what was not spent before is no reason for several in a row
+        step = max(progress.step + math.ceil(cost / earned), math.ceil((spent + cost) / earned), progress.step + 1)
         return step if step < self.total else None
 
 
