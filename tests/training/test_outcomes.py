@@ -35,6 +35,21 @@ def test_a_training_read_late_is_the_same(small: SimpleNamespace) -> None:
         assert [record.get(key) for record in later.records] == [record.get(key) for record in now.records]
 
 
+def test_all_is_read_before_an_evaluation_and_its_trial(small: SimpleNamespace) -> None:
+    """A signal during either ends with a checkpoint."""
+    loop, _ = loop_of(small, late=True, eval_share=0.5, log_every=100)
+    evaluate, waiting = loop.task.evaluate, []
+
+    def seen(*given: Any) -> Any:
+        waiting.append((loop.progress.step, len(loop.outcomes.waiting)))
+        return evaluate(*given)
+
+    loop.task.evaluate = seen  # type: ignore[method-assign]
+    loop.run()
+    assert waiting[0] == (10, 0)
+    assert not any(number for _, number in waiting)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_what_is_not_finite_changes_no_weights(small: SimpleNamespace, accumulate: int) -> None:
     found: list[tuple[str, dict[str, Tensor], dict[str, Tensor]]] = []

@@ -69,7 +69,7 @@ class EvalSchedule:
         assert self.share is not None
         assert progress.eval_cost is not None
         step_seconds = progress.timed_seconds / progress.timed_samples * self.step_size
-        earned = self.share / (1 - self.share) * step_seconds  # seconds of evaluation that a step pays for
+        earned = self.share / (1 - self.share) * max(step_seconds, 1e-9)  # seconds of evaluation that a step pays for
         spent, cost = progress.eval_seconds, progress.eval_cost
         if spent + 2 * cost > earned * self.total:
             return None

@@ -223,7 +223,7 @@ class Loop:
         train_mode(self.model)
         with closing(passes):  # whatever happens, no worker is left behind
             while True:
-                if self.eval and self.schedule.trial_due(self.progress) and not self.stopping:
+                if self._trial_due() and not self.stopping:
                     self._try_evaluation()
                 if self._evaluation_due() and not self.stopping:
                     self._evaluate()
@@ -274,7 +274,7 @@ class Loop:
         logs = progress.step % self.trainer.log_every == 0 or progress.step == self.total
         # of several processes, all read alike, to stop after the same step
         asked = self.signals.received and self.accelerator.num_processes == 1
-        if logs or asked or self.stopping or self._evaluation_due() or self._save_due():
+        if logs or asked or self.stopping or self._trial_due() or self._evaluation_due() or self._save_due():
             self._read(everything=True)
         track.advance(1, loss=f"{self.loss:.4f}", speed=self._speed(), peak=f"{peak_memory_mb(self.device):,.0f} MB")
         if logs:
@@ -346,6 +346,9 @@ class Loop:
 
     # Evaluation
 
+    def _trial_due(self) -> bool:
+        return bool(self.eval) and self.schedule.trial_due(self.progress)
+
     def _evaluation_due(self) -> bool:
         due = self._over() or self.schedule.due(self.progress)
         return bool(self.eval) and due and self.progress.evaluated != self.progress.step
@@ -358,9 +361,8 @@ class Loop:
         seconds = time.perf_counter() - started
         self.schedule.plan(self.progress, seconds, seconds)
         progress, metric = self.progress, evaluation.metrics[self.task.metric]
-        metric = from_main(
-            metric
-        )  # all have scored the same results; the first one's word counts, lest rounding differ
+        # all have scored the same results, but the first one's word counts, lest rounding make them disagree
+        metric = from_main(metric)
         progress.evaluated = progress.step
         if progress.best_metric is None or not metric <= progress.best_metric:
             progress.best_metric, progress.best_step, progress.worse = metric, progress.step, 0
