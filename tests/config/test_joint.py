@@ -109,7 +109,7 @@ def test_what_all_subtasks_lack_is_told_once() -> None:
 def test_so_many_negatives_are_of_a_run_of_its_own() -> None:
     own = {"name": "retrieval", "negatives_per_step": 64}
     (problem,) = [found for found in validate.problems(config({"find": own})) if "negatives" in found]
-    assert problem.startswith("task.parts.find.negatives_per_step=64: task=joint contrasts those of a pass")
+    assert problem.startswith("task.subtasks.find.negatives_per_step=64: task=joint contrasts those of a pass")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.conftest import make_samples, small_config
 from tests.gpu_free.ranks import ranks
 from tests.tasks.talker import Talker, talker
 from tests.tasks.test_joint import made as joint
-from tests.tasks.test_joint import two_parts
+from tests.tasks.test_joint import two_subtasks
 from tests.training.conftest import captioning_with_adapters, make_config, make_loop
 from vlatrain.backbones import loading
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
@@ -53,7 +53,7 @@ CASES: dict[str, Callable[[], tuple[Task, Sequence[Sample]]]] = {
     "classification by features": lambda: (on("clip", "classification", metric="macro_f1"), SAMPLES),
     "classification by words": lambda: (on("blip", "classification"), SAMPLES),
     "instruct": lambda: (build(TaskConfig(name="instruct", max_length=60, decode=SHORT), talker()), SAMPLES),
-    "joint": lambda: (joint()[2], two_parts(asked=5, told=3)),
+    "joint": lambda: (joint()[2], two_subtasks(asked=5, told=3)),
 }
 
 

@@ -176,19 +176,19 @@ class Contrast:
             for rank, theirs in enumerate(gather(sent))
             for number, one in theirs.items()
         }
-        parts = [everyone[place] for place in sorted(everyone)]  # as one process has them: a pass, then the next
-        images = torch.cat([part.images for part in parts]).requires_grad_()
-        texts = torch.cat([part.texts for part in parts]).requires_grad_()
-        ids, group_index = (joined.to(self.device) for joined in _joined(parts))
+        features = [everyone[place] for place in sorted(everyone)]  # as one process has them: a pass, then the next
+        images = torch.cat([one.images for one in features]).requires_grad_()
+        texts = torch.cat([one.texts for one in features]).requires_grad_()
+        ids, group_index = (joined.to(self.device) for joined in _joined(features))
         with self.computing():
             loss = self.task.contrast(similarity(texts, images), ids, group_index)
-        weight = sum(part.weight for part in parts) / processes
+        weight = sum(one.weight for one in features) / processes
         self.accelerator.backward(loss * weight)
         assert images.grad is not None
         assert texts.grad is not None
         # the mean over the processes is taken of gradients, and only this one has those of its samples
-        to_images = (images.grad * processes).split([len(part.images) for part in parts])
-        to_texts = (texts.grad * processes).split([len(part.texts) for part in parts])
+        to_images = (images.grad * processes).split([len(one.images) for one in features])
+        to_texts = (texts.grad * processes).split([len(one.texts) for one in features])
         gradients = dict(zip(sorted(everyone), zip(to_images, to_texts, strict=True), strict=True))
         return loss.detach().float() * weight, {number: gradients[number, rank] for number in own}
 
@@ -219,10 +219,10 @@ def _features(images: Tensor, texts: Tensor, batch: Any, weight: float) -> _Feat
 
 def _joined(features: Sequence[_Features]) -> tuple[Tensor, Tensor]:
     """Of the captions of several micro-batches (T,): numbers (T, 1), the same for the same captions, and their images (T,)."""
-    length = max(part.ids.shape[1] for part in features)
-    ids = torch.cat([pad(part.ids, (0, length - part.ids.shape[1]), value=-1) for part in features])
+    length = max(one.ids.shape[1] for one in features)
+    ids = torch.cat([pad(one.ids, (0, length - one.ids.shape[1]), value=-1) for one in features])
     before, group_index = 0, []
-    for part in features:
-        group_index.append(part.group_index + before)
-        before += len(part.images)
+    for one in features:
+        group_index.append(one.group_index + before)
+        before += len(one.images)
     return ids.unique(dim=0, return_inverse=True)[1][:, None], torch.cat(group_index)
