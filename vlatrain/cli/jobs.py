@@ -198,11 +198,11 @@ class Jobs:
     def _alike(self, number: int) -> int:
         """How many jobs from this one on differ from it in nothing that the frozen prefix depends on, as far as is known."""
 
-        def prefix(job: Sequence[str]) -> list[str]:
+        def before(job: Sequence[str]) -> list[str]:
             return [text for text in job if not text.lstrip("+").startswith(AFTER_PREFIX)]
 
-        own = prefix(self.planned[number]) if number < len(self.planned) else None
-        return max(1, sum(prefix(job) == own for job in self.planned[number:]))
+        own = before(self.planned[number]) if number < len(self.planned) else None
+        return max(1, sum(before(job) == own for job in self.planned[number:]))
 
     def _value(self, outcome: Outcome) -> float | tuple[float, ...] | None:
         """What a sweeper is given of a job."""

@@ -138,12 +138,6 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     return accelerator
 
 
-def reset_process_peak() -> None:
-    """Let the peak of the process's memory be what is resident now, where the system can (Linux): a job before had its own."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-
-
 def join_processes(config: TrainerConfig) -> None:
     """Meet the other processes, if a launcher started several: before anything can go wrong in one of them.
 
@@ -152,6 +146,12 @@ def join_processes(config: TrainerConfig) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         make_accelerator(config)
+
+
+def reset_process_peak() -> None:
+    """Let the peak of the process's memory be what is resident now, where the system can (Linux): a job before had its own."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
 def reset_peak_memory(device: torch.device) -> None:

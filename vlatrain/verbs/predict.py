@@ -181,9 +181,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
 def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     subtask, whole = asked(config), config
     config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
-    samples = [
-        replace(one, subtask=subtask) for one in _samples(config)
-    ]  # before the weights: a missing file must not wait
+    samples = _samples(config)  # before the weights: a missing file must not wait
+    samples = [replace(one, subtask=subtask) for one in samples]
     predictor = Predictor(whole, Path(config.source), subtask, shared=True)
     check_samples(predictor.task.backbone, samples)
     texts = [config.text] if config.text else _texts(config)
