@@ -72,7 +72,9 @@ def test_a_search_from_python(tmp_path: Path) -> None:
     assert [hit.text for hit in predictor.predict(mixed, text="a ring", top_k=3)]
     one = predictor.predict(red, texts=["a ring", "a house"], top_k=2)
     assert {hit.text for hit in one} == {"a ring", "a house"}
-    assert predictor.predict(mixed, texts=["a ring", "a house"], top_k=2)[2] == one
+    together = predictor.predict(mixed, texts=["a ring", "a house"], top_k=2)[2]
+    assert [hit.text for hit in together] == [hit.text for hit in one]
+    assert [hit.score for hit in together] == pytest.approx([hit.score for hit in one], abs=1e-5)
     for query, told in (
         ({}, "matches images and texts"),
         ({"question": "?", "text": "a"}, "question= is for"),

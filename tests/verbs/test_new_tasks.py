@@ -94,7 +94,7 @@ def test_replies(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
         ("classification", ["image={images}", "question=what?"], "question= is for task=instruct and task=vqa"),
         ("classification", ["image={images}", "texts=[a,b]"], "text= and texts= are for task=retrieval"),
         ("classification", ["image={images}", "task.classes=[a]"], "a choice needs two classes or more"),
-        ("instruct", ["image={images}"], "question=TEXT is missing"),
+        ("instruct", ["image={images}"], "this run answers questions: set question="),
         ("instruct", ["question=what?"], "image=FILE"),
         ("instruct", ["image={images}", "question=what?", "text=red"], "text"),
         ("instruct", ["input={bad}"], "bad.jsonl:1: column 'conversations': message 1 is the assistant's"),

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import vlatrain
 from tests.commands import asked, command, tiny_run
 from tests.gpu_free.ranks import ranks
 from vlatrain.config import DataConfig, TaskConfig
@@ -147,6 +149,8 @@ def test_search_in_both_directions(rerank: int, runs: dict[str, Path], images: P
         ("vqa", ["image=nowhere.png", "question=what?"], "nowhere.png"),
         ("vqa", ["image={images}", "question=what?", "text=red"], "text"),
         ("captioning", ["image={images}", "question=what?"], "question"),
+        ("vqa", ["image={images}", "input={images}"], "not both"),
+        ("captioning", ["image={images}", "texts=[b]"], "texts= are for task=retrieval; this run's task is captioning"),
         ("retrieval", ["image={images}"], "text"),
         ("retrieval", ["image={images}", "text=a", "texts=[b]"], "text"),
         ("captioning", ["image={images}/bad.png"], "bad.png"),
@@ -160,6 +164,26 @@ def test_wrong_queries_are_refused(
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+def test_texts_are_encoded_once_for_all_images(
+    runs: dict[str, Path], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = vlatrain.load(runs["retrieval"])
+    encoded: list[int] = []
+    original = type(predictor.task.backbone).text_features
+    monkeypatch.setattr(
+        type(predictor.task.backbone),
+        "text_features",
+        lambda self, text: encoded.append(len(text.ids)) or original(self, text),
+    )
+    paths = sorted(images.glob("*.png"))
+    texts = ["a red square", "a blue circle", "nothing", "a green star", "two red stars"]
+    together = predictor.predict(paths, texts=texts, top_k=5)
+    assert sum(encoded) == len(texts)
+    assert torch.is_grad_enabled()
+    alone = [predictor.predict(path, texts=texts, top_k=5) for path in paths]
+    assert [[hit.text for hit in hits] for hits in together] == [[hit.text for hit in hits] for hits in alone]
 
 
 def test_no_run_is_refused_with_those_there_are(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,8 +143,10 @@ class Task(ABC):
         """The places of the k samples whose images fit a text best, with their scores, best first."""
         raise NotImplementedError(f"task={self.name} matches no texts with images")
 
-    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
-        """The places of the k texts that fit a sample's image best, with their scores, best first."""
+    def best_texts(
+        self, samples: Sequence[Sample], texts: Sequence[str], batches: Batches, k: int
+    ) -> Iterator[list[tuple[int, float]]]:
+        """For each sample the places of the k texts that fit its image best, with their scores, best first."""
         raise NotImplementedError(f"task={self.name} matches no texts with images")
 
     def uses(self) -> list[Use]:

@@ -11,7 +11,7 @@ Negatives come from the process's own pass, or from as many samples of a step as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, cast
 
@@ -201,16 +201,28 @@ class Retrieval(Task):
 
         return ranked(best, torch.cat([*batches([samples[place] for place in best], self.images, matched)]))
 
-    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
-        """The texts with the most similar features; re-ranked by matching if `task.rerank` says so."""
-        ((feature, states),) = batches(
-            [sample], self.images, lambda batch: self.embedder.image_features(batch["inputs"])
-        )
-        captioned = [replace(sample, captions=(text,)) for text in texts]
+    def best_texts(
+        self, samples: Sequence[Sample], texts: Sequence[str], batches: Batches, k: int
+    ) -> Iterator[list[tuple[int, float]]]:
+        """The texts with the most similar features; re-ranked by matching if `task.rerank` says so. Each text is encoded once."""
+        captioned = [replace(sample, captions=(text,)) for sample in samples[:1] for text in texts]
         features = torch.cat([*batches(captioned, self.texts, self._text_features)])
-        best = metric.top_k(feature, features, k)[1][0].tolist()
+
+        def best(batch: ImageBatch) -> list[list[tuple[int, float]]]:
+            images, states = self.embedder.image_features(batch["inputs"])
+            rows = range(len(batch["ids"]))
+            return [self._best_texts(images[row, None], states[row, None], texts, features, k) for row in rows]
+
+        for found in batches(samples, self.images, best):
+            yield from found
+
+    def _best_texts(
+        self, image: Tensor, states: Tensor, texts: Sequence[str], features: Tensor, k: int
+    ) -> list[tuple[int, float]]:
+        """Of one image with features (1, D) or (1, V, D) and states (1, S, width)."""
+        best = metric.top_k(image, features, k)[1][0].tolist()
         if not (self.config.rerank and self.embedder.matches):
-            return ranked(best, metric.similarity(feature, features[best])[0])
+            return ranked(best, metric.similarity(image, features[best])[0])
         asked = self._text([texts[place] for place in best])
         return ranked(best, self.match_scores(states.expand(len(best), -1, -1), asked))
 

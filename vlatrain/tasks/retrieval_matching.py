@@ -12,7 +12,7 @@ To search costs a pass for every pair, N x N for N images and texts, where featu
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -118,11 +118,13 @@ class Matching(Retrieval):
         found = batches(samples, self.images, lambda batch: self.scores(batch["inputs"], asked)[:, 0])
         return ranked(range(len(samples)), torch.cat([*found]))[:k]
 
-    def best_texts(self, sample: Sample, texts: Sequence[str], batches: Batches, k: int) -> list[tuple[int, float]]:
+    def best_texts(
+        self, samples: Sequence[Sample], texts: Sequence[str], batches: Batches, k: int
+    ) -> Iterator[list[tuple[int, float]]]:
         """The texts with the highest scores."""
         asked = self.in_parts(texts)
-        (scores,) = batches([sample], self.images, lambda batch: self.scores(batch["inputs"], asked))
-        return ranked(range(len(texts)), scores[0])[:k]
+        for scores in batches(samples, self.images, lambda batch: self.scores(batch["inputs"], asked)):
+            yield from (ranked(range(len(texts)), row)[:k] for row in scores)
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """One caption an image, and as many pairs as there can be."""

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
+from vlatrain.config.checks import queries
 from vlatrain.config.files import write_lines
 from vlatrain.config.joint import asked, subtasks
-from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
+from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import Given, check_shown, picture_from, picture_of
@@ -33,7 +34,6 @@ from vlatrain.training.precision import autocast, choose_device, choose_precisio
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.setup import load_setup
-from vlatrain.training.shares import shared
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Predictor:
             list(question) if question is not None and not isinstance(question, str) else [question] * len(given)
         )
         spec = self.task.config.spec
-        if problems := _unasked(self.task.config, question is not None, text is not None, texts is not None):
+        if problems := queries.unasked(self.task.config, question is not None, text is not None, texts is not None):
             raise UserError(problems)
         if len(questions) != len(given):
             raise UserError(f"{len(questions)} questions for {len(given)} images: one for all, or one for each")
@@ -114,7 +114,7 @@ class Predictor:
         if text is not None:
             return self.find_images(text, pictures, names, top_k)
         if texts is not None:
-            ranked = [self.find_texts(picture, list(texts), top_k) for picture in pictures]
+            ranked = list(self.find_texts(pictures, list(texts), top_k))
         else:
             ranked = list(self.ask(samples, top_k if spec.alternatives else 1))
         return ranked if several else ranked[0]
@@ -140,12 +140,16 @@ class Predictor:
             best = self.task.best_images(text, [Sample(id="", image=picture) for picture in images], self.batches, k)
         return [Hit(names[place], score) for place, score in best]
 
-    def find_texts(self, image: Picture, texts: Sequence[str], k: int) -> list[Hit]:
-        """The k texts that fit an image best; of several processes each may ask about another image."""
-        batches = replace(self.batches, local=True)
-        with self._computing():
-            best = self.task.best_texts(Sample(id="", image=image), texts, batches, k)
-        return [Hit(texts[place], score) for place, score in best]
+    def find_texts(self, images: Sequence[Picture], texts: Sequence[str], k: int) -> Iterator[list[Hit]]:
+        """For each image the k texts that fit it best, as they come."""
+        samples = [Sample(id="", image=picture) for picture in images]
+        ranked = self.task.best_texts(samples, texts, self.batches, k)
+        while True:
+            with self._computing():  # and not while the caller has its turn
+                best = next(ranked, None)
+            if best is None:
+                return
+            yield [Hit(texts[place], score) for place, score in best]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -213,17 +217,12 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
 
 def _samples(config: PredictConfig) -> list[Sample]:
     """The images asked about, each with its question if the task needs one."""
-    problems = _incompatibilities(config)
-    if problems:
-        raise UserError(problems)
     if config.input:
         samples = load_inputs(config.input, config.data, config.task)
         check_shown(config.model, samples)
         return samples
     assert config.image is not None
     image = Path(config.image).expanduser()
-    if not image.exists():
-        raise UserError(f"image={config.image}: no such file or folder")
     pictures = [picture_of(str(path)) for path in (picture_files(image) if image.is_dir() else [image])]
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
@@ -240,49 +239,6 @@ def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None,
         speaks = "conversations" in task.spec.given
         said = {"turns": (Turn(question),)} if speaks else {"question": question}
     return Sample(id=name, image=picture, subtask=subtask, **said)
-
-
-def _incompatibilities(config: PredictConfig) -> list[str]:
-    """What is wrong with the queries for this task."""
-    problems = []
-    if bool(config.image) == bool(config.input):
-        problems.append("set either image=FILE (or a folder of images) or input=FILE of samples, and not both")
-    asks = bool(config.question) or (bool(config.input) and config.task.spec.query == QUESTION)  # a file has its own
-    problems += _unasked(config.task, asks, bool(config.text), bool(config.texts))
-    if config.input and config.question:
-        problems.append("question= goes with image=; of input=FILE, each sample has its own")
-    if config.top_k < 1:
-        problems.append(f"top_k={config.top_k}: must be 1 or more")
-    return problems
-
-
-def _unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[str]:
-    """What is missing of a query, or has no place in it.
-
-    Args:
-        task: the run's task.
-        question: whether there are questions.
-        text: whether images are searched for a text.
-        texts: whether texts are ranked for images.
-    """
-    query, problems = task.spec.query, []
-    if query == QUESTION and not question:
-        problems.append('this run answers questions: set question="..."')
-    if query != QUESTION and question:
-        problems.append(f"question= is for {_asked_by(QUESTION)}; this run's task is {task.name}")
-    if query == TEXT and text == texts:
-        problems.append(
-            'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
-            "one a line) to rank texts for each image"
-        )
-    if query != TEXT and (text or texts):
-        problems.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task.name}")
-    return problems
-
-
-def _asked_by(query: str) -> str:
-    """The tasks that are asked in a way."""
-    return " and ".join(f"task={name}" for name in shipped_tasks() if shipped_spec(name).query == query)
 
 
 def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
@@ -311,12 +267,8 @@ def _search(config: PredictConfig, predictor: Predictor, samples: list[Sample]) 
         found = predictor.find_images(config.text, [sample.image for sample in samples], names, config.top_k)
         yield {"text": config.text, "prediction": found[0].text, "hits": _plain(found)}
         return
-    texts = _texts(config)
-
-    def ranked(numbers: range) -> Iterator[list[Hit]]:
-        return (predictor.find_texts(samples[number].image, texts, config.top_k) for number in numbers)
-
-    for sample, found in zip(samples, shared(ranked, len(samples)), strict=True):
+    ranked = predictor.find_texts([sample.image for sample in samples], _texts(config), config.top_k)
+    for sample, found in zip(samples, ranked, strict=True):
         yield {"id": sample.id, "prediction": found[0].text, "hits": _plain(found)}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlatrain.config import joint, limits, methods, spec
+from vlatrain.config.checks import queries
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
@@ -186,23 +187,12 @@ def _data(config: TrainConfig) -> Iterable[str]:
 
 
 def _prediction(config: PredictConfig) -> Iterable[str]:
-    for key in ("image", "input"):
-        path = getattr(config, key)
-        if path and not Path(path).expanduser().exists():
-            yield f"{key}={path}: no such file or folder"
     try:
-        query = joint.subtasks(config)[joint.asked(config)].task.spec.query
+        task = joint.subtasks(config)[joint.asked(config)].task
     except UserError as error:
         yield from error.problems
         return
-    if config.input:
-        return
-    if not config.image:
-        yield "image=FILE or image=FOLDER is missing (or input=FILE with samples)"
-    if query == spec.QUESTION and not config.question:
-        yield "question=TEXT is missing"
-    if query == spec.TEXT and bool(config.text) == bool(config.texts):
-        yield "say either text=TEXT, to find images in image=FOLDER, or texts=[A,B], to find the text for image=FILE"
+    yield from queries.problems(config, task)
 
 
 def _merge(config: MergeConfig) -> Iterable[str]:

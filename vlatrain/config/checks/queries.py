@@ -1,0 +1,59 @@
+"""What is asked of a trained model: whether it fits the task, from the command line and from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlatrain.config.schema import PredictConfig
+from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
+from vlatrain.config.task import TaskConfig
+
+
+def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
+    """What is wrong with the query of a prediction.
+
+    Args:
+        config: the configuration.
+        task: the task, or the subtask of a joint one, that is asked.
+    """
+    for key in ("image", "input"):
+        path = getattr(config, key)
+        if path and not Path(path).expanduser().exists():
+            yield f"{key}={path}: no such file or folder"
+    if bool(config.image) == bool(config.input):
+        yield "set either image=FILE (or a folder of images) or input=FILE of samples, and not both"
+    if config.input and config.question:
+        yield "question= goes with image=; of input=FILE, each sample has its own"
+    else:
+        asks = bool(config.question) or (bool(config.input) and task.spec.query == QUESTION)
+        yield from unasked(task, asks, bool(config.text), bool(config.texts))
+
+
+def unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[str]:
+    """What is missing of a query, or has no place in it.
+
+    Args:
+        task: the run's task.
+        question: whether there are questions.
+        text: whether images are searched for a text.
+        texts: whether texts are ranked for images.
+    """
+    query, found = task.spec.query, []
+    if query == QUESTION and not question:
+        found.append('this run answers questions: set question="..."')
+    if query != QUESTION and question:
+        found.append(f"question= is for {_asked_by(QUESTION)}; this run's task is {task.name}")
+    if query == TEXT and text == texts:
+        found.append(
+            'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
+            "one a line) to rank texts for each image"
+        )
+    if query != TEXT and (text or texts):
+        found.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task.name}")
+    return found
+
+
+def _asked_by(query: str) -> str:
+    """The tasks that are asked in a way."""
+    return " and ".join(f"task={name}" for name in shipped_tasks() if shipped_spec(name).query == query)
