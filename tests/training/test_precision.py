@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from vlatrain.training.precision import (
     make_accelerator,
     peak_memory_mb,
     refuse_without_effect,
+    reset_process_peak,
     set_torch,
 )
 
@@ -117,3 +119,13 @@ def test_autocast_and_memory() -> None:
     with autocast(CPU, "fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     assert 10 < peak_memory_mb(CPU) < 1e6
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot reset a process's peak")
+def test_the_peak_of_a_job_is_not_that_of_the_job_before() -> None:
+    before = bytearray(300_000_000)
+    before[::4096] = b"1" * len(before[::4096])  # touched, so that it is resident
+    high = peak_memory_mb(torch.device("cpu"))
+    del before
+    reset_process_peak()
+    assert peak_memory_mb(torch.device("cpu")) < high - 250
