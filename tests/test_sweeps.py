@@ -306,3 +306,23 @@ def test_a_sweep_that_was_killed_ends_in_the_same_table(
     assert second["training"]["resumed_from"]
     adapters = [Path(row[1]["folder"], "adapter", "adapter_model.safetensors").read_bytes() for row in (whole, again)]
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_goes_on(tmp_path: Path) -> None:
+    words = ["-m", "seed=1,2", *TINY, "hydra.sweep.dir=sweep"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "vlatrain", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGINS.parents[1]), *sys.path])}
+    environment["OMP_NUM_THREADS"] = "1"
+    for more, said in (([], "[2/2] seed=2: accuracy"), (["resume=auto"], "[2/2] seed=2: as before, accuracy")):
+        ran = subprocess.run(
+            [sys.executable, *command, *more],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count(said) == 1
+        assert "2 runs; the table" in ran.stdout

@@ -8,6 +8,7 @@ import pytest
 
 from vlatrain.config import UserError
 from vlatrain.runs import Outcome, SweepFolder
+from vlatrain.runs import sweep as runs_sweep
 from vlatrain.runs.sweep import BEGUN
 
 DONE = {"metric": "accuracy", "metrics": {"accuracy": 61.5, "f1": 3}, "parameters": {"percent": 2.5}, "memory": None}
@@ -63,3 +64,14 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"choose another hydra\.sweep\.dir"):
         SweepFolder(tmp_path / "file" / "sweep").begin(resume=False)
+
+
+def test_other_processes_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_sweep, "PATIENCE", 0.3)
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(resume=False)
+    sweep.announce("an earlier start")
+    with pytest.raises(UserError, match="the first process has not begun the sweep"):
+        sweep.wait("this start")
+    sweep.announce("this start")
+    sweep.wait("this start")

@@ -91,8 +91,12 @@ class Jobs:
             UserError: the folder holds another sweep, or cannot be written.
         """
         self.sweep = SweepFolder(folder)
-        if _is_first():
+        if not _is_first():
+            self.sweep.wait(self.stamp)
+        else:
             self.sweep.begin("resume=auto" in self.request.overrides)
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                self.sweep.announce(self.stamp)
             many = f"{len(self.planned)} jobs" if self.planned else "as many jobs as the sweeper asks for"
             print(*notes, f"Sweep of {many}, in {folder}", sep="\n", flush=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import write_json
+from vlatrain.config.files import write_file, write_json
 from vlatrain.config.sweep import FIGURES
 from vlatrain.runs.reading import Run
 
 BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
+PATIENCE = 60  # seconds that other processes wait for the first one
 STOPPED = "stopped"  # by a signal: no fault of the job's
 
 
@@ -130,6 +132,11 @@ class SweepFolder:
         """Means and deviations over the seeds, where seeds varied."""
         return self.path / "seeds.csv"
 
+    @property
+    def ready(self) -> Path:
+        """Says that it has begun."""
+        return self.path / "ready"
+
     def log(self, number: int) -> Path:
         """What a job said that had no run folder yet."""
         return self.jobs / f"{number:04d}.log"
@@ -158,6 +165,27 @@ class SweepFolder:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}): choose another hydra.sweep.dir"
             ) from error
+
+    def announce(self, stamp: str) -> None:
+        """Let the other processes of a launcher's know that the folder is ready: what they find in it decides what they run.
+
+        Args:
+            stamp: of this start, the same in all of them.
+        """
+        write_file(self.ready, stamp)
+
+    def wait(self, stamp: str) -> None:
+        """Wait for the first process to `announce` it.
+
+        Raises:
+            UserError: it has not.
+        """
+        for _ in range(int(PATIENCE / 0.1)):
+            with suppress(OSError):
+                if self.ready.read_text(encoding="utf-8") == stamp:
+                    return
+            time.sleep(0.1)
+        raise UserError(f"{self.path}: the first process has not begun the sweep within {PATIENCE} s")
 
     def note(self, outcome: Outcome) -> None:
         """Write what came of a job, whole or not at all."""
