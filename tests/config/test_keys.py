@@ -28,12 +28,12 @@ def test_nothing_like_it_is_no_suggestion() -> None:
 
 
 def test_types_of_dotted_keys() -> None:
-    assert type_of(TrainConfig, "trainer.batch_size") is int
+    assert type_of(TrainConfig, "trainer.epochs") is int
     assert type_of(TrainConfig, "optim.groups.head") is float
     assert type_of(TrainConfig, "model.towers.vision.layers") is str
     assert type_of(PredictConfig, "texts") == list[str]
     with pytest.raises(KeyError):
-        type_of(TrainConfig, "trainer.batch_size.more")
+        type_of(TrainConfig, "trainer.epochs.more")
     with pytest.raises(KeyError):
         type_of(TrainConfig, "texts")
 

@@ -31,7 +31,7 @@ def counted(found: TrainConfig) -> Costs:
     with torch.device("meta"):
         attach(model, found.adapter, sites(found.model, found.task.name, found.points))
     model = model.to("meta")
-    return costs(found, model, rehearsed(found, model))
+    return costs(found, model, rehearsed(found, model, found.trainer.samples_per_pass))
 
 
 @pytest.mark.parametrize(

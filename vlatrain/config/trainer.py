@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Choice
+from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Choice, OrAuto
 
 
 @dataclass
@@ -15,9 +15,11 @@ class TrainerConfig:
     Attributes:
         epochs: passes over the training data.
         max_steps: optimizer steps; set, it overrides `epochs`.
-        batch_size: samples per process and forward pass.
+        batch_size: samples per process and forward pass; auto: as many of the backbone's samples a step as there is room for, in
+            the memory of the GPU, or in 4 GB on a CPU.
         eval_batch_size: the same in evaluation; null: twice `batch_size`.
-        accumulate: forward passes per optimizer step.
+        accumulate: forward passes per optimizer step; auto: with `batch_size=auto` those that make the backbone's samples a step,
+            else 1. A number with `batch_size=auto` cuts the samples of a step into so many passes, whatever there is room for.
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
         tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
         low_norms: on a GPU in bf16 or fp16, let frozen layer norms put out that type, where autocast's put out fp32.
@@ -38,9 +40,9 @@ class TrainerConfig:
 
     epochs: Annotated[int, AT_LEAST_ONE] = 2
     max_steps: Annotated[int | None, AT_LEAST_ONE] = None
-    batch_size: Annotated[int, AT_LEAST_ONE] = 32
+    batch_size: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = 32
     eval_batch_size: Annotated[int | None, AT_LEAST_ONE] = None
-    accumulate: Annotated[int, AT_LEAST_ONE] = 1
+    accumulate: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = 1
     precision: Annotated[str, Choice("auto", "fp32", "bf16", "fp16")] = "auto"
     tf32: bool = False
     low_norms: bool = False
@@ -58,6 +60,18 @@ class TrainerConfig:
     threads: Annotated[int, NOT_NEGATIVE] = 0
 
     @property
+    def samples_per_pass(self) -> int:
+        """`batch_size`, once it is known."""
+        assert isinstance(self.batch_size, int), "trainer.batch_size=auto has not been resolved"
+        return self.batch_size
+
+    @property
+    def passes_per_step(self) -> int:
+        """`accumulate`, once it is known."""
+        assert isinstance(self.accumulate, int), "trainer.accumulate=auto has not been resolved"
+        return self.accumulate
+
+    @property
     def samples_per_evaluation_pass(self) -> int:
         """`eval_batch_size`, or what it is by default."""
-        return self.eval_batch_size or 2 * self.batch_size
+        return self.eval_batch_size or 2 * self.samples_per_pass

@@ -33,8 +33,10 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     Raises:
         UserError: with everything that is wrong with the data, of all parts.
     """
+    size = config.trainer.batch_size
+    fewest = size if isinstance(size, int) else 1
     if config.task.name != JOINT:
-        return _load(config, splits, config.trainer.batch_size)
+        return _load(config, splits, fewest)
     found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
     for name, part in subtasks(config).items():
@@ -48,9 +50,9 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     joined = {split: [sample for samples in by_part.values() for sample in samples] for split, by_part in found.items()}
     if "train" in joined:
         joined["train"] = sampled(found["train"], config.task, config.seed)
-        if (count := len(joined["train"])) < config.trainer.batch_size:
+        if (count := len(joined["train"])) < fewest:
             raise UserError(
-                f"the parts have {count} training samples in all, fewer than one batch of {config.trainer.batch_size}: set "
+                f"the parts have {count} training samples in all, fewer than one batch of {fewest}: set "
                 f"trainer.batch_size={count} or less"
             )
     return joined

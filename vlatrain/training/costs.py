@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,14 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlatrain.backbones.base import Backbone, Inputs
 from vlatrain.backbones.loading import family_of
 from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.data import SHAPES_SIZE
 from vlatrain.data.augment import augments
-from vlatrain.tasks import build
+from vlatrain.tasks import build, subtasks_of
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.prefix_cache.frontier import frontiers, needed
 from vlatrain.training.shapes import Alive, Shapes
@@ -24,15 +26,19 @@ from vlatrain.training.shapes import Alive, Shapes
 
 @dataclass(frozen=True)
 class Step:
-    """A training step, forward and backward, of one batch of typical lengths.
+    """The largest passes, in fp32.
 
     Attributes:
-        flops: of a sample.
-        bytes: of the tensors alive at its peak, besides the weights: activations and gradients.
+        flops: of a sample in training, forward and backward, with its prefix.
+        bytes: of the tensors alive at the peak of a pass of training, besides the weights: activations and gradients.
+        evaluation_bytes: the same of a pass of an evaluation, or of computing the states that are kept.
+        kept: bytes of the states that are kept of a sample.
     """
 
     flops: int
     bytes: int
+    evaluation_bytes: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,85 @@ class Costs:
     samples: int | None
 
 
-def rehearsed(config: TrainConfig, model: nn.Module) -> Step:
-    """Run a step of `trainer.batch_size` on shapes.
+class Prefix:
+    """The frozen prefix of a backbone on the meta device.
+
+    Args:
+        config: the configuration.
+        backbone: the backbone on the meta device, adapters in it.
+    """
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.frontiers = frontiers(backbone.model, config.model, config.task.name)
+        boundaries = {name: frontier.boundary for name, frontier in self.frontiers.items() if frontier.boundary}
+        self.replay = PrefixReplay(boundaries, {})
+
+    def states(self, inputs: Inputs) -> dict[str, CachedStates]:
+        """What is kept of inputs, by tower: computed on shapes."""
+        wanted = needed(self.frontiers, "question" in inputs)
+        if not wanted:
+            return {}
+        self.backbone.prefix_replay = self.replay
+        with torch.no_grad(), suppress(Enough), self.replay.recording(wanted) as found:
+            self.backbone.run_frozen_towers(inputs)
+        self.replay.in_tuple |= {name: own.in_tuple for name, own in found.items()}
+        return dict(found)
+
+    def put_back(self) -> None:
+        """Let blank inputs have what is kept of them, so that the frozen towers are not run."""
+        blank = self.backbone.blank
+
+        def known(batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+            inputs = blank(batch_size, device, question)
+            states = self.states(blank(1, device, question))
+            batch = {name: own.states.new_empty(batch_size, *own.states.shape[1:]) for name, own in states.items()}
+            return {**inputs, "prefix": batch} if batch else inputs
+
+        self.backbone.blank = known  # type: ignore[method-assign]
+
+
+def rehearsed(
+    config: TrainConfig,
+    model: nn.Module,
+    batch_size: int,
+    lengths: Mapping[str, Mapping[str, int]] | None = None,
+) -> Step:
+    """Run a pass of training, and one of evaluation, on shapes. With `trainer.cache=memory` or `disk` from kept states.
 
     Args:
         config: the configuration.
         model: the backbone's model on the meta device, adapters in it.
+        batch_size: samples of a pass.
+        lengths: by subtask (`""` where there are none) the lengths of its texts, see `Task.lengths`; None: typical ones.
 
     Raises:
         RuntimeError: a method (of PEFT) looks at values.
     """
-    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    size = config.trainer.batch_size
+    backbone = on_shapes(config, model)
     task = build(config.task, backbone)
-    with FlopCounterMode(display=False) as counter, Alive() as alive, torch.device("meta"), Shapes():
-        loss = task.loss_on_meta(size, "meta")
+    for name, own in subtasks_of(task).items():
+        own.lengths = {**TYPICAL, **(lengths or {}).get(name, {})}
+    kept = building = saved = 0
+    if config.trainer.cache in ("memory", "disk"):
+        prefix = Prefix(config, backbone)
+        question = task.lengths["questions"] if "question" in config.task.spec.fields else 0
+        with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes(gradients=False):
+            states = prefix.states(backbone.blank(batch_size, "meta", question))
+        building, saved = alive.peak, counter.get_total_flops()
+        kept = sum(own.states.nbytes for own in states.values()) // batch_size
+        del states
+        prefix.put_back()
+    with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes():
+        loss = task.loss_on_meta(batch_size, "meta")
         if loss.requires_grad:
             loss.backward()
     model.zero_grad(set_to_none=True)
-    return Step(counter.get_total_flops() // size, alive.peak)
+    training = alive.peak
+    del loss
+    with Alive() as alive, _shapes(gradients=False):
+        task.evaluate_on_meta(config.trainer.eval_batch_size or 2 * batch_size, "meta")
+    return Step((saved + counter.get_total_flops()) // batch_size, training, max(building, alive.peak), kept)
 
 
 def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
@@ -98,31 +164,30 @@ def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
         model: the backbone's model on the meta device, adapters in it.
         step: the whole step.
     """
-    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    found = frontiers(model, config.model, config.task.name)
-    boundaries = {name: frontier.boundary for name, frontier in found.items() if frontier.boundary}
-    wanted = needed(found)
-    replay, saved, states = PrefixReplay(boundaries, {}), 0, dict[str, CachedStates]()
-    if wanted:
-        backbone.prefix_replay = replay
-        asked = TYPICAL["question"] if any("question" in found[name].of for name in wanted) else 0
-        with ExitStack() as stack:
-            prefix = stack.enter_context(FlopCounterMode(display=False))
-            for context in (torch.device("meta"), Shapes(), torch.no_grad(), suppress(Enough)):
-                stack.enter_context(context)
-            states = stack.enter_context(replay.recording(wanted))
-            backbone.run_frozen_towers(backbone.blank(1, "meta", asked))
-        saved = prefix.get_total_flops()
+    backbone = on_shapes(config, model)
+    prefix = Prefix(config, backbone)
+    asked = any("question" in prefix.frontiers[name].of for name in needed(prefix.frontiers))
+    with FlopCounterMode(display=False) as counter, _shapes(gradients=False):
+        states = prefix.states(backbone.blank(1, "meta", TYPICAL["questions"] if asked else 0))
     rows = []
-    for name, frontier in found.items():
+    for name, frontier in prefix.frontiers.items():
         kept = frontier.boundary.name if frontier.boundary else ""
-        taken = states[name].states if name in states else None
-        bytes_ = 0 if taken is None else taken[0].numel() * taken.element_size()
-        rows.append(Tower(name, kept, frontier.pinned, bytes_))
-    return Costs(rows, step.flops, saved, _samples(config))
+        rows.append(Tower(name, kept, frontier.pinned, states[name].states.nbytes if name in states else 0))
+    return Costs(rows, step.flops, counter.get_total_flops(), samples_named(config))
 
 
-def _samples(config: TrainConfig) -> int | None:
+def on_shapes(config: TrainConfig, model: nn.Module) -> Backbone:
+    """The backbone of a model on the meta device."""
+    return family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
+
+
+@contextmanager
+def _shapes(gradients: bool = True) -> Iterator[None]:
+    with torch.device("meta"), Shapes(), torch.set_grad_enabled(gradients):
+        yield
+
+
+def samples_named(config: TrainConfig) -> int | None:
     """Samples of training and evaluation, as far as the configuration tells."""
     total = 0
     for part in subtasks(config).values():

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ from vlatrain.training import rng
 from vlatrain.training.batches import EvaluationStopped, make_batches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.display import SILENT, Display, Sink, Track
+from vlatrain.training.fitting import run_longest, tried_on_device
 from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
@@ -94,6 +95,8 @@ class Loop:
         folder: the run folder; `checkpoints/` and `adapter/` are written there.
         display: shows progress.
         sinks: take the records of metrics.
+        tries: whether the longest batch is run first, and `trainer.batch_size` lowered until there is room for it; `config`
+            then has what was found.
 
     Raises:
         UserError: device, precision, schedule or parameter groups that cannot be had here.
@@ -109,6 +112,7 @@ class Loop:
         folder: Path,
         display: Display = SILENT,
         sinks: Sequence[Sink] = (),
+        tries: bool = False,
     ) -> None:
         self.config, self.trainer = config, config.trainer
         self.task, self.trained, self.train, self.eval = task, trained, train, eval
@@ -129,10 +133,13 @@ class Loop:
         self.precision = choose_precision(self.trainer.precision, self.device)
         self.parameters = trainable(model)
         self._prepare_model(trained.layers)
+        if tries:
+            self.config = config = self._tried_passes()
+            self.trainer = config.trainer
         self.order = Order(
             max(1, len(train)),
-            self.trainer.batch_size,
-            self.trainer.accumulate,
+            self.trainer.samples_per_pass,
+            self.trainer.passes_per_step,
             self.accelerator.num_processes,
             config.seed,
         )
@@ -167,6 +174,17 @@ class Loop:
         self.moving = moving_buffers(self.model)
         self.lowering = Lowering(self.model)
         reset_peak_memory(self.device)
+
+    def _tried_passes(self) -> TrainConfig:
+        """The configuration with passes that the device has room for; of several processes, all have room."""
+        trainer = self.trainer
+        step = trainer.samples_per_pass * trainer.passes_per_step
+
+        def run(size: int) -> None:
+            run_longest(self.task, self.model, self.train, size, self.device, self.accelerator.autocast)
+
+        size = min(gather(tried_on_device(step, trainer.samples_per_pass, run)))
+        return replace(self.config, trainer=replace(trainer, batch_size=size, accumulate=step // size))
 
     @property
     def uses(self) -> dict[str, int]:

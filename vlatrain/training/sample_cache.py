@@ -58,7 +58,9 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     device = own(choose_device(config.trainer.device))
     setup.model.to(device).eval()
     task = cast(Paired, setup.task)
-    batches = make_batches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
+    batches = make_batches(
+        device, 2 * config.trainer.samples_per_pass, config.trainer.workers, display, "filling the cache"
+    )
     with torch.no_grad():
         found = [task.pairs(batch) for batch in batches(chosen, setup.task.collate)]
     # (size, width) each; they are frozen, so all processes must have the same, whatever their devices round

@@ -17,7 +17,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
@@ -27,6 +27,7 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import make_batches
 from vlatrain.training.display import Display
+from vlatrain.training.fitting import fitted
 from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
 from vlatrain.training.precision import (
@@ -46,7 +47,7 @@ class TrainingSetup:
     """Everything a run works with.
 
     Attributes:
-        config: the configuration, with what it left open: the answers to choose from, the classes.
+        config: the configuration, with what it left open: the answers to choose from, the classes, the samples of a pass.
         backbone: the frozen backbone, adapters in it.
         model: the same model as the method returns it (a `PeftModel` for adapters): what is trained and saved.
         task: the task on the backbone.
@@ -111,7 +112,8 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
             "or set model.quantize=null"
         )
-    return TrainingSetup(config, backbone, model, task)
+    trainer = fitted(config, backbone, model, task, train, device, precision)
+    return TrainingSetup(replace(config, trainer=trainer), backbone, model, task)
 
 
 def load_setup(
@@ -182,12 +184,3 @@ def keep_processor(setup: TrainingSetup, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if setup.backbone.config.random_init:
         replace_folder(RunFolder(run).processor, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
-
-
-def texts_of(samples: Sequence[Sample]) -> list[str]:
-    """Every text of the samples."""
-    found = []
-    for sample in samples:
-        said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
-        found += [text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text]
-    return found

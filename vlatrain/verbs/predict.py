@@ -65,7 +65,7 @@ class Predictor:
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
         self.task, self.part = subtasks_of(task)[subtask], subtask
-        self.batch_size = config.trainer.eval_batch_size or config.trainer.batch_size
+        self.batch_size = config.trainer.eval_batch_size or config.trainer.samples_per_pass
 
     def predict(
         self,

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -71,6 +72,7 @@ def _train(config: TrainConfig) -> Run:
     with files.taken() if main else nullcontext():
         if main:
             _refuse_other_run(config, files)
+        config = _continued(config, files)
         with logged(console, files.log if main else None):
             _train_into(files, config, console, main)
     return Run(files.path)
@@ -85,14 +87,11 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
+    tries = config.trainer.batch_size == "auto" and choose_device(config.trainer.device).type == "cuda"
     config = setup.config
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
     samples["train"] = augmented(samples["train"], config)
-    if main:
-        save_config(config, folder)
-        files.note_start(data)
-        keep_processor(setup, folder)
     trained = Trained(
         setup.model,
         group_of,
@@ -100,8 +99,13 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         layers=setup.layers,
         within=lambda step: _dropping(config, setup, step),
     )
-    sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
-    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
+    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, tries=tries)
+    config = loop.config
+    loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
+    if main:
+        save_config(config, folder)
+        files.note_start(data)
+        keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
     if main:
         files.note_resolved(_resolved(config, loop, cache))
@@ -128,6 +132,8 @@ def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dic
         "trainer.device": loop.device.type,
         "trainer.precision": loop.precision,
         "trainer.cache": cache.facts.get("where") if cache else "off",
+        "trainer.batch_size": config.trainer.samples_per_pass,
+        "trainer.accumulate": config.trainer.passes_per_step,
         "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
         "trainer.max_steps": loop.total,
         "adapter.points": config.points,
@@ -211,7 +217,7 @@ def _refuse_other_run(config: TrainConfig, files: RunFolder) -> None:
         log.warning(told if saved else f"{told}: it is written anew, from this command")
     if saved is None:
         return
-    then, now = flat(saved), flat(dataclasses.asdict(config))
+    then, now = flat(saved), flat(dataclasses.asdict(_continued(config, files)))
     differing = [
         f"{key}: {then.get(key)} there, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())
@@ -232,6 +238,18 @@ def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
         else:
             found[key_prefix + str(key)] = value
     return found
+
+
+def _continued(config: TrainConfig, files: RunFolder) -> TrainConfig:
+    """The configuration with the passes of the run that it continues, where it leaves them open: what had room goes on."""
+    trainer = config.trainer
+    if config.resume != "auto" or "auto" not in (trainer.batch_size, trainer.accumulate):
+        return config
+    saved = find_config(files.path)[0] or {}
+    size, passes = (saved.get("trainer", {}).get(key) for key in ("batch_size", "accumulate"))
+    if not (isinstance(size, int) and isinstance(passes, int)):
+        return config
+    return replace(config, trainer=replace(trainer, batch_size=size, accumulate=passes))
 
 
 def _is_free(key: str) -> bool:

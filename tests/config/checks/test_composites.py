@@ -56,7 +56,7 @@ def test_any_vision_goes_with_any_language(vision: str, language: str) -> None:
 def test_the_tiny_one_is_made_of_the_shipped_parts() -> None:
     config = composed("model=tiny_composite", "task=captioning")
     assert {part.checkpoint for part in config.model.parts.values()} == {"assets:tiny_clip", "assets:tiny_gpt"}
-    assert config.trainer.batch_size == 16
+    assert config.served.samples_per_step == 16
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ class _Work:
         """Samples of a pass that is known to fit: of an evaluation's on a GPU, of a step's on a CPU."""
         trainer = self.config.trainer
         gpu = self.backbone.device.type == "cuda"
-        return trainer.samples_per_evaluation_pass if gpu else trainer.batch_size
+        return trainer.samples_per_evaluation_pass if gpu else trainer.samples_per_pass
 
     def _disk(self, tower: str) -> Disk:
         name = content(self.backbone, self.result.frontiers, tower, self.precision, self.types.get(tower))

@@ -1,0 +1,152 @@
+"""How much memory a training takes at its peak: predicted from shapes, with neither weights nor a device.
+
+What is resident (weights, the optimizer's moments, states kept in memory) is counted. The largest pass of training and of an
+evaluation is run on shapes, and the tensors alive at its peak are counted. Two things that shapes do not tell are factors, with
+what they were measured at: how much smaller a pass is under autocast, and how much of a CPU process's heap lies idle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.quantise import BYTES, layers_of, linears
+from vlatrain.config import TrainConfig
+from vlatrain.config.methods import components, is_peft
+from vlatrain.data.sample import Sample
+from vlatrain.tasks import Task, subtasks_of
+from vlatrain.tasks.lengths import longest_texts
+from vlatrain.training.costs import Step, rehearsed
+
+ADAM_STATES = 2  # moments of each trainable parameter, fp32
+AUTOCAST = 0.65  # a pass in bf16, of one in fp32: 0.52 to 0.69 (BLIP, CLIP), as norms, softmax and losses stay fp32
+HEAP = 1.2  # on a CPU, the heap at its largest, of the tensors of a pass that are alive at once
+RUNTIME = 600e6  # bytes of a process on a CPU with all that it imports
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a training, by kind.
+
+    Attributes:
+        weights: the model's, adapters among them.
+        optimizer: the moments of what trains.
+        kept: states of the frozen prefix that are kept in memory.
+        training: activations and gradients of the largest pass of a step.
+        evaluation: the same of an evaluation.
+        runtime: of the process on a CPU; 0 on a GPU.
+        step: the pass of training; None where a method of PEFT looks at values: then the passes are the most that it can come to.
+    """
+
+    weights: int
+    optimizer: int
+    kept: int
+    training: int
+    evaluation: int
+    runtime: int
+    step: Step | None
+
+    @property
+    def peak(self) -> int:
+        """Everything that is there at once."""
+        passes = max(self.training, self.evaluation)
+        return self.runtime + self.weights + self.optimizer + self.kept + passes
+
+
+def on_meta(backbone: Backbone, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A loaded model, and the same as the method returns it, on the meta device: copies without weights.
+
+    Args:
+        backbone: the backbone, adapters in it.
+        model: its model as the method returns it.
+    """
+    known: dict[int, Any] = {}
+    for parameter in model.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    known |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    adapted = copy.deepcopy(model, known)  # the copies know each other, as the originals do
+    return known[id(backbone.model)], adapted
+
+
+def lengths_of(task: Task, samples: Sequence[Sample], size: int) -> dict[str, dict[str, int]]:
+    """By subtask, how long the texts of the largest batch are: see `longest_texts`."""
+    subtasks = subtasks_of(task)
+    by_task = {name: [one for one in samples if not name or one.part == name] for name in subtasks}
+    return {name: longest_texts(own, by_task[name], size) for name, own in subtasks.items()}
+
+
+def predicted(
+    config: TrainConfig,
+    model: nn.Module,
+    adapted: nn.Module,
+    batch_size: int,
+    lengths: Mapping[str, Mapping[str, int]] | None = None,
+    *,
+    gpu: bool = False,
+    low: bool = False,
+    samples: int = 0,
+) -> Memory:
+    """Predict the peak of a training.
+
+    Args:
+        config: the configuration.
+        model: the backbone's model on the meta device, adapters in it.
+        adapted: the same as the method returns it.
+        batch_size: samples of a pass.
+        lengths: by subtask (`""` where there are none) the lengths of texts, see `Task.lengths`; None: typical ones.
+        gpu: whether it is to run on a GPU.
+        low: whether in a type of 16 bits.
+        samples: that a prefix kept in memory is kept of.
+
+    Raises:
+        RuntimeError: something of ours looks at values.
+    """
+    total = sum(parameter.numel() for parameter in adapted.parameters())
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    each = 2 if low else 4
+    bits = config.model.quantize
+    packed = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
+    weights = each * (total - trained) + 4 * trained + (int((BYTES[bits] - each) * packed) if bits else 0)
+    factor = (AUTOCAST if low else 1.0) * (1.0 if gpu else HEAP)
+    try:
+        step, known = rehearsed(config, model, batch_size, lengths), True
+    except RuntimeError:
+        if not any(map(is_peft, components(config.adapter).values())):
+            raise
+        with _everywhere(model):
+            step, known = rehearsed(config, model, batch_size, lengths), False
+    return Memory(
+        weights=weights,
+        optimizer=4 * ADAM_STATES * trained,
+        kept=step.kept * samples if config.trainer.cache == "memory" else 0,
+        training=int(factor * step.bytes),
+        evaluation=int(factor * step.evaluation_bytes),
+        runtime=0 if gpu else int(RUNTIME),
+        step=step if known else None,
+    )
+
+
+@contextmanager
+def _everywhere(model: nn.Module) -> Iterator[None]:
+    """Let the model be without what PEFT has put into it, and its vectors train: activations are then kept from the first layer
+    on, which is the most that a method comes to that looks at values, and so cannot be run on shapes."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.ndim == 1)
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
