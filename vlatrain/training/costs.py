@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -100,17 +100,17 @@ class Prefix:
         self.replay.in_tuple |= {name: own.in_tuple for name, own in found.items()}
         return dict(found)
 
-    def put_back(self) -> None:
-        """Let blank inputs have what is kept of them, so that the frozen towers are not run."""
+    def put_back(self, questions: Iterable[int]) -> None:
+        """Let blank inputs with questions of these lengths (0: none) have what is kept of them: frozen towers are not run then."""
         blank = self.backbone.blank
+        known = {length: self.states(blank(1, "meta", length)) for length in questions}
 
-        def known(batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
-            inputs = blank(batch_size, device, question)
-            states = self.states(blank(1, device, question))
+        def replayed(batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+            inputs, states = blank(batch_size, device, question), known[question]
             batch = {name: own.states.new_empty(batch_size, *own.states.shape[1:]) for name, own in states.items()}
             return {**inputs, "prefix": batch} if batch else inputs
 
-        self.backbone.blank = known  # type: ignore[method-assign]
+        self.backbone.blank = replayed  # type: ignore[method-assign]
 
 
 def rehearsed(
@@ -137,13 +137,15 @@ def rehearsed(
     kept = building = saved = 0
     if config.trainer.cache in ("memory", "disk"):
         prefix = Prefix(config, backbone)
-        question = task.lengths["questions"] if "question" in config.task.spec.fields else 0
+        asked = [own.lengths["questions"] for own in subtasks_of(task).values() if "question" in own.config.spec.fields]
+        told = [own.lengths["conversations"] for own in subtasks_of(task).values() if "turns" in own.config.spec.fields]
         with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes(gradients=False):
-            states = prefix.states(backbone.blank(batch_size, "meta", question))
+            states = prefix.states(backbone.blank(batch_size, "meta", max(asked, default=0)))
         building, saved = alive.peak, counter.get_total_flops()
         kept = sum(own.states.nbytes for own in states.values()) // batch_size
         del states
-        prefix.put_back()
+        with _shapes(gradients=False):
+            prefix.put_back({0, *asked, *told})
     with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes():
         loss = task.loss_on_meta(batch_size, "meta")
         if loss.requires_grad:
