@@ -41,5 +41,5 @@ def _given(backbone: Backbone, context: Context) -> int:
 
 def _width(layer: nn.Module, path: str) -> int:
     module = layer.get_submodule(path) if path else layer
-    features: int = getattr(module, "out_features", 0)
+    features: int = getattr(module, "out_features", 0) or getattr(module, "nf", 0)  # GPT-2's layers count them so
     return features

@@ -21,11 +21,8 @@ from vlatrain.config.schema import TrainConfig
 from vlatrain.runs import read_config
 
 GONE = {
-    (
-        "trainer",
-        "gpu",
-    ): "there is none any more, and no need: trainer.batch_size=auto, the default, takes what a GPU has room for; "
-    "leave it out, or set trainer.epochs=5 trainer.patience=2, which it had besides",
+    "trainer=gpu": "there is none any more: trainer.batch_size=auto, the default, takes what a GPU has room for; leave it out, or "
+    "set trainer.epochs=5 trainer.patience=2, which it had besides",
 }
 """Options that there were, and what to do instead."""
 
@@ -223,8 +220,8 @@ def _problems(override: Override, request: Request, groups: dict[str, list[str]]
             return [f"{text}: {key} is there already; leave out the +"]
         wrong = [name for name in (value if isinstance(value, list) else [value]) if name not in options]
         return [
-            f"{key}={name}: {GONE[key, name]}"
-            if (key, name) in GONE
+            f"{key}={name}: {gone}"
+            if (gone := GONE.get(f"{key}={name}"))
             else f"{key}={name}: there is no such {key}; there are {', '.join(options)}{did_you_mean(str(name), options)}"
             for name in wrong
         ]

@@ -352,6 +352,8 @@ def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str,
             continue
         every = [list(use.of(sample)) for sample in some]
         texts = list(dict.fromkeys(text for own in every for text in own))
+        if use.name == "answers":
+            texts += task.config.answer_list  # each is scored
         if not texts:
             continue
         tokens = min(max(seen.tokens for seen in use.look(texts)), task.longest(use.room))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,27 +18,10 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.data import SHAPES_SIZE
 from vlatrain.data.augment import augments
-from vlatrain.tasks import build, subtasks_of
+from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.prefix_cache.frontier import frontiers, needed
-from vlatrain.training.shapes import Alive, Shapes
-
-
-@dataclass(frozen=True)
-class Step:
-    """The largest passes, in fp32.
-
-    Attributes:
-        flops: of a sample in training, forward and backward, with its prefix.
-        bytes: of the tensors alive at the peak of a pass of training, besides the weights: activations and gradients.
-        evaluation_bytes: the same of a pass of an evaluation, or of computing the states that are kept.
-        kept: bytes of the states that are kept of a sample.
-    """
-
-    flops: int
-    bytes: int
-    evaluation_bytes: int = 0
-    kept: int = 0
+from vlatrain.training.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -113,69 +96,32 @@ class Prefix:
         self.backbone.blank = replayed  # type: ignore[method-assign]
 
 
-def rehearsed(
-    config: TrainConfig,
-    model: nn.Module,
-    batch_size: int,
-    lengths: Mapping[str, Mapping[str, int]] | None = None,
-) -> Step:
-    """Run a pass of training, and one of evaluation, on shapes. With `trainer.cache=memory` or `disk` from kept states.
+def costs(config: TrainConfig, model: nn.Module, batch_size: int) -> Costs:
+    """Count the operations of a pass with texts of typical lengths, and find what of them can be kept.
 
     Args:
         config: the configuration.
         model: the backbone's model on the meta device, adapters in it.
-        batch_size: samples of a pass.
-        lengths: by subtask (`""` where there are none) the lengths of its texts, see `Task.lengths`; None: typical ones.
+        batch_size: samples of the pass.
 
     Raises:
         RuntimeError: a method (of PEFT) looks at values.
     """
     backbone = on_shapes(config, model)
-    task = build(config.task, backbone)
-    for name, own in subtasks_of(task).items():
-        own.lengths = {**TYPICAL, **(lengths or {}).get(name, {})}
-    kept = building = saved = 0
-    if config.trainer.cache in ("memory", "disk"):
-        prefix = Prefix(config, backbone)
-        asked = [own.lengths["questions"] for own in subtasks_of(task).values() if "question" in own.config.spec.fields]
-        told = [own.lengths["conversations"] for own in subtasks_of(task).values() if "turns" in own.config.spec.fields]
-        with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes(gradients=False):
-            states = prefix.states(backbone.blank(batch_size, "meta", max(asked, default=0)))
-        building, saved = alive.peak, counter.get_total_flops()
-        kept = sum(own.states.nbytes for own in states.values()) // batch_size
-        del states
-        with _shapes(gradients=False):
-            prefix.put_back({0, *asked, *told})
-    with FlopCounterMode(display=False) as counter, Alive() as alive, _shapes():
-        loss = task.loss_on_meta(batch_size, "meta")
+    with FlopCounterMode(display=False) as whole, on_meta_device():
+        loss = build(config.task, backbone).loss_on_meta(batch_size, "meta")
         if loss.requires_grad:
             loss.backward()
     model.zero_grad(set_to_none=True)
-    training = alive.peak
-    del loss
-    with Alive() as alive, _shapes(gradients=False):
-        task.evaluate_on_meta(config.trainer.eval_batch_size or 2 * batch_size, "meta")
-    return Step((saved + counter.get_total_flops()) // batch_size, training, max(building, alive.peak), kept)
-
-
-def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
-    """Find what of a step can be kept.
-
-    Args:
-        config: the configuration.
-        model: the backbone's model on the meta device, adapters in it.
-        step: the whole step.
-    """
-    backbone = on_shapes(config, model)
     prefix = Prefix(config, backbone)
     asked = any("question" in prefix.frontiers[name].of for name in needed(prefix.frontiers))
-    with FlopCounterMode(display=False) as counter, _shapes(gradients=False):
+    with FlopCounterMode(display=False) as counter, on_meta_device(gradients=False):
         states = prefix.states(backbone.blank(1, "meta", TYPICAL["questions"] if asked else 0))
     rows = []
     for name, frontier in prefix.frontiers.items():
         kept = frontier.boundary.name if frontier.boundary else ""
         rows.append(Tower(name, kept, frontier.pinned, states[name].states.nbytes if name in states else 0))
-    return Costs(rows, step.flops, counter.get_total_flops(), samples_named(config))
+    return Costs(rows, whole.get_total_flops() // batch_size, counter.get_total_flops(), samples_named(config))
 
 
 def on_shapes(config: TrainConfig, model: nn.Module) -> Backbone:
@@ -184,8 +130,9 @@ def on_shapes(config: TrainConfig, model: nn.Module) -> Backbone:
 
 
 @contextmanager
-def _shapes(gradients: bool = True) -> Iterator[None]:
-    with torch.device("meta"), Shapes(), torch.set_grad_enabled(gradients):
+def on_meta_device(gradients: bool = True, fused: bool = False) -> Iterator[None]:
+    """Run what follows on shapes, with or without gradients; for `fused` see `Shapes`."""
+    with torch.device("meta"), Shapes(fused), torch.set_grad_enabled(gradients):
         yield
 
 

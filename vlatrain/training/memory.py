@@ -8,11 +8,12 @@ what they were measured at: how much smaller a pass is under autocast, and how m
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -21,14 +22,32 @@ from vlatrain.backbones.quantise import BYTES, layers_of, linears
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import components, is_peft
 from vlatrain.data.sample import Sample
-from vlatrain.tasks import Task, subtasks_of
+from vlatrain.tasks import Task, build, subtasks_of
+from vlatrain.tasks.base import TYPICAL
 from vlatrain.tasks.lengths import longest_texts
-from vlatrain.training.costs import Step, rehearsed
+from vlatrain.training.costs import Prefix, on_meta_device, on_shapes
+from vlatrain.training.modes import checkpoint_gradients
+from vlatrain.training.shapes import Alive
 
 ADAM_STATES = 2  # moments of each trainable parameter, fp32
 AUTOCAST = 0.65  # a pass in bf16, of one in fp32: 0.52 to 0.69 (BLIP, CLIP), as norms, softmax and losses stay fp32
-HEAP = 1.2  # on a CPU, the heap at its largest, of the tensors of a pass that are alive at once
-RUNTIME = 600e6  # bytes of a process on a CPU with all that it imports
+HEAP = 1.15  # on a CPU, the heap at its largest, of the tensors of a pass that are alive at once
+RUNTIME = 640e6  # bytes of a process on a CPU with all that it imports
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Bytes of the tensors, besides the weights, that are alive at the peaks of the largest passes in fp32.
+
+    Attributes:
+        training: activations and gradients of a pass of a step.
+        evaluation: of an evaluation, or of computing the states that are kept.
+        kept: of the states that are kept of a sample.
+    """
+
+    training: int
+    evaluation: int
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,8 @@ class Memory:
         training: activations and gradients of the largest pass of a step.
         evaluation: the same of an evaluation.
         runtime: of the process on a CPU; 0 on a GPU.
-        step: the pass of training; None where a method of PEFT looks at values: then the passes are the most that it can come to.
+        passes: the tensors of the passes; None where a method of PEFT looks at values: then what is counted is the most that they
+            can come to.
     """
 
     weights: int
@@ -51,13 +71,13 @@ class Memory:
     training: int
     evaluation: int
     runtime: int
-    step: Step | None
+    passes: Passes | None
 
     @property
     def peak(self) -> int:
         """Everything that is there at once."""
-        passes = max(self.training, self.evaluation)
-        return self.runtime + self.weights + self.optimizer + self.kept + passes
+        largest = max(self.training, self.evaluation)
+        return self.runtime + self.weights + self.optimizer + self.kept + largest
 
 
 def on_meta(backbone: Backbone, model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -80,6 +100,73 @@ def lengths_of(task: Task, samples: Sequence[Sample], size: int) -> dict[str, di
     subtasks = subtasks_of(task)
     by_task = {name: [one for one in samples if not name or one.part == name] for name in subtasks}
     return {name: longest_texts(own, by_task[name], size) for name, own in subtasks.items()}
+
+
+def largest_passes(
+    config: TrainConfig,
+    model: nn.Module,
+    batch_size: int,
+    lengths: Mapping[str, Mapping[str, int]] | None = None,
+) -> Passes:
+    """Run a pass of training, and one of evaluation, on shapes. With `trainer.cache=memory` or `disk` from kept states.
+
+    Args:
+        config: the configuration.
+        model: the backbone's model on the meta device, adapters in it.
+        batch_size: samples of a pass.
+        lengths: by subtask (`""` where there are none) the lengths of its texts, see `Task.lengths`; None: typical ones.
+
+    Raises:
+        RuntimeError: a method (of PEFT) looks at values.
+    """
+    backbone = on_shapes(config, model)
+    task = build(config.task, backbone)
+    for name, own in subtasks_of(task).items():
+        own.lengths = {**TYPICAL, **(lengths or {}).get(name, {})}
+    kept = building = 0
+    if config.trainer.cache in ("memory", "disk"):
+        prefix = Prefix(config, backbone)
+        asked = [own.lengths["questions"] for own in subtasks_of(task).values() if "question" in own.config.spec.fields]
+        told = [
+            own.lengths["conversations"]
+            for own in subtasks_of(task).values()
+            if "conversations" in own.config.spec.fields
+        ]
+        with Alive() as alive, on_meta_device(gradients=False, fused=True):
+            states = prefix.states(backbone.blank(batch_size, "meta", max(asked, default=0)))
+        building = alive.peak
+        kept = sum(own.states.nbytes for own in states.values()) // batch_size
+        del states
+        with on_meta_device(gradients=False):
+            prefix.put_back({0, *asked, *told})
+    if config.trainer.gradient_checkpointing:
+        _recompute(model, layers_of(model, config.model, config.task.name))
+    with Alive() as alive, on_meta_device(fused=True):
+        loss = task.loss_on_meta(batch_size, "meta")
+        if loss.requires_grad:
+            loss.backward()
+    model.zero_grad(set_to_none=True)
+    training = alive.peak
+    del loss
+    with Alive() as alive, on_meta_device(gradients=False, fused=True):
+        task.evaluate_on_meta(config.trainer.eval_batch_size or 2 * batch_size, "meta")
+    return Passes(training, max(building, alive.peak), kept)
+
+
+def _recompute(model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Let layers be computed again in the backward pass, on shapes there too: a backward pass leaves the modes of its caller."""
+
+    def on_shapes_too(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with on_meta_device(torch.is_grad_enabled(), fused=True):
+                return forward(*args, **kwargs)
+
+        return run
+
+    for layer in layers:
+        if not hasattr(layer.forward, "recomputes"):
+            layer.forward = on_shapes_too(layer.forward)
+    checkpoint_gradients(model, layers)
 
 
 def predicted(
@@ -116,20 +203,20 @@ def predicted(
     weights = each * (total - trained) + 4 * trained + (int((BYTES[bits] - each) * packed) if bits else 0)
     factor = (AUTOCAST if low else 1.0) * (1.0 if gpu else HEAP)
     try:
-        step, known = rehearsed(config, model, batch_size, lengths), True
+        passes, known = largest_passes(config, model, batch_size, lengths), True
     except RuntimeError:
         if not any(map(is_peft, components(config.adapter).values())):
             raise
         with _everywhere(model):
-            step, known = rehearsed(config, model, batch_size, lengths), False
+            passes, known = largest_passes(config, model, batch_size, lengths), False
     return Memory(
         weights=weights,
         optimizer=4 * ADAM_STATES * trained,
-        kept=step.kept * samples if config.trainer.cache == "memory" else 0,
-        training=int(factor * step.bytes),
-        evaluation=int(factor * step.evaluation_bytes),
+        kept=passes.kept * samples if config.trainer.cache == "memory" else 0,
+        training=int(factor * passes.training),
+        evaluation=int(factor * passes.evaluation),
         runtime=0 if gpu else int(RUNTIME),
-        step=step if known else None,
+        passes=passes if known else None,
     )
 
 

@@ -113,8 +113,8 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     )
     console.print(_towers(config, where))
     console.print(_counts(config, found))
-    if found.memory.step:
-        console.print(cost_table(costs(config, model, found.memory.step)))
+    if found.memory.passes:
+        console.print(cost_table(costs(config, model, found.batch_size)))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items() if name != "texts")
     console.print(
         f"Memory is for one process, {found.batch_size} samples a pass, with texts of {lengths} tokens, one learned a sample; "
@@ -160,7 +160,7 @@ def _counts(config: TrainConfig, inspection: Inspection) -> Table:
     if memory.kept:
         table.add_row("memory: states kept", _bytes(memory.kept))
     for kind, known in (("of training", memory.training), ("of evaluation", memory.evaluation)):
-        kind += "" if memory.step else ", at most"
+        kind += "" if memory.passes else ", at most"
         table.add_row(f"memory: a pass {kind}", _bytes(known))
     table.add_row("training memory, estimated", _bytes(memory.peak))
     return table
