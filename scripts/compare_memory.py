@@ -89,7 +89,7 @@ RUNS: dict[str, tuple[list[str], tuple[int, int, int]]] = {
     "classes": (["task=classification", *_CLIP, "trainer.batch_size=48"], (96, 12, 1)),
     "full fine-tuning": (["task=retrieval", *_CLIP, "adapter=full", "trainer.batch_size=24"], (48, 12, 1)),
     "ViLT": (["task=vqa", *_VILT, "trainer.batch_size=32"], (64, 8, 1)),
-    "a chat": (["task=instruct", *_COMPOSITE, "trainer.batch_size=64"], (128, 60, 1)),
+    "a chat": (["task=instruct", *_COMPOSITE, "trainer.batch_size=64"], (128, 16, 1)),
 }  # fmt: skip
 
 

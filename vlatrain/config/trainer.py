@@ -23,7 +23,7 @@ class TrainerConfig:
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
         tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
         low_norms: on a GPU in bf16 or fp16, let frozen layer norms put out that type, where autocast's put out fp32.
-        device: auto, cpu or cuda.
+        device: auto (a GPU if there is one), cpu, cuda or mps (Apple's).
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
@@ -31,7 +31,7 @@ class TrainerConfig:
         log_every: optimizer steps between lines of `metrics.jsonl`.
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
         patience: stop after this many evaluations without a better metric; 0: never.
-        workers: data-loading processes; 0 loads in the training process.
+        workers: data-loading processes; 0 loads in the training process; auto: on a CPU 0, on a GPU by what a pass takes to load.
         cache: whether the states before the first trainable layer are computed once and kept: auto (where that is faster and there
             is room), off, memory or disk.
         cache_gb: most that all runs together may keep on disk, in GB.
@@ -46,7 +46,7 @@ class TrainerConfig:
     precision: Annotated[str, Choice("auto", "fp32", "bf16", "fp16")] = "auto"
     tf32: bool = False
     low_norms: bool = False
-    device: Annotated[str, Choice("auto", "cpu", "cuda")] = "auto"
+    device: Annotated[str, Choice("auto", "cpu", "cuda", "mps")] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_every: Annotated[int, NOT_NEGATIVE] = 0
@@ -54,7 +54,7 @@ class TrainerConfig:
     log_every: Annotated[int, AT_LEAST_ONE] = 10
     keep: Annotated[int, NOT_NEGATIVE] = 1
     patience: Annotated[int, NOT_NEGATIVE] = 0
-    workers: Annotated[int, NOT_NEGATIVE] = 0
+    workers: Annotated[int | str, OrAuto(NOT_NEGATIVE)] = 0
     cache: Annotated[str, Choice("auto", "off", "memory", "disk")] = "auto"
     cache_gb: Annotated[float, POSITIVE] = 50.0
     threads: Annotated[int, NOT_NEGATIVE] = 0
@@ -70,6 +70,11 @@ class TrainerConfig:
         """`accumulate`, once it is known."""
         assert isinstance(self.accumulate, int), "trainer.accumulate=auto has not been resolved"
         return self.accumulate
+
+    @property
+    def loaders(self) -> int:
+        """`workers`, or none as long as that is not known."""
+        return self.workers if isinstance(self.workers, int) else 0
 
     @property
     def samples_per_evaluation_pass(self) -> int:

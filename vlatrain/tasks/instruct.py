@@ -161,5 +161,5 @@ class Instruct(Task):
         for batch in batches(samples, self.collate):
             target = batch["target"]
             losses, learned = token_losses(self.converser.conversation_logits(batch["inputs"]), target, given=1)
-            total += torch.stack([losses.sum(), learned.sum()]).double().cpu()
+            total += torch.stack([losses.sum(), learned.sum()]).cpu().double()
         return total[0].item(), total[1].item()

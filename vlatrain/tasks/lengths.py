@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlatrain.backbones.architecture import quiet
-from vlatrain.backbones.base import BUCKET, Backbone
+from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
 from vlatrain.config import UserError
 
@@ -357,8 +357,8 @@ def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str,
         if not texts:
             continue
         tokens = min(max(seen.tokens for seen in use.look(texts)), task.longest(use.room))
-        if use.room == "target":
-            tokens += task.backbone.target([""], UNLIMITED, task.config.prompt)[1]  # type: ignore[attr-defined]
+        if use.room == "target" and isinstance(task.backbone, Generator):
+            tokens += task.backbone.target([""], UNLIMITED, task.config.prompt)[1]
         if use.name == "questions":
             tokens = min(-(-tokens // BUCKET) * BUCKET, task.longest(use.room))
         found[use.name] = max(tokens, found.get(use.name, 0))

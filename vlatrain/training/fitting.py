@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,9 @@ SHARE = 0.9  # of what is free on a GPU: the rest is for what the allocator leav
 
 def room_on(device: torch.device) -> float:
     """Bytes that a training may take on a device."""
-    return SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_ROOM
+    if device.type == "cuda":
+        return SHARE * torch.cuda.mem_get_info(device)[0]
+    return SHARE * torch.mps.recommended_max_memory() if device.type == "mps" else CPU_ROOM
 
 
 def fitted(
@@ -61,7 +63,7 @@ def fitted(
     if sizes := without_room(config, task, device):
         return replace(trainer, batch_size=sizes[0], accumulate=sizes[1])
     step = config.served.samples_per_step
-    gpu, low = device.type == "cuda", precision != "fp32"
+    gpu, low = device.type != "cpu", precision != "fp32"
     shapes = on_meta(backbone, model)
 
     def peak(size: int) -> int:
@@ -149,6 +151,17 @@ def longest_batch(samples: Sequence[Sample], size: int) -> list[Sample]:
     return [samples[place] for place in order[:size]]
 
 
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Let the error of a device that has no room be one and the same: Apple's is a plain `RuntimeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
+
+
 def run_longest(
     task: Task,
     model: nn.Module,
@@ -173,7 +186,7 @@ def run_longest(
     moving = {name: buffer.clone() for name, buffer in moving_buffers(model).items()}
     train_mode(model)
     try:
-        with rng.preserved():
+        with rng.preserved(), _out_of_memory():
             batch = move(task.collate(longest_batch(samples, size)), device)
             with autocast():
                 loss = task.loss(batch)
@@ -183,5 +196,5 @@ def run_longest(
         model.zero_grad(set_to_none=True)
         for name, buffer in moving_buffers(model).items():
             buffer.copy_(moving[name])
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if device.type != "cpu":
+            getattr(torch, device.type).empty_cache()

@@ -163,7 +163,7 @@ class Loop:
     def _prepare_model(self, layers: Sequence[nn.Module]) -> None:
         if self.precision == "fp16":
             keep_from_overflow(self.model)
-        if self.precision != "fp32" and self.device.type == "cuda":
+        if self.precision != "fp32" and self.device.type != "cpu":
             cast_trunk(self.model, DTYPES[self.precision], self.trainer.low_norms)
         if self.trainer.gradient_checkpointing:
             checkpoint_gradients(self.model, layers, self.trainer.compile)
@@ -223,7 +223,7 @@ class Loop:
         steps = range(self.progress.step, self.total)
         rank = self.accelerator.process_index
         passes = training_batches(
-            self.order, self.train, self.task.collate, steps, rank, self.trainer.workers, self.device
+            self.order, self.train, self.task.collate, steps, rank, self.trainer.loaders, self.device
         )
         train_mode(self.model)
         with closing(passes):  # whatever happens, no worker is left behind
@@ -368,7 +368,7 @@ class Loop:
         """Evaluate the weights as they are. None, and `stopping` set, if a signal came."""
         size = self.trainer.samples_per_evaluation_pass
         batches = make_batches(
-            self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
+            self.device, size, self.trainer.loaders, self.display, interrupted=lambda: bool(self.signals.received)
         )
         started = time.perf_counter()
         self.model.eval()

@@ -29,6 +29,7 @@ def capture() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": _to_text(torch.get_rng_state()),
+        "mps": _to_text(torch.mps.get_rng_state()) if torch.backends.mps.is_available() else "",
         "cuda": [_to_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else [],
     }
 
@@ -40,6 +41,8 @@ def restore(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_from_text(states["torch"]))
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(_from_text(states["mps"]))
     if torch.cuda.is_available():
         for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(_from_text(state), device)
@@ -50,6 +53,7 @@ def preserved() -> Iterator[None]:
     """Leave the generators as they were before, so that an evaluation does not change the training that follows."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -58,6 +62,8 @@ def preserved() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
 
 
 @contextmanager

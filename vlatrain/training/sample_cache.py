@@ -59,7 +59,7 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     setup.model.to(device).eval()
     task = cast(Paired, setup.task)
     batches = make_batches(
-        device, 2 * config.trainer.samples_per_pass, config.trainer.workers, display, "filling the cache"
+        device, 2 * config.trainer.samples_per_pass, config.trainer.loaders, display, "filling the cache"
     )
     with torch.no_grad():
         found = [task.pairs(batch) for batch in batches(chosen, setup.task.collate)]

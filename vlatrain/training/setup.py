@@ -40,6 +40,7 @@ from vlatrain.training.precision import (
     set_torch,
 )
 from vlatrain.training.stopwatch import Stopwatch
+from vlatrain.training.workers import choose_workers
 
 
 @dataclass
@@ -113,6 +114,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             "or set model.quantize=null"
         )
     trainer = fitted(config, backbone, model, task, train, device, precision)
+    trainer = replace(trainer, workers=choose_workers(trainer, task, train, trainer.samples_per_pass, device))
     return TrainingSetup(replace(config, trainer=trainer), backbone, model, task)
 
 
@@ -142,7 +144,7 @@ def load_setup(
     _check(task, samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
-    if device.type == "cuda" and dtype != torch.float32:
+    if device.type != "cpu" and dtype != torch.float32:
         cast_trunk(backbone.model, dtype, config.trainer.low_norms)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, RunFolder(run).adapter, where).to(device)
@@ -154,7 +156,7 @@ def load_setup(
 
 def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:
     """The type that frozen weights are held in: fp32 on a CPU, where packed ones are unpacked into what is computed in."""
-    lower = (device.type == "cuda" or config.model.quantize) and config.adapter.name != "full"
+    lower = (device.type != "cpu" or config.model.quantize) and config.adapter.name != "full"
     return DTYPES[precision] if lower else torch.float32
 
 
@@ -175,7 +177,7 @@ def scored(
 ) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training."""
     size = config.samples_per_evaluation_pass
-    batches = make_batches(device, size, config.workers, display)
+    batches = make_batches(device, size, config.loaders, display)
     with torch.no_grad(), autocast(device, precision):
         return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)
 

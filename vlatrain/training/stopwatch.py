@@ -37,8 +37,8 @@ class Stopwatch:
             started = time.perf_counter()
             for batch in batches(samples, collate):
                 yield batch
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize(self.device)
                 now = time.perf_counter()
                 found.append((len(batch["ids"]), now - started))
                 started = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named
 from vlatrain.training.fitting import largest, room_on, without_room
 from vlatrain.training.memory import Memory, predicted
+from vlatrain.training.precision import choose_device
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,12 @@ def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspe
             trainable[group_of(key)] += parameter.numel()
         if parameter.requires_grad or group_of(key) == "adapter":
             saved += parameter.numel()
-    gpu = config.trainer.device != "cpu" and torch.cuda.is_available()
+    asked = config.trainer.device
+    device = torch.device(asked) if asked in ("cuda", "mps") else choose_device(asked)
+    gpu = device.type != "cpu"
     low = config.trainer.precision in ("bf16", "fp16") or (gpu and config.trainer.precision == "auto")
-    device = torch.device("cuda" if gpu else "cpu")
+    here = device.type == choose_device("auto").type or not gpu
+    room = room_on(device) if here else math.inf  # of a GPU elsewhere it is not known
 
     def memory_of(size: int) -> Memory:
         return predicted(config, model, adapted, size, gpu=gpu, low=low, samples=samples_named(config) or 0)
@@ -76,7 +81,7 @@ def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspe
     size = (
         sizes[0]
         if (sizes := without_room(config, build(config.task, on_shapes(config, model)), device))
-        else largest(config.served.samples_per_step, lambda size: memory_of(size).peak, room_on(device))[0]
+        else largest(config.served.samples_per_step, lambda size: memory_of(size).peak, room)[0]
     )
     memory = memory_of(size)
     total = sum(parameter.numel() for parameter in adapted.parameters())

@@ -87,8 +87,8 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
-    tries = config.trainer.batch_size == "auto" and choose_device(config.trainer.device).type == "cuda"
-    config = setup.config
+    tries = config.trainer.batch_size == "auto" and choose_device(config.trainer.device).type != "cpu"
+    workers, config = config.trainer.workers, setup.config
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
     samples["train"] = augmented(samples["train"], config)
@@ -103,7 +103,8 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     config = loop.config
     loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
     if main:
-        save_config(config, folder)
+        # what loads fastest here does so here: an evaluation elsewhere finds out for itself
+        save_config(replace(config, trainer=replace(config.trainer, workers=workers)), folder)
         files.note_start(data)
         keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
@@ -134,6 +135,7 @@ def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dic
         "trainer.cache": cache.facts.get("where") if cache else "off",
         "trainer.batch_size": config.trainer.samples_per_pass,
         "trainer.accumulate": config.trainer.passes_per_step,
+        "trainer.workers": config.trainer.loaders,
         "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
         "trainer.max_steps": loop.total,
         "adapter.points": config.points,
