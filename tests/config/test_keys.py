@@ -93,3 +93,11 @@ def test_unknown_keys_at_every_depth() -> None:
         "model": {"config": {"a": 1}},
     }
     assert list(unknown_keys(TrainConfig, values)) == ["foo", "adapter.dmi", "data.columns.imgae"]
+
+
+def test_a_number_or_a_word_is_named_as_both() -> None:
+    assert (
+        problems_in(TrainConfig, "auto", "trainer.batch_size") == problems_in(TrainConfig, 3, "trainer.workers") == []
+    )
+    (told,) = problems_in(TrainConfig, [3], "trainer.batch_size")
+    assert told == "trainer.batch_size=[3]: expected a whole number or a text"

@@ -59,7 +59,8 @@ def resolved(made: TrainConfig, device: torch.device = CPU, precision: str = "fp
     backbone = load(made.model, made.task.name, texts=composites.TEXTS)
     model = attach(backbone.model, made.adapter, sites(made.model, made.task.name, made.points))
     task = build(made.task, backbone, make_samples())
-    trainer = fitted(made, backbone, model, task, make_samples(), device, precision)
+    trainer, peak = fitted(made, backbone, model, task, make_samples(), device, precision)
+    assert peak is None or peak > 0
     return trainer.batch_size, trainer.accumulate
 
 

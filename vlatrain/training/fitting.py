@@ -47,8 +47,9 @@ def fitted(
     train: Sequence[Sample],
     device: torch.device,
     precision: str,
-) -> TrainerConfig:
-    """The settings of the loop with numbers for `batch_size` and `accumulate`. Every process calls it, and gets the same.
+) -> tuple[TrainerConfig, int | None]:
+    """The settings of the loop with numbers for `batch_size` and `accumulate`, and the bytes that it is predicted to take; None:
+    it was not asked about. Every process calls it, and gets the same numbers.
 
     Args:
         config: the configuration.
@@ -61,7 +62,7 @@ def fitted(
     """
     trainer = config.trainer
     if sizes := without_room(config, task, device):
-        return replace(trainer, batch_size=sizes[0], accumulate=sizes[1])
+        return replace(trainer, batch_size=sizes[0], accumulate=sizes[1]), None
     step = config.served.samples_per_step
     gpu, low = device.type != "cpu", precision != "fp32"
     shapes = on_meta(backbone, model)
@@ -72,14 +73,14 @@ def fitted(
         return found.peak
 
     room = room_on(device)
-    size, most = largest(step, peak, room)
+    size, whole = largest(step, peak, room)
     size = min(gather(size))
     if size < step:
         log.info(
             "Batch: %d samples a pass, %d passes a step; the whole step would take %.1f GB of %s",
-            size, step // size, most / 1e9, f"the {room / 1e9:.1f} GB to have" if gpu else "4 GB, which a CPU's pass may take",
+            size, step // size, whole / 1e9, f"the {room / 1e9:.1f} GB to have" if gpu else "4 GB, which a CPU's pass may take",
         )  # fmt: skip
-    return replace(trainer, batch_size=size, accumulate=step // size)
+    return replace(trainer, batch_size=size, accumulate=step // size), whole if size == step else peak(size)
 
 
 def without_room(config: TrainConfig, task: Task, device: torch.device) -> tuple[int, int] | None:

@@ -52,12 +52,14 @@ class TrainingSetup:
         backbone: the frozen backbone, adapters in it.
         model: the same model as the method returns it (a `PeftModel` for adapters): what is trained and saved.
         task: the task on the backbone.
+        predicted_peak: bytes that a training is predicted to take at its peak; None: nothing depended on it.
     """
 
     config: TrainConfig
     backbone: Backbone
     model: nn.Module
     task: Task
+    predicted_peak: int | None = None
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -113,9 +115,9 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
             "or set model.quantize=null"
         )
-    trainer = fitted(config, backbone, model, task, train, device, precision)
+    trainer, peak = fitted(config, backbone, model, task, train, device, precision)
     trainer = replace(trainer, workers=choose_workers(trainer, task, train, trainer.samples_per_pass, device))
-    return TrainingSetup(replace(config, trainer=trainer), backbone, model, task)
+    return TrainingSetup(replace(config, trainer=trainer), backbone, model, task, peak)
 
 
 def load_setup(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
-from vlatrain.config import TrainConfig, UserError
+from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import write_json, write_lines
 from vlatrain.config.joint import subtasks
 from vlatrain.data.augment import augmented
@@ -87,7 +87,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
-    tries = config.trainer.batch_size == "auto" and choose_device(config.trainer.device).type != "cpu"
+    tries = tries_passes(config.trainer)
     workers, config = config.trainer.workers, setup.config
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
@@ -109,7 +109,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console)
     if main:
-        files.note_resolved(_resolved(config, loop, cache))
+        files.note_resolved(_resolved(config, setup, loop, cache))
     result = loop.run()
     if shares := usage(setup.model):
         log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
@@ -127,7 +127,12 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         show_run(config, folder, metrics)
 
 
-def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
+def tries_passes(trainer: TrainerConfig) -> bool:
+    """Whether the longest batch is run before the training: where what was predicted is what a device must have room for."""
+    return trainer.batch_size == "auto" and choose_device(trainer.device).type != "cpu"
+
+
+def _resolved(config: TrainConfig, setup: TrainingSetup, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
     """What `auto` and open settings came to on this machine."""
     return {
         "trainer.device": loop.device.type,
@@ -139,6 +144,7 @@ def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dic
         "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
         "trainer.max_steps": loop.total,
         "adapter.points": config.points,
+        **({"predicted_peak_mb": round(setup.predicted_peak / 1e6, 1)} if setup.predicted_peak else {}),
     }
 
 
@@ -244,13 +250,14 @@ def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
 
 def _continued(config: TrainConfig, files: RunFolder) -> TrainConfig:
     """The configuration with the passes of the run that it continues, where it leaves them open: what had room goes on."""
-    trainer = config.trainer
-    if config.resume != "auto" or "auto" not in (trainer.batch_size, trainer.accumulate):
+    trainer, size, passes = config.trainer, config.trainer.batch_size, config.trainer.accumulate
+    if config.resume != "auto" or "auto" not in (size, passes):
         return config
-    saved = find_config(files.path)[0] or {}
-    size, passes = (saved.get("trainer", {}).get(key) for key in ("batch_size", "accumulate"))
-    if not (isinstance(size, int) and isinstance(passes, int)):
-        return config
+    saved = (find_config(files.path)[0] or {}).get("trainer", {})
+    if passes == "auto":
+        passes = saved.get("accumulate", passes) if size == "auto" else 1
+    if size == "auto":
+        size = saved.get("batch_size", size)
     return replace(config, trainer=replace(trainer, batch_size=size, accumulate=passes))
 
 

@@ -61,6 +61,8 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("trainer.max_steps", 0),
         ("trainer.precision", "fp8"),
         ("trainer.workers", -1),
+        ("trainer.batch_size", "many"),
+        ("trainer.accumulate", True),
         ("task.decode.num_beams", 0),
         ("task.decode.min_new_tokens", 99),
         ("task.answers", "choose"),
