@@ -167,9 +167,9 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (
             ["task=vqq", "adapter=null", "trainer=gpu"],
             [
-                "trainer=gpu: there is none any more: trainer.batch_size=auto",
                 "classification, instruct, joint, retrieval, vqa; did you mean vqa?",
                 f"there are {', '.join(METHODS)}",
+                "trainer=gpu: there is none any more: trainer.batch_size=auto",
             ],
         ),
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),

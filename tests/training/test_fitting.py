@@ -80,7 +80,7 @@ def test_what_is_left_open_is_made_of_the_samples_of_a_step(trainer: dict[str, A
 
 def test_a_pass_of_a_cpu_has_a_fixed_room(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(fitting, "CPU_ROOM", 643e6)  # 640 of them are the process's
+    monkeypatch.setattr(fitting, "CPU_ROOM", 603e6)  # 600 of them are the process's
     size, passes = resolved(config())
     assert 1 < size < 12
     assert size * passes == 12
