@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     samples = load_run(config, ["train", "eval"])
     setup = new_setup(config, samples)
     sites = sum(isinstance(module, Site) for module in setup.model.modules())
-    batch = setup.task.collate(samples["train"][: config.trainer.batch_size])
+    batch = setup.task.collate(samples["train"][: config.trainer.samples_per_pass])
     _, counts = forward(setup.model, setup.task, batch)
     total, moved = counts.kernels.total(), counts.bytes.total()
     cast = sum(count for name, count in counts.bytes.items() if name.startswith(("cast ", TOGETHER)))

@@ -52,6 +52,9 @@ STAGES = {  # in the order in which they run: what is wrong first, then what is 
     "negatives": Stage("gpu_stages.py", "contrast over several passes gives the losses of one pass"),
     "resume": Stage("gpu_stages.py", "a stopped run that goes on ends with the bits of one that was left alone"),
     "packed": Stage("gpu_stages.py", "trunks in 8 and 4 bits train, and what was trained is saved"),
+    "fits": Stage(
+        "gpu_stages.py", "passes that memory has room for: predicted, tried, kept on resume; and workers by timing"
+    ),
     "captioning": Stage("gpu_speed.py", "speed against PEFT's LoRA with Trainer and full fine-tuning"),
     "vqa": Stage("gpu_speed.py", "the same"),
     "retrieval": Stage("gpu_speed.py", "the same"),

@@ -12,6 +12,8 @@ import os
 import shutil
 import signal
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -262,5 +264,71 @@ def packed(report: Report) -> None:
     report.told = "8 and 4 bits"
 
 
+def fits(report: Report) -> None:
+    """What `trainer.batch_size=auto` and `workers=auto` come to: the predicted peak against the measured one, a device that has
+    room for less than was predicted, and a run that goes on with what it began with."""
+    from vlatrain.training import fitting
+
+    model = ("model=tiny_blip",) if report.tiny else ("model=blip", "model.random_init=true")
+    moment = [*model, "data.train_size=64", "data.eval_size=8", "trainer.max_steps=2", "trainer.log_every=1"]
+    moment += ["trainer.cache=off", report.where]
+    passes: dict[str, Any] = {}
+    for task in ("captioning",) if report.tiny else ("captioning", "vqa", "retrieval"):
+        command(f"task={task}", f"run.dir={task}", *moment)
+        passes[task] = came_to = read(Path(task, "run.json"))["starts"][-1]["resolved"]
+        measured = read(Path(task, "metrics.json"))["memory"]["peak_mb"]
+        ratio = came_to["predicted_peak_mb"] / measured if "predicted_peak_mb" in came_to else None
+        off = report.device == "cuda" and (ratio is None or not 0.85 <= ratio <= 1.5)
+        figures = {"resolved": came_to, "measured_mb": measured, "predicted_to_measured": ratio}
+        report.note(task, figures, f"predicted {ratio} of what was measured" if off else "")
+
+    size = passes["captioning"]["trainer.batch_size"]
+    with room_for(report, size // 2), mock.patch.object(fitting, "room_on", return_value=math.inf):
+        command("task=captioning", "run.dir=less", "trainer.save_every=1", *moment)
+    less = read(Path("less", "run.json"))["starts"][-1]["resolved"]
+    steps = [one["trainer.batch_size"] * one["trainer.accumulate"] for one in (less, passes["captioning"])]
+    problem = f"{size} samples did not become fewer: {less}" if not less["trainer.batch_size"] < size else ""
+    report.note("less room", less, problem or ("" if len(set(steps)) == 1 else f"samples a step changed: {steps}"))
+
+    command("task=captioning", "run.dir=less", "trainer.save_every=1", *moment, "resume=auto")
+    again = read(Path("less", "run.json"))["starts"][-1]["resolved"]
+    same = again["trainer.batch_size"] == less["trainer.batch_size"]
+    report.note("resumed", again, "" if same else f"it went on with {again['trainer.batch_size']} samples a pass")
+    report.told = ", ".join(
+        f"{task} {one['trainer.batch_size']} x {one['trainer.accumulate']}" for task, one in passes.items()
+    )
+
+
+@contextmanager
+def room_for(report: Report, size: int) -> Iterator[None]:
+    """Let a pass of training have room for so many samples: on a GPU by leaving it three quarters of the memory that twice as many
+    took, in a rehearsal by an error as the GPU's."""
+    import torch
+
+    from vlatrain.tasks.captioning import Captioning
+
+    if report.device == "cuda":
+        taken = 1e6 * read(Path("captioning", "metrics.json"))["memory"]["peak_mb"]
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(0.75 * taken / torch.cuda.get_device_properties(0).total_memory)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return
+    own = Captioning.loss
+
+    def loss(self: Captioning, batch: Any) -> Any:
+        if batch["caption"].ids.device.type != "meta" and len(batch["ids"]) > size:
+            raise torch.OutOfMemoryError
+        return own(self, batch)
+
+    with (
+        mock.patch.object(Captioning, "loss", loss),
+        mock.patch("vlatrain.verbs.train.tries_passes", return_value=True),
+    ):
+        yield
+
+
 if __name__ == "__main__":
-    perform({stage.__name__: stage for stage in (losses, runs, cache, compile, negatives, resume, packed)})
+    perform({stage.__name__: stage for stage in (losses, runs, cache, compile, negatives, resume, packed, fits)})

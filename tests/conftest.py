@@ -58,7 +58,7 @@ QUICK_CELLS = {
     "tests/backbones/test_loading.py::test_a_folder_loads_as_it_was_saved": "(blip|vilt)-vqa|(clip|siglip2_naflex|align)-retrieval",
     "tests/backbones/test_quantise.py::test_adapters_train_in_fp32_on_frozen_packed_weights": "bottleneck-4|lora-8",
     "tests/backbones/families/test_vilt_runs.py::test_what_it_cannot_do_is_said": "captioning",
-    "tests/cli/test_compose.py::test_every_option_is_sound": ".*=(composite|fusion|mixed|smoke|joint|gpu)",
+    "tests/cli/test_compose.py::test_every_option_is_sound": ".*=(composite|fusion|mixed|smoke|joint)",
     "tests/config/checks/test_composites.py::test_any_vision_goes_with_any_language": "clip-(t5|gpt2)|.*s-bart|tiny_clip-bart",
     "tests/config/checks/test_composites.py::test_what_cannot_be_is_told": "overrides(1|4|5|7|9|10)-.*",
     "tests/gpu_free/test_bf16.py::test_a_task_is_trained_scored_again_and_asked": "llava-vqa",

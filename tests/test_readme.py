@@ -187,7 +187,7 @@ def run_of(folder: Path, words: list[str]) -> None:
     task = "joint" if "subtask" in keys else "retrieval" if keys & {"text", "texts"} else "vqa"
     if "image" in keys and not keys & {"question", "text", "texts", "subtask"}:
         task = "classification"
-    config = composed("train", [f"task={task}", f"run.dir={folder}"])
+    config = composed("train", [f"task={task}", f"run.dir={folder}", "trainer.batch_size=4", "trainer.accumulate=1"])
     save_config(resolved("train", config), folder)
 
 

@@ -21,7 +21,7 @@ defaults:
 
 name: mine
 tasks:
-  retrieval: {{ checkpoint: {checkpoint}, samples_per_pass: 8 }}
+  retrieval: {{ checkpoint: {checkpoint}, samples_per_step: 8 }}
   classification: {{ checkpoint: {checkpoint} }}
 """
 

@@ -122,7 +122,7 @@ def test_inspect_counts_what_is_packed() -> None:
             TrainConfig(
                 task=TaskConfig(name="captioning", points=["decoder"]), model=config, adapter=AdapterConfig("none")
             )
-        ).memory["weights"]
+        ).memory.weights
 
     in_layers = 12 * (12 * 768 * 768) + 12 * (16 * 768 * 768)  # attention and feed-forward; with cross-attention
     assert weights(None) - weights(8) == 3 * in_layers

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Calls:
         self.configs.append(config)
         folder = run_folder(named(config))
         if type(config) is TrainConfig:
-            save_config(config, folder)
+            trainer = replace(config.trainer, batch_size=4, accumulate=1)  # as a training has found them
+            save_config(replace(config, trainer=trainer), folder)
         self.act(config)
         return types.SimpleNamespace(folder=folder, metrics=METRICS)
 
@@ -164,8 +165,12 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
             ["leave out the +", "leave out the +", "only a group", "there is no group adapter/extra"],
         ),
         (
-            ["task=vqq", "adapter=null"],
-            ["classification, instruct, joint, retrieval, vqa; did you mean vqa?", f"there are {', '.join(METHODS)}"],
+            ["task=vqq", "adapter=null", "trainer=gpu"],
+            [
+                "classification, instruct, joint, retrieval, vqa; did you mean vqa?",
+                f"there are {', '.join(METHODS)}",
+                "trainer=gpu: there is none any more: trainer.batch_size=auto",
+            ],
         ),
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),
         (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),

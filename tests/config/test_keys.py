@@ -28,12 +28,12 @@ def test_nothing_like_it_is_no_suggestion() -> None:
 
 
 def test_types_of_dotted_keys() -> None:
-    assert type_of(TrainConfig, "trainer.batch_size") is int
+    assert type_of(TrainConfig, "trainer.epochs") is int
     assert type_of(TrainConfig, "optim.groups.head") is float
     assert type_of(TrainConfig, "model.towers.vision.layers") is str
     assert type_of(PredictConfig, "texts") == list[str]
     with pytest.raises(KeyError):
-        type_of(TrainConfig, "trainer.batch_size.more")
+        type_of(TrainConfig, "trainer.epochs.more")
     with pytest.raises(KeyError):
         type_of(TrainConfig, "texts")
 
@@ -93,3 +93,11 @@ def test_unknown_keys_at_every_depth() -> None:
         "model": {"config": {"a": 1}},
     }
     assert list(unknown_keys(TrainConfig, values)) == ["foo", "adapter.dmi", "data.columns.imgae"]
+
+
+def test_a_number_or_a_word_is_named_as_both() -> None:
+    assert (
+        problems_in(TrainConfig, "auto", "trainer.batch_size") == problems_in(TrainConfig, 3, "trainer.workers") == []
+    )
+    (told,) = problems_in(TrainConfig, [3], "trainer.batch_size")
+    assert told == "trainer.batch_size=[3]: expected a whole number or a text"

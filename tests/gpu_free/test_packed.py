@@ -9,8 +9,9 @@ from torch import nn
 from tests.conftest import adapter_config, make_samples, small_config
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.data.sample import texts_of
 from vlatrain.training.modes import FrozenWeightsMoved, frozen_hashes, refuse_moved
-from vlatrain.training.setup import new_setup, texts_of
+from vlatrain.training.setup import new_setup
 
 bnb = pytest.importorskip("bitsandbytes")
 BITS = (8, 4)

@@ -12,6 +12,19 @@ from vlatrain import runs
 from vlatrain.config import TrainConfig, UserError
 
 
+def test_samples_of_a_pass_and_passes_of_a_step_are_read_as_samples_of_a_step(tmp_path: Path) -> None:
+    """Descriptions of backbones had both, in runs of before."""
+    file = runs.save_config(TrainConfig(), tmp_path)
+    values = yaml.safe_load(file.read_text())
+    values["model"]["tasks"] = {
+        "vqa": {"samples_per_pass": 2, "passes_per_step": 16},
+        "captioning": {"samples_per_pass": 8},
+    }
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    tasks = runs.saved_config(tmp_path)["model"]["tasks"]
+    assert tasks == {"vqa": {"samples_per_step": 32}, "captioning": {"samples_per_step": 8}}
+
+
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     config = TrainConfig()
     config.task.prompt = "größer: ${oc.env:HOME}"

@@ -27,7 +27,7 @@ name: talker
 family: talker
 random_init: true
 tasks:
-  instruct: {architecture: GPT2LMHeadModel, towers: [decoder], output_towers: [decoder], samples_per_pass: 4}
+  instruct: {architecture: GPT2LMHeadModel, towers: [decoder], output_towers: [decoder], samples_per_step: 4}
 towers:
   decoder:
     layers: transformer.h

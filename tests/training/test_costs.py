@@ -11,7 +11,7 @@ from vlatrain.backbones.families.blip import FastTextAttention
 from vlatrain.backbones.loading import load, meta_model
 from vlatrain.config import DataConfig, TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import attach
-from vlatrain.training.costs import Costs, cost_table, costs, rehearsed
+from vlatrain.training.costs import Costs, cost_table, costs
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache.compute import cache_prefix
 
@@ -31,7 +31,7 @@ def counted(found: TrainConfig) -> Costs:
     with torch.device("meta"):
         attach(model, found.adapter, sites(found.model, found.task.name, found.points))
     model = model.to("meta")
-    return costs(found, model, rehearsed(found, model))
+    return costs(found, model, found.trainer.samples_per_pass)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from tests.training.conftest import make_config
 from vlatrain.config import TrainerConfig, UserError
+from vlatrain.training.fitting import SHARE, room_on
 from vlatrain.training.precision import (
     autocast,
     choose_device,
@@ -20,7 +21,7 @@ from vlatrain.training.precision import (
     set_torch,
 )
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU, GPU, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,36 @@ def test_what_has_no_effect_is_refused(
     expected = pytest.raises(UserError, match=f"^trainer.{refused}=true changes nothing but on a GPU")
     with expected if refused else nullcontext():
         refuse_without_effect(TrainerConfig(**settings), device, precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "macos", "expected"),
+    [("auto", 14, "bf16"), ("auto", 13, "fp32"), ("bf16", 14, "bf16"), ("fp32", 13, "fp32"), ("bf16", 13, "needs macOS 14"),
+     ("fp16", 14, "use bf16 or fp32")],
+)  # fmt: skip
+def test_precision_on_apples(monkeypatch: pytest.MonkeyPatch, precision: str, macos: int, expected: str) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major)
+    if " " in expected:
+        with pytest.raises(UserError, match=expected):
+            choose_precision(precision, MPS)
+    else:
+        assert choose_precision(precision, MPS) == expected
+        assert autocast(MPS, expected).device == "mps"
+
+
+def test_apples_gpu_is_taken_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3_000_000)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16e9)
+    assert choose_device("auto") == choose_device("mps") == MPS
+    assert choose_device("cpu") == CPU
+    assert peak_memory_mb(MPS) == 3.0
+    assert room_on(MPS) == SHARE * 16e9
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == GPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="Apple's"):
+        choose_device("mps")
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from vlatrain.training import rng
@@ -49,3 +50,17 @@ def test_preserved_and_seeded_leave_no_trace() -> None:
         assert draw() == first
     with rng.seeded_cpu(2, 1):
         assert draw() != first
+
+
+def test_apples_generator_is_put_aside_and_stored_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.tensor([1, 2, 3], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    stored = rng.capture()
+    with rng.preserved():
+        states.append(torch.tensor([9], dtype=torch.uint8))
+    assert states[-1].tolist() == [1, 2, 3]
+    states.append(torch.tensor([9], dtype=torch.uint8))
+    rng.restore(stored)
+    assert states[-1].tolist() == [1, 2, 3]

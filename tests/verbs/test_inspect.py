@@ -116,7 +116,7 @@ def test_a_steps_memory_on_shapes_is_that_of_a_real_step() -> None:
     with Alive() as alive:
         task.loss_on_meta(3, "cpu").backward()
     # the fused attention keeps another little for real than on shapes
-    assert count(small).memory["activations and gradients"] == pytest.approx(alive.peak, rel=0.06)
+    assert count(small).memory.passes.training == pytest.approx(alive.peak, rel=0.06)
 
 
 def test_what_is_alive() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from vlatrain.backbones.describe import ASSETS
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.runs import RunFolder, save_config, saved_config
+from vlatrain.training import fitting
 from vlatrain.verbs.train import _refuse_other_run
 
 TASKS = {
@@ -195,6 +197,30 @@ def test_test_data_is_scored_with_the_best_weights(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"]["metrics"] == metrics["metrics"]  # the same file
     assert (tmp_path / "run" / "predictions-test.jsonl").is_file()
+
+
+def test_a_run_goes_on_with_the_passes_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever there is room for by then; and an evaluation has no passes to choose."""
+    words = [
+        "data.train_size=16",
+        "data.eval_size=4",
+        "trainer.threads=1",
+        "trainer.max_steps=1",
+        f"run.dir={tmp_path}",
+    ]
+    monkeypatch.setattr(fitting, "largest", lambda step, peak, room: (4, 0))
+    monkeypatch.setattr(fitting, "predicted", lambda *_, **__: SimpleNamespace(peak=3_000_000))
+    assert command(*words) == 0
+    monkeypatch.setattr(fitting, "largest", lambda step, peak, room: (8, 0))
+    assert command(*words, "resume=auto") == 0
+    assert command(*words, "resume=auto", "trainer.batch_size=8") == 2
+    kept = saved_config(tmp_path)["trainer"]
+    assert (kept["batch_size"], kept["accumulate"], kept["workers"]) == (4, 4, "auto")
+    first, again = json.loads((tmp_path / "run.json").read_text())["starts"]
+    for start in (first, again):
+        assert (start["resolved"]["trainer.batch_size"], start["resolved"]["trainer.accumulate"]) == (4, 4)
+    assert first["resolved"]["predicted_peak_mb"] == 3.0
+    assert command("eval", f"run={tmp_path}", "trainer.batch_size=auto") == 2
 
 
 TERMS = 12_000  # of the sums in tiny_blip: nine layers, each of a few hundred inputs three to six times

@@ -112,6 +112,7 @@ class Backbone:
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
         stacks: the stacks of layers with such attention that are called with masks.
         reader: the tower that questions and texts enter.
+        shares_beams: whether the beams of a row have the keys and values of what they attend to in common.
         more_room: what leaves more room for texts, for messages.
     """
 
@@ -121,6 +122,7 @@ class Backbone:
     reader: ClassVar[str] = "text"
     more_room = "a model of more positions"
     scoring: ClassVar[tuple[str, ...]] = ()
+    shares_beams: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source

@@ -20,6 +20,12 @@ from vlatrain.config.keys import all_keys, did_you_mean, is_open, leaves, open_b
 from vlatrain.config.schema import TrainConfig
 from vlatrain.runs import read_config
 
+GONE = {
+    "trainer=gpu": "there is none any more: trainer.batch_size=auto, the default, takes what a GPU has room for; leave it out, or "
+    "set trainer.epochs=5 trainer.patience=2, which it had besides",
+}
+"""Options that there were, and what to do instead."""
+
 
 @dataclass
 class Request:
@@ -214,7 +220,9 @@ def _problems(override: Override, request: Request, groups: dict[str, list[str]]
             return [f"{text}: {key} is there already; leave out the +"]
         wrong = [name for name in (value if isinstance(value, list) else [value]) if name not in options]
         return [
-            f"{key}={name}: there is no such {key}; there are {', '.join(options)}{did_you_mean(str(name), options)}"
+            f"{key}={name}: {gone}"
+            if (gone := GONE.get(f"{key}={name}"))
+            else f"{key}={name}: there is no such {key}; there are {', '.join(options)}{did_you_mean(str(name), options)}"
             for name in wrong
         ]
     if "/" in key:

@@ -104,6 +104,8 @@ def did_you_mean(word: str, candidates: Iterator[str] | list[str] | tuple[str, .
 def type_name(hint: Any) -> str:
     """A type in a user's words."""
     inner = required(hint)
+    if inner is Any and hint is not Any:
+        return " or ".join(type_name(one) for one in typing.get_args(hint))
     origin = typing.get_origin(inner)
     if origin is list:
         name = "a list, such as [a,b]"

@@ -50,6 +50,25 @@ class Range:
             yield f"{key}={value}: must be {self.wanted}"
 
 
+@dataclass(frozen=True)
+class OrAuto:
+    """A whole number in a range, or `auto`.
+
+    Attributes:
+        range: the range.
+    """
+
+    range: Range
+
+    def problems(self, key: str, value: Any) -> Iterator[str]:
+        """What is wrong with a value that is set."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            if value != "auto":
+                yield f"{key}={value}: must be auto, or a whole number that is {self.range.wanted}"
+            return
+        yield from self.range.problems(key, value)
+
+
 POSITIVE = Range(lambda value: value > 0 and math.isfinite(value), "more than 0")
 NOT_NEGATIVE = Range(lambda value: value >= 0 and math.isfinite(value), "0 or more")
 AT_LEAST_ONE = Range(lambda value: value >= 1, "1 or more")
@@ -61,9 +80,9 @@ SPLIT = Range(lambda value: 0 < value < 1, "between 0 and 1")
 
 
 @cache
-def limits(schema: type) -> Mapping[str, Choice | Range]:
+def limits(schema: type) -> Mapping[str, Choice | Range | OrAuto]:
     """By dotted key what the fields of a dataclass, and of those in it, say that their values must be."""
-    by_key: dict[str, Choice | Range] = {}
+    by_key: dict[str, Choice | Range | OrAuto] = {}
     for name, hint in typing.get_type_hints(schema, include_extras=True).items():
         inner = required(type_of(schema, name))
         if dataclasses.is_dataclass(inner):

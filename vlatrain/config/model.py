@@ -86,8 +86,8 @@ class ModelTaskConfig:
         contrast: the loss of image-text contrast that the backbone was trained with: softmax or sigmoid.
         config: settings of the architecture that differ from `model.config` in this task.
         subtasks: of a joint task, the tasks that can be its subtasks.
-        samples_per_pass: samples in a forward pass that a small machine (4 GB) can take: what `trainer.batch_size` starts from.
-        passes_per_step: forward passes in a step, the same way for `trainer.accumulate`.
+        samples_per_step: samples of an optimizer step, for each process: what `trainer.batch_size=auto` cuts into passes.
+        samples_per_contrast: on a CPU, samples of a pass where those of a pass are each other's negatives; 0: those of a step.
     """
 
     architecture: str = ""
@@ -103,8 +103,8 @@ class ModelTaskConfig:
     contrast: str = "softmax"
     config: dict[str, Any] = field(default_factory=dict)
     subtasks: list[str] = field(default_factory=list)
-    samples_per_pass: int = 32
-    passes_per_step: int = 1
+    samples_per_step: int = 32
+    samples_per_contrast: int = 0
 
 
 @dataclass

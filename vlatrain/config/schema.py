@@ -10,7 +10,7 @@ from vlatrain.config.data import DataConfig
 from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, Choice
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.methods import patterns
-from vlatrain.config.model import ModelConfig
+from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.sweep import SweepConfig
 from vlatrain.config.task import TaskConfig
@@ -64,6 +64,12 @@ class TrainConfig:
     def points(self) -> list[str]:
         """The point patterns in force: the adapter's (of all its components), else the task's."""
         return patterns(self.adapter, self.task.points)
+
+    @property
+    def served(self) -> ModelTaskConfig:
+        """What serves the task in the backbone; the schema's defaults where nothing is said."""
+        tasks = self.model.tasks
+        return tasks.get(self.task.name) or tasks.get(self.task.spec.served_as) or ModelTaskConfig()
 
 
 @dataclass

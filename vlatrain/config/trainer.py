@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SPLIT, Choice
+from vlatrain.config.limits import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SPLIT, Choice, OrAuto
 
 
 @dataclass
@@ -15,13 +15,15 @@ class TrainerConfig:
     Attributes:
         epochs: passes over the training data.
         max_steps: optimizer steps; set, it overrides `epochs`.
-        batch_size: samples per process and forward pass.
+        batch_size: samples per process and forward pass; auto: as many of the backbone's samples a step as there is room for, in
+            the memory of the GPU, or in 4 GB on a CPU.
         eval_batch_size: the same in evaluation; null: twice `batch_size`.
-        accumulate: forward passes per optimizer step.
+        accumulate: forward passes per optimizer step; auto: with `batch_size=auto` those that make the backbone's samples a step,
+            else 1. A number with `batch_size=auto` cuts the samples of a step into so many passes, whatever there is room for.
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
         tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
         low_norms: on a GPU in bf16 or fp16, let frozen layer norms put out that type, where autocast's put out fp32.
-        device: auto, cpu or cuda.
+        device: auto (a GPU if there is one), cpu, cuda or mps (Apple's).
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
@@ -31,7 +33,7 @@ class TrainerConfig:
         log_every: optimizer steps between lines of `metrics.jsonl`.
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
         patience: stop after this many evaluations without a better metric; 0: never.
-        workers: data-loading processes; 0 loads in the training process.
+        workers: data-loading processes; 0 loads in the training process; auto: on a CPU 0, on a GPU by what a pass takes to load.
         cache: whether the states before the first trainable layer are computed once and kept: auto (where that is faster and there
             is room), off, memory or disk.
         cache_gb: most that all runs together may keep on disk, in GB.
@@ -40,13 +42,13 @@ class TrainerConfig:
 
     epochs: Annotated[int, AT_LEAST_ONE] = 2
     max_steps: Annotated[int | None, AT_LEAST_ONE] = None
-    batch_size: Annotated[int, AT_LEAST_ONE] = 32
+    batch_size: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = 32
     eval_batch_size: Annotated[int | None, AT_LEAST_ONE] = None
-    accumulate: Annotated[int, AT_LEAST_ONE] = 1
+    accumulate: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = 1
     precision: Annotated[str, Choice("auto", "fp32", "bf16", "fp16")] = "auto"
     tf32: bool = False
     low_norms: bool = False
-    device: Annotated[str, Choice("auto", "cpu", "cuda")] = "auto"
+    device: Annotated[str, Choice("auto", "cpu", "cuda", "mps")] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_every: Annotated[int, NOT_NEGATIVE] = 0
@@ -55,12 +57,29 @@ class TrainerConfig:
     log_every: Annotated[int, AT_LEAST_ONE] = 10
     keep: Annotated[int, NOT_NEGATIVE] = 1
     patience: Annotated[int, NOT_NEGATIVE] = 0
-    workers: Annotated[int, NOT_NEGATIVE] = 0
+    workers: Annotated[int | str, OrAuto(NOT_NEGATIVE)] = 0
     cache: Annotated[str, Choice("auto", "off", "memory", "disk")] = "auto"
     cache_gb: Annotated[float, POSITIVE] = 50.0
     threads: Annotated[int, NOT_NEGATIVE] = 0
 
     @property
+    def samples_per_pass(self) -> int:
+        """`batch_size`, once it is known."""
+        assert isinstance(self.batch_size, int), "trainer.batch_size=auto has not been resolved"
+        return self.batch_size
+
+    @property
+    def passes_per_step(self) -> int:
+        """`accumulate`, once it is known."""
+        assert isinstance(self.accumulate, int), "trainer.accumulate=auto has not been resolved"
+        return self.accumulate
+
+    @property
+    def loaders(self) -> int:
+        """`workers`, or none as long as that is not known."""
+        return self.workers if isinstance(self.workers, int) else 0
+
+    @property
     def samples_per_evaluation_pass(self) -> int:
         """`eval_batch_size`, or what it is by default."""
-        return self.eval_batch_size or 2 * self.batch_size
+        return self.eval_batch_size or 2 * self.samples_per_pass

@@ -8,7 +8,7 @@ content (`Picture.key`) without decoding anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,3 +79,12 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         name = str(getattr(sample.image, "path", "")).rpartition("/")[2]
         digest.update(repr([name, *(getattr(sample, field) for field in said)]).encode())
     return f"{number} samples, {digest.hexdigest()[:16]}"
+
+
+def texts_of(samples: Sequence[Sample]) -> list[str]:
+    """Every text of the samples."""
+    found = []
+    for sample in samples:
+        said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
+        found += [text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text]
+    return found

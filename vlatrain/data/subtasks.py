@@ -33,8 +33,10 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     Raises:
         UserError: with everything that is wrong with the data, of all subtasks.
     """
+    size = config.trainer.batch_size
+    fewest = size if isinstance(size, int) else 1
     if config.task.name != JOINT:
-        return _load(config, splits, config.trainer.batch_size)
+        return _load(config, splits, fewest)
     found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
     for name, subtask in subtasks(config).items():
@@ -50,9 +52,9 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     }
     if "train" in joined:
         joined["train"] = sampled(found["train"], config.task, config.seed)
-        if (count := len(joined["train"])) < config.trainer.batch_size:
+        if (count := len(joined["train"])) < fewest:
             raise UserError(
-                f"the subtasks have {count} training samples in all, fewer than one batch of {config.trainer.batch_size}: set "
+                f"the subtasks have {count} training samples in all, fewer than one batch of {fewest}: set "
                 f"trainer.batch_size={count} or less"
             )
     return joined

@@ -189,7 +189,8 @@ class RunFolder:
         write_json(self.about, {"starts": [*self._starts(), start]})
 
     def note_resolved(self, values: Mapping[str, Any]) -> None:
-        """Add to the last start in `run.json` what `auto` and open settings came to, by key; `config.yaml` has them as asked."""
+        """Add to the last start in `run.json` what `auto` and open settings came to, by key. `config.yaml` has them as
+        asked, but for the samples of a pass: a run that goes on keeps these."""
         *before, last = self._starts() or [{}]
         write_json(self.about, {"starts": [*before, {**last, "resolved": dict(values)}]})
 

@@ -194,6 +194,8 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
         for old, new in RENAMED.items():
             if isinstance(described, dict) and old in described:
                 described[new] = described.pop(old)
+        if isinstance(described, dict) and "samples_per_pass" in described:
+            described["samples_per_step"] = described.pop("samples_per_pass") * described.pop("passes_per_step", 1)
     return values
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vlatrain.backbones.base import Backbone, Embedder, Inputs, Text
+from vlatrain.backbones.base import Backbone, Context, Embedder, Generator, Inputs, Text, blank_text
+from vlatrain.backbones.keys_values import kept_in_search
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.lengths import Use
@@ -65,12 +66,15 @@ Answer = str | tuple[str, float]
 Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
 """What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
 
-TYPICAL = {  # tokens, with the special ones
-    "question": 16,
-    "answer": 4,
-    "caption": 20,
-    "prompt": 10,
-    "conversation": 64,
+TYPICAL: Mapping[
+    str, int
+] = {  # tokens of a text, with the special ones, by the name of its `Use`; and learned texts of a sample
+    "questions": 16,
+    "answers": 4,
+    "captions": 20,
+    "prompts": 10,
+    "conversations": 64,
+    "texts": 1,
 }
 
 
@@ -98,7 +102,12 @@ class Task(ABC):
 
     Attributes:
         metric: name of the headline metric; higher is better.
+        in_batch_negatives: whether the samples of a pass are each other's negatives.
+        lengths: tokens of the longest texts, as `TYPICAL` has them, which `loss_on_meta` and `evaluate_on_meta` go by.
     """
+
+    lengths: Mapping[str, int] = TYPICAL
+    in_batch_negatives: ClassVar[bool] = False
 
     def __init__(self, config: TaskConfig, backbone: Backbone) -> None:
         self.config, self.backbone = config, backbone
@@ -123,7 +132,23 @@ class Task(ABC):
 
     @abstractmethod
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """A loss from inputs that have only shapes, of typical lengths (`TYPICAL`): for estimating memory on the meta device."""
+        """A loss from inputs that have only shapes, texts of `lengths`: for estimating memory on the meta device."""
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Compute what is largest in a pass of an evaluation, from such inputs: by default what a pass of training computes."""
+        self.loss_on_meta(batch_size, device)
+
+    def begin_on_meta(self, context: Context) -> None:
+        """Begin to write texts from a context, with room for all that a search keeps until its last token."""
+        writer, decode = cast(Generator, self.backbone), self.config.decode
+        some = next(iter(context.values()))
+        kept = kept_in_search(self.backbone, context, decode.num_beams, decode.max_new_tokens)
+        room = some.new_empty(kept, dtype=torch.float)
+        place = torch.arange(len(some), device=some.device).repeat_interleave(decode.num_beams)
+        begun = blank_text(len(place), 1, some.device)
+        logits = writer.logits(self.backbone.select_rows(context, place), begun)
+        logits.float().log_softmax(dim=-1).flatten(1).topk(2)
+        del room
 
     @property
     def generates(self) -> bool:

@@ -13,7 +13,6 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
 from vlatrain.tasks.base import (
-    TYPICAL,
     Asking,
     Batches,
     Evaluation,
@@ -77,16 +76,22 @@ class Captioning(Task):
         return mean_per_owner(losses, torch.ones_like(losses), batch["group_index"], len(batch["ids"])).mean()
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """One caption an image."""
+        """As many captions an image as `lengths` says."""
+        each = self.lengths["texts"]
         return self.loss(
             {
                 "ids": range(batch_size),
                 "inputs": self.backbone.blank(batch_size, device),
-                "caption": blank_text(batch_size, TYPICAL["caption"], device),
+                "caption": blank_text(each * batch_size, self.lengths["captions"], device),
                 "given": 1,
-                "group_index": torch.arange(batch_size, device=device),
+                "group_index": torch.arange(batch_size, device=device).repeat_interleave(each),
             }
         )
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """The first token of captions."""
+        context = self.generator.context(self.backbone.blank(batch_size, device))
+        self.begin_on_meta(context)
 
     def asking(self) -> Asking:
         """Images, and their captions."""

@@ -27,7 +27,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.metrics.retrieval import similarity
-from vlatrain.tasks.base import TYPICAL, Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
+from vlatrain.tasks.base import Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa, VqaBatch
 
@@ -187,10 +187,16 @@ class ByFeatures(Classification):
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """A few classes, where they are not known yet."""
         texts = (len(self.config.classes) or UNKNOWN) * len(self.config.templates)
-        prompts = blank_text(texts, self.backbone.padded_to(TYPICAL["prompt"]), device)
+        prompts = blank_text(texts, self.backbone.padded_to(self.lengths["prompts"]), device)
         known = self._averaged(self.embedder.text_features(prompts))
         logits = self.scores({"ids": range(batch_size), "inputs": self.backbone.blank(batch_size, device)}, known)
         return cross_entropy(logits, torch.zeros(batch_size, dtype=torch.long, device=device))
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Images, and once so many texts of the classes."""
+        texts = min(TEXTS, (len(self.config.classes) or UNKNOWN) * len(self.config.templates))
+        self.embedder.text_features(blank_text(texts, self.backbone.padded_to(self.lengths["prompts"]), device))
+        self.embedder.image_features(self.backbone.blank(batch_size, device))
 
     def _settings(self) -> dict[str, Any]:
         return {"templates": self.config.templates}
@@ -252,7 +258,13 @@ class ByWords(Classification):
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """As of answers."""
+        self.vqa.lengths = self.lengths
         return self.vqa.loss_on_meta(batch_size, device)
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """As of answers."""
+        self.vqa.lengths = self.lengths
+        self.vqa.evaluate_on_meta(batch_size, device)
 
     def _settings(self) -> dict[str, Any]:
         return {"question": self.config.question}

@@ -21,7 +21,6 @@ from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.tasks.base import (
-    TYPICAL,
     Asking,
     Batches,
     Evaluation,
@@ -97,8 +96,18 @@ class Instruct(Task):
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """Conversations all of whose tokens are learned."""
-        logits = self.converser.conversation_logits(self.backbone.blank(batch_size, device, TYPICAL["conversation"]))
+        logits = self.converser.conversation_logits(
+            self.backbone.blank(batch_size, device, self.lengths["conversations"])
+        )
         return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Losses of whole conversations, and the beginning of replies to as much."""
+        inputs = self.backbone.blank(batch_size, device, self.lengths["conversations"])
+        logits = self.converser.conversation_logits(inputs)
+        token_losses(logits, blank_text(batch_size, logits.shape[1], device), 1)
+        del logits
+        self.begin_on_meta(self.generator.context(inputs))
 
     def asking(self) -> Asking:
         """Conversations up to the last reply, and their replies."""

@@ -89,6 +89,12 @@ class Joint(Task):
                 losses.append(subtask.loss_on_meta(size, device))
         return torch.stack(losses).mean()
 
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """One task after the other, each with whole batches."""
+        for name, subtask in self.subtasks.items():
+            with for_task(self.backbone.model, name):
+                subtask.evaluate_on_meta(batch_size, device)
+
     def _grouped(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
         """The samples by subtask, in the order of the subtasks."""
         grouped: dict[str, list[Sample]] = {name: [] for name in self.subtasks}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlatrain.backbones.architecture import quiet
-from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
 from vlatrain.config import UserError
 
@@ -335,3 +335,34 @@ def _unknown(backbone: Backbone) -> int | None:
     known, token = backbone.tokenizer, backbone.tokenizer.unk_token_id
     others = (known.bos_token_id, known.eos_token_id, known.pad_token_id, known.cls_token_id, known.sep_token_id)
     return None if token in others else token
+
+
+def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str, int]:
+    """How long the texts of the largest batch of samples are, as `Task.lengths` has it.
+
+    Args:
+        task: the task; not a joint one.
+        samples: the samples, of which `LOOKED_AT` are looked at.
+        size: samples of a batch.
+    """
+    some = samples[:: max(1, -(-len(samples) // LOOKED_AT))]
+    found: dict[str, int] = {}
+    for use in task.uses():
+        if use.setting == NEW:
+            continue
+        every = [list(use.of(sample)) for sample in some]
+        texts = list(dict.fromkeys(text for own in every for text in own))
+        if use.name == "answers":
+            texts += task.config.answer_list  # each is scored
+        if not texts:
+            continue
+        tokens = min(max(seen.tokens for seen in use.look(texts)), task.longest(use.room))
+        if use.room == "target" and isinstance(task.backbone, Generator):
+            tokens += task.backbone.target([""], UNLIMITED, task.config.prompt)[1]
+        if use.name == "questions":
+            tokens = min(-(-tokens // BUCKET) * BUCKET, task.longest(use.room))
+        found[use.name] = max(tokens, found.get(use.name, 0))
+        if use.name in ("captions", "answers"):
+            most = sorted((len(dict.fromkeys(own)) for own in every), reverse=True)[:size]
+            found["texts"] = max(1, -(-sum(most) // len(most)))
+    return found

@@ -23,7 +23,7 @@ from vlatrain.backbones.base import Backbone, Biased, Embedder, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batch, Batches, Evaluation, ImageBatch, Task, group_index_of, similarity_scale
+from vlatrain.tasks.base import Batch, Batches, Evaluation, ImageBatch, Task, group_index_of, similarity_scale
 from vlatrain.tasks.lengths import Use, reading, tokens_of
 
 PAIRS = 64  # image-text pairs that are matched at a time
@@ -75,6 +75,8 @@ class PlacedBatch(ImageBatch):
 
 class Retrieval(Task):
     """Retrieval on an `Embedder` backbone."""
+
+    in_batch_negatives = True
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         super().__init__(config, backbone)
@@ -171,16 +173,32 @@ class Retrieval(Task):
         return evaluation(samples, ranks, best, {"rerank": k})
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """One caption an image. The hard negatives depend on values, so here they are the pairs themselves."""
-        text = blank_text(batch_size, self.backbone.padded_to(TYPICAL["caption"]), device)
-        group_index = torch.arange(batch_size, device=device)
+        """As many captions an image as `lengths` says. The hard negatives depend on values: here they are the pairs themselves."""
+        each = self.lengths["texts"]
+        text = blank_text(each * batch_size, self._padded, device)
+        group_index = torch.arange(batch_size, device=device).repeat_interleave(each)
         image_features, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
         logits = metric.similarity(self.embedder.text_features(text), image_features) * self._scale()
         loss = self._contrast(logits, text.ids, group_index)
         if self.config.matching and self.embedder.matches:
-            three = group_index.repeat(3)  # (3 B,): the pairs, hard wrong images, hard wrong captions
-            loss = loss + self.embedder.match(states[three], Text(text.ids[three], text.mask[three])).mean()
+            # (2 T + B,): the pairs, of each caption a hard wrong image, of each image a hard wrong caption
+            image = torch.cat([group_index, group_index, torch.arange(batch_size, device=device)])
+            matched = blank_text(len(image), self._padded, device)
+            loss = loss + self.embedder.match(states[image], matched).mean()
         return loss
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Features of images and texts, and pairs that are matched where the best are ordered by that."""
+        _, states = self.embedder.image_features(self.backbone.blank(batch_size, device))
+        self.embedder.text_features(blank_text(self.lengths["texts"] * batch_size, self._padded, device))
+        if self.config.rerank and self.embedder.matches:
+            pairs = states[:1].expand(PAIRS, -1, -1)
+            self.embedder.match(pairs, blank_text(PAIRS, self._padded, device))
+
+    @property
+    def _padded(self) -> int:
+        """Tokens of the longest captions with their padding."""
+        return self.backbone.padded_to(self.lengths["captions"])
 
     def pairs(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor]:
         """Features (B, D) of a training batch's images with one caption each, and of these: what a cache of samples is filled

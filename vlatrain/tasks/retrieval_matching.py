@@ -22,7 +22,7 @@ from vlatrain.backbones.base import Backbone, Context, Inputs, Matcher, Text, bl
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
-from vlatrain.tasks.base import TYPICAL, Batches, Evaluation, group_index_of
+from vlatrain.tasks.base import Batches, Evaluation, group_index_of
 from vlatrain.tasks.retrieval import (
     PAIRS,
     Negatives,
@@ -127,11 +127,18 @@ class Matching(Retrieval):
             yield from (ranked(range(len(texts)), row)[:k] for row in scores)
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """One caption an image, and as many pairs as there can be."""
-        pairs = min(batch_size**2, batch_size * (1 + 2 * self.config.negatives))
+        """As many captions an image as `lengths` says, and as many pairs as there can be."""
+        texts, negatives = self.lengths["texts"] * batch_size, self.config.negatives
+        pairs = min(batch_size * texts, texts * (1 + negatives) + batch_size * negatives)
         row = torch.arange(pairs, device=device) % batch_size
         context = self.matcher.image_context(self.backbone.blank(batch_size, device))
-        return self._scored(context, row, blank_text(pairs, TYPICAL["caption"], device)).mean()
+        return self._scored(context, row, blank_text(pairs, self.lengths["captions"], device)).mean()
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """A part of the texts with an image."""
+        context = self.matcher.image_context(self.backbone.blank(batch_size, device))
+        row = torch.zeros(PAIRS, dtype=torch.long, device=device)
+        self._scored(context, row, blank_text(PAIRS, self.lengths["captions"], device))
 
     def _scored(self, context: Context, image: Tensor, text: Text) -> Tensor:
         """Scores (N,) of texts with the images in these rows (N,) of a context."""

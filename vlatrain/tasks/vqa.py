@@ -19,7 +19,6 @@ from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.tasks.base import (
-    TYPICAL,
     Asking,
     Batches,
     Evaluation,
@@ -121,17 +120,30 @@ class Vqa(Task):
         return mean_per_owner(losses, batch["weights"], batch["group_index"], len(batch["ids"])).mean()
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """One answer a question."""
+        """As many answers a question as `lengths` says."""
+        each = self.lengths["texts"]
         return self.loss(
             {
                 "ids": range(batch_size),
-                "inputs": self.backbone.blank(batch_size, device, TYPICAL["question"]),
-                "answer": blank_text(batch_size, TYPICAL["answer"], device),
+                "inputs": self.backbone.blank(batch_size, device, self.lengths["questions"]),
+                "answer": blank_text(each * batch_size, self.lengths["answers"], device),
                 "given": 1,
-                "weights": torch.ones(batch_size, device=device),
-                "group_index": torch.arange(batch_size, device=device),
+                "weights": torch.ones(each * batch_size, device=device),
+                "group_index": torch.arange(batch_size, device=device).repeat_interleave(each),
             }
         )
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Answers that are scored: those of the list of a question, or those that were written to all of them."""
+        context = self.generator.context(self.backbone.blank(batch_size, device, self.lengths["questions"]))
+        count = len(self.config.answer_list) if self.config.answers == "rank" else 0
+        if count:
+            place = torch.zeros(count, dtype=torch.long, device=device)
+        else:
+            self.begin_on_meta(context)
+            place = torch.arange(batch_size, device=device).repeat_interleave(self.config.decode.num_beams)
+        target = blank_text(len(place), self.lengths["answers"], device)
+        token_losses(self.generator.logits(self.backbone.select_rows(context, place), target), target, 1)
 
     def asking(self) -> Asking:
         """Questions, and their answers."""

@@ -21,7 +21,7 @@ from vlatrain.backbones.base import Answerer, Backbone
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.vqa import normalise
-from vlatrain.tasks.base import TYPICAL, ImageBatch
+from vlatrain.tasks.base import ImageBatch
 from vlatrain.tasks.lengths import Seen, Use, question_use
 from vlatrain.tasks.vqa import Vqa, VqaBatch
 
@@ -92,8 +92,12 @@ class Answering(Vqa):
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """Questions that no answer is right for."""
         targets = torch.zeros(batch_size, len(self.answerer.answers), device=device)
-        inputs = self.backbone.blank(batch_size, device, TYPICAL["question"])
+        inputs = self.backbone.blank(batch_size, device, self.lengths["questions"])
         return self.loss({"ids": range(batch_size), "inputs": inputs, "targets": targets})
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """Logits of the answers."""
+        self.answerer.answer_logits(self.backbone.blank(batch_size, device, self.lengths["questions"]))
 
     def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question the likeliest answers of the list, each with its own probability, best first."""

@@ -54,15 +54,15 @@ def passes_together(config: TrainConfig, processes: int) -> int:
     wanted, trainer = config.task.negatives_per_step, config.trainer
     if wanted is None:
         return 1
-    at_once = trainer.batch_size * processes
-    step = at_once * trainer.accumulate
+    at_once = trainer.samples_per_pass * processes
+    step = at_once * trainer.passes_per_step
     if wanted % at_once or step % wanted:
         shared = f" x {processes} processes" if processes > 1 else ""
         remedy = "" if wanted % at_once else f": trainer.accumulate={wanted // at_once}"
         raise UserError(
             f"task.negatives_per_step={wanted}: must be a multiple of the {at_once} samples of a pass "
-            f"(trainer.batch_size={trainer.batch_size}{shared}), and divide the {step} of a step "
-            f"(x trainer.accumulate={trainer.accumulate}){remedy}"
+            f"(trainer.batch_size={trainer.samples_per_pass}{shared}), and divide the {step} of a step "
+            f"(x trainer.accumulate={trainer.passes_per_step}){remedy}"
         )
     return wanted // at_once
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlatrain.backbones.base import Backbone, Inputs
 from vlatrain.backbones.loading import family_of
 from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay
 from vlatrain.config import TrainConfig
@@ -19,20 +21,7 @@ from vlatrain.data.augment import augments
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.prefix_cache.frontier import frontiers, needed
-from vlatrain.training.shapes import Alive, Shapes
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step, forward and backward, of one batch of typical lengths.
-
-    Attributes:
-        flops: of a sample.
-        bytes: of the tensors alive at its peak, besides the weights: activations and gradients.
-    """
-
-    flops: int
-    bytes: int
+from vlatrain.training.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -69,60 +58,85 @@ class Costs:
     samples: int | None
 
 
-def rehearsed(config: TrainConfig, model: nn.Module) -> Step:
-    """Run a step of `trainer.batch_size` on shapes.
+class Prefix:
+    """The frozen prefix of a backbone on the meta device.
+
+    Args:
+        config: the configuration.
+        backbone: the backbone on the meta device, adapters in it.
+    """
+
+    def __init__(self, config: TrainConfig, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.frontiers = frontiers(backbone.model, config.model, config.task.name)
+        boundaries = {name: frontier.boundary for name, frontier in self.frontiers.items() if frontier.boundary}
+        self.replay = PrefixReplay(boundaries, {})
+
+    def states(self, inputs: Inputs) -> dict[str, CachedStates]:
+        """What is kept of inputs, by tower: computed on shapes."""
+        wanted = needed(self.frontiers, "question" in inputs)
+        if not wanted:
+            return {}
+        self.backbone.prefix_replay = self.replay
+        with torch.no_grad(), suppress(Enough), self.replay.recording(wanted) as found:
+            self.backbone.run_frozen_towers(inputs)
+        self.replay.in_tuple |= {name: own.in_tuple for name, own in found.items()}
+        return dict(found)
+
+    def put_back(self, questions: Iterable[int]) -> None:
+        """Let blank inputs with questions of these lengths (0: none) have what is kept of them: frozen towers are not run then."""
+        blank = self.backbone.blank
+        known = {length: self.states(blank(1, "meta", length)) for length in questions}
+
+        def replayed(batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
+            inputs, states = blank(batch_size, device, question), known[question]
+            batch = {name: own.states.new_empty(batch_size, *own.states.shape[1:]) for name, own in states.items()}
+            return {**inputs, "prefix": batch} if batch else inputs
+
+        self.backbone.blank = replayed  # type: ignore[method-assign]
+
+
+def costs(config: TrainConfig, model: nn.Module, batch_size: int) -> Costs:
+    """Count the operations of a pass with texts of typical lengths, and find what of them can be kept.
 
     Args:
         config: the configuration.
         model: the backbone's model on the meta device, adapters in it.
+        batch_size: samples of the pass.
 
     Raises:
         RuntimeError: a method (of PEFT) looks at values.
     """
-    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    size = config.trainer.batch_size
-    task = build(config.task, backbone)
-    with FlopCounterMode(display=False) as counter, Alive() as alive, torch.device("meta"), Shapes():
-        loss = task.loss_on_meta(size, "meta")
+    backbone = on_shapes(config, model)
+    with FlopCounterMode(display=False) as whole, on_meta_device():
+        loss = build(config.task, backbone).loss_on_meta(batch_size, "meta")
         if loss.requires_grad:
             loss.backward()
     model.zero_grad(set_to_none=True)
-    return Step(counter.get_total_flops() // size, alive.peak)
-
-
-def costs(config: TrainConfig, model: nn.Module, step: Step) -> Costs:
-    """Find what of a step can be kept.
-
-    Args:
-        config: the configuration.
-        model: the backbone's model on the meta device, adapters in it.
-        step: the whole step.
-    """
-    backbone = family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
-    found = frontiers(model, config.model, config.task.name)
-    boundaries = {name: frontier.boundary for name, frontier in found.items() if frontier.boundary}
-    wanted = needed(found)
-    replay, saved, states = PrefixReplay(boundaries, {}), 0, dict[str, CachedStates]()
-    if wanted:
-        backbone.prefix_replay = replay
-        asked = TYPICAL["question"] if any("question" in found[name].of for name in wanted) else 0
-        with ExitStack() as stack:
-            prefix = stack.enter_context(FlopCounterMode(display=False))
-            for context in (torch.device("meta"), Shapes(), torch.no_grad(), suppress(Enough)):
-                stack.enter_context(context)
-            states = stack.enter_context(replay.recording(wanted))
-            backbone.run_frozen_towers(backbone.blank(1, "meta", asked))
-        saved = prefix.get_total_flops()
+    prefix = Prefix(config, backbone)
+    asked = any("question" in prefix.frontiers[name].of for name in needed(prefix.frontiers))
+    with FlopCounterMode(display=False) as counter, on_meta_device(gradients=False):
+        states = prefix.states(backbone.blank(1, "meta", TYPICAL["questions"] if asked else 0))
     rows = []
-    for name, frontier in found.items():
+    for name, frontier in prefix.frontiers.items():
         kept = frontier.boundary.name if frontier.boundary else ""
-        taken = states[name].states if name in states else None
-        bytes_ = 0 if taken is None else taken[0].numel() * taken.element_size()
-        rows.append(Tower(name, kept, frontier.pinned, bytes_))
-    return Costs(rows, step.flops, saved, _samples(config))
+        rows.append(Tower(name, kept, frontier.pinned, states[name].states.nbytes if name in states else 0))
+    return Costs(rows, whole.get_total_flops() // batch_size, counter.get_total_flops(), samples_named(config))
 
 
-def _samples(config: TrainConfig) -> int | None:
+def on_shapes(config: TrainConfig, model: nn.Module) -> Backbone:
+    """The backbone of a model on the meta device."""
+    return family_of(config.model)(config.model, config.task.name, model, None, "")  # type: ignore[arg-type]
+
+
+@contextmanager
+def on_meta_device(gradients: bool = True, fused: bool = False) -> Iterator[None]:
+    """Run what follows on shapes, with or without gradients; for `fused` see `Shapes`."""
+    with torch.device("meta"), Shapes(fused), torch.set_grad_enabled(gradients):
+        yield
+
+
+def samples_named(config: TrainConfig) -> int | None:
     """Samples of training and evaluation, as far as the configuration tells."""
     total = 0
     for subtask in subtasks(config).values():

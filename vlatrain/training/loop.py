@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,7 @@ from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.contrast import Contrast, passes_together
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.eval_schedule import EvalSchedule, tried
+from vlatrain.training.fitting import run_longest, tried_on_device
 from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
@@ -100,6 +101,8 @@ class Loop:
         folder: the run folder; `checkpoints/` and `adapter/` are written there.
         display: shows progress.
         sinks: take the records of metrics.
+        tries: whether the longest batch is run first, and `trainer.batch_size` lowered until there is room for it; `config`
+            then has what was found.
 
     Raises:
         UserError: device, precision, schedule or parameter groups that cannot be had here.
@@ -115,6 +118,7 @@ class Loop:
         folder: Path,
         display: Display = SILENT,
         sinks: Sequence[Sink] = (),
+        tries: bool = False,
     ) -> None:
         self.config, self.trainer = config, config.trainer
         self.task, self.trained, self.train, self.eval = task, trained, train, eval
@@ -135,10 +139,13 @@ class Loop:
         self.precision = choose_precision(self.trainer.precision, self.device)
         self.parameters = trainable(model)
         self._prepare_model(trained.layers)
+        if tries:
+            self.config = config = self._tried_passes()
+            self.trainer = config.trainer
         self.order = Order(
             max(1, len(train)),
-            self.trainer.batch_size,
-            self.trainer.accumulate,
+            self.trainer.samples_per_pass,
+            self.trainer.passes_per_step,
             self.accelerator.num_processes,
             config.seed,
         )
@@ -170,7 +177,7 @@ class Loop:
     def _prepare_model(self, layers: Sequence[nn.Module]) -> None:
         if self.precision == "fp16":
             keep_from_overflow(self.model)
-        if self.precision != "fp32" and self.device.type == "cuda":
+        if self.precision != "fp32" and self.device.type != "cpu":
             cast_trunk(self.model, DTYPES[self.precision], self.trainer.low_norms)
         if self.trainer.gradient_checkpointing:
             checkpoint_gradients(self.model, layers, self.trainer.compile)
@@ -181,6 +188,17 @@ class Loop:
         self.moving = moving_buffers(self.model)
         self.lowering = Lowering(self.model)
         reset_peak_memory(self.device)
+
+    def _tried_passes(self) -> TrainConfig:
+        """The configuration with passes that the device has room for; of several processes, all have room."""
+        trainer = self.trainer
+        step = trainer.samples_per_pass * trainer.passes_per_step
+
+        def run(size: int) -> None:
+            run_longest(self.task, self.model, self.train, size, self.device, self.accelerator.autocast)
+
+        size = min(gather(tried_on_device(step, trainer.samples_per_pass, run)))
+        return replace(self.config, trainer=replace(trainer, batch_size=size, accumulate=step // size))
 
     @property
     def uses(self) -> dict[str, int]:
@@ -218,7 +236,7 @@ class Loop:
         steps = range(self.progress.step, self.total)
         rank = self.accelerator.process_index
         passes = training_batches(
-            self.order, self.train, self.task.collate, steps, rank, self.trainer.workers, self.device
+            self.order, self.train, self.task.collate, steps, rank, self.trainer.loaders, self.device
         )
         train_mode(self.model)
         with closing(passes):  # whatever happens, no worker is left behind
@@ -398,7 +416,7 @@ class Loop:
     def _evaluation(self, samples: Sequence[Sample], size: int, watch: Stopwatch | None = None) -> Evaluation | None:
         """Evaluate the weights as they are, in batches of a size. None, and `stopping` set, if a signal came."""
         batches = SharedBatches(
-            self.device, size, self.trainer.workers, self.display, interrupted=lambda: bool(self.signals.received)
+            self.device, size, self.trainer.loaders, self.display, interrupted=lambda: bool(self.signals.received)
         )
         started = time.perf_counter()
         self.model.eval()

@@ -220,12 +220,15 @@ def checkpoint_gradients(model: nn.Module, layers: Iterable[nn.Module], compiled
 
 def _wrap(layer: nn.Module, options: dict[str, Any]) -> None:
     forward = layer.forward
+    if getattr(forward, "recomputes", False):
+        return
 
     def checkpointed(*args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(partial(forward, **kwargs), *args, **options)
 
+    checkpointed.recomputes = True  # type: ignore[attr-defined]
     layer.forward = checkpointed
 
 

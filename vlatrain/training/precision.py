@@ -21,16 +21,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of `trainer.device`: auto takes a GPU if there is one.
+    """The device of `trainer.device`: auto takes a GPU if there is one, NVIDIA's (or AMD's) before Apple's.
 
     Raises:
         UserError: a GPU is asked for and there is none, or the name is unknown.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"trainer.device={device} is unknown; there are auto, cpu, cuda")
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"trainer.device={device} is unknown; there are auto, cpu, cuda, mps")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.device=mps: torch sees no GPU of Apple's here; use trainer.device=auto")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda: torch sees no GPU here; use trainer.device=cpu, or install torch for it")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if device != "cpu" and torch.backends.mps.is_available() else "cpu")
 
 
 def own(device: torch.device) -> torch.device:
@@ -57,14 +61,21 @@ def refuse_shared(device: torch.device) -> None:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16, from `trainer.precision`: auto is fp32 on CPU; on a GPU bf16 where it can, else fp16.
+    """fp32, bf16 or fp16, from `trainer.precision`: auto is fp32 on CPU; on a GPU bf16 where it can, else fp16; on Apple's bf16
+    from macOS 14 on, else fp32, as its losses cannot be scaled.
 
     Raises:
-        UserError: fp16 on CPU, bf16 on a GPU without it, or an unknown name.
+        UserError: fp16 on CPU or on Apple's GPU, bf16 on a GPU without it, or an unknown name.
     """
     if precision not in ("auto", *DTYPES):
         raise UserError(f"trainer.precision={precision} is unknown; there are auto, {', '.join(DTYPES)}")
     gpu = device.type == "cuda"
+    if device.type == "mps":
+        able = torch.backends.mps.is_macos_or_newer(14, 0)
+        if precision == "fp16" or (precision == "bf16" and not able):
+            way = "use bf16 or fp32" if able else "use fp32; bf16 needs macOS 14"
+            raise UserError(f"trainer.precision={precision} cannot be had on trainer.device=mps: {way}")
+        return precision if precision != "auto" else "bf16" if able else "fp32"
     if precision == "auto":
         return "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision == "fp16" and not gpu:
@@ -86,7 +97,7 @@ def refuse_without_effect(config: TrainerConfig, device: torch.device, precision
         UserError: `trainer.low_norms` on a CPU or in fp32, `trainer.tf32` on a CPU.
     """
     problems = []
-    if config.low_norms and (device.type != "cuda" or precision == "fp32"):
+    if config.low_norms and (device.type == "cpu" or precision == "fp32"):
         problems.append("trainer.low_norms=true changes nothing but on a GPU in bf16 or fp16: leave it out")
     if config.tf32 and device.type != "cuda":
         problems.append("trainer.tf32=true changes nothing but on a GPU: leave it out")
@@ -164,6 +175,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory used so far, in MB (10^6 bytes): allocated on the GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    if device.type == "mps":  # what its driver has given: it keeps that for the next time
+        return torch.mps.driver_allocated_memory() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

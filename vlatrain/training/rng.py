@@ -29,6 +29,7 @@ def capture() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": _to_text(torch.get_rng_state()),
+        "mps": _to_text(torch.mps.get_rng_state()) if torch.backends.mps.is_available() else "",
         "cuda": [_to_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else [],
     }
 
@@ -40,19 +41,22 @@ def restore(states: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_from_text(states["torch"]))
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(_from_text(states["mps"]))
     if torch.cuda.is_available():
         for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(_from_text(state), device)
 
 
-States = tuple[Any, Any, Tensor, list[Tensor]]
-"""Of Python's, numpy's and torch's generators, the latter on the CPU and on each GPU."""
+States = tuple[Any, Any, Tensor, list[Tensor], Tensor | None]
+"""Of Python's, numpy's and torch's generators, the latter on the CPU, on each GPU, and on Apple's."""
 
 
 def states() -> States:
     """The states of all generators of this process."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, mps
 
 
 @contextmanager
@@ -74,12 +78,14 @@ def replayed(then: States) -> Iterator[None]:
 
 
 def _set(then: States) -> None:
-    python, numpy, cpu, cuda = then
+    python, numpy, cpu, cuda, mps = then
     random.setstate(python)
     np.random.set_state(numpy)
     torch.set_rng_state(cpu)
     if cuda:
         torch.cuda.set_rng_state_all(cuda)
+    if mps is not None:
+        torch.mps.set_rng_state(mps)
 
 
 @contextmanager

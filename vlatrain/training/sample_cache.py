@@ -57,7 +57,9 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     device = own(choose_device(config.trainer.device))
     setup.model.to(device).eval()
     task = cast(Paired, setup.task)
-    batches = SharedBatches(device, 2 * config.trainer.batch_size, config.trainer.workers, display, "filling the cache")
+    batches = SharedBatches(
+        device, 2 * config.trainer.samples_per_pass, config.trainer.loaders, display, "filling the cache"
+    )
     with torch.no_grad():
         found = [*batches(chosen, setup.task.collate, task.pairs)]
     keys, values = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]  # (size, width) each

@@ -18,7 +18,7 @@ from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
 from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
-from vlatrain.data.sample import Sample
+from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
@@ -28,6 +28,7 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
+from vlatrain.training.fitting import fitted
 from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
 from vlatrain.training.precision import (
@@ -40,6 +41,7 @@ from vlatrain.training.precision import (
     set_torch,
 )
 from vlatrain.training.stopwatch import Stopwatch
+from vlatrain.training.workers import choose_workers
 
 
 @dataclass
@@ -47,16 +49,18 @@ class TrainingSetup:
     """Everything a run works with.
 
     Attributes:
-        config: the configuration, with what it left open: the answers to choose from, the classes.
+        config: the configuration, with what it left open: the answers to choose from, the classes, the samples of a pass.
         backbone: the frozen backbone, adapters in it.
         model: the same model as the method returns it (a `PeftModel` for adapters): what is trained and saved.
         task: the task on the backbone.
+        predicted_peak: bytes that a training is predicted to take at its peak; None: nothing depended on it.
     """
 
     config: TrainConfig
     backbone: Backbone
     model: nn.Module
     task: Task
+    predicted_peak: int | None = None
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -113,7 +117,9 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             "leave biases out of adapter.trunk and adapter.options.bias, use adapter=bitfit, which adds vectors of its own, "
             "or set model.quantize=null"
         )
-    return TrainingSetup(config, backbone, model, task)
+    trainer, peak = fitted(config, backbone, model, task, train, device, precision)
+    trainer = replace(trainer, workers=choose_workers(trainer, task, train, trainer.samples_per_pass, device))
+    return TrainingSetup(replace(config, trainer=trainer), backbone, model, task, peak)
 
 
 def load_setup(
@@ -142,7 +148,7 @@ def load_setup(
     _check(task, samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
-    if device.type == "cuda" and dtype != torch.float32:
+    if device.type != "cpu" and dtype != torch.float32:
         cast_trunk(backbone.model, dtype, config.trainer.low_norms)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
     model = restore(backbone.model, config.adapter, RunFolder(run).adapter, where).to(device)
@@ -154,7 +160,7 @@ def load_setup(
 
 def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:
     """The type that frozen weights are held in: fp32 on a CPU, where packed ones are unpacked into what is computed in."""
-    lower = (device.type == "cuda" or config.model.quantize) and config.adapter.name != "full"
+    lower = (device.type != "cpu" or config.model.quantize) and config.adapter.name != "full"
     return DTYPES[precision] if lower else torch.float32
 
 
@@ -175,7 +181,7 @@ def scored(
 ) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training; processes share the work."""
     size = config.samples_per_evaluation_pass
-    batches = SharedBatches(device, size, config.workers, display)
+    batches = SharedBatches(device, size, config.loaders, display)
     with torch.no_grad(), autocast(device, precision):
         return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)
 
@@ -184,12 +190,3 @@ def keep_processor(setup: TrainingSetup, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if setup.backbone.config.random_init:
         replace_folder(RunFolder(run).processor, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
-
-
-def texts_of(samples: Sequence[Sample]) -> list[str]:
-    """Every text of the samples."""
-    found = []
-    for sample in samples:
-        said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
-        found += [text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text]
-    return found

@@ -55,8 +55,8 @@ class _Timed:
         def watched(batch: Made) -> Result:
             nonlocal started
             result = compute(batch)
-            if self.watch.device.type == "cuda":
-                torch.cuda.synchronize(self.watch.device)
+            if self.watch.device.type != "cpu":
+                torch.accelerator.synchronize(self.watch.device)
             now = time.perf_counter()
             found.append((len(batch["ids"]), now - started))
             started = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import count, from_main, rank, together
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
+from vlatrain.training.workers import choose_workers
 
 log = logging.getLogger("vlatrain")
 
@@ -53,9 +55,13 @@ def _evaluate(config: EvalConfig) -> Run:
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         setup = load_setup(config, run, device, precision, {config.split: samples})
-        cache_prefix(setup.backbone, config, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
+        size = config.trainer.samples_per_evaluation_pass
+        workers = choose_workers(config.trainer, setup.task, samples, size, device)
+        trainer = replace(config.trainer, workers=workers)
+        lent = replace(config, trainer=trainer)
+        cache_prefix(setup.backbone, lent, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
         watch, started = Stopwatch(device), time.perf_counter()
-        evaluation = scored(setup, samples, config.trainer, device, precision, console, watch)
+        evaluation = scored(setup, samples, trainer, device, precision, console, watch)
         speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
     metrics: dict[str, Any] = {
         "task": config.task.name,

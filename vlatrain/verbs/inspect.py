@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -14,17 +14,17 @@ from torch import nn
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
-from vlatrain.backbones.quantise import BYTES, layers_of, linears
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import components as methods
 from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import Sites, everything
-from vlatrain.tasks import prepare
+from vlatrain.tasks import build, prepare
 from vlatrain.tasks.base import TYPICAL
-from vlatrain.training.costs import Step, cost_table, costs, rehearsed
-
-ADAM_STATES = 2  # moments of each trainable parameter, fp32
+from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named
+from vlatrain.training.fitting import largest, room_on, without_room
+from vlatrain.training.memory import Memory, predicted
+from vlatrain.training.precision import choose_device
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,15 @@ class Inspection:
         trainable: trainable parameters by group.
         total: all parameters, adapters included, shared ones once.
         adapter_bytes: size of the saved adapter's tensors (fp32).
-        memory: estimated bytes at the peak of training, by kind: weights, the optimizer's moments, activations and gradients
-            of one batch, and on a CPU the runtime, which is this process before it counts.
-        step: one step, counted on shapes; None where a method of PEFT looks at values: then activations are not known.
+        batch_size: samples of a pass.
+        memory: the predicted peak of training.
     """
 
     trainable: dict[str, int]
     total: int
     adapter_bytes: int
-    memory: dict[str, int]
-    step: Step | None
+    batch_size: int
+    memory: Memory
 
     @property
     def percent(self) -> float:
@@ -61,7 +60,7 @@ def count(config: TrainConfig) -> Inspection:
     return _counted(config, *without_values(config))
 
 
-def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module, runtime: int = 0) -> Inspection:
+def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module) -> Inspection:
     trainable = Counter[str]()
     saved = 0  # a fusion's frozen sources too
     for key, parameter in adapted.named_parameters():
@@ -69,24 +68,24 @@ def _counted(config: TrainConfig, model: nn.Module, adapted: nn.Module, runtime:
             trainable[group_of(key)] += parameter.numel()
         if parameter.requires_grad or group_of(key) == "adapter":
             saved += parameter.numel()
+    asked = config.trainer.device
+    device = torch.device(asked) if asked in ("cuda", "mps") else choose_device(asked)
+    gpu = device.type != "cpu"
+    low = config.trainer.precision in ("bf16", "fp16") or (gpu and config.trainer.precision == "auto")
+    here = device.type == choose_device("auto").type or not gpu
+    room = room_on(device) if here else math.inf  # of a GPU elsewhere it is not known
+
+    def memory_of(size: int) -> Memory:
+        return predicted(config, model, adapted, size, gpu=gpu, low=low, samples=samples_named(config) or 0)
+
+    size = (
+        sizes[0]
+        if (sizes := without_room(config, build(config.task, on_shapes(config, model)), device))
+        else largest(config.served.samples_per_step, lambda size: memory_of(size).peak, room)[0]
+    )
+    memory = memory_of(size)
     total = sum(parameter.numel() for parameter in adapted.parameters())
-    trained = sum(trainable.values())
-    low = 2 if config.trainer.precision in ("bf16", "fp16") else 4
-    bits = config.model.quantize
-    quantised = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
-    memory = {"runtime": runtime} if runtime else {}
-    memory |= {
-        "weights": low * (total - trained) + 4 * trained + (int((BYTES[bits] - low) * quantised) if bits else 0),
-        "optimizer": 4 * ADAM_STATES * trained,
-    }
-    step = None
-    try:
-        step = rehearsed(config, model)
-        memory["activations and gradients"] = step.bytes * low // 4
-    except RuntimeError:
-        if not any(map(is_peft, methods(config.adapter).values())):
-            raise
-    return Inspection(dict(trainable), total, 4 * saved, memory, step)
+    return Inspection(dict(trainable), total, 4 * saved, size, memory)
 
 
 def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
@@ -110,10 +109,8 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
 def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     """Print towers and points, what is selected, and the counts."""
     console = console or Console()
-    gpu = config.trainer.device == "cuda" or (config.trainer.device == "auto" and torch.cuda.is_available())
-    runtime = 0 if gpu else psutil.Process().memory_info().rss
     model, adapted = without_values(config)
-    found = _counted(config, model, adapted, runtime)
+    found = _counted(config, model, adapted)
     where = sites(config.model, config.task.name, config.points)
     console.print(
         f"[bold]{config.model.name}[/] ({config.model.tasks[config.task.name].architecture}, "
@@ -121,11 +118,11 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     )
     console.print(_towers(config, where))
     console.print(_counts(config, found))
-    if found.step:
-        console.print(cost_table(costs(config, model, found.step)))
-    lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items())
+    if found.memory.passes:
+        console.print(cost_table(costs(config, model, found.batch_size)))
+    lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items() if name != "texts")
     console.print(
-        f"Memory is for one process, batch {config.trainer.batch_size}, with texts of {lengths} tokens; "
+        f"Memory is for one process, {found.batch_size} samples a pass, with texts of {lengths} tokens, one learned a sample; "
         "measured as metrics.json's peak_mb.",
         style="dim",
     )
@@ -161,11 +158,16 @@ def _counts(config: TrainConfig, inspection: Inspection) -> Table:
         "trainable", f"{sum(inspection.trainable.values()):,} ({inspection.percent:.3f} % of {inspection.total:,})"
     )
     table.add_row("adapter file", _bytes(inspection.adapter_bytes))
-    for kind, size in inspection.memory.items():
-        table.add_row(f"training memory: {kind}", _bytes(size))
-    if not inspection.step:
-        table.add_row("training memory: activations", "not known: they depend on values here")
-    table.add_row("training memory, estimated", _bytes(sum(inspection.memory.values())))
+    memory = inspection.memory
+    for kind, size in (("runtime", memory.runtime), ("weights", memory.weights), ("optimizer", memory.optimizer)):
+        if size:
+            table.add_row(f"memory: {kind}", _bytes(size))
+    if memory.kept:
+        table.add_row("memory: states kept", _bytes(memory.kept))
+    for kind, known in (("of training", memory.training), ("of evaluation", memory.evaluation)):
+        kind += "" if memory.passes else ", at most"
+        table.add_row(f"memory: a pass {kind}", _bytes(known))
+    table.add_row("training memory, estimated", _bytes(memory.peak))
     return table
 
 

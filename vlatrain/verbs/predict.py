@@ -69,7 +69,7 @@ class Predictor:
         task = load_setup(config, run, self.device, self.precision).task
         self.config = config
         self.task, self.subtask = subtasks_of(task)[subtask], subtask
-        size = config.trainer.eval_batch_size or config.trainer.batch_size
+        size = config.trainer.eval_batch_size or config.trainer.samples_per_pass
         self.batches = SharedBatches(self.device, size, local=not shared)
 
     def predict(

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from vlatrain.backbones.reuse import give_back
-from vlatrain.config import TrainConfig, UserError
+from vlatrain.config import TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import write_json, write_lines
 from vlatrain.config.joint import subtasks
 from vlatrain.data.augment import augmented
@@ -64,7 +65,8 @@ def train(config: TrainConfig) -> Run:
     check_known(config.task)
     join_processes(config.trainer)
     with together():
-        passes_together(config, count())
+        if "auto" not in (config.trainer.batch_size, config.trainer.accumulate):  # else the loop finds out
+            passes_together(config, count())
         return _train(config if config.run.name else named(config))
 
 
@@ -75,6 +77,7 @@ def _train(config: TrainConfig) -> Run:
     with files.taken() if main else nullcontext():
         if main:
             _refuse_other_run(config, files)
+        config = _continued(config, files)
         with logged(console, files.log if main else None):
             _train_into(files, config, console, main)
     return Run(files.path)
@@ -90,14 +93,11 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
-    config = setup.config
+    tries = tries_passes(config.trainer)
+    workers, config = config.trainer.workers, setup.config
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
     samples["train"] = augmented(samples["train"], config)
-    if main:
-        save_config(config, folder)
-        files.note_start(data)
-        keep_processor(setup, folder)
     trained = Trained(
         setup.model,
         group_of,
@@ -106,11 +106,17 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         within=lambda step: _dropping(config, setup, step),
         prune=_pruning(config, folder),
     )
-    sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
-    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, sinks)
+    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, tries=tries)
+    config = loop.config
+    loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
+    if main:
+        # what loads fastest here does so here: an evaluation elsewhere finds out for itself
+        save_config(replace(config, trainer=replace(config.trainer, workers=workers)), folder)
+        files.note_start(data)
+        keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console, COMMAND.get().alike)
     if main:
-        files.note_resolved(_resolved(config, loop, cache))
+        files.note_resolved(_resolved(config, setup, loop, cache))
     result = loop.run()
     if shares := usage(setup.model):
         log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
@@ -135,15 +141,24 @@ def _pruning(config: TrainConfig, folder: Path) -> Callable[[int], bool]:
     return MedianRule(sweep, folder, config.task.metric) if config.sweep.prune and sweep else lambda step: False
 
 
-def _resolved(config: TrainConfig, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
+def tries_passes(trainer: TrainerConfig) -> bool:
+    """Whether the longest batch is run before the training: where what was predicted is what a device must have room for."""
+    return trainer.batch_size == "auto" and choose_device(trainer.device).type != "cpu"
+
+
+def _resolved(config: TrainConfig, setup: TrainingSetup, loop: Loop, cache: PrefixCache | None) -> dict[str, Any]:
     """What `auto` and open settings came to on this machine."""
     return {
         "trainer.device": loop.device.type,
         "trainer.precision": loop.precision,
         "trainer.cache": cache.facts.get("where") if cache else "off",
+        "trainer.batch_size": config.trainer.samples_per_pass,
+        "trainer.accumulate": config.trainer.passes_per_step,
+        "trainer.workers": config.trainer.loaders,
         "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
         "trainer.max_steps": loop.total,
         "adapter.points": config.points,
+        **({"predicted_peak_mb": round(setup.predicted_peak / 1e6, 1)} if setup.predicted_peak else {}),
     }
 
 
@@ -225,7 +240,7 @@ def _refuse_other_run(config: TrainConfig, files: RunFolder) -> None:
         log.warning(told if saved else f"{told}: it is written anew, from this command")
     if saved is None:
         return
-    then, now = flat(saved), flat(dataclasses.asdict(config))
+    then, now = flat(saved), flat(dataclasses.asdict(_continued(config, files)))
     differing = [
         f"{key}: {then.get(key)} there, {now.get(key)} now"
         for key in sorted(then.keys() | now.keys())
@@ -246,6 +261,19 @@ def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
         else:
             found[key_prefix + str(key)] = value
     return found
+
+
+def _continued(config: TrainConfig, files: RunFolder) -> TrainConfig:
+    """The configuration with the passes of the run that it continues, where it leaves them open: what had room goes on."""
+    trainer, size, passes = config.trainer, config.trainer.batch_size, config.trainer.accumulate
+    if config.resume != "auto" or "auto" not in (size, passes):
+        return config
+    saved = (find_config(files.path)[0] or {}).get("trainer", {})
+    if passes == "auto":
+        passes = saved.get("accumulate", passes) if size == "auto" else 1
+    if size == "auto":
+        size = saved.get("batch_size", size)
+    return replace(config, trainer=replace(trainer, batch_size=size, accumulate=passes))
 
 
 def _is_free(key: str) -> bool:

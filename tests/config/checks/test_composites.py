@@ -59,7 +59,7 @@ def test_the_tiny_one_is_made_of_the_shipped_submodels() -> None:
         "assets:tiny_clip",
         "assets:tiny_gpt",
     }
-    assert config.trainer.batch_size == 16
+    assert config.served.samples_per_step == 16
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("trainer.workers", -1),
         ("trainer.eval_share", 0.0),
         ("trainer.eval_share", 1.0),
+        ("trainer.batch_size", "many"),
+        ("trainer.accumulate", True),
         ("task.decode.num_beams", 0),
         ("task.decode.min_new_tokens", 99),
         ("task.answers", "choose"),

@@ -182,6 +182,7 @@ class Blip(Backbone):
     stacks = (BlipTextEncoder,)
     reader = "fusion"
     scoring = ("itm_head",)
+    shares_beams = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -30,7 +30,7 @@ def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = Fals
     if isinstance(config, MergeConfig):
         return [*_values(config), *_model(config, folders), *_merge(config)]
     found = [*_values(config), *methods.problems(config.adapter), *_model(config, folders)]
-    found += [*_rates(config), *_run(config, job), *_logger(config)]
+    found += [*_rates(config), *_run(config, job), *_logger(config), *_passes(config)]
     if wrong := joint.problems(config):
         return [*found, *wrong]
     found += _sweep(config)
@@ -136,6 +136,13 @@ def _subtasks(config: TrainConfig, reported: list[str]) -> Iterable[str]:
                 found.setdefault(problem, []).append(name)
     for problem, names in found.items():
         yield f"subtask {', '.join(names)}: {problem}"
+
+
+def _passes(config: TrainConfig) -> Iterable[str]:
+    """A training finds out what fits; whoever takes up a run has its numbers."""
+    for key in ("batch_size", "accumulate"):
+        if isinstance(config, (EvalConfig, PredictConfig)) and getattr(config.trainer, key) == "auto":
+            yield f"trainer.{key}=auto: only a training chooses it; set a number"
 
 
 def _rates(config: TrainConfig) -> Iterable[str]:

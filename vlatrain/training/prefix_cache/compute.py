@@ -238,7 +238,7 @@ class _Work:
         """Samples of a pass that is known to fit: of an evaluation's on a GPU, of a step's on a CPU."""
         trainer = self.config.trainer
         gpu = self.backbone.device.type == "cuda"
-        return trainer.samples_per_evaluation_pass if gpu else trainer.batch_size
+        return trainer.samples_per_evaluation_pass if gpu else trainer.samples_per_pass
 
     def _disk(self, tower: str) -> Disk:
         name = content(self.backbone, self.result.frontiers, tower, self.precision, self.types.get(tower))
@@ -321,7 +321,7 @@ class _Work:
         own = self._share(where, missing)
         started, fault = time.perf_counter(), ""
         try:
-            size, workers = self._at_once(own), self.config.trainer.workers
+            size, workers = self._at_once(own), self.config.trainer.loaders
             with self.display.track("keeping the frozen prefix", len(own)) as track:
                 self.builder.build(self.result, own, size, track, workers)
             for store in self.result.stores.values():
@@ -345,7 +345,7 @@ class _Work:
 
     def _at_once(self, samples: Sequence[Sample]) -> int:
         """Samples computed at once: on a CPU a step's, as more are no faster, and would set the run's peak of memory."""
-        device, workers = self.backbone.device, self.config.trainer.workers
+        device, workers = self.backbone.device, self.config.trainer.loaders
         if device.type != "cuda" or len(samples) <= self._pass:
             return self._pass
         for _ in range(2):  # the first pass allocates what stays
