@@ -43,7 +43,7 @@ AFTER_PREFIX = (
     "optim.",
     "adapter.dim=",
     "adapter.options.",
-    "adapter.drop",
+    "adapter.dropout=",
     "trainer.epochs=",
     "trainer.max_steps=",
 )
