@@ -145,10 +145,9 @@ def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
     first = [alternatives[0] for alternatives in checked.choices]
     chosen = {text.partition("=")[0].lstrip("+") for text in first}
     try:
-        whole = compose(request.primary, overrides=first, return_hydra_config=True)
-        settings = whole.hydra
-        folder = str(settings.sweep.dir) if "hydra.sweep.dir" in chosen else ""
         config = typed(_job(request, first), request.schema)
+        settings = HydraConfig.get()
+        folder = str(settings.sweep.dir) if "hydra.sweep.dir" in chosen else ""
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explained(error, request.schema)) from error
     if config.resume == "auto" and not (folder or config.run.name or config.run.dir):
