@@ -65,6 +65,7 @@ def test_every_task_selects_points_on_every_backbone_that_serves_it() -> None:
     assert prepare(request, cli._check_compatibility).swept == ("model", "task")
 
 
+@pytest.mark.slow
 def test_a_large_sweep_has_every_choice_checked() -> None:
     wide = [f"{key}=1,2" for key in ("seed", "adapter.dim", "trainer.epochs")]
     with pytest.raises(UserError) as error:

@@ -277,6 +277,7 @@ def test_a_bug_keeps_its_traceback_and_the_log_has_it(calls: Calls, capsys: pyte
     assert "ZeroDivisionError: a bug" in Path("outputs/vqa/tiny_blip/x/run.log").read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_stopped_training_give_their_status(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     class Stopped(Exception):  # noqa: N818
         exit_status = 143

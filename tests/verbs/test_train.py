@@ -199,6 +199,7 @@ def test_test_data_is_scored_with_the_best_weights(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "predictions-test.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_passes_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever there is room for by then; and an evaluation has no passes to choose."""
     words = [
