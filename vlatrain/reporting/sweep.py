@@ -136,7 +136,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             Text(
                 score if same or not outcome.metric else f"{outcome.metric} {score}", "bold" if outcome is first else ""
             ),
-            *(_shown(outcome.figure(name) or None, digits) for name, (_, digits) in costs.items()),
+            *(_shown(outcome.figure(name), digits) for name, (_, digits) in costs.items()),
             last,
         )
     return made
