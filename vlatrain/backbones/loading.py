@@ -66,15 +66,17 @@ def load(
     """
     checkpoint, stored = checkpoint_of(config, task), dtype != torch.float32
     texts = list(texts)
-    key = reuse.key_of(config, task, texts, run, stored)
-    source = None if config.quantize else reuse.take(key, seed)
-    if source is None:
+
+    def read() -> Source:
         with torch.random.fork_rng(devices=[]):
             if config.random_init:
-                source = _random(config, task, texts, seed, run)
-            else:
-                source = _pretrained(config, task, checkpoint, seed, stored)
-        source = source if config.quantize else reuse.keep(key, source)
+                return _random(config, task, texts, seed, run)
+            return _pretrained(config, task, checkpoint, seed, stored)
+
+    def key() -> str:
+        return reuse.key_of(config, task, texts, run, stored)
+
+    source = read() if config.quantize else reuse.kept_or(read, key, seed)
     backbone = family_of(config)(config, task, source.model, source.processor, source.name)
     backbone.model.requires_grad_(False).eval()
     if config.quantize:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -87,21 +87,27 @@ def _files(checkpoint: Path) -> list[Any]:
     return [str(checkpoint), *found]
 
 
-def take(key: str, seed: int) -> Source | None:
-    """A copy of the backbone that is kept, if it is that one and nobody has it; what is kept otherwise is let go."""
-    source = _shelf.source
-    if _ALLOWED.get() and source and _shelf.is_in and _shelf.key == key and source.seed in (None, seed):
+def kept_or(read: Callable[[], Source], key: Callable[[], str], seed: int) -> Source:
+    """A copy of the backbone that is kept, if it is that one and nobody has it; else one that is read, and kept for the next.
+
+    Outside of `reusing` it is just read: nothing is compared, and what was kept is let go.
+
+    Args:
+        read: reads it.
+        key: its name, see `key_of`.
+        seed: the seed of weights that no checkpoint has.
+    """
+    allowed, kept = _ALLOWED.get(), _shelf.source
+    name = key() if allowed else ""
+    if kept and allowed and _shelf.is_in and _shelf.key == name and kept.seed in (None, seed):
         _shelf.is_in = False
-        return source.copied()
-    _shelf.key, _shelf.source, _shelf.is_in = "", None, False
-    return None
-
-
-def keep(key: str, source: Source) -> Source:
-    """Keep a backbone that has just been read, where that is allowed; a copy of it, to be used."""
-    if not _ALLOWED.get():
+        return kept.copied()
+    _shelf.key, _shelf.source, _shelf.is_in = "", None, False  # before another is read: not both at once
+    kept = None
+    source = read()
+    if not allowed:
         return source
-    _shelf.key, _shelf.source, _shelf.is_in = key, source, False
+    _shelf.key, _shelf.source = name, source
     return source.copied()
 
 
