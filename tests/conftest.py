@@ -36,7 +36,7 @@ OF_EACH_KIND = "(bottleneck|cross_modal|mixed|lora|prompt|lst)-.*"
 #: Of costly tests with many cells those that are in the quick suite, as a pattern; their other cells are slow.
 QUICK_CELLS = {
     "tests/backbones/families/test_blip_attention.py::test_generation_with_cache_and_beams": "kernel-vqa-3|absorbed-.*3",
-    "tests/injection/test_methods.py::test_starts_as_the_frozen_model_and_trains_only_its_own": f"(?!{PEFTS_OWN}).*",
+    "tests/injection/test_methods.py::test_starts_as_the_frozen_model_and_trains_only_its_own": f"(?!{PEFTS_OWN})[^,]*",
     "tests/injection/test_methods.py::test_switches_disables_deletes_and_unloads": OF_EACH_KIND,
     "tests/injection/test_methods.py::test_generates_the_same_with_and_without_a_cache": OF_EACH_KIND,
     "tests/injection/test_methods.py::test_gradient_checkpointing_changes_no_gradient": OF_EACH_KIND,

@@ -33,6 +33,7 @@ def test_importing_it_imports_little() -> None:
     assert ran.stdout.strip() == "set()"
 
 
+@pytest.mark.slow  # in `.ci/run` all the same
 def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (Path(vlatrain.__file__).parent / "README.md").read_text(encoding="utf-8")

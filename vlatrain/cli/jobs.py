@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,6 @@ class Jobs:
         self.swept, self.planned = prepared.swept, prepared.planned
         self.objectives = prepared.objectives
         self.words, self.overrides = list(words), list(request.overrides)  # as typed; the second of the job
-        self.stamp = new_name()
         self.where = Path.cwd()  # relative paths are from here, even where Hydra changes the folder
         self.error: Exception | None = None
         self.stopped: Exception | None = None  # a training that a signal ended, after saving
@@ -83,6 +83,11 @@ class Jobs:
     def folder(self) -> Path | None:
         """The sweep's folder; None if it is no sweep."""
         return self.sweep.path if self.sweep else None
+
+    @cached_property
+    def stamp(self) -> str:
+        """A name for the sweep, or for runs that have none; the same in all processes."""
+        return new_name()
 
     def begin(self, folder: Path, notes: Sequence[str]) -> None:
         """Make ready for a sweep: its folder, and what is to be said first.
@@ -134,7 +139,8 @@ class Jobs:
             job: what tells a job of a sweep from the others.
             outcome: of such a job; where it has a folder, the job is begun again and goes on there.
         """
-        config = resolved(self.verb, config, job, self.stamp)
+        # over several machines a name is not made, but must be given
+        config = resolved(self.verb, config, job, None if config.run.name or config.run.dir else self.stamp)
         if outcome is not None and self.verb == "train":
             config = within(config, outcome.folder) if outcome.folder else config
             outcome.folder = run_folder(config)

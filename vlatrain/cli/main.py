@@ -134,6 +134,10 @@ def run_jobs(verb: str, rest: Sequence[str], words: Sequence[str]) -> Jobs | Non
     arguments, flags = _parsed(list(rest))
     request = Request(verb, list(arguments.overrides), arguments.multirun, arguments.config_dir, arguments.config_name)
     tells = arguments.cfg or arguments.info or arguments.hydra_help
+    if tells and request.multirun:
+        raise UserError(
+            "-m and --cfg, --info or --hydra-help: a sweep has a configuration a job; leave -m out to see that of one"
+        )
     if arguments.shell_completion or arguments.hydra_help or arguments.config_path:
         register()
         _place_verb(request)
