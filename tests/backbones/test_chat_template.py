@@ -121,7 +121,7 @@ def test_plain_text() -> None:
     start, own = found.reply("red picture", 3, prompt="a blue")
     assert found.tokenizer.decode(start) == "a blue"
     assert found.tokenizer.decode(own) == "red picture <end_of_utterance>"
-    assert found.reply("red picture picture", 3, prompt="a blue")[1] == own
+    assert found.reply("red picture picture", 3, prompt="a blue")[1] == [*own[:2], own[1]], "cut, and not ended"
     assert script("").end == "[SEP]"
     with pytest.raises(UserError, match="a conversation of several turns needs a chat template"):
         script("").pieces(TURNS)

@@ -130,3 +130,27 @@ def test_a_description_can_name_only_model_classes() -> None:
 def test_a_task_it_does_not_serve() -> None:
     with pytest.raises(UserError, match="does not serve task=vqa; it serves retrieval, classification"):
         load(small_config("clip"), "vqa")
+
+
+SIDES = {
+    "tiny_clip": 128,
+    "tiny_blip": 128,
+    "clip": None,
+    "vilt": None,
+    "qwen2_5_vl": 0,
+    "smolvlm": 0,
+    "siglip2_naflex": 0,
+}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_jpegs_are_scaled_for_models_of_one_size(name: str) -> None:
+    """With twice the pixels that the model takes; models that take an image's own size get all of it."""
+    config = model_config(name) if name.startswith("tiny") else small_config(name)
+    task = "vqa" if "vqa" in config.tasks else "retrieval"
+    backbone = load(config, task, texts=["a"])
+    backbone.scale_jpegs()
+    wanted = SIDES[name]
+    if wanted is None:
+        wanted = 2 * backbone.model.config.to_dict().get("vision_config", backbone.model.config.to_dict())["image_size"]
+    assert backbone.jpeg_side == wanted

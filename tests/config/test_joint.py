@@ -33,7 +33,12 @@ def test_a_subtask_is_its_task_with_what_it_says() -> None:
     subtasks = joint.subtasks(made)
     assert [subtask.task.name for subtask in subtasks.values()] == ["vqa", "captioning"]
     own = subtasks["house"].task
-    assert (own.metric, own.prompt, own.decode.num_beams, own.decode.max_new_tokens) == ("cider_d", "a sheet of", 5, 30)
+    assert (own.metric, own.prompt, own.decode.num_beams, own.decode.max_new_tokens) == (
+        "cider_d",
+        "a sheet of",
+        5,
+        "auto",
+    )
     assert made.task.subtasks["house"] == {"name": "captioning", "prompt": "a sheet of", "decode": {"num_beams": 5}}
     assert joint.completed(made.task).subtasks["house"] == own
 
@@ -66,7 +71,7 @@ def test_a_sound_one_has_no_problems() -> None:
         ({}, {}, "needs subtasks"),
         ({"vqa": {}, "easy": {}}, {}, "task.subtasks.easy: of which task is it? set task.subtasks.easy.name"),
         ({"vqa": {"nme": "vqa"}}, {}, "task.subtasks.vqa: there is no key nme; did you mean name?"),
-        ({"vqa": {"max_length": "long"}}, {}, "task.subtasks.vqa: max_length=long: expected a whole number"),
+        ({"vqa": {"rerank": "long"}}, {}, "task.subtasks.vqa: rerank=long: expected a whole number"),
         (
             {"easy": {"name": "vaq"}},
             {},
@@ -115,7 +120,10 @@ def test_so_many_negatives_are_of_a_run_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("task", "told"),
     [
-        ({"metric": "accuracy"}, "task.metric=accuracy: must be one of mean, vqa/accuracy, house/cider_d"),
+        (
+            {"metric": "accuracy"},
+            "task.metric=accuracy: must be one of mean, vqa/accuracy, vqa/accuracy_as_written, house/cider_d",
+        ),
         ({"metric": "house/meteor"}, "task.metric=house/meteor"),
         ({"sampling": "equal"}, "task.sampling=equal"),
         ({"sampling_temperature": 0.5}, "task.sampling_temperature=0.5: must be 1 or more"),

@@ -12,9 +12,10 @@ from PIL import Image
 from tests.data.writing import pixels_of
 from vlatrain.config import UserError
 from vlatrain.data import BytesPicture, FilePicture, open_rgb, picture_files
+from vlatrain.data.augment import View
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.images import identity, size_of, to_rgb
+from vlatrain.data.images import identity, load_at, size_of, to_rgb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -231,3 +232,35 @@ def test_the_size_is_known_from_the_header_which_is_read_once(tmp_path):
     assert size_of(FilePicture(file)) is None
     np.save(tmp_path / "a.npy", np.zeros((3, 2)))
     assert size_of(FeaturePicture(tmp_path / "a.npy")) is None
+
+
+def photo(tmp_path, size=(1200, 900), **options):
+    """A smooth image, as photographs are, with some structure."""
+    across, down = np.meshgrid(np.linspace(0, 9, size[0]), np.linspace(0, 5, size[1]))
+    pixels = 127 + 120 * np.stack([np.sin(across), np.cos(down), np.sin(across + down)], axis=-1)
+    image = Image.fromarray(pixels.astype(np.uint8))
+    image.save(tmp_path / "photo.jpg", quality=95, **options)
+    image.save(tmp_path / "photo.png")
+    return tmp_path / "photo.jpg"
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(0, 1200), (900, 1200), (451, 1200), (450, 600), (225, 300), (64, 150), (10, 150)]
+)
+def test_a_large_jpeg_is_decoded_small(side, size, tmp_path):
+    path = photo(tmp_path)
+    for picture in (FilePicture(path), BytesPicture(path.read_bytes()), View(FilePicture(path), 0, 1.0, 0.0)):
+        assert load_at(picture, side).size[0] == size
+    small = load_at(FilePicture(path), side).resize((48, 36), Image.Resampling.BICUBIC)
+    whole = open_rgb(path).resize((48, 36), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small, np.int16) - np.asarray(whole, np.int16)).mean() < 2
+    assert load_at(FilePicture(tmp_path / "photo.png"), side).size[0] == 1200
+
+
+def test_a_large_jpeg_is_turned_upright_and_a_crop_keeps_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_at(FilePicture(photo(tmp_path, exif=exif)), 225).size == (225, 300)
+    crop = View(FilePicture(photo(tmp_path)), 3, 0.25, 0.0)
+    assert min(load_at(crop, 225).size) > 225 / 2
+    assert load_at(crop, 225).size[0] * 2 == pytest.approx(crop.load().size[0], abs=2)

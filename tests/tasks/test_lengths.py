@@ -18,8 +18,8 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.tasks import build, prepare, subtasks_of
-from vlatrain.tasks.lengths import check_lengths
+from vlatrain.tasks import build, looks, prepare, subtasks_of
+from vlatrain.tasks.lengths import LEAST_NEW, OUTLIER, check_lengths, settled
 
 LONG = "please look at the red shape " * 30
 UNKNOWN = "猫"
@@ -203,7 +203,7 @@ def test_classes_as_answers_and_ranked_answers() -> None:
 
 def test_captions_must_tell_images_apart() -> None:
     for name in ("tiny_clip", "tiny_blip"):
-        backbone, config = shipped(name, "retrieval"), TaskConfig(name="retrieval")
+        backbone, config = shipped(name, "retrieval"), TaskConfig(name="retrieval", max_length=40)
         told = refused(backbone, config, {"train": samples(captions=[("A red Shape",), ("a red shape",)])})
         assert told == "data.train: the captions are all the same tokens, so no image can be told by them"
         told = refused(backbone, config, {"eval": samples(captions=[("猫",), ("狗",)])})
@@ -250,7 +250,73 @@ def test_features_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_large_data_set_is_looked_at_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlatrain.tasks.lengths.LOOKED_AT", 10)
-    many = samples(captions=[(UNKNOWN if n % 10 == 0 else "a red shape",) for n in range(100)])
+    monkeypatch.setattr("vlatrain.tasks.looks.AT_MOST", 10)
+    many = samples(captions=[(UNKNOWN,) for _ in range(100)])
     told = refused(shipped("tiny_blip", "captioning"), TaskConfig(name="captioning"), {"train": many})
     assert "any of the 10 looked at (of 100) samples" in told
+
+
+def lengths(backbone: Any, config: TaskConfig, splits: dict[str, list[Sample]]) -> tuple[Any, Any]:
+    """What `auto` comes to."""
+    found = settled(build(config, backbone, splits.get("train", [])), splits)
+    return found.max_length, found.decode.max_new_tokens
+
+
+def test_auto_cuts_nothing_and_lets_the_longest_target_be_written() -> None:
+    backbone, config = shipped("tiny_blip", "vqa"), TaskConfig(name="vqa")
+    train = samples(question=["is it red?", "is it a very large red shape?"], answers=[("yes",), ("no",)])
+    longest = len(backbone.tokenizer(train[1].question)["input_ids"])
+    assert lengths(backbone, config, {"train": train}) == (longest, LEAST_NEW)
+    answer = "a red and a blue shape and a green one and one more"
+    eval_ = samples(question=["what?"], answers=[(answer,)])
+    tokens = len(backbone.tokenizer(answer, add_special_tokens=False)["input_ids"])
+    assert lengths(backbone, config, {"train": train, "eval": eval_}) == (longest, tokens + 1)
+    assert lengths(backbone, replace(config, max_length=5), {"train": train})[0] == 5
+    ranked = replace(config, answers="rank", answer_list=["yes", "no"])
+    assert lengths(backbone, ranked, {"train": train}) == (longest, "auto"), "nothing is written"
+
+
+def test_auto_leaves_outliers_and_what_has_no_room_out() -> None:
+    backbone, config = shipped("tiny_blip", "captioning"), TaskConfig(name="captioning")
+    many = samples(captions=[("a red shape",)] * 300 + [("a red shape " * 10,)])
+    usual = len(backbone.tokenizer("a red shape", add_special_tokens=False)["input_ids"]) + 1
+    assert lengths(backbone, config, {"train": many}) == (OUTLIER * usual, OUTLIER * (usual - 1) + 1)
+    few = samples(captions=[("a red shape",), ("a red shape " * 100,)])
+    most = backbone.rooms(config)
+    assert lengths(backbone, config, {"train": few}) == (most["target"].tokens, most["new"].tokens)
+
+
+@pytest.mark.parametrize("task", ["classification", "retrieval", "instruct"])
+def test_auto_is_a_number_for_every_task(task: str) -> None:
+    backbone = composite() if task == "instruct" else shipped("tiny_clip", task)
+    found = lengths(backbone, TaskConfig(name=task), {"train": make_samples(), "eval": make_samples()})
+    assert isinstance(found[0], int)
+    assert (found[1] == "auto") == (task != "instruct")
+
+
+def test_what_does_not_come_back_is_said() -> None:
+    backbone, config = shipped("tiny_blip", "vqa"), TaskConfig(name="vqa", max_length=40)
+    three = samples(question=["what?"] * 3, answers=[("café",), ("3.5",), ("café", "red")])
+    (told,) = checked(backbone, config, {"eval": three})
+    assert told.startswith(
+        "data.eval: answers of 1 of 3 samples do not come back from the tokenizer as they are (the first: t.jsonl:1), "
+        "'café' as 'cafe'"
+    )
+    assert "*_as_written" in told
+
+
+def test_what_was_seen_of_many_texts_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr("vlatrain.tasks.looks.WORTH_KEEPING", 10)
+    backbone = shipped("tiny_blip", "captioning")
+    texts = [f"a red shape {n} {UNKNOWN * (n % 2)}" for n in range(20)]
+    found = looks.reading(backbone)(texts)
+    (file,) = tmp_path.glob("texts-*.npy")
+    monkeypatch.setattr(backbone, "looked_at", {})
+    monkeypatch.setattr(type(backbone), "tokens", lambda *_: pytest.fail("it was kept"))
+    assert looks.reading(backbone)(texts) == found
+    file.write_bytes(b"broken")
+    monkeypatch.undo()
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(backbone, "looked_at", {})
+    assert looks.reading(backbone)(texts) == found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vlatrain
 from tests.commands import asked, command, tiny_run
@@ -57,11 +58,18 @@ def test_a_run_that_decodes_with_one_beam_gives_the_answer_of_its_evaluation(
 
 @pytest.mark.parametrize("verb", ["train", "eval", "predict"])
 def test_what_the_model_cannot_read_is_refused_by_file_and_line(
-    verb: str, runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    runs: dict[str, Path],
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """An image that the processor refuses for its shape; that of this model takes any, so it is made to."""
+    monkeypatch.setattr("vlatrain.tasks.sample_checks.refusal", lambda backbone, image: "too narrow")
     file = tmp_path / "ask.jsonl"
-    rows = [{"image": f"images/{n}.png", "question": f"is it {n}?", "answer": "a"} for n in ("red", "[SEP]", "blue")]
-    rows[1]["image"] = "images/green.png"
+    rows = [{"image": f"images/{n}.png", "question": f"is it {n}?", "answer": "a"} for n in ("red", "narrow", "blue")]
+    Image.new("RGB", (90, 9)).save(images / "narrow.png")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = {
         "train": [
@@ -76,8 +84,8 @@ def test_what_the_model_cannot_read_is_refused_by_file_and_line(
         "predict": ["predict", f"run={runs['vqa']}", f"input={file}"],
     }
     assert command(*words[verb]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "[SEP]" in line]
-    assert f"{file}:2: the question holds '[SEP]', which model=tiny_blip reads as a token of its own" in line
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "narrow.png" in line]
+    assert f"{file}:2: {images / 'narrow.png'}: 90 x 9 pixels, and the image processor of model=tiny_blip" in line
 
 
 @pytest.mark.slow  # the check itself is in the tasks' and the backbones' tests

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -17,6 +19,7 @@ from vlatrain.backbones.architecture import image_processor_class, model_class, 
 from vlatrain.backbones.attention import masks_once
 from vlatrain.backbones.describe import positions_in
 from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
+from vlatrain.backbones.plain_text import joined, marked, special_tokens, splits_at_signs, unmarked
 from vlatrain.backbones.prefix import PrefixReplay
 from vlatrain.backbones.pretrained import (
     read_image_processor,
@@ -131,8 +134,14 @@ class Backbone:
         self.prefix_replay: PrefixReplay | None = None
         # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
         self.cache: Any = None
+        self.jpeg_side = 0  # pixels that no side of an image need have more of, see `vlatrain.data.images.load_at`
+        self.looked_at: dict[str, dict[Any, Any]] = {}  # what `vlatrain.tasks.looks` has seen of texts
+        self._back: dict[str, str] = {}  # texts as they come back, see `as_written`
         keep = set(model._keep_in_fp32_modules_strict or ()) | set(self.scoring)  # as transformers says it
         model._keep_in_fp32_modules_strict = keep
+        for tokenizer in (getattr(processor, name, None) for name in ("tokenizer", "qformer_tokenizer")):
+            if tokenizer is not None:  # what is too long is cut, whatever transformers' warning says
+                tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         for module in model.modules():
             if type(module) in self.fast:
                 module.__class__ = self.fast[type(module)]
@@ -199,6 +208,15 @@ class Backbone:
     def image_processor(self) -> Any:
         """Its image processor."""
         return self.processor.image_processor
+
+    def scale_jpegs(self) -> None:
+        """Let large JPEGs be decoded small, with twice the pixels a side that the image processor makes them to. Nothing is done
+        where that goes by an image's own size."""
+        processor = self.image_processor
+        size = dict(getattr(processor, "size", None) or {})
+        fixed = {*size} in ({"height", "width"}, {"shortest_edge"}) and getattr(processor, "do_resize", True)
+        if fixed and not getattr(processor, "image_grid_pinpoints", None):
+            self.jpeg_side = 2 * max(size.values())
 
     @property
     def device(self) -> torch.device:
@@ -275,7 +293,7 @@ class Backbone:
 
     def longest(self, config: TaskConfig, kind: str) -> int:
         """The most tokens that a kind of text is cut to: `task.max_length`, or what there is room for."""
-        return max(1, min(config.max_length, self.rooms(config)[kind].tokens))
+        return config.most(self.rooms(config)[kind].tokens)
 
     def measure(self, pictures: Sequence[Picture]) -> None:
         """Look at pictures for the number of tokens that one comes to, where that depends on the picture. `rooms` goes by it."""
@@ -297,13 +315,42 @@ class Backbone:
         multiple of some length."""
         limit = self.positions(self.reader) or UNLIMITED
         cut = max(min(max_length, limit), self.around)  # tokenizers cut nothing where special tokens alone are too many
-        rows = self.tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
+        rows = self.tokenizer([*map(self.clean, texts)], truncation=True, max_length=cut)["input_ids"]
         longest = -(-max(map(len, rows)) // multiple) * multiple
         return padded_text(rows, self.tokenizer.pad_token_id, min(longest, limit))
 
     def clean(self, text: str) -> str:
-        """What is read of what a user says."""
-        return text
+        """A user's text as tokenizers get it: what looks like a special token is text, see `vlatrain.backbones.plain_text`."""
+        return marked(text, self._special_tokens)
+
+    def written(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Tokens (N, L), or of N texts, as texts without special tokens, as people write them."""
+        texts = map(unmarked, self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        return [joined(text) if self._splits_at_signs else text for text in texts]
+
+    def as_written(self, texts: Sequence[str]) -> list[str]:
+        """Texts as they come back from a model that writes them token for token."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._back]:
+            ids: list[list[int]] = self.tokenizer([*map(self.clean, new)], add_special_tokens=False)["input_ids"]
+            self._back.update(zip(new, self.written(ids), strict=True))
+        return [self._back[text] for text in texts]
+
+    @cached_property
+    def tokenises(self) -> str:
+        """What texts become by, as a hash: equal, where all texts become the same tokens; empty: it cannot be told."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        script = getattr(self, "script", None)
+        written = [getattr(script, name, "") for name in ("template", "lead", "end")]
+        said = repr((type(self).__qualname__, backend and backend.to_str(), written, dict(self.config.prompts)))
+        return hashlib.sha256(said.encode()).hexdigest() if backend else ""
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str] | None:
+        return special_tokens(self.processor)
+
+    @cached_property
+    def _splits_at_signs(self) -> bool:
+        return splits_at_signs(self.tokenizer)
 
     def padded_to(self, tokens: int) -> int:
         """The length that texts of so many tokens get where they are not padded for others' sake."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vlatrain.backbones.lengths import ended
 from vlatrain.config import UserError
 
 Turns = Sequence[tuple[str, str]]
@@ -52,11 +53,6 @@ class Script:
         self.between = tail[min(ends) :] if ends else tail
 
     # -- texts --
-
-    def clean(self, text: str) -> str:
-        """What a user says, without the token that stands for an image."""
-        image = str(getattr(self.processor, "image_token", ""))
-        return text.replace(image, "") if image else text
 
     def asked(self, turns: Turns, shown: bool = True) -> str:
         """A conversation up to where the last reply begins, which is ignored; with the image in its first turn if it is shown."""
@@ -121,7 +117,7 @@ class Script:
         """Tokens of the prompt that a reply starts with, and those of the reply itself with its end, at most so many."""
         start = f"{self.lead}{prompt}" if prompt else ""
         own = self.behind(self.before + start, f"{' ' if prompt else self.lead}{text.strip()}")
-        return self.behind(self.before, start), own[: max(0, max_length - len(self.end_ids))] + self.end_ids
+        return self.behind(self.before, start), ended(own, self.end_ids, max_length)
 
     def tokens(self, turns: Turns) -> tuple[list[int], list[int], int]:
         """A whole conversation without its image.

@@ -6,6 +6,7 @@ Both count. T5's relative positions have no end. `TowerConfig.max_positions` say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlatrain.config import TaskConfig
@@ -43,6 +44,12 @@ class Room:
         return f"{self.positions} positions" + (f" ({', '.join(used)})" if used else "")
 
 
+def ended(ids: Sequence[int], end: Sequence[int], max_length: int) -> list[int]:
+    """The tokens of a text and those that end it, at most so many. A text that is cut has no end: nothing ends there, and that it
+    did is not to be learned."""
+    return [*ids, *end] if len(ids) + len(end) <= max_length else [*ids[:max_length]]
+
+
 def rooms(
     config: TaskConfig,
     read: int | None,
@@ -74,12 +81,12 @@ def rooms(
     if not one:
         start = "start and end"
         return found | {"target": Room(write, lead, "the start"), "new": Room(write, lead + 1, start)}
-    asked, reply = config.spec.prompt != TOLD_IMAGE, config.decode.max_new_tokens + 1  # and the token that ends it
+    asked, reply = config.spec.prompt != TOLD_IMAGE, config.decode.most_new + 1  # and the token that ends it
     before = image + prompt + lead
     if read is not None and (config.answers == "rank" or "label" in config.spec.fields):
         reply = min(reply, (read - before) // 2)  # nothing is generated
     question = Room(read, before, given, reply)
-    put = max(1, min(config.max_length, question.tokens)) if asked else 0
+    put = config.most(question.tokens) if asked else 0
     return found | {
         "question": question,
         "target": Room(read, before + put, "image, prompt and question" if asked else given),

@@ -1,4 +1,4 @@
-"""What the processor of a backbone cannot take: texts that hold its special tokens, and images of some shapes.
+"""What the processor of a backbone cannot take: images of some shapes.
 
 Of the families here, Qwen's image processors refuse sides of more than 200 : 1, and ViLT's those of which the shorter one becomes
 less than a patch (about 20 : 1 as published). The others take any shape.
@@ -6,27 +6,11 @@ less than a patch (about 20 : 1 as published). The others take any shape.
 
 from __future__ import annotations
 
-import re
-
 from PIL import Image
 
 from vlatrain.backbones.base import Backbone
 
 SIDE = 2000  # pixels of the longer side by which the narrowest image that is taken is found
-
-
-def special_tokens(backbone: Backbone) -> re.Pattern[str] | None:
-    """What finds in a text that which the tokenizers read as special tokens; None if there are none.
-
-    Tokens that look like ordinary text are left out: some tokenizers of CLIP's pad with "!".
-    """
-    processor = backbone.processor
-    found: set[str] = set()
-    for tokenizer in filter(None, (processor.tokenizer, getattr(processor, "qformer_tokenizer", None))):
-        found.update(tokenizer.all_special_tokens)
-        found.update(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    marked = sorted(token for token in found if len(token) > 2 and not (token[0].isalnum() or token[-1].isalnum()))
-    return re.compile("|".join(map(re.escape, marked))) if marked else None
 
 
 def refusal(backbone: Backbone, image: Image.Image) -> str:

@@ -64,7 +64,7 @@ def generate_settings(decode: DecodeConfig, alternatives: int, start: tuple[Tens
         "do_sample": False,
         "num_beams": decode.num_beams,
         "num_return_sequences": alternatives,
-        "max_new_tokens": decode.max_new_tokens,
+        "max_new_tokens": decode.most_new,
         "min_new_tokens": decode.min_new_tokens,
         **({"length_penalty": decode.length_penalty, "early_stopping": False} if decode.num_beams > 1 else {}),
         **({"logits_processor": [WordStart(*start)]} if start else {}),

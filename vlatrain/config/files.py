@@ -18,6 +18,11 @@ from vlatrain.config.errors import UserError
 PARTIAL = ".tmp"  # ends the name of what is being written
 
 
+def kept_folder() -> Path:
+    """The folder of what runs keep for others: `VLATRAIN_CACHE`, or one in the user's own folder for such things."""
+    return Path(os.path.expanduser(os.environ.get("VLATRAIN_CACHE") or "~/.cache/vlatrain/prefixes"))
+
+
 def replace_file(path: Path, data: str | bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it. Its folder is made if it is missing.
 

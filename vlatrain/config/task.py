@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Choice
+from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Choice, OrAuto
 from vlatrain.config.spec import TaskSpec, shipped_spec
+
+UNSEEN = 20  # tokens that texts are generated of at most, where no data has said how long they get
 
 
 @dataclass
@@ -15,15 +17,21 @@ class DecodeConfig:
 
     Attributes:
         num_beams: beams of the search; 1 is greedy.
-        max_new_tokens: longest generated text, in tokens.
+        max_new_tokens: longest generated text, in tokens; auto: what the longest of the data's targets takes, see
+            `vlatrain.tasks.lengths`.
         min_new_tokens: shortest generated text, in tokens.
         length_penalty: exponent of the length in the beam score (beams only).
     """
 
     num_beams: Annotated[int, AT_LEAST_ONE] = 1
-    max_new_tokens: Annotated[int, AT_LEAST_ONE] = 20
+    max_new_tokens: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = "auto"
     min_new_tokens: Annotated[int, NOT_NEGATIVE] = 0
     length_penalty: Annotated[float, FINITE] = 1.0
+
+    @property
+    def most_new(self) -> int:
+        """`max_new_tokens`, or what it is taken for as long as the data has not been seen."""
+        return self.max_new_tokens if isinstance(self.max_new_tokens, int) else max(UNSEEN, self.min_new_tokens)
 
 
 @dataclass
@@ -52,7 +60,8 @@ class TaskConfig:
         negatives_per_step: retrieval by features: so many samples of a step are contrasted with each other, whatever a pass holds
             and however many processes there are; null: those of a pass of a process.
         max_length: longest question, answer, caption or conversation, in tokens; longer ones are cut, and so are those for which
-            the model has no positions.
+            the model has no positions. auto: the least that cuts nothing of the data, but for texts of more than four times the
+            99th percentile.
         decode: generation settings.
         subtasks: joint: tasks under names that the user chooses; see `vlatrain.config.joint`.
         sampling: joint: how often each subtask's samples come in training: proportional (each once an epoch), balanced (as many of
@@ -76,12 +85,16 @@ class TaskConfig:
     rerank: Annotated[int, NOT_NEGATIVE] = 0
     negatives: Annotated[int, AT_LEAST_ONE] = 15
     negatives_per_step: Annotated[int | None, AT_LEAST_ONE] = None
-    max_length: Annotated[int, AT_LEAST_ONE] = 40
+    max_length: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = "auto"
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     subtasks: dict[str, Any] = field(default_factory=dict)
     sampling: Annotated[str, Choice("proportional", "balanced", "temperature")] = "proportional"
     sampling_temperature: Annotated[float, AT_LEAST_ONE] = 2.0
     spec: TaskSpec = field(default_factory=TaskSpec)
+
+    def most(self, room: int) -> int:
+        """The most tokens that a text is cut to, of so many that there is room for: all, as long as no data has been seen."""
+        return max(1, min(self.max_length, room) if isinstance(self.max_length, int) else room)
 
     def __post_init__(self) -> None:
         if self.spec == TaskSpec():

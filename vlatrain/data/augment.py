@@ -18,6 +18,7 @@ from PIL import Image
 
 from vlatrain.config import DataConfig, TrainConfig
 from vlatrain.config.joint import subtasks
+from vlatrain.data.images import load_at
 from vlatrain.data.sample import Picture, Sample
 
 RATIO = 4 / 3  # the widest side to the other that a crop has; the inverse the narrowest
@@ -54,7 +55,11 @@ class View:
 
     def load(self) -> Image.Image:
         """The upright RGB image. Raises `UserError` naming the picture."""
-        image, draw = self.picture.load(), random.Random(self.key)
+        return self.load_at(0)
+
+    def load_at(self, side: int) -> Image.Image:
+        """See `vlatrain.data.images.load_at`; what a crop leaves has so many pixels."""
+        image, draw = load_at(self.picture, math.ceil(side / math.sqrt(self.crop))), random.Random(self.key)
         if self.crop < 1:
             image = image.crop(_box(*image.size, self.crop, draw))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < self.flip else image

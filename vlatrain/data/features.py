@@ -35,6 +35,10 @@ class FeaturePicture(FilePicture):
             raise UserError(f"{self.path}: {fault}")
         return np.load(self.path, allow_pickle=False).astype(np.float32)
 
+    def load_at(self, side: int) -> Any:
+        """The features: they have no size to choose."""
+        return self.load()
+
     def shape(self) -> tuple[int, ...]:
         """The shape that the file's header says. Raises what NumPy raises on a file that is none of its own."""
         shape: tuple[int, ...] = np.load(self.path, mmap_mode="r", allow_pickle=False).shape

@@ -52,8 +52,12 @@ class RowPicture:
 
     def load(self) -> Image.Image:
         """The upright RGB image. Raises `UserError` with the picture's name."""
+        return self.load_at(0)
+
+    def load_at(self, side: int) -> Image.Image:
+        """See `vlatrain.data.images.load_at`."""
         with self.open() as file:
-            return open_rgb(file.read(), self.name)
+            return open_rgb(file.read(), self.name, side)
 
     def open(self) -> BinaryIO:
         """The stored bytes, as a file to be closed."""

@@ -116,6 +116,14 @@ def official(prediction: str, answers: Sequence[str]) -> float:
     return _leave_one_out(prediction, _comparable(answers))
 
 
+def lost(candidates: Sequence[str], answers: Sequence[str]) -> float:
+    """How much less the best of some candidates scores against the annotators' answers than the best of these, percent."""
+    if all(answer in candidates for answer in answers):
+        return 0.0
+    best = max(score([candidate], [answers]).accuracy for candidate in {*candidates})
+    return score([candidates[0]], [answers]).ceiling - best
+
+
 def exact(prediction: str, answer: str) -> float:
     """1 where the two are equal after `normalise`, else 0."""
     return float(normalise(prediction) == normalise(answer))

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from vlatrain.backbones.base import Backbone, Context, Embedder, Generator, Inputs, Text, blank_text
 from vlatrain.backbones.keys_values import kept_in_search
 from vlatrain.config import TaskConfig
+from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.lengths import Use
 from vlatrain.tasks.sample_checks import images_named
@@ -142,7 +143,7 @@ class Task(ABC):
         """Begin to write texts from a context, with room for all that a search keeps until its last token."""
         writer, decode = cast(Generator, self.backbone), self.config.decode
         some = next(iter(context.values()))
-        kept = kept_in_search(self.backbone, context, decode.num_beams, decode.max_new_tokens)
+        kept = kept_in_search(self.backbone, context, decode.num_beams, decode.most_new)
         room = some.new_empty(kept, dtype=torch.float)
         place = torch.arange(len(some), device=some.device).repeat_interleave(decode.num_beams)
         begun = blank_text(len(place), 1, some.device)
@@ -198,7 +199,7 @@ class Task(ABC):
             found = self.backbone.given(len(samples), questions, length)
             if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):
                 return {**found, "prefix": prefix}
-        images = [sample.image.load() for sample in samples]
+        images = [load_at(sample.image, self.backbone.jpeg_side) for sample in samples]
         with images_named(self.backbone, samples, images):
             return self.backbone.inputs(images, questions, length)
 
@@ -214,20 +215,11 @@ def move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-def as_referred(tokenizer: Any, text: str, references: Sequence[str]) -> str:
-    """The reference that a generated text is token for token, else the text. Some tokenizers write otherwise than they read: BERT's
-    "3.5" as "3. 5", "café" as "cafe". A reference with unknown tokens cannot be written at all."""
-    if text in references:
-        return text
-    for reference in dict.fromkeys(references):
-        ids = tokenizer(reference, add_special_tokens=False)["input_ids"]
-        if (
-            ids
-            and tokenizer.unk_token_id not in ids
-            and tokenizer.decode(ids, skip_special_tokens=True).strip() == text
-        ):
-            return reference
-    return text
+def as_written(backbone: Backbone, references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """References as they come back from a model that writes them token for token: not all tokenizers give a text back."""
+    texts = list(dict.fromkeys(text for own in references for text in own))
+    back = dict(zip(texts, backbone.as_written(texts), strict=True))
+    return [[back[text] for text in own] for own in references]
 
 
 def similarity_scale(config: TaskConfig, backbone: Backbone) -> Tensor:

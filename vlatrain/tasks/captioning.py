@@ -12,17 +12,20 @@ from vlatrain.backbones.base import Backbone, Generator, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
+from vlatrain.metrics.ptb import tokenize
 from vlatrain.tasks.base import (
     Asking,
     Batches,
     Evaluation,
     ImageBatch,
     Task,
+    as_written,
     group_index_of,
     mean_per_owner,
     sequence_losses,
 )
-from vlatrain.tasks.lengths import Use, reference_use, writing
+from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
+from vlatrain.tasks.looks import writing
 
 
 class CaptionBatch(ImageBatch):
@@ -55,7 +58,7 @@ class Captioning(Task):
         """Captions: learned, and to be written."""
         look = writing(self.backbone, self.config.prompt)
         learned = Use("captions", "target", lambda one: one.captions, look, "train")
-        return [learned, reference_use("captions", lambda one: one.captions, self.backbone)]
+        return [learned, reference_use("captions", lambda one: one.captions, self.backbone, _compared)]
 
     def images(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images."""
@@ -113,11 +116,23 @@ class Captioning(Task):
         ]
         settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
         extra: dict[str, float] = {}
+        back = as_written(self.backbone, [sample.captions for sample in samples])
+        pairs = (
+            pair for own, sample in zip(back, samples, strict=True) for pair in zip(own, sample.captions, strict=True)
+        )
+        if self.metric.endswith(AS_WRITTEN) or any(a != b and _compared(a) != _compared(b) for a, b in pairs):
+            extra[f"cider_d{AS_WRITTEN}"] = metric.score(texts, back).cider_d
         skipped = dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
         if self.config.java_metrics:
             # by one process: Java takes a minute and gigabytes
             references = [sample.captions for sample in samples]
-            ((extra, skipped),) = batches.map(lambda texts: metric.optional_scores(texts, references), [texts])
+            ((found, skipped),) = batches.map(lambda texts: metric.optional_scores(texts, references), [texts])
+            extra |= found
         if skipped:
             settings["skipped"] = skipped
         return Evaluation({**scores.corpus(), **extra}, settings, predictions)
+
+
+def _compared(caption: str) -> tuple[str, ...]:
+    """What the scores see of a caption."""
+    return tuple(tokenize(caption))

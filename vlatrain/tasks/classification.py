@@ -28,7 +28,8 @@ from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.metrics.retrieval import similarity
 from vlatrain.tasks.base import Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
-from vlatrain.tasks.lengths import Use, alike, reading, tokens_of, written_tokens
+from vlatrain.tasks.lengths import Use, alike
+from vlatrain.tasks.looks import reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa, VqaBatch
 
 TEXTS = 256  # texts that are encoded at a time

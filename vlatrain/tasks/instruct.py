@@ -18,19 +18,22 @@ from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
+from vlatrain.metrics.vqa import normalise
 from vlatrain.tasks.base import (
     Asking,
     Batches,
     Evaluation,
     ImageBatch,
     Task,
-    as_referred,
+    as_written,
     sequence_losses,
     token_losses,
 )
-from vlatrain.tasks.lengths import Use, conversing, reference_use
+from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
+from vlatrain.tasks.looks import conversing
 from vlatrain.tasks.sample_checks import images_named
 
 
@@ -68,7 +71,9 @@ class Instruct(Task):
     def uses(self) -> list[Use]:
         """Conversations that are learned, what is before their last replies, and these, to be written."""
         backbone = self.backbone
-        replies = reference_use("replies", lambda one: [turn.reply for turn in one.turns[-1:] if turn.reply], backbone)
+        replies = reference_use(
+            "replies", lambda one: [turn.reply for turn in one.turns[-1:] if turn.reply], backbone, normalise
+        )
         return [
             Use("conversations", "conversation", lambda one: [one.turns], conversing(backbone), "train"),
             Use("prompts", "prompt", lambda one: [one.turns], conversing(backbone, given=True), "asked"),
@@ -123,10 +128,13 @@ class Instruct(Task):
         """Exact match and ROUGE-L of the last replies, perplexity of all of them; see `vlatrain.metrics.instruct`."""
         replies = (best[0] for replied in batches(samples, self.asked, self.reply) for best in replied)
         references = [sample.turns[-1].reply for sample in samples]
-        tokenizer = self.backbone.tokenizer
-        texts = [as_referred(tokenizer, text, [own]) for text, own in zip(replies, references, strict=True)]
+        texts = [*replies]
         found = metric.score(texts, references)
         scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
+        back = [text for (text,) in as_written(self.backbone, [[reference] for reference in references])]
+        if self.metric.endswith(AS_WRITTEN) or [*map(normalise, back)] != [*map(normalise, references)]:
+            again = metric.score(texts, back)
+            scores |= {f"rouge_l{AS_WRITTEN}": again.rouge_l, f"exact_match{AS_WRITTEN}": again.exact_match}
         settings: dict[str, Any] = {"score": "ROUGE-L", "decode": vars(self.config.decode)}
         loss, tokens = self._losses(samples, batches)
         if tokens:
@@ -153,7 +161,8 @@ class Instruct(Task):
         cache, conversations = self.backbone.cache, [sample.turns for sample in samples]
         if cache and (prefix := cache.read(samples, asked=False)):
             return {"prefix": prefix}, None, conversations
-        return {}, [sample.image.load() for sample in samples], conversations
+        side = self.backbone.jpeg_side
+        return {}, [load_at(sample.image, side) for sample in samples], conversations
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""

@@ -1,45 +1,37 @@
-"""What is cut off the texts of a run, and from which samples nothing would be learned: counted and said before anything trains.
+"""How long the texts of a run may be, what is cut off them, and from which samples nothing would be learned: found out and said
+before anything trains.
 
-A text is cut to `task.max_length`, or to what the model has positions for. Where that, or a tokenizer that does not know the
-characters, leaves nothing to learn or to score of any sample, the run is refused.
+`task.max_length=auto` is the least that cuts nothing, `task.decode.max_new_tokens=auto` lets the longest target be written; a text
+of more than four times the 99th percentile does not count. A text is cut to that, or to what the model has positions for. Where a
+limit, or a tokenizer that does not know the characters, leaves nothing to learn or to score of any sample, the run is refused.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
-from vlatrain.config import UserError
+from vlatrain.config import TaskConfig, UserError
+from vlatrain.tasks.looks import Form, Seen, looked_at, reading, writing
 
 if TYPE_CHECKING:
-    from vlatrain.data.sample import Sample, Turn
+    from vlatrain.data.sample import Sample
     from vlatrain.tasks.base import Task
 
 log = logging.getLogger("vlatrain")
 
-LOOKED_AT = 5_000  # samples of a split that are looked at, evenly spread; to tokenise a million would take minutes
-AT_ONCE = 256  # texts that are tokenised at a time
 SHOWN = 3  # choices that are the same, and groups of them, that are named
 LIMIT, NEW = "max_length", "decode.max_new_tokens"  # what lengths are set by
-
-
-class Seen(NamedTuple):
-    """What tokenising a text shows.
-
-    Attributes:
-        tokens: all of them, as its limit counts them.
-        first: so many must be kept that one of them can be learned or read; None: there is none, all are unknown.
-        unknown: whether one is unknown.
-    """
-
-    tokens: int
-    first: int | None
-    unknown: bool
+USUAL, OUTLIER = 0.99, 4  # texts of more than so many times the length of so large a share of them do not count
+LEAST_NEW = 8  # tokens: a model that has not learned yet how short the answers are says something all the same
+CLIP = 60  # characters of a text that are shown
+AS_WRITTEN = "_as_written"  # ends the name of a score against what comes back of the references
 
 
 @dataclass(frozen=True)
@@ -71,67 +63,6 @@ class Use:
     left: Callable[[Sequence[Any]], Iterable[Hashable]] | None = None
 
 
-def reading(backbone: Backbone) -> Callable[[Sequence[str]], Iterator[Seen]]:
-    """How questions, and texts that are read, are looked at."""
-
-    def look(texts: Sequence[str]) -> Iterator[Seen]:
-        special, unknown, around = _special(backbone), _unknown(backbone), backbone.around
-        for start in range(0, len(texts), AT_ONCE):
-            for ids in backbone.tokens(texts[start : start + AT_ONCE]):
-                yield _seen(ids, around, special, unknown)
-
-    return look
-
-
-def writing(backbone: Any, prompt: str = "", end: bool = True) -> Callable[[Sequence[str]], Iterator[Seen]]:
-    """How texts that are written are looked at.
-
-    Args:
-        backbone: a `Generator`.
-        prompt: what they begin with; it is not counted.
-        end: whether the token that ends them is counted.
-    """
-
-    def look(texts: Sequence[str]) -> Iterator[Seen]:
-        special, unknown = _special(backbone), _unknown(backbone)
-        ends = len(written_tokens(backbone, [""], UNLIMITED, prompt)[0])
-        for ids in written_tokens(backbone, texts, UNLIMITED, prompt):
-            yield _seen(ids[: len(ids) - ends], ends if end else 0, special, unknown)
-
-    return look
-
-
-def conversing(backbone: Any, given: bool = False) -> Callable[[Sequence[Sequence[Turn]]], Iterator[Seen]]:
-    """How conversations are looked at.
-
-    Args:
-        backbone: a `Converser`.
-        given: whether only what stands before the last reply counts.
-    """
-
-    def look(conversations: Sequence[Sequence[Turn]]) -> Iterator[Seen]:
-        special, unknown = _special(backbone), _unknown(backbone)
-        for turns in conversations:
-            ids, learned = backbone.transcript(turns)
-            if given:  # the last reply is behind the last token that is not learned
-                yield Seen(len(ids) - learned[::-1].index(0), 1, False)
-                continue
-            replied = [(place, token) for place, (token, own) in enumerate(zip(ids, learned, strict=True)) if own]
-            first = next((place + 1 for place, token in replied if token not in special), None)
-            yield Seen(len(ids), first, any(token == unknown for _, token in replied))
-
-    return look
-
-
-def written_tokens(backbone: Any, texts: Sequence[str], length: int, prompt: str = "") -> list[tuple[int, ...]]:
-    """The tokens that a `Generator` learns or scores of texts, behind a prompt; the one that ends them is among them."""
-    found = []
-    for start in range(0, len(texts), AT_ONCE):
-        target, given = backbone.target(texts[start : start + AT_ONCE], length, prompt)
-        found += [tuple(ids[mask == 1].tolist()[given:]) for ids, mask in zip(target.ids, target.mask, strict=True)]
-    return found
-
-
 def question_use(backbone: Backbone) -> Use:
     """Questions, which are read."""
     look = reading(backbone)
@@ -144,11 +75,59 @@ def question_use(backbone: Backbone) -> Use:
     )
 
 
-def reference_use(name: str, of: Callable[[Sample], Sequence[str]], backbone: Any, whole: bool = False) -> Use:
-    """References of texts that are generated; `whole`: those of which a part is worth nothing."""
+def reference_use(
+    name: str, of: Callable[[Sample], Sequence[str]], backbone: Any, form: Form, whole: bool = False
+) -> Use:
+    """References of texts that are generated.
+
+    Args:
+        name: in the plural.
+        of: those of a sample.
+        backbone: a `Generator`.
+        form: how the metric compares them.
+        whole: whether a part of one is worth nothing.
+    """
     nothing = "they have characters that the tokenizer does not know" if whole else Use.nothing
     lost = f"no {name} of {{}} can be written"
-    return Use(name, "new", of, writing(backbone, end=False), "asked", NEW, whole, lost, nothing)
+    return Use(name, "new", of, writing(backbone, end=False, form=form), "asked", NEW, whole, lost, nothing)
+
+
+def settled(task: Task, samples: Mapping[str, Sequence[Sample]]) -> TaskConfig:
+    """The settings of a task that is not joint with numbers for the lengths that are `auto`. What no text tells stays as it is.
+
+    Args:
+        task: the task; its backbone has measured the images.
+        samples: those of the task, by split.
+    """
+    config, uses = task.config, task.uses()
+    new = config.decode.max_new_tokens
+    if new == "auto" and (
+        long := max((_needed(use, samples.values()) for use in uses if use.setting == NEW), default=0)
+    ):
+        most = task.backbone.rooms(config)["new"].tokens
+        new = max(1, min(max(long + 1, LEAST_NEW, config.decode.min_new_tokens), most))  # and the token that ends it
+        config = replace(config, decode=replace(config.decode, max_new_tokens=new))
+    if config.max_length == "auto":
+        rooms, needed = task.backbone.rooms(config), 0
+        for use in (use for use in uses if use.setting == LIMIT):
+            used = [found for split, found in samples.items() if _used(use, split)]
+            needed = max(needed, min(_needed(use, used), rooms[use.room].tokens))
+        config = replace(config, max_length=needed) if needed > 0 else config
+    return config
+
+
+def _needed(use: Use, splits: Iterable[Sequence[Sample]]) -> int:
+    """Tokens that the longest text of a kind has, outliers left out; 0: there is none."""
+    texts = [text for samples in splits for sample in looked_at(samples) for text in use.of(sample)]
+    if not texts:
+        return 0
+    lengths = sorted(seen.tokens for seen in use.look(texts))
+    return min(lengths[-1], OUTLIER * lengths[math.ceil(USUAL * len(lengths)) - 1])
+
+
+def _used(use: Use, split: str) -> bool:
+    """Whether texts of a kind are used of a split's samples."""
+    return use.splits in ("all", "train" if split == "train" else "asked")
 
 
 def alike(
@@ -183,15 +162,6 @@ def alike(
     if len(same) > SHOWN:
         said.append(f"{key}: ... and {len(same) - SHOWN:,} more groups that are the same tokens")
     return said, len(groups) < 2 <= len(names)
-
-
-def tokens_of(backbone: Backbone, texts: Sequence[str], length: int) -> list[tuple[int, ...]]:
-    """The tokens that are left of texts that are read, special ones among them."""
-    found = []
-    for start in range(0, len(texts), AT_ONCE):
-        text = backbone.text(texts[start : start + AT_ONCE], length)
-        found += [tuple(ids[mask == 1].tolist()) for ids, mask in zip(text.ids, text.mask, strict=True)]
-    return found
 
 
 def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Sample]]) -> None:
@@ -230,7 +200,7 @@ class _Report:
     def look(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Look at the settings, and at the samples of each split."""
         rooms, name = self.task.backbone.rooms(self.task.config), self.task.backbone.config.name
-        new, most = self.task.config.decode.max_new_tokens, rooms["new"]
+        new, most = self.task.config.decode.most_new, rooms["new"]
         if self.task.generates and new > most.tokens:
             fits = f"set it to {most.tokens} or less, or take" if most.tokens > 0 else "no text fits: take"
             more = self.task.backbone.more_room
@@ -243,22 +213,24 @@ class _Report:
             self.task.config.max_length,
             {use.name: rooms[use.room] for use in uses if use.setting == LIMIT},
         )
-        if less := [f"{kind} {room.tokens} of {room}" for kind, room in limited.items() if room.tokens < length]:
+        if isinstance(length, int) and (
+            less := [f"{kind} {room.tokens} of {room}" for kind, room in limited.items() if room.tokens < length]
+        ):
             log.info("%smax_length=%s: less room in model=%s: for %s", self.prefix, length, name, ", ".join(less))
         for split, found in samples.items():
             for use in uses:
-                if use.splits in ("all", "train" if split == "train" else "asked"):
+                if _used(use, split):
                     self._split(split, found, use)
 
     def _split(self, split: str, samples: Sequence[Sample], use: Use) -> None:
         """What there is to say of one kind of text in one split."""
         every = [one for one in {sample.id: sample for sample in samples}.values() if use.of(one)]
-        some = every[:: max(1, -(-len(every) // LOOKED_AT))]
+        some = looked_at(every)
         texts = list(dict.fromkeys(text for sample in some for text in use.of(sample)))
         if not texts:
             return
         seen = dict(zip(texts, use.look(texts), strict=True))
-        most = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.max_new_tokens
+        most = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.most_new
         cut = [sample for sample in some if any(seen[text].tokens > most for text in use.of(sample))]
         lost = [sample for sample in some if not any(_counts(seen[text], most, use) for text in use.of(sample))]
         of = f"{len(some):,}" + (f" looked at (of {len(every):,})" if len(some) < len(every) else "")
@@ -279,6 +251,15 @@ class _Report:
                 f"{longest:,}: {self._remedy(use, longest)}"
             )
         gone = {sample.id for sample in lost}
+        changed = [one for one in some if one.id not in gone and not any(seen[text].returns for text in use.of(one))]
+        if changed:
+            text = use.of(changed[0])[0]
+            back = self.task.backbone.as_written([text])[0]
+            self.notes.append(
+                f"{where}: {use.name} of {len(changed):,} of {of} samples do not come back from the tokenizer as they are"
+                f"{_first(changed)}, '{_clipped(text)}' as '{_clipped(back)}': no model of it can write them; a second score, "
+                f"*{AS_WRITTEN}, compares with what comes back"
+            )
         partly = [one for one in some if one.id not in gone and any(seen[text].unknown for text in use.of(one))]
         if partly:
             self.notes.append(
@@ -301,7 +282,7 @@ class _Report:
     def _remedy(self, use: Use, wanted: int) -> str:
         """What to set for texts of so many tokens."""
         room = self.task.backbone.rooms(self.task.config)["new" if use.setting == NEW else use.room]
-        now = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.max_new_tokens
+        now = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.most_new
         if wanted <= room.tokens:
             return f"set {self.prefix}{use.setting}={wanted}"
         more = f"{self.prefix}{use.setting}={room.tokens} is the most: " if now < room.tokens else ""
@@ -317,24 +298,12 @@ def _counts(seen: Seen, most: int, use: Use) -> bool:
     return seen.first is not None and seen.first <= most
 
 
+def _clipped(text: str) -> str:
+    return text if len(text) <= CLIP else f"{text[:CLIP]}..."
+
+
 def _first(samples: Sequence[Sample]) -> str:
     return f" (the first: {samples[0].source or samples[0].id})" if samples[0].source or samples[0].id else ""
-
-
-def _seen(ids: Sequence[int], around: int, special: set[int], unknown: int | None) -> Seen:
-    first = next((place + 1 + around for place, token in enumerate(ids) if token not in special), None)
-    return Seen(len(ids) + around, first, unknown in ids)
-
-
-def _special(backbone: Backbone) -> set[int]:
-    return set(backbone.tokenizer.all_special_ids)
-
-
-def _unknown(backbone: Backbone) -> int | None:
-    """The unknown token; none where it is a token with another meaning, too (CLIP's end)."""
-    known, token = backbone.tokenizer, backbone.tokenizer.unk_token_id
-    others = (known.bos_token_id, known.eos_token_id, known.pad_token_id, known.cls_token_id, known.sep_token_id)
-    return None if token in others else token
 
 
 def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str, int]:
@@ -342,10 +311,10 @@ def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str,
 
     Args:
         task: the task; not a joint one.
-        samples: the samples, of which `LOOKED_AT` are looked at.
+        samples: the samples, see `looked_at`.
         size: samples of a batch.
     """
-    some = samples[:: max(1, -(-len(samples) // LOOKED_AT))]
+    some = looked_at(samples)
     found: dict[str, int] = {}
     for use in task.uses():
         if use.setting == NEW:

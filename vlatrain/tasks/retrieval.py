@@ -24,7 +24,8 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import retrieval as metric
 from vlatrain.tasks.base import Batch, Batches, Evaluation, ImageBatch, Task, group_index_of, similarity_scale
-from vlatrain.tasks.lengths import Use, reading, tokens_of
+from vlatrain.tasks.lengths import Use
+from vlatrain.tasks.looks import reading, tokens_of
 
 PAIRS = 64  # image-text pairs that are matched at a time
 

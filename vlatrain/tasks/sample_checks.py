@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.limits import refusal, special_tokens, widest_ratio
+from vlatrain.backbones.limits import refusal, widest_ratio
 from vlatrain.config import UserError
 from vlatrain.data.checks import Problems
 from vlatrain.data.images import identity, size_of
@@ -22,11 +22,10 @@ def check_samples(backbone: Backbone, samples: Iterable[Sample]) -> None:
     """Make sure that a backbone's processor can take samples.
 
     Raises:
-        UserError: texts hold special tokens of the backbone, or its image processor refuses images for their shape; row by row.
+        UserError: its image processor refuses images for their shape; row by row.
     """
     samples = list(samples)
     problems = Problems()
-    _check_texts(backbone, samples, problems)
     _check_shapes(backbone, samples, problems)
     problems.raise_if_any()
 
@@ -50,36 +49,6 @@ def images_named(backbone: Backbone, samples: Sequence[Sample], images: Sequence
         raise UserError(
             f"{_where(sample)}: the image processor refuses this image: {why}" for sample, why in refused
         ) from error
-
-
-def _check_texts(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:
-    """Report texts in which the tokenizer would see special tokens: an image without image, or an end where there is none."""
-    special = special_tokens(backbone)
-    if special is None:
-        return
-    found = (
-        (sample.source or sample.id, what, held[0])
-        for sample in samples
-        for what, text in _texts(backbone, sample)
-        if (held := special.search(text))
-    )
-    for where, what, token in dict.fromkeys(found):  # a row may be in several splits, and several times in one
-        problems.add(
-            "texts with special tokens",
-            f"{where}: the {what} holds '{token}', which model={backbone.config.name} reads as a token of its own, not as text: "
-            "write it otherwise",
-        )
-
-
-def _texts(backbone: Backbone, sample: Sample) -> Iterator[tuple[str, str]]:
-    """Every text of a sample as the model gets it, and what it is."""
-    yield "question", backbone.clean(sample.question)
-    yield from (("answer", answer) for answer in dict.fromkeys(sample.answers))
-    yield from (("caption", caption) for caption in sample.captions)
-    yield "label", sample.label
-    for turn in sample.turns:
-        yield "user's message", backbone.clean(turn.user)
-        yield "reply", turn.reply
 
 
 def _check_shapes(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:

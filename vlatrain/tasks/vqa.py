@@ -24,13 +24,14 @@ from vlatrain.tasks.base import (
     Evaluation,
     ImageBatch,
     Task,
-    as_referred,
+    as_written,
     group_index_of,
     mean_per_owner,
     sequence_losses,
     token_losses,
 )
-from vlatrain.tasks.lengths import Use, alike, question_use, reference_use, writing, written_tokens
+from vlatrain.tasks.lengths import AS_WRITTEN, Use, alike, question_use, reference_use
+from vlatrain.tasks.looks import writing, written_tokens
 
 log = logging.getLogger("vlatrain")
 
@@ -84,7 +85,7 @@ class Vqa(Task):
     def uses(self) -> list[Use]:
         """Questions, and answers: learned, and to be written."""
         learned = Use("answers", "target", lambda one: one.answers, writing(self.backbone), "train")
-        written = reference_use("answers", lambda one: one.answers, self.backbone, whole=True)
+        written = reference_use("answers", lambda one: one.answers, self.backbone, metric.normalise, whole=True)
         return [question_use(self.backbone), learned, *([written] if self.generates else [])]
 
     def alike(self, key: str) -> tuple[list[str], bool]:
@@ -181,11 +182,7 @@ class Vqa(Task):
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
-        answers = (best[0] for answered in batches(samples, self.questions, self.answer) for best in answered)
-        found = [
-            (as_referred(self.backbone.tokenizer, text, sample.answers), probability)
-            for sample, (text, probability) in zip(samples, answers, strict=True)
-        ]
+        found = [best[0] for answered in batches(samples, self.questions, self.answer) for best in answered]
         scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
         if scores.ceiling < 90:
             log.warning(
@@ -197,6 +194,13 @@ class Vqa(Task):
             "ceiling": scores.ceiling,
             "decode": self.decoding,
         }
+        metrics = {"accuracy": scores.accuracy}
+        if self.generates:
+            back = as_written(self.backbone, [sample.answers for sample in samples])
+            lost = sum(metric.lost(can, sample.answers) for can, sample in zip(back, samples, strict=True))
+            if lost or self.metric.endswith(AS_WRITTEN):
+                metrics[f"accuracy{AS_WRITTEN}"] = metric.score([text for text, _ in found], back).accuracy
+                settings["ceiling_as_written"] = scores.ceiling - lost / len(samples)
         predictions: list[dict[str, Any]] = [
             {
                 "id": sample.id,
@@ -208,7 +212,7 @@ class Vqa(Task):
             }
             for sample, (text, probability), score in zip(samples, found, scores.per_sample, strict=True)
         ]
-        return Evaluation({"accuracy": scores.accuracy}, settings, predictions)
+        return Evaluation(metrics, settings, predictions)
 
     @property
     def decoding(self) -> dict[str, Any]:

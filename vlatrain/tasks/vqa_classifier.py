@@ -22,7 +22,8 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.vqa import normalise
 from vlatrain.tasks.base import ImageBatch
-from vlatrain.tasks.lengths import Seen, Use, question_use
+from vlatrain.tasks.lengths import Use, question_use
+from vlatrain.tasks.looks import Seen
 from vlatrain.tasks.vqa import Vqa, VqaBatch
 
 log = logging.getLogger("vlatrain")

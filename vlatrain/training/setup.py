@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
-from vlatrain.config import TrainConfig, TrainerConfig, UserError
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
@@ -24,7 +25,7 @@ from vlatrain.injection.mixed import Mixed
 from vlatrain.injection.trunk import bare
 from vlatrain.runs import RunFolder
 from vlatrain.tasks import Evaluation, Task, build, prepare, subtasks_of
-from vlatrain.tasks.lengths import check_lengths
+from vlatrain.tasks.lengths import check_lengths, settled
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
@@ -42,6 +43,8 @@ from vlatrain.training.precision import (
 )
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.workers import choose_workers
+
+log = logging.getLogger("vlatrain")
 
 
 @dataclass
@@ -103,7 +106,9 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
         device=own(device),
         dtype=_trunk_type(config, device, precision),
     )
-    task = build(prepare(config.task, backbone, train), backbone, train)
+    if config.data.scale_jpegs:
+        backbone.scale_jpegs()
+    task = _with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
     config = replace(config, task=task.config)
     _check(task, samples)
     with torch.random.fork_rng(devices=[]):
@@ -144,6 +149,8 @@ def load_setup(
     set_torch(config.trainer)
     dtype = _trunk_type(config, device, precision)
     backbone = load(config.model, config.task.name, seed=config.seed, run=run, device=device, dtype=dtype)
+    if config.data.scale_jpegs:
+        backbone.scale_jpegs()
     task = build(prepare(config.task, backbone), backbone)
     _check(task, samples)
     if precision == "fp16":
@@ -162,6 +169,20 @@ def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> to
     """The type that frozen weights are held in: fp32 on a CPU, where packed ones are unpacked into what is computed in."""
     lower = (device.type != "cpu" or config.model.quantize) and config.adapter.name != "full"
     return DTYPES[precision] if lower else torch.float32
+
+
+def _with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
+    """A task with numbers for the lengths that are `auto`."""
+    task.backbone.measure([one.image for found in samples.values() for one in found])
+    known: dict[str, TaskConfig] = {}
+    for name, subtask in subtasks_of(task).items():
+        by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
+        known[name] = found = settled(subtask, by_split)
+        key, new = f"task.subtasks.{name}." if name else "task.", found.decode.max_new_tokens
+        written = f", {key}decode.max_new_tokens={new}" if new != "auto" else ""
+        log.info("Lengths: %smax_length=%s%s", key, found.max_length, written)
+    config = replace(task.config, subtasks=known) if task.config.subtasks else known[""]
+    return build(config, task.backbone, samples["train"])
 
 
 def _check(task: Task, samples: Mapping[str, Sequence[Sample]]) -> None:

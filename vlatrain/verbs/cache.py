@@ -40,8 +40,8 @@ class Folder:
 
 def folders() -> list[Folder]:
     """All that is kept, the last used first; what a killed run has left is among it."""
-    if os.path.isfile(store.root()):
-        raise UserError(f"VLATRAIN_CACHE={store.root()} is a file; set it to a folder")
+    if os.path.isfile(store.kept_folder()):
+        raise UserError(f"VLATRAIN_CACHE={store.kept_folder()} is a file; set it to a folder")
     found = []
     for path in store.folders():
         with suppress(FileNotFoundError):  # another process has just removed it
@@ -72,7 +72,9 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         freed = store.clear(folder.path for folder in chosen)
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
         return
-    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.root()}")
+    table = Table(
+        "name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.kept_folder()}"
+    )
     for folder in found:
         told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
         table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.backbones.reuse import give_back
-from vlatrain.config import TrainConfig, TrainerConfig, UserError
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import write_json, write_lines
-from vlatrain.config.joint import subtasks
+from vlatrain.config.joint import subtasks, tasks
 from vlatrain.data.augment import augmented
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
@@ -157,6 +157,8 @@ def _resolved(config: TrainConfig, setup: TrainingSetup, loop: Loop, cache: Pref
         "trainer.workers": config.trainer.loaders,
         "trainer.eval_batch_size": config.trainer.samples_per_evaluation_pass,
         "trainer.max_steps": loop.total,
+        "task.max_length": config.task.max_length,
+        "task.decode.max_new_tokens": config.task.decode.max_new_tokens,
         "adapter.points": config.points,
         **({"predicted_peak_mb": round(setup.predicted_peak / 1e6, 1)} if setup.predicted_peak else {}),
     }
@@ -264,16 +266,30 @@ def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
 
 
 def _continued(config: TrainConfig, files: RunFolder) -> TrainConfig:
-    """The configuration with the passes of the run that it continues, where it leaves them open: what had room goes on."""
-    trainer, size, passes = config.trainer, config.trainer.batch_size, config.trainer.accumulate
-    if config.resume != "auto" or "auto" not in (size, passes):
+    """The configuration with the passes and the lengths of texts of the run that it continues, where it leaves them open: what had
+    room goes on, and what was measured of the data."""
+    if config.resume != "auto" or not (run := find_config(files.path)[0]):
         return config
-    saved = (find_config(files.path)[0] or {}).get("trainer", {})
+    config = replace(config, task=_with_lengths(config.task, run.get("task") or {}))
+    trainer, size, passes = config.trainer, config.trainer.batch_size, config.trainer.accumulate
+    if "auto" not in (size, passes):
+        return config
+    saved = run.get("trainer") or {}
     if passes == "auto":
         passes = saved.get("accumulate", passes) if size == "auto" else 1
     if size == "auto":
         size = saved.get("batch_size", size)
     return replace(config, trainer=replace(trainer, batch_size=size, accumulate=passes))
+
+
+def _with_lengths(task: TaskConfig, saved: Mapping[str, Any]) -> TaskConfig:
+    """A task with the lengths of a saved one, where it leaves them open."""
+    decode, of_decode, of_subtasks = task.decode, saved.get("decode") or {}, saved.get("subtasks") or {}
+    if decode.max_new_tokens == "auto":
+        decode = replace(decode, max_new_tokens=of_decode.get("max_new_tokens", "auto"))
+    length = saved.get("max_length", "auto") if task.max_length == "auto" else task.max_length
+    subtasks = {name: _with_lengths(own, of_subtasks.get(name) or {}) for name, own in tasks(task).items()}
+    return replace(task, decode=decode, max_length=length, subtasks=subtasks)
 
 
 def _is_free(key: str) -> bool:

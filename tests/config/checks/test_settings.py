@@ -14,6 +14,7 @@ from vlatrain.config.checks import settings as validate
 from vlatrain.config.limits import choices
 from vlatrain.config.spec import described, shipped_spec
 from vlatrain.metrics import caption, classification, instruct, retrieval
+from vlatrain.tasks.lengths import AS_WRITTEN
 
 
 def sound(schema: type[TrainConfig] = TrainConfig) -> Any:
@@ -66,7 +67,7 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("trainer.batch_size", "many"),
         ("trainer.accumulate", True),
         ("task.decode.num_beams", 0),
-        ("task.decode.min_new_tokens", 99),
+        ("task.decode.min_new_tokens", -1),
         ("task.answers", "choose"),
         ("task.metric", "cider"),
         ("task.temperature", 0.0),
@@ -187,10 +188,11 @@ def choosing(task: str) -> set[str]:
 def test_names_agree_with_the_code_behind_them() -> None:
     assert set(choices(TrainConfig, "adapter.activation")) == set(bottleneck.ACTIVATIONS)
     captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
-    assert choosing("captioning") == {*captions, "meteor", "spice"}
+    assert choosing("captioning") == {*captions, "meteor", "spice", f"cider_d{AS_WRITTEN}"}
     recalls = {name.replace("@", "") for name in retrieval.recalls(torch.tensor([1]))}
     replies = {field.name for field in fields(instruct.ReplyScores)}
-    assert choosing("instruct") == replies - {"per_sample"}
+    told = replies - {"per_sample"}
+    assert choosing("instruct") == told | {f"{name}{AS_WRITTEN}" for name in told}
     assert choosing("classification") == set(classification.NAMES)
     ways = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in recalls}
     assert choosing("retrieval") == {"mean_recall", *ways}

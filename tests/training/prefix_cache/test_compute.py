@@ -23,7 +23,7 @@ from vlatrain.data.scenes import Scene
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache.compute import PrefixCache, _Work, cache_prefix, content
 from vlatrain.training.prefix_cache.frontier import frontiers
-from vlatrain.training.prefix_cache.store import Disk, root
+from vlatrain.training.prefix_cache.store import Disk, kept_folder
 
 SIZE = [
     "data.train_size=24",
@@ -181,7 +181,7 @@ def test_without_room_it_is_off_and_says_so(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named_and_what_it_held_is_made_anew(tmp_path: Path) -> None:
     words = ["task=captioning", "trainer.cache=disk"]
     one = trained(tmp_path / "one", *words)
-    (shard,) = root().glob("*/*.safetensors")
+    (shard,) = kept_folder().glob("*/*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-100])
     two = trained(tmp_path / "two", *words)
     assert str(shard) in (tmp_path / "two" / "run.log").read_text()
@@ -205,7 +205,9 @@ def test_other_weights_and_other_settings_are_other_prefixes(tmp_path: Path) -> 
     for number, words in enumerate((["seed=0"], ["seed=1"], ["adapter.dim=8"], ["adapter.points=[vision.last1.*]"])):
         random = ["task=captioning", "model.random_init=true"]
         trained(tmp_path / str(number), *random, *SMALL_BLIP, *words, "trainer.cache=disk")
-    assert len(list(root().iterdir())) == 3  # another seed draws other weights; another width of adapters does not
+    assert (
+        len(list(kept_folder().iterdir())) == 3
+    )  # another seed draws other weights; another width of adapters does not
 
 
 @pytest.mark.slow
@@ -218,7 +220,7 @@ def test_a_kill_while_it_is_computed_costs_only_what_was_not_written(tmp_path: P
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words, f"run.dir={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL
     )
-    while not list(root().glob("*/*.safetensors")) and process.poll() is None:
+    while not list(kept_folder().glob("*/*.safetensors")) and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -238,5 +240,5 @@ def test_two_runs_at_once_share_what_they_keep(tmp_path: Path) -> None:
         assert run.exitcode == 0
     one, two = ((tmp_path / str(n) / "adapter/adapter_model.safetensors").read_bytes() for n in range(2))
     assert one == two
-    folder = next(root().iterdir())
+    folder = next(kept_folder().iterdir())
     assert len(Disk(folder, folder.name, {}).places) == 32

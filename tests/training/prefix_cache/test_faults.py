@@ -104,7 +104,7 @@ def test_a_place_that_cannot_be_is_told_and_the_run_goes_on(
     found = keep(task, way, OFTEN)
     assert (found and found.facts["where"]) == ("memory" if way == "auto" else None)
     (told,) = warnings(caplog)
-    assert told.startswith(f"Cache: {store.root()} cannot be written (")
+    assert told.startswith(f"Cache: {store.kept_folder()} cannot be written (")
     assert "set VLATRAIN_CACHE to a folder" in told
     assert torch.equal(loss(task), without)
     assert keep(task, "auto", {}, "asked") is None  # as predict and eval do

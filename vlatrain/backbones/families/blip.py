@@ -28,7 +28,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTex
 
 from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone, Context, Inputs, Text, exact, padded_text, unit
-from vlatrain.backbones.lengths import Room, rooms
+from vlatrain.backbones.lengths import Room, ended, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import exported, provide, reads_other, restore
 
@@ -224,7 +224,8 @@ class Blip(Backbone):
         """`[DEC] prompt text [SEP]`."""
         start = self._prompt_ids(prompt)
         rows = [
-            start + self.tokenizer(text, add_special_tokens=False)["input_ids"][: max_length - 1] + [self._end]
+            start
+            + ended(self.tokenizer(self.clean(text), add_special_tokens=False)["input_ids"], [self._end], max_length)
             for text in texts
         ]
         return padded_text(rows, self.model.config.text_config.pad_token_id), len(start)
@@ -262,8 +263,7 @@ class Blip(Backbone):
                 pad_token_id=self.model.config.text_config.pad_token_id,
                 **search,
             )
-        texts = self.tokenizer.batch_decode(ids[:, start.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return self.written(ids[:, start.shape[1] :])
 
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected [CLS] state of the image, and all its states."""

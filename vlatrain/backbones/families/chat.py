@@ -212,10 +212,6 @@ class Chat(Backbone):
     def _said(self, text: str, max_length: int) -> str:
         return cut(self.tokenizer, self.clean(text), max_length)
 
-    def clean(self, text: str) -> str:
-        """A text without the token that stands for an image."""
-        return self.script.clean(text)
-
     def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> ChatInputs:
         """Images and conversations up to the last reply as the processor has them, padded in front."""
         texts = [self.script.asked(turns) for turns in conversations]
@@ -311,7 +307,7 @@ class Chat(Backbone):
         """A token that stands for the prompt's last one, the text's own prompt, the text, the end."""
         rows = []
         for text in texts:
-            start, own = self.script.reply(text, max_length, prompt)
+            start, own = self.script.reply(self.clean(text), max_length, prompt)
             rows.append([self.script.end_ids[-1], *start, *own])
         return self._padded(rows), 1 + len(start)
 
@@ -349,7 +345,7 @@ class Chat(Backbone):
         with self._shown(context), self._encoded(context, given) as image:
             # (B * alternatives, prompt + new)
             found = self.writer.generate(**given, **image, **self.search(decode, alternatives))
-        return self._read(found[:, given["input_ids"].shape[1] :])
+        return self.written(found[:, given["input_ids"].shape[1] :])
 
     def _begun(self, context: Context, prompt: str) -> Context:
         """A context's prompts with what the text is to begin with."""
@@ -357,17 +353,18 @@ class Chat(Backbone):
         start = ids.new_tensor(self.script.reply("", 1, prompt)[0]).expand(len(ids), -1)  # (B, P)
         return self._extended(context, start, torch.ones_like(start))
 
-    def _read(self, ids: Tensor) -> list[str]:
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
     # -- conversations --
+
+    def _turns(self, turns: Sequence[Turn], words: int) -> list[tuple[str, str]]:
+        """What is said and replied, of what the user says at most so many tokens."""
+        return [(self._said(turn.user, words), self.clean(turn.reply)) for turn in turns]
 
     def conversations(
         self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
     ) -> tuple[ChatInputs, Text]:
         """Up to the first reply as a prompt, and the rest as `rest`."""
         words = max_length - self._framing
-        said = [[(self._said(turn.user, words), turn.reply) for turn in turns] for turns in conversations]
+        said = [self._turns(turns, words) for turns in conversations]
         rows, masks = [], []
         for turns in said:
             ids, learned, before = self.script.tokens(turns)
@@ -380,7 +377,7 @@ class Chat(Backbone):
 
     def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """See `Converser`. What stands before the first reply is only counted."""
-        ids, learned, before = self.script.tokens([(self._said(turn.user, UNLIMITED), turn.reply) for turn in turns])
+        ids, learned, before = self.script.tokens(self._turns(turns, UNLIMITED))
         return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
 
     def conversation_logits(self, inputs: ChatInputs) -> Tensor:
@@ -400,7 +397,7 @@ class Chat(Backbone):
         """Conversations up to the last reply; of those that are too long the first turns are left out."""
         said = []
         for conversation in conversations:
-            turns = [(self._said(turn.user, max_length - self._framing), turn.reply) for turn in conversation]
+            turns = self._turns(conversation, max_length - self._framing)
             while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
                 turns = turns[1:]
             said.append(turns)

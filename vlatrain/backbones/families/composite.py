@@ -25,7 +25,7 @@ from vlatrain.backbones.architecture import image_processor_class, model_class
 from vlatrain.backbones.base import Backbone, Context, Inputs, Pair, Text, blank_text, padded_text, square_processor
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.families.composite_model import Joined, JoinedConfig
-from vlatrain.backbones.lengths import SLACK, Room, rooms
+from vlatrain.backbones.lengths import SLACK, Room, ended, rooms
 from vlatrain.backbones.pretrained import (
     has_image_processor,
     model_type,
@@ -219,7 +219,8 @@ class Composite(Backbone):
         return self._ids(f"{ANCHOR} {text}")[len(self._ids(ANCHOR)) :]
 
     def _cut(self, text: str, max_length: int) -> str:
-        """A text of at most so many tokens."""
+        """A question of at most so many tokens."""
+        text = self.clean(text)
         ids = self._ids(text)
         return text if len(ids) <= max_length else self.tokenizer.decode(ids[:max_length])
 
@@ -263,7 +264,8 @@ class Composite(Backbone):
         """Start tokens, the prompt, the text, the end token."""
         given = self._start() + self._ids(prompt, behind=self.causal)
         rows = [
-            given + self._ids(text, behind=self.causal or bool(prompt))[: max_length - 1] + [self.end] for text in texts
+            given + ended(self._ids(self.clean(text), behind=self.causal or bool(prompt)), [self.end], max_length)
+            for text in texts
         ]
         return self._padded(rows), len(given)
 
@@ -317,7 +319,7 @@ class Composite(Backbone):
     def _written(self, inputs: dict[str, Any], decode: DecodeConfig, alternatives: int, skip: int) -> list[str]:
         """Texts that the language model generates from inputs, without their first `skip` tokens."""
         ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
-        return [text.strip() for text in self.tokenizer.batch_decode(ids[:, skip:], skip_special_tokens=True)]
+        return self.written(ids[:, skip:])
 
 
 def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:

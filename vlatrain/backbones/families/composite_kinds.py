@@ -86,7 +86,7 @@ class CausalComposite(Composite):
         """See `Converser`."""
         row, learned = self._start(), [0]
         for turn in turns:
-            asked, reply = self._asked(turn), [*self._ids(turn.reply, behind=True), self.end]
+            asked, reply = self._asked(turn), [*self._ids(self.clean(turn.reply), behind=True), self.end]
             row, learned = row + asked + reply, learned + [0] * len(asked) + [1] * len(reply)
         return row, learned
 
@@ -107,7 +107,7 @@ class CausalComposite(Composite):
         return {**seen, "prompt": self._padded(rows, left=True)}
 
     def _asked(self, turn: Turn) -> list[int]:
-        return self._ids(self.config.prompts[TOLD_TURNS].replace("{question}", turn.user))
+        return self._ids(self.config.prompts[TOLD_TURNS].replace("{question}", self.clean(turn.user)))
 
 
 class Seq2SeqComposite(Composite):

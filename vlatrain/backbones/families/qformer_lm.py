@@ -19,7 +19,7 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from vlatrain.backbones.base import Context, Text
 from vlatrain.backbones.chat_template import cut
 from vlatrain.backbones.families.chat import Chat, ChatInputs
-from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, ended, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.config.spec import TOLD_QUESTION
 from vlatrain.injection.context import exported, restore
@@ -77,7 +77,7 @@ class Prefix(Chat):
                 attention_mask=given["attention_mask"],
                 **self.search(decode, alternatives),
             )
-        return self._read(ids)
+        return self.written(ids)
 
 
 class OptLayer(OPTDecoderLayer):
@@ -140,7 +140,9 @@ class Seq2Seq(Prefix):
         """The decoder's start, the text's own prompt, the text, the end."""
         start = self._start(prompt)
         end = self.tokenizer.eos_token_id
-        rows = [[*start, *self.script.ids(f" {text}" if prompt else text)[: max_length - 1], end] for text in texts]
+        said = map(self.clean, texts)
+        own = (self.script.ids(f" {text}" if prompt else text) for text in said)
+        rows = [[*start, *ended(ids, [end], max_length)] for ids in own]
         return self._padded(rows), len(start)
 
     def _start(self, prompt: str) -> list[int]:
@@ -171,4 +173,4 @@ class Seq2Seq(Prefix):
             ids = self.writer.generate(
                 **self._decoded(context), decoder_input_ids=start, **self.search(decode, alternatives)
             )
-        return self._read(ids[:, start.shape[1] :])
+        return self.written(ids[:, start.shape[1] :])

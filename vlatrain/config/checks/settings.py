@@ -44,7 +44,7 @@ def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = Fals
 def _values(config: TrainConfig) -> Iterable[str]:
     yield from limits.problems(config)
     decode = config.task.decode
-    if decode.min_new_tokens > decode.max_new_tokens >= 1:
+    if isinstance(decode.max_new_tokens, int) and decode.min_new_tokens > decode.max_new_tokens >= 1:
         yield f"task.decode.min_new_tokens={decode.min_new_tokens}: is more than max_new_tokens={decode.max_new_tokens}"
     if config.trainer.eval_share is not None and config.trainer.eval_every:
         share, every = config.trainer.eval_share, config.trainer.eval_every

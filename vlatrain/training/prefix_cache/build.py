@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.backbones.prefix import Enough, PrefixReplay
+from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.sample_checks import images_named
 from vlatrain.training.batches import PREFETCH, batches_by
@@ -99,7 +100,7 @@ class Builder:
 def loaded(backbone: Backbone, length: int, samples: Sequence[Sample]) -> Inputs:
     """The inputs of samples, with their questions cut to so many tokens (0: none are asked). Runs in data-loading workers."""
     questions = [sample.question for sample in samples] if length else None
-    images = [sample.image.load() for sample in samples]
+    images = [load_at(sample.image, backbone.jpeg_side) for sample in samples]
     with images_named(backbone, samples, images):
         return backbone.inputs(images, questions, length)
 

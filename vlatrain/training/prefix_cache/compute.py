@@ -29,6 +29,7 @@ from torch import Tensor
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.prefix import PrefixReplay, padded
 from vlatrain.config import TrainConfig
+from vlatrain.config.files import kept_folder
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
@@ -44,7 +45,6 @@ from vlatrain.training.prefix_cache.store import (
     Store,
     Unwritable,
     folders,
-    root,
     sizes,
     unwritable,
 )
@@ -132,7 +132,7 @@ def cache_prefix(
     if way == "off":
         return None
     places = ["disk", "memory"] if way == "auto" else [way]
-    if rank() == 0 and "disk" in places and not os.path.isdir(root()) and (fault := unwritable()):
+    if rank() == 0 and "disk" in places and not os.path.isdir(kept_folder()) and (fault := unwritable()):
         _warn(fault)  # even if there is nothing to keep: what VLATRAIN_CACHE says has no effect
         places.remove("disk")
     train, seen = samples.get("train", ()), uses.get("train", 1)
@@ -245,7 +245,7 @@ class _Work:
         boundary = self.result.frontiers[tower].boundary
         assert boundary is not None
         note = {"model": self.config.model.name, "source": self.backbone.source, "task": self.config.task.name}
-        return Disk(root() / name, name, {**note, "prefix": boundary.name, "precision": self.precision})
+        return Disk(kept_folder() / name, name, {**note, "prefix": boundary.name, "precision": self.precision})
 
     def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
         """Those whose states are not all there, one of those with the same states."""
@@ -311,7 +311,7 @@ class _Work:
             _warn(fault)
             return False
         used = sum(sizes(folder) for folder in folders())
-        return need <= min(self.config.trainer.cache_gb * 1e9 - used, SHARE * shutil.disk_usage(root()).free)
+        return need <= min(self.config.trainer.cache_gb * 1e9 - used, SHARE * shutil.disk_usage(kept_folder()).free)
 
     def fill(self, where: str, samples: Sequence[Sample]) -> None:
         """Compute what is not there, each process its share."""
@@ -340,7 +340,7 @@ class _Work:
         log.info(
             "Cache: %s of %s samples, %.2f GB %s; %s computed in %.1f s",
             ", ".join(self.result.facts["towers"]), f"{len(samples):,}", self.result.facts["bytes"] / 1e9,
-            f"in {root()}" if where == "disk" else "in memory", f"{len(missing) - left:,}", self.result.facts["seconds"],
+            f"in {kept_folder()}" if where == "disk" else "in memory", f"{len(missing) - left:,}", self.result.facts["seconds"],
         )  # fmt: skip
 
     def _at_once(self, samples: Sequence[Sample]) -> int:
@@ -403,6 +403,7 @@ def content(
         "device": backbone.device.type,
         "versions": [torch.__version__, transformers.__version__],
         "images": processor,
+        "jpeg_side": backbone.jpeg_side,
     }
     if "question" in frontier.of:
         words = json.loads(backbone.tokenizer.backend_tokenizer.to_str())

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vlatrain.config import UserError
-from vlatrain.config.files import PARTIAL, replace_file
+from vlatrain.config.files import PARTIAL, kept_folder, replace_file
 
 log = logging.getLogger("vlatrain")
 
@@ -44,27 +44,22 @@ class Unwritable(Exception):  # noqa: N818, what it says
     """A shard cannot be written, and why."""
 
 
-def root() -> Path:
-    """The folder of all that is kept on disk: `VLATRAIN_CACHE`, or one in the user's own folder for such things."""
-    return Path(os.path.expanduser(os.environ.get("VLATRAIN_CACHE") or "~/.cache/vlatrain/prefixes"))
-
-
 def unwritable() -> str:
-    """Why nothing can be written to `root()`, which is made if it is missing; empty: it can be."""
-    if str(root()).startswith("~"):
+    """Why nothing can be written to `kept_folder()`, which is made if it is missing; empty: it can be."""
+    if str(kept_folder()).startswith("~"):
         return "there is no home folder"
     try:
-        root().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root()):
+        kept_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept_folder()):
             return ""
     except OSError as error:
-        return f"{root()} cannot be written ({error.strerror})"
+        return f"{kept_folder()} cannot be written ({error.strerror})"
 
 
 def folders() -> list[Path]:
-    """The folders of prefixes in `root()`, whatever is in them."""
+    """The folders of prefixes in `kept_folder()`, whatever is in them."""
     try:
-        paths = sorted(root().iterdir())
+        paths = sorted(kept_folder().iterdir())
     except OSError:
         return []
     return [path for path in paths if re.fullmatch("[0-9a-f]{32}", path.name) and path.is_dir()]
