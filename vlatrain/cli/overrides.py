@@ -149,22 +149,49 @@ def literal(value: str) -> str:
 _FREE_TEXT = {"eval": ("output",), "predict": ("image", "question", "text", "input", "output"), "merge": ("output",)}
 
 
+# Paths: taken as typed, too, but for a quoted one, `null`, and what Hydra would put in (`${oc.env:HOME}/a.jsonl`).
+_PATHS = re.compile(
+    r"data\.(?:subtasks\.[^.=]+\.)?(?:train|eval|test|(?:eval_|test_)?annotations|root|path)|model\.checkpoint|run\.dir"
+)
+
+
+def _path_as_typed(text: str, parser: OverridesParser, multirun: bool) -> str:
+    """An override with a path, in the form that Hydra takes as it is; of a sweep, each of the paths that it would not read."""
+    key, equals, value = text.partition("=")
+    if not (equals and value and _PATHS.fullmatch(key)) or value == "null" or value[0] in "'\"" or "${" in value:
+        return text
+    several = "," in value and not Path(value).expanduser().exists()
+    if not (multirun or several):
+        return f"{key}={literal(value)}"
+    return text if _readable(text, parser) else f"{key}={','.join(map(literal, value.split(',')))}"
+
+
+def _readable(text: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
 def _is_free_text(request: Request, key: str, value: str) -> bool:
     quoted_or_null = value == "null" or value[:1] in ("'", '"')
     return key in _FREE_TEXT[request.verb] and not quoted_or_null and not request.multirun
 
 
 def aliased(request: Request) -> list[str]:
-    """The overrides with `run=FOLDER` turned into `source=`, the run's configuration registered, and free text quoted.
+    """The overrides with `run=FOLDER` turned into `source=`, the run's configuration registered, and free text and paths quoted.
 
     Raises:
         UserError: a verb that needs a run without one, or a folder that is none.
     """
+    parser = OverridesParser.create()
+    overrides = [_path_as_typed(text, parser, request.sweeps) for text in request.overrides]
     if request.verb not in OF_RUN:
-        return list(request.overrides)
+        return overrides
     texts: list[str] = []
     source: str | None = None
-    for text in request.overrides:
+    for text in overrides:
         key, equals, value = text.partition("=")
         if request.verb == "merge" and key in ("run", "sources") and equals:
             folders = _folders(value)

@@ -5,16 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vlatrain.config.limits import AREA, AT_LEAST_ONE, NOT_NEGATIVE, PROBABILITY, SPLIT, Choice
+from vlatrain.config.limits import AREA, AT_LEAST_ONE, DROP_RATE, NOT_NEGATIVE, PROBABILITY, SPLIT, Choice
+
+SPLIT_VALUES = {
+    "train": ("train", "training", "restval"),
+    "eval": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""By split, what a column that tells splits apart usually says. Karpathy's split of COCO adds `restval` to its training set."""
 
 
 @dataclass
 class ColumnsConfig:
-    """Which column of the user's data holds what. Null means: the column of that name, where there is one.
+    """Which column of the user's data holds what. Null means: the column of that name, where there is one. `a.b` is the `b` in the
+    objects of column `a`.
 
     Attributes:
         id: column of the sample's id; absent: the row's place, as `t.jsonl:12` or `t.json[3]`.
-        image: image path relative to `data.root` (or an image, for the hub).
+        image: image path relative to `data.root`, or an image, or a list of one; null looks for `image`, then `images`.
         question: question.
         answers: one answer, a list of answers, or a list of objects with `answer` (and optionally `weight`); null looks for
             `answer`, then `answers`.
@@ -22,6 +30,7 @@ class ColumnsConfig:
         captions: one caption or a list; null looks for `caption`, then `captions`.
         label: name of the class.
         conversations: a list of messages, LLaVA's or chat messages; null looks for `conversations`, then `messages`.
+        split: files: the split that a row belongs to, see `SplitConfig`; empty: no column says it.
     """
 
     id: str | None = None
@@ -32,6 +41,22 @@ class ColumnsConfig:
     captions: str | None = None
     label: str | None = None
     conversations: str | None = None
+    split: str | None = None
+
+
+@dataclass
+class SplitConfig:
+    """Which values of the split column make which split. Null means: the usual names, see `SPLIT_VALUES`.
+
+    Attributes:
+        train: of the rows of `data.train`, those to train on.
+        eval: of the rows of `data.eval`, or where that is null of `data.train`, those to evaluate on during training.
+        test: of the rows of `data.test`, or where that is null of `data.train`, those of the final test.
+    """
+
+    train: list[str] | None = None
+    eval: list[str] | None = None
+    test: list[str] | None = None
 
 
 @dataclass
@@ -40,11 +65,18 @@ class DataConfig:
 
     Attributes:
         name: shapes (built in), files (the user's own) or hub (`datasets.load_dataset`).
-        train: files: path of the training file. hub: name of the training split.
-        eval: the same for evaluation during training; null splits `eval_fraction` off the training data, seeded.
+        train: files: path of the training file or folder. hub: name of the training split.
+        eval: the same for evaluation during training; null takes what the split column of `train` marks as such, else splits
+            `eval_fraction` off the training data, seeded.
         test: the same for the final test; null: none.
+        annotations: files: the answers to the questions of `train`, where they have a file of their own (VQA v2).
+        eval_annotations: the same for `eval`.
+        test_annotations: the same for `test`.
+        split: files: what the split column says.
         root: image root; null: the folder of the data file.
         columns: column map.
+        skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
+        text_only: conversations without an image are refused, or dropped.
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
         eval_size: the same for evaluation and test.
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
@@ -65,8 +97,14 @@ class DataConfig:
     train: str | None = None
     eval: str | None = None
     test: str | None = None
+    annotations: str | None = None
+    eval_annotations: str | None = None
+    test_annotations: str | None = None
+    split: SplitConfig = field(default_factory=SplitConfig)
     root: str | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    skip_broken: Annotated[float, DROP_RATE] = 0.0
+    text_only: Annotated[str, Choice("refuse", "drop")] = "refuse"
     train_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_fraction: Annotated[float, SPLIT] = 0.1

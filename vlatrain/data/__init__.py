@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlatrain.config.data import DataConfig
 from vlatrain.config.errors import UserError
 from vlatrain.config.spec import TaskSpec
 from vlatrain.config.task import TaskConfig
-from vlatrain.data.checks import Problems, check_pictures, check_sizes
-from vlatrain.data.images import BytesPicture, FilePicture, open_rgb, picture_files
-from vlatrain.data.rows import Builder, build, find_columns
+from vlatrain.data.checks import Fault, Problems, check_pictures, check_sizes, find_faults, report_faults
+from vlatrain.data.images import BytesPicture, FilePicture, identity, open_rgb, picture_files
+from vlatrain.data.reading import Files
+from vlatrain.data.rows import Builder
 from vlatrain.data.sample import Picture, Sample
 from vlatrain.data.splits import cap, hold_out
 
 __all__ = ["BytesPicture", "FilePicture", "Picture", "Sample", "load", "load_inputs", "open_rgb", "picture_files"]
 
+log = logging.getLogger("vlatrain")
+
+SHOWN = 3  # samples that are left out, in a message; the run's log has all
 SHAPES_SIZE = {"train": 4000, "eval": 500, "test": 500}  # where the configuration names no size
 
 
@@ -25,8 +30,9 @@ def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size
     """The samples of the splits asked for.
 
     Where `data.eval` is null, `data.eval_fraction` of the training data is split off by image, whichever of the two
-    splits is asked for, so that they never overlap between calls. `data.train_size` and `data.eval_size` then cap what
-    is left: a seeded draw, or for a stream the first so many.
+    splits is asked for, so that they never overlap between calls. Where a column of a file says the split instead, eval is
+    what it marks, and so is test if train and eval are asked for and `data.test` is null. `data.train_size` and
+    `data.eval_size` then cap what is left: a seeded draw, or for a stream the first so many.
 
     Args:
         config: the source.
@@ -74,9 +80,9 @@ def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]
         UserError: with everything that is wrong with the file.
     """
     problems = Problems()
-    builder = _read_file(config, path, "input", task.spec, problems, labelled=False)
+    builder = Files(config, task.spec, problems, labelled=False).all(path, "input")
     if builder is not None:
-        _check_pictures(builder, builder.samples, problems)
+        check_pictures(_pictures(builder, builder.samples), problems, builder.root)
     problems.raise_if_any()
     assert builder is not None
     return builder.samples
@@ -85,75 +91,110 @@ def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]
 def _load_stored(
     config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int, problems: Problems
 ) -> dict[str, list[Sample]]:
-    split_off = config.eval is None and bool({"train", "eval"} & set(splits))
-    stored = dict.fromkeys("train" if split_off and split == "eval" else split for split in splits)
-    builders: dict[str, Builder] = {}
-    sound = set()  # splits all of whose rows are samples: of others the size says nothing
-    for split in stored:
-        if getattr(config, split) is None:  # reported with the settings
-            continue
-        before = len(problems)
-        builder = _read_split(config, split, task.spec, split_off, problems)
-        if builder is not None:
-            builders[split] = builder
-            sound |= {split} if len(problems) == before else set()
-        elif config.name == "hub" and not os.path.exists(os.path.expanduser(config.path or "")):
-            break  # a hub that does not answer takes half a minute to say so; once is enough
+    builders, split_off = _read(config, task, splits, problems)
     found = {split: builder.samples for split, builder in builders.items()}
     if split_off and "train" in found and (config.eval_fraction or config.streaming):
         count = round(config.eval_fraction * len(found["train"]))
         if config.streaming:
             count = config.eval_size or 0
+        builders["eval"] = builders["train"]
         found["train"], found["eval"] = hold_out(found["train"], count, config.seed)
-        if not found["eval"] and "train" in sound and found["train"]:
+        if not found["eval"] and not len(problems) and found["train"]:
             problems.add(
                 "splits",
                 "data.train: all samples share one image, so none can be split off for evaluation: set data.eval",
             )
     for split, samples in found.items():
         found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
-    if split_off and "train" in sound and found.get("eval"):
-        sound.add("eval")
-    check_sizes({split: found[split] for split in splits if split in sound}, task, batch_size, problems)
-    for split, builder in builders.items():
-        chosen = found[split] + (found.get("eval", []) if split_off and split == "train" else [])
-        _check_pictures(builder, chosen, problems)
-    return {split: found.get(split, []) for split in splits}
+    sound = not len(problems)  # else splits may be small because of what is reported
+    faults = {id(builder): _faults(builder, builders, found) for builder in builders.values()}
+    found, whole = _without_broken(config, builders, found, faults, problems)
+    if sound:
+        sizes = {split: found[split] for split in splits if split in found}
+        check_sizes(sizes, task, batch_size, problems)
+    for builder in {id(builder): builder for split, builder in builders.items() if split not in whole}.values():
+        report_faults(*faults[id(builder)], problems, builder.root)
+    unasked = ["test"] if "test" in builders and "test" not in splits else []
+    return {split: found.get(split, []) for split in [*splits, *unasked]}
 
 
-def _read_split(config: DataConfig, split: str, spec: TaskSpec, split_off: bool, problems: Problems) -> Builder | None:
-    """Read what the configuration names for a split: a file, or a split of the hub's data set."""
-    named: str = getattr(config, split)
+def _read(
+    config: DataConfig, task: TaskConfig, splits: Sequence[str], problems: Problems
+) -> tuple[dict[str, Builder], bool]:
+    """The samples as they are stored, and whether those of eval are yet to be split off train.
+
+    A split column of the training file may mark samples of eval and of test; the latter are read with train and eval unasked.
+    """
+    split_off = config.eval is None and bool({"train", "eval"} & set(splits))
+    stored = dict.fromkeys("train" if split_off and split == "eval" else split for split in splits)
+    named = [split for split in stored if getattr(config, split) is not None]  # others are reported with the settings
+    builders: dict[str, Builder | None] = {}
     if config.name == "files":
-        return _read_file(config, named, f"data.{split}", spec, problems)
-    from vlatrain.data import hub
+        files = Files(config, task.spec, problems)
+        builders = {split: files.split(split) for split in named}
+        if split_off and config.train is not None and (marked := files.marked("eval")):
+            builders["eval"], split_off = marked, False
+        if config.test is None and "train" in named and {"train", "eval"} <= set(splits):
+            builders["test"] = files.marked("test")
+    for split in named if config.name == "hub" else ():
+        from vlatrain.data import hub
 
-    limit = config.train_size if split == "train" else config.eval_size
-    if split_off and split == "train":
-        limit = (config.train_size or 0) + (config.eval_size or 0)
-    return hub.read_split(config, named, spec, limit, problems)
-
-
-def _read_file(
-    config: DataConfig, path: str, option: str, spec: TaskSpec, problems: Problems, labelled: bool = True
-) -> Builder | None:
-    from vlatrain.data.files import read_table
-
-    table = read_table(path, problems, option)
-    if table is None:
-        return None
-    columns = find_columns(table.columns, config.columns, spec, path, problems, labelled)
-    if columns is None:
-        return None
-    root = Path(config.root).expanduser() if config.root else Path(path).expanduser().parent
-    return build(table.rows, columns, spec, path, root, problems, labelled, table.delimited)
+        limit = config.train_size if split == "train" else config.eval_size
+        if split_off and split == "train":
+            limit = (config.train_size or 0) + (config.eval_size or 0)
+        builders[split] = hub.read_split(config, getattr(config, split), task.spec, limit, problems)
+        if builders[split] is None and not os.path.exists(os.path.expanduser(config.path or "")):
+            break  # a hub that does not answer takes half a minute to say so; once is enough
+    return {split: builder for split, builder in builders.items() if builder is not None}, split_off
 
 
-def _check_pictures(builder: Builder, samples: Sequence[Sample], problems: Problems) -> None:
-    if builder.root and not os.path.isdir(builder.root):  # reported with the settings
-        return
-    pictures = [(sample.image, sample.source) for sample in samples]
-    check_pictures(pictures + builder.rejected, problems, builder.root)
+def _pictures(builder: Builder, samples: Sequence[Sample]) -> list[tuple[Picture, str]]:
+    """The pictures to be looked at, each with where it is named; none below a root that is not there, which is reported."""
+    if builder.root and not os.path.isdir(builder.root):
+        return []
+    return [(sample.image, sample.source) for sample in samples] + builder.rejected
+
+
+def _faults(
+    builder: Builder, builders: Mapping[str, Builder], found: Mapping[str, Sequence[Sample]]
+) -> tuple[list[Fault], int]:
+    """What is wrong with the pictures of a builder's samples that are used, and how many pictures there are."""
+    own = [sample for split, samples in found.items() if builders[split] is builder for sample in samples]
+    return find_faults(_pictures(builder, own))
+
+
+def _without_broken(
+    config: DataConfig,
+    builders: Mapping[str, Builder],
+    found: Mapping[str, list[Sample]],
+    faults: Mapping[int, tuple[list[Fault], int]],
+    problems: Problems,
+) -> tuple[dict[str, list[Sample]], set[str]]:
+    """The splits without samples whose images are broken, where `data.skip_broken` allows as many; and which splits these are."""
+    left = dict(found)
+    whole: set[str] = set()
+    for split, samples in found.items() if config.skip_broken else ():
+        said = {identity(fault.picture): fault for fault in faults[id(builders[split])][0]}
+        broken = [sample for sample in samples if identity(sample.image) in said]
+        share = len(broken) / max(1, len(samples))
+        if broken and share > config.skip_broken:
+            problems.add(
+                "shares of broken images",
+                f"data.{split}: {len(broken):,} of {len(samples):,} samples ({share:.2%}) have missing or broken images, and "
+                f"data.skip_broken={config.skip_broken} allows {config.skip_broken:.2%}",
+            )
+            continue
+        whole.add(split)
+        if broken:
+            left[split] = [sample for sample in samples if identity(sample.image) not in said]
+            lines = [f"{sample.source}: {said[identity(sample.image)].described}" for sample in broken]
+            log.warning(
+                "data.%s: %s of %s samples (%.2f %%) are left out, as their images are missing or broken (data.skip_broken=%s): %s",
+                split, f"{len(broken):,}", f"{len(samples):,}", 100 * share, config.skip_broken, "; ".join(lines[:SHOWN]),
+            )  # fmt: skip
+            for line in lines:
+                log.debug("left out: %s", line)
+    return left, whole
 
 
 def _check_settings(config: DataConfig, splits: Sequence[str], problems: Problems) -> None:

@@ -11,12 +11,61 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+SHOWN = 80  # characters of a cell in a message
+KEYS_SHOWN = 6  # keys of an object in a message
 
 
 class CellError(Exception):
     """What is wrong with a cell, in a few words."""
+
+
+def clipped(value: Any, most: int = SHOWN) -> str:
+    """What a message shows of a cell: one line, whole if it is short, else its beginning and its length."""
+    shown = " ".join(str(value).split())
+    return shown if len(shown) <= most else f"{shown[:most]}... ({len(shown):,} characters)"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """What a message shows of names: the first of them, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(clipped(name) for name in names[:most]) + more
+
+
+def value_at(value: Any, path: Sequence[str]) -> Any:
+    """What lies below keys of a nested value.
+
+    Args:
+        value: an object, or a list of objects, of which each item is looked into; a number as a key chooses an item.
+        path: the keys.
+
+    Returns:
+        The value; of a list what lies there in each item, in one list.
+
+    Raises:
+        CellError: an object lacks a key, or it is no object.
+    """
+    for place, key in enumerate(path):
+        if value is None:
+            return None
+        if isinstance(value, list | tuple):
+            if key.isdecimal():
+                if int(key) >= len(value):
+                    raise CellError(f"no item {key} in a list of {len(value)}")
+                value = value[int(key)]
+                continue
+            below = [value_at(item, path[place:]) for item in value]
+            return [one for item in below for one in (item if isinstance(item, list) else [item])]
+        if not isinstance(value, Mapping):
+            raise CellError(f"expected an object with '{key}', found {kind(value)}")
+        if key not in value:
+            raise CellError(
+                f"an object without '{key}'; it has {listed(list(map(str, value)), KEYS_SHOWN) or 'nothing'}"
+            )
+        value = value[key]
+    return value
 
 
 def text(value: Any) -> str:
@@ -94,7 +143,7 @@ def parse_list(value: str) -> Any:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         if stripped[1:].lstrip()[:1] in ("'", '"', "{"):
             raise CellError(
-                f"looks like a list and is not one that can be read (write JSON): {stripped[:60]}"
+                f"looks like a list and is not one that can be read (write JSON): {clipped(stripped)}"
             ) from None
         return value  # "[unclear]" is a text
 
@@ -123,7 +172,7 @@ def check_weights(weights: list[float | None]) -> tuple[float, ...]:
     if len(given) < len(weights):
         raise CellError("some answers have a weight and some have none")
     if any(weight < 0 or not math.isfinite(weight) for weight in given) or sum(given) <= 0:
-        raise CellError(f"weights must be 0 or more, and not all 0, found {given}")
+        raise CellError(f"weights must be 0 or more, and not all 0, found {clipped(given)}")
     return tuple(given)
 
 
@@ -131,7 +180,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise CellError(f"a weight must be a number, found {value!r}") from None
+        raise CellError(f"a weight must be a number, found {clipped(repr(value))}") from None
 
 
 def kind(value: Any) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.spec import SmallestSpec
 from vlatrain.config.task import TaskConfig
+from vlatrain.data.cells import clipped, listed
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, explain, identity, to_rgb
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from vlatrain.data.sample import Picture, Sample
 
 LIMIT = 20  # problems shown in full
+PATH_SHOWN = 240  # characters of an image's path in a message
 PATIENCE = 2.0  # seconds of checking before a progress bar appears
 SMALL = 256 * 1024  # bytes up to which a PNG's checksums are verified
 # Whether a file looks whole, from its first and last 12 bytes and its size. A sound JPEG, PNG or GIF may have more
@@ -125,7 +128,7 @@ def check_labels(
     """
     known = set(classes or (sample.label for sample in samples.get("train", ())))
     if len(known) < 2:
-        problems.add("classes", f"data.train: a single class ({', '.join(known)}); a choice needs two or more")
+        problems.add("classes", f"data.train: a single class ({listed(sorted(known))}); a choice needs two or more")
         return
     for found in samples.values():
         sources: dict[str, list[str]] = {}
@@ -136,41 +139,73 @@ def check_labels(
             why = f"none of the {len(known):,} in task.classes{did_you_mean(label, sorted(known))}"
             if not classes:
                 why = "no training sample is; task.classes=[...] can name what is not trained on"
-            problems.add("unknown classes", f"{sources[label][0]}: of class '{label}'{more}: {why}")
+            problems.add("unknown classes", f"{sources[label][0]}: of class '{clipped(label)}'{more}: {why}")
     absent = sorted(known - {sample.label for sample in samples.get("eval", ())})
     if metric == "auroc" and "eval" in samples and absent:
-        named = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        named = listed(absent, 5)
         problems.add("classes", f"task.metric=auroc: takes samples of every class, and data.eval has none of {named}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A picture that is missing or cannot be read.
+
+    Attributes:
+        picture: the picture.
+        source: where it is named first (`train.jsonl:12`).
+        what: what is wrong with it.
+    """
+
+    picture: Picture
+    source: str
+    what: str
+
+    @property
+    def described(self) -> str:
+        """What is wrong, and the picture's name where its place does not say it."""
+        name = getattr(self.picture, "name", "image")
+        return self.what + (f": {clipped(name, PATH_SHOWN)}" if name != self.source else "")
 
 
 def check_pictures(pictures: Iterable[tuple[Picture, str]], problems: Problems, root: str = "") -> None:
     """Report every picture that is missing or cannot be read.
 
-    Each distinct picture is looked at once: it must exist, its header must decode, and its end must be there (a file
-    whose end looks wrong is decoded whole). A progress bar appears when this takes long.
-
     Args:
-        pictures: pictures, each with where it is named (`train.jsonl:12`).
+        pictures: pictures, each with where it is named.
         problems: where to report.
         root: the image root, for the message if no image at all is found.
+    """
+    report_faults(*find_faults(pictures), problems, root)
+
+
+def find_faults(pictures: Iterable[tuple[Picture, str]]) -> tuple[list[Fault], int]:
+    """Every picture that is missing or cannot be read, and how many different ones there are.
+
+    Each distinct picture is looked at once: it must exist, its header must decode, and its end must be there (a file
+    whose end looks wrong is decoded whole). A progress bar appears when this takes long.
     """
     distinct: dict[str, tuple[Picture, str]] = {}
     for picture, source in pictures:
         distinct.setdefault(identity(picture), (picture, source))
-    missing = 0
-    for (picture, source), fault in zip(distinct.values(), _faults(list(distinct.values())), strict=True):
-        if not fault:
-            continue
-        kind = "missing images" if fault == NO_SUCH_IMAGE else "unreadable images"
-        missing += fault == NO_SUCH_IMAGE
-        name = getattr(picture, "name", "image")
-        problems.add(kind, f"{source}: {fault}" + (f": {name}" if name != source else ""))
-    if missing > 1 and missing == len(distinct):
+    looked = zip(distinct.values(), _faults(list(distinct.values())), strict=True)
+    return [Fault(picture, source, what) for (picture, source), what in looked if what], len(distinct)
+
+
+def report_faults(faults: Sequence[Fault], number: int, problems: Problems, root: str = "") -> None:
+    """Report pictures that are missing or cannot be read. Where all of `number` are missing, the root is: that is said once."""
+    missing = [fault for fault in faults if fault.what == NO_SUCH_IMAGE]
+    if 1 < number == len(missing):
         below = f" below {root}" if root else ""
+        first = missing[0]
         problems.add(
             "image roots",
-            f"none of the {missing:,} images was found{below}: set data.root to the folder their paths start from",
+            f"none of the {number:,} images was found{below} (the first is {first.source}: "
+            f"{clipped(getattr(first.picture, 'name', 'image'), PATH_SHOWN)}): set data.root to the folder their paths start from",
         )
+        return
+    for fault in faults:
+        kind = "missing images" if fault.what == NO_SUCH_IMAGE else "unreadable images"
+        problems.add(kind, f"{fault.source}: {fault.described}")
 
 
 def fault_of(picture: Picture) -> str:

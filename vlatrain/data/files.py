@@ -1,4 +1,4 @@
-"""Read a table of samples: JSONL, JSON, CSV, TSV or Parquet, by the file's ending. A new format is one function here.
+"""Read a table of samples: JSONL, JSON, CSV, TSV, text, Parquet or Arrow, by the file's ending. A new format is one function here.
 
 A bad row is reported with its place, and the rest is read on, so that a user sees every bad row at once. A row's place is its
 line, `t.jsonl:12`, counted from 1. Where rows have no line of their own (a JSON list, Parquet), it is their number as Python and
@@ -12,18 +12,19 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from vlatrain.config.checks import data_files
+from vlatrain.data.arrow import arrow_rows
+from vlatrain.data.cells import clipped
 from vlatrain.data.checks import Problems
+from vlatrain.data.finder import Finder
+from vlatrain.data.folders import read_folder
+from vlatrain.data.layouts import arrange
+from vlatrain.data.tables import Row, Table
 
-Row = tuple[str, dict[str, Any]]  # place in the file, as `:12` or `[3]`; column -> value
-
-# Keys under which a JSON object may hold its list of samples, in order of preference.
-LISTS = ("annotations", "data", "samples", "questions", "images")
-BLANK = re.compile(r"[ \t\r\n]*")
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -31,168 +32,72 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+LONGEST_CELL = 2**31 - 1  # characters: an image as base64 text has millions, and csv takes 131,072 unless told
 
 
-@dataclass
-class Table:
-    """Rows of a data file.
-
-    Attributes:
-        name: what to call it in messages: the path as the user wrote it.
-        columns: every column that occurs, in order of first appearance.
-        rows: place and record of each row.
-        delimited: whether it is CSV or TSV, which have no lists: a list is written in a cell as a text.
-    """
-
-    name: str
-    columns: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    delimited: bool = False
-
-
-def read_table(path: str, problems: Problems, option: str = "") -> Table | None:
-    """Read a data file.
+def read_table(path: str, problems: Problems, option: str = "", finder: Finder | None = None) -> Table | None:
+    """Read a data file, or the samples in a folder.
 
     Args:
         path: the file; its ending tells the format.
         problems: where to report what is wrong with it.
         option: the configuration key that named it, for messages (`data.train`).
+        finder: finds images that are not named by their path; by default below the file's folder.
 
     Returns:
         The table with every row that could be read, or None if the file as a whole could not be.
     """
     where = f"{option}={path}" if option else path
     file = Path(path).expanduser()
-    if file.is_dir():
-        problems.add(
-            "data files",
-            f"{where}: is a folder; name a file in it, or for a folder in the hub's layout set "
-            f"data=hub data.path={path}",
-        )
+    if fault := data_files.fault(path):
+        problems.add("data files", f"{where}: {fault}")
         return None
-    if not file.exists():
-        problems.add("data files", f"{where}: no such file{_nearby(file)}")
-        return None
-    reader = READERS.get(file.suffix.lower())
-    if reader is None:
-        problems.add("data files", f"{where}: unknown ending {file.suffix!r}; it must be one of {', '.join(READERS)}")
-        return None
+    reader = read_folder if file.is_dir() else READERS[file.suffix.lower()]
     table = Table(path, delimited=reader is _read_delimited)
     before = len(problems)
     try:
-        table.rows = list(reader(file, table, problems))
+        if reader is _read_json:
+            _read_json(file, table, problems, finder or Finder(file.parent))
+        else:
+            reader(file, table, problems)
     except OSError as error:
         problems.add("data files", f"{where}: cannot be read ({error.strerror or error})")
         return None
     if not table.rows and len(problems) == before:
-        problems.add("empty files", f"{where}: no samples in this file")
+        problems.add("empty files", f"{where}: no samples in this {'folder' if file.is_dir() else 'file'}")
     return table if table.rows else None
 
 
-def _read_jsonl(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+def _read_jsonl(file: Path, table: Table, problems: Problems) -> None:
     for line, text in _lines(file, table.name, problems):
         if not text.strip():
             continue
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            if not table.columns and text.lstrip().startswith("["):
-                problems.add("bad lines", f"{table.name}:{line}: starts with '[': a JSON list; name the file .json")
-                return
             problems.add("bad lines", f"{table.name}:{line}: not JSON: {error.msg} at column {error.colno}")
             continue
         except RecursionError:
             problems.add("bad lines", f"{table.name}:{line}: not JSON that can be read: nested too deep")
             continue
-        yield from _record(value, f":{line}", table, problems)
+        table.add(value, f":{line}", problems)
 
 
-def _read_json(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+def _read_json(file: Path, table: Table, problems: Problems, finder: Finder) -> None:
     text = "".join(line for _, line in _lines(file, table.name, problems))
-    start = _skip(text, 0)
-    if start == len(text):
+    if not text.strip():
         return
     if _is_lines(text):
-        yield from _read_jsonl(file, table, problems)
+        _read_jsonl(file, table, problems)
         return
-    images: dict[Any, Any] = {}
     try:
-        if text[start] == "[":
-            key, found = "", _items(text, start)
-        elif text[start] == "{":
-            key, found, images = _lists_of_object(text, start)
-        else:
-            raise json.JSONDecodeError("Expecting a list or an object", text, start)
-        for number, value in enumerate(found):
-            if isinstance(value, dict) and "image" not in value and value.get("image_id") in images:
-                value["image"] = images[value["image_id"]]
-            yield from _record(value, f"{key and ':'}{key}[{number}]", table, problems)
-    except _NoListError as error:
-        problems.add(
-            "bad files",
-            f"{table.name}: an object without a list of samples; the keys looked for are "
-            f"{', '.join(LISTS)}, those there are {', '.join(error.keys) or 'none'}",
-        )
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         problems.add("bad lines", f"{table.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         problems.add("bad files", f"{table.name}: not JSON that can be read: nested too deep")
-
-
-class _NoListError(Exception):
-    def __init__(self, keys: list[str]) -> None:
-        super().__init__(keys)
-        self.keys = keys
-
-
-def _items(text: str, start: int) -> Iterator[Any]:
-    """The items of the JSON list at `start`."""
-    decoder = json.JSONDecoder()
-    index = _skip(text, start + 1)
-    if text[index : index + 1] == "]":
-        _end(text, index + 1) if start == _skip(text, 0) else None
-        return
-    while True:
-        value, index = decoder.raw_decode(text, index)
-        yield value
-        index = _skip(text, index)
-        mark = text[index : index + 1]
-        if mark == "]":
-            break
-        if mark != ",":
-            raise json.JSONDecodeError("Expecting ',' or ']'", text, index)
-        index = _skip(text, index + 1)
-    if start == _skip(text, 0):
-        _end(text, index + 1)
-
-
-def _lists_of_object(text: str, start: int) -> tuple[str, Iterator[Any], dict[Any, Any]]:
-    """The key and the items of an object's list of samples, and COCO's image names by id where it has those."""
-    decoder = json.JSONDecoder()
-    index = _skip(text, start + 1)
-    values: dict[str, Any] = {}
-    starts: dict[str, int] = {}
-    while text[index : index + 1] != "}":
-        key, index = decoder.raw_decode(text, index)
-        index = _skip(text, index)
-        if not isinstance(key, str) or text[index : index + 1] != ":":
-            raise json.JSONDecodeError("Expecting a key and ':'", text, index)
-        index = _skip(text, index + 1)
-        starts[key] = index
-        values[key], index = decoder.raw_decode(text, index)
-        index = _skip(text, index)
-        mark = text[index : index + 1]
-        if mark not in (",", "}") or not mark:
-            raise json.JSONDecodeError("Expecting ',' or '}'", text, index)
-        index = _skip(text, index + 1) if mark == "," else index
-    chosen = next((key for key in LISTS if isinstance(values.get(key), list)), None)
-    if chosen is None:
-        raise _NoListError(list(values))
-    _end(text, index + 1)
-    images = {}
-    if chosen != "images" and isinstance(values.get("images"), list):
-        images = {image.get("id"): image.get("file_name") for image in values["images"] if isinstance(image, dict)}
-    return chosen, _items(text, starts[chosen]), images
+    else:
+        arrange(value, table, finder, problems)
 
 
 def _is_lines(text: str) -> bool:
@@ -204,30 +109,27 @@ def _is_lines(text: str) -> bool:
         return False
 
 
-def _skip(text: str, index: int) -> int:
-    match = BLANK.match(text, index)
-    assert match is not None
-    return match.end()
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """While inside, cells may be as long as an image."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
-def _end(text: str, index: int) -> None:
-    index = _skip(text, index)
-    if index < len(text):
-        raise json.JSONDecodeError("Extra data", text, index)
+def _read_delimited(file: Path, table: Table, problems: Problems) -> None:
+    with _long_cells():
+        table.extend(_delimited_rows(file, table, problems))
 
 
-def _record(value: Any, place: str, table: Table, problems: Problems) -> Iterator[Row]:
-    if not isinstance(value, dict):
-        problems.add("bad lines", f"{table.name}{place}: expected an object {{...}}, found {type(value).__name__}")
-        return
-    if not table.columns or value.keys() - set(table.columns):
-        table.columns += [key for key in value if key not in table.columns]
-    yield place, value
-
-
-def _read_delimited(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+def _delimited_rows(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
     lines = (text for _, text in _lines(file, table.name, problems))
     first = next(lines, "")
+    if NUMBERED.fullmatch(first.strip()):
+        yield from _numbered_rows(file, table, problems)
+        return
     delimiter = "\t" if file.suffix.lower() in (".tsv", ".tab") else ","
     if delimiter == "," and "," not in first and ";" in first:  # what spreadsheets write where "," is the decimal mark
         delimiter = ";"
@@ -257,7 +159,9 @@ def _read_delimited(file: Path, table: Table, problems: Problems) -> Iterator[Ro
             table.columns = [name for name in dict.fromkeys(header) if name]
             for name in table.columns:
                 if header.count(name) > 1:
-                    problems.add("bad lines", f"{table.name}:{line}: column '{name}' occurs {header.count(name)} times")
+                    problems.add(
+                        "bad lines", f"{table.name}:{line}: column '{clipped(name)}' occurs {header.count(name)} times"
+                    )
             continue
         while len(cells) > len(header) and not cells[-1].strip():
             cells.pop()
@@ -267,21 +171,70 @@ def _read_delimited(file: Path, table: Table, problems: Problems) -> Iterator[Ro
         yield f":{line}", {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
-def _read_parquet(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        problems.add("data files", f"{table.name}: reading Parquet needs pyarrow: pip install pyarrow")
-        return
-    try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
-            table.columns = list(parquet.schema_arrow.names)
-            batches = parquet.iter_batches(batch_size=1024)
-            records = (record for batch in batches for record in batch.to_pylist())
-            yield from ((f"[{number}]", record) for number, record in enumerate(records))
-    except (pyarrow.ArrowException, OSError) as error:
-        problems.add("bad files", f"{table.name}: not Parquet that can be read: {str(error).splitlines()[0]}")
+HEADED = re.compile(r"\s*image(?:_name)?\s*[,\t]\s*captions?\s*")  # Flickr8k's captions.txt
+NUMBERED = re.compile(r"\s*image(?:_name)?\s*\|\s*comment_number\s*\|\s*comment\s*")  # Flickr30k's results.csv
+TOKEN = re.compile(r"([^\t]+)#(\d+)\t(.*)")  # Flickr8k.token.txt, results_20130124.token
+TEXTS = "a header image,caption or image| comment_number| comment, or lines of NAME.jpg#0, a tab and a caption"
+
+
+def _read_text(file: Path, table: Table, problems: Problems) -> None:
+    """Captions as Flickr8k and Flickr30k have them in text files."""
+    first = next((text.strip() for _, text in _lines(file, table.name, Problems()) if text.strip()), "")
+    if HEADED.fullmatch(first):
+        table.layout = "Flickr8k's captions"
+        table.extend(_headed_rows(file, table, problems))
+    elif NUMBERED.fullmatch(first):
+        table.extend(_numbered_rows(file, table, problems))
+    elif TOKEN.fullmatch(first):
+        table.layout = "Flickr's captions by image#number"
+        table.extend(_token_rows(file, table, problems))
+    elif first:
+        problems.add(
+            "bad files",
+            f"{table.name}:1: not one of the tables that a text file may hold ({TEXTS}): {clipped(first)}; name a table of other "
+            "columns .csv or .tsv",
+        )
+
+
+def _headed_rows(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+    """Image and caption, parted by the first comma or tab: captions have commas of their own, quoted or not."""
+    lines = ((number, text.strip()) for number, text in _lines(file, table.name, problems))
+    _, header = next((number, text) for number, text in lines if text)
+    mark = "\t" if "\t" in header else ","
+    for number, text in lines:
+        image, found, caption = text.partition(mark)
+        caption = caption.strip()
+        if len(caption) > 1 and caption[0] == caption[-1] == '"':
+            caption = caption[1:-1].replace('""', '"')
+        if text and not found:
+            problems.add("bad lines", f"{table.name}:{number}: no {mark!r} after the image")
+        elif text:
+            yield f":{number}", {"image": image.strip(), "caption": caption}
+
+
+def _numbered_rows(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+    """Image, number and caption, parted by bars; the set has a line whose second bar is missing."""
+    table.layout = "Flickr30k's comments"
+    for number, text in islice(_lines(file, table.name, problems), 1, None):
+        image, _, rest = text.strip().partition("|")
+        caption = re.match(r"\s*(\d+)\s*\|?\s*(.*)", rest)
+        if caption:
+            yield f":{number}", {"image": image.strip(), "comment_number": caption[1], "caption": caption[2].strip()}
+        elif text.strip():
+            problems.add("bad lines", f"{table.name}:{number}: not image| comment_number| comment")
+
+
+def _token_rows(file: Path, table: Table, problems: Problems) -> Iterator[Row]:
+    for number, text in _lines(file, table.name, problems):
+        row = TOKEN.fullmatch(text.strip())
+        if row:
+            yield f":{number}", {"image": row[1], "caption": row[3].strip()}
+        elif text.strip():
+            problems.add("bad lines", f"{table.name}:{number}: not NAME.jpg#0, a tab and a caption")
+
+
+def _read_arrow(file: Path, table: Table, problems: Problems) -> None:
+    table.extend(arrow_rows([file], table, problems))
 
 
 def _lines(file: Path, name: str, problems: Problems) -> Iterator[tuple[int, str]]:
@@ -305,21 +258,10 @@ def _lines(file: Path, name: str, problems: Problems) -> Iterator[tuple[int, str
             yield number, text
 
 
-def _nearby(file: Path) -> str:
-    """Where to look, for a file that is not there: the data files beside it."""
-    if not file.parent.is_dir():
-        return f" (nor a folder {file.parent})"
-    found = sorted(entry.name for entry in file.parent.iterdir() if entry.suffix.lower() in READERS)
-    return f"; the data files in that folder are {', '.join(found[:5])}" if found else ""
-
-
-READERS: dict[str, Callable[[Path, Table, Problems], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_delimited,
-    ".tsv": _read_delimited,
-    ".tab": _read_delimited,
-    ".parquet": _read_parquet,
-    ".pq": _read_parquet,
+READERS: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(data_files.JSON_LINES, _read_jsonl),
+    **dict.fromkeys(data_files.JSON, _read_json),
+    **dict.fromkeys(data_files.DELIMITED, _read_delimited),
+    **dict.fromkeys(data_files.TEXT, _read_text),
+    **dict.fromkeys((*data_files.PARQUET, *data_files.ARROW), _read_arrow),
 }

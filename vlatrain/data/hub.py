@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +19,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
+from vlatrain.data.columns import Column, absent_column, find_columns, said_of
 from vlatrain.data.images import RULES, open_rgb
-from vlatrain.data.rows import Builder, Column, find_columns
+from vlatrain.data.rows import Builder
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+log = logging.getLogger("vlatrain")
+
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+SEEN = 100  # rows from which it is seen what a column holds
 
 
 class RowPicture:
@@ -30,7 +39,7 @@ class RowPicture:
     Args:
         dataset: the data set, its image column not decoded.
         index: the row.
-        column: the image column.
+        column: the image column; a cell may be a list of one image.
         data: the encoded image, used for the key and not kept.
         name: what to call it in messages.
     """
@@ -61,14 +70,21 @@ class RowPicture:
 
     def open(self) -> BinaryIO:
         """The stored bytes, as a file to be closed."""
-        value = self.dataset[self.index][self.column]
-        return io.BytesIO(value["bytes"] if isinstance(value, Mapping) else value)
+        return io.BytesIO(_encoded(self.dataset[self.index][self.column]) or b"")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RowPicture) and other.key == self.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def _encoded(value: Any) -> bytes | None:
+    """The encoded image in a cell, or in a list of one; None: it is not in the data set's own files."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    return data if isinstance(data, bytes) and data else None
 
 
 def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None, problems: Problems) -> Builder | None:
@@ -90,19 +106,23 @@ def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None
         dataset = _load(config, split)
         if config.streaming:
             rows = _stream_rows(dataset)
-            first = next(rows, None)
-            names = list(dataset.features or (first or {}))
+            seen = list(itertools.islice(rows, 1))
+            names = list(dataset.features or (seen or [{}])[0])
         else:
             names = dataset.column_names
-        columns = find_columns(names, config.columns, spec, name, problems)
+            seen = dataset.select(range(min(SEEN, len(dataset)))).to_list()
+        columns = find_columns(names, config.columns, spec, name, problems, records=seen)
         if columns is None:
             return None
-        root = config.root or (config.path if os.path.isdir(config.path) else "")
-        builder = Builder(columns, spec, name, os.path.expanduser(root), problems)
+        for said in said_of(columns):
+            log.info("%s: %s", name, said)
+        root = os.path.expanduser(config.root or (config.path if os.path.isdir(config.path) else ""))
+        absent = "" if "image" in columns else absent_column("image", config.columns, names, name, seen)
+        builder = Builder(columns, spec, name, root, problems, drops=config.text_only == "drop", absent=absent)
         if not config.streaming:
             _add_all(dataset, columns, builder, name)
-        elif first is not None:
-            _add_some(first, rows, dataset.features, builder, limit)
+        elif seen:
+            _add_some(seen[0], rows, dataset.features, builder, limit)
     except ImportError as error:
         if error.name != "datasets":
             raise
@@ -121,25 +141,34 @@ def _load(config: DataConfig, split: str) -> Any:
 
     assert config.path is not None
     path = os.path.expanduser(config.path)
-    dataset = datasets.load_dataset(
-        path, config.subset, split=split, streaming=config.streaming, trust_remote_code=False
-    )
+    if not config.streaming and any(os.path.isfile(os.path.join(path, name)) for name in SAVED):
+        dataset = datasets.load_from_disk(path)
+        if isinstance(dataset, datasets.DatasetDict):
+            dataset = dataset[split]
+        elif split != "train":
+            raise ValueError("the folder holds a single data set, which goes by the name of train")
+    else:
+        dataset = datasets.load_dataset(
+            path, config.subset, split=split, streaming=config.streaming, trust_remote_code=False
+        )
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
     return dataset
 
 
 def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name: str) -> None:
-    used = dataset.select_columns(list(dict.fromkeys(column.name for column in columns.values())))
-    column = columns["image"].name
-    images = used.select_columns([column])
+    used = dataset.select_columns(list(dict.fromkeys(name for column in columns.values() for name in column.reads)))
+    shown = [columns[field].name for field in ("image", "images") if field in columns and not columns[field].path]
+    images = {column: used.select_columns([column]) for column in shown}
     for index, record in enumerate(used):
-        value = record[column]
-        data = value.get("bytes") if isinstance(value, Mapping) else value
+        held = [(column, data) for column in shown if (data := _encoded(record[column]))]
         picture = None
-        if isinstance(data, bytes) and data:
-            picture = RowPicture(images, index, column, data, f"{name}[{index}]")
+        if len(held) == 1 and not any(record[column] for column in shown if column != held[0][0]):
+            column, data = held[0]
+            picture = RowPicture(images[column], index, column, data, f"{name}[{index}]")
         builder.add((f"[{index}]", _with_names(record, used.features)), picture)
 
 
@@ -150,11 +179,10 @@ def _add_some(
     record: dict[str, Any] | None = first
     index = 0
     while record is not None:
-        picture = builder.picture(record, f"{builder.name}[{index}]")
-        if limit is not None and len(builder.samples) >= limit and (picture is None or builder.starts_sample(picture)):
+        row = f"[{index}]", _with_names(record, features)
+        if limit is not None and len(builder.samples) >= limit and builder.starts_sample(row):
             return
-        if picture is not None:
-            builder.add((f"[{index}]", _with_names(record, features)), picture)
+        builder.add(row)
         record, index = next(rows, None), index + 1
 
 

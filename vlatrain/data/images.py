@@ -7,6 +7,7 @@ in ([0, 1], [0, 255] or [0, 65535], else from the least to the greatest value). 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -272,6 +273,10 @@ def explain(error: BaseException) -> str:
         return "not an image (no format that can be read)"
     if isinstance(error, Image.DecompressionBombError):
         return f"image too large: {text}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "not a path, which is shorter"
+    if isinstance(error, OSError) and error.strerror:
+        return f"image cannot be read ({error.strerror})"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return f"image is cut off ({text or 'unexpected end of file'})"
     return f"image cannot be decoded ({text or type(error).__name__})"

@@ -1,12 +1,22 @@
-"""Seeded splits and caps of a list of samples. Both depend on the seed and the order of the data, nothing else."""
+"""Splits: those that a column of the data tells apart, and seeded ones. The latter, and caps, depend on the seed and the order of
+the data, nothing else."""
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from vlatrain.config.data import SPLIT_VALUES, ColumnsConfig, SplitConfig
+from vlatrain.data.cells import clipped, listed
+from vlatrain.data.checks import Problems
 from vlatrain.data.images import identity
 from vlatrain.data.sample import Sample
+from vlatrain.data.tables import Row, Table
+
+log = logging.getLogger("vlatrain")
 
 
 def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -53,3 +63,101 @@ def cap(samples: Sequence[Sample], size: int | None, seed: int) -> list[Sample]:
     order = list(range(len(samples)))
     random.Random(f"cap {seed}").shuffle(order)
     return [samples[index] for index in sorted(order[:size])]
+
+
+@dataclass
+class SplitRows:
+    """The rows of a table by split, as its split column has them.
+
+    Attributes:
+        column: the column, for messages.
+        rows: the rows of each split.
+        all: all rows.
+        values: the values of the column, each with its number of rows.
+    """
+
+    column: str
+    rows: dict[str, list[Row]]
+    all: list[Row]
+    values: Counter[str]
+
+    def of(self, split: str, option: str, problems: Problems) -> list[Row]:
+        """The rows of a split of a file that was named for it; all, which is said, if the file is of one other split alone.
+
+        Args:
+            split: the split.
+            option: the option that named the file, for messages.
+            problems: where to report that there are no such rows.
+        """
+        if self.rows[split]:
+            return self.rows[split]
+        said = ", ".join(f"{clipped(value)} ({count:,})" for value, count in self.values.most_common(5))
+        if len(self.values) == 1:
+            log.warning("%s: column '%s' says %s for all rows: all are taken", option, self.column, said)
+            return self.all
+        problems.add(
+            "splits",
+            f"{option}: no row is of {split} by its column '{self.column}', which says {said}: set data.split.{split}=[VALUE], or "
+            "data.columns.split= to take all rows",
+        )
+        return []
+
+
+def rows_by_split(table: Table, columns: ColumnsConfig, wanted: SplitConfig, problems: Problems) -> SplitRows | None:
+    """The rows of a table by split; what its split column says, and what is left out, is said.
+
+    Args:
+        table: the table.
+        columns: the user's column map, which may name the split column.
+        wanted: which values make which split.
+        problems: where to report a column that is not there, or that says nothing of splits.
+
+    Returns:
+        The rows; None if no column tells splits apart.
+    """
+    column = columns.split if columns.split is not None else "split"
+    asked = columns.split is not None or any(getattr(wanted, split) is not None for split in SPLIT_VALUES)
+    if not column:
+        return None
+    if column not in table.columns:
+        if asked:
+            problems.add(
+                "splits",
+                f"{table.name}: no column '{column}', which would say the split; the columns are {listed(table.columns)}; "
+                "data.columns.split=COLUMN names one",
+            )
+        return None
+    names = {
+        value.lower(): split
+        for split, usual in SPLIT_VALUES.items()
+        for value in (usual if getattr(wanted, split) is None else getattr(wanted, split))
+    }
+    rows: dict[str, list[Row]] = {split: [] for split in SPLIT_VALUES}
+    values: Counter[str] = Counter()
+    for row in table.rows:
+        value = str(row[1].get(column)).strip()
+        values[value] += 1
+        if split := names.get(value.lower()):
+            rows[split].append(row)
+    if not any(rows.values()):
+        if asked:
+            said = ", ".join(clipped(value) for value, _ in values.most_common(5))
+            problems.add(
+                "splits",
+                f"{table.name}: column '{column}' says {said}, and none of {', '.join(names)}: set data.split.train=[VALUE]",
+            )
+        return None
+    if len(values) > 1:
+        log.info("%s: split by its column '%s': %s", table.name, column, _counted(rows))
+    if unknown := [f"{clipped(value)} ({count:,})" for value, count in values.items() if value.lower() not in names]:
+        log.warning(
+            "%s: rows of no split are left out: column '%s' says %s; data.split.train=[VALUE] takes them",
+            table.name,
+            column,
+            ", ".join(unknown[:5]),
+        )
+    return SplitRows(column, rows, table.rows, values)
+
+
+def _counted(rows: Mapping[str, Sequence[Row]]) -> str:
+    return ", ".join(f"{len(found):,} {split}" for split, found in rows.items() if found)

@@ -7,6 +7,7 @@ largest subtask always comes whole and the others are repeated, so that no sampl
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.features import check_shown
 from vlatrain.data.sample import Sample
+
+log = logging.getLogger("vlatrain")
 
 
 def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sample]]:
@@ -42,11 +45,15 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     for name, subtask in subtasks(config).items():
         try:
             for split, samples in _load(subtask, splits).items():
-                found[split][name] = [replace(sample, id=f"{name}/{sample.id}", subtask=name) for sample in samples]
+                found.setdefault(split, {})[name] = [
+                    replace(sample, id=f"{name}/{sample.id}", subtask=name) for sample in samples
+                ]
         except UserError as error:
             problems += [f"subtask {name}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
+    for split in [split for split, by_subtask in found.items() if len(by_subtask) < len(subtasks(config))]:
+        log.info("%s samples are those of %s alone, and are left out", split, ", ".join(found.pop(split)))
     joined = {
         split: [sample for samples in by_subtask.values() for sample in samples] for split, by_subtask in found.items()
     }

@@ -1,54 +1,103 @@
 """What a cell with a conversation may hold: a list of messages, in either of the two forms in use.
 
-- LLaVA's: `{"from": "human", "value": "<image>\\nwhat is it?"}, {"from": "gpt", "value": "a door"}`;
+- LLaVA's and ShareGPT's: `{"from": "human", "value": "<image>\\nwhat is it?"}, {"from": "gpt", "value": "a door"}`;
 - chat messages: `{"role": "user", "content": TEXT}`, `{"role": "assistant", ...}`, where the content may also be a list of parts,
-  `{"type": "text", "text": TEXT}` and `{"type": "image"}`.
+  `{"type": "text", "text": TEXT}`, `{"type": "image"}`, which marks the image's place, `{"type": "image", "image": PATH}`, or
+  OpenAI's `{"type": "image_url", "image_url": {"url": PATH}}`, where the path may also be a data: URI.
 
-User and assistant take turns, the user first. The image is the sample's; where a message marks its place, this must be the user's
-first, which it then stands in front of. What the system says at the start goes before the user's first words, as in the templates
-of models that know no system.
+User and assistant take turns, the user first. The sample has one image, which stands in front of the user's first message; a mark
+of its place is taken out of the texts, wherever and however often it stands there. What the system says at the start goes before
+the user's first words, as in the templates of models that know no system.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from vlatrain.data.cells import CellError, kind, parse_list, text
+from vlatrain.data.cells import CellError, clipped, kind, parse_list, text
 from vlatrain.data.sample import Turn
 
 IMAGE = "<image>"
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SPEAKERS = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+TOOLS = ("tool", "tools", "function", "function_call", "observation", "ipython")
 FORMS = (("from", "value"), ("role", "content"))
+TEXTS = ("text", "input_text", "output_text")
+IMAGES = ("image", "image_url", "input_image")
+PLACES = ("image", "image_url", "path", "url")  # keys of a part with the image itself
 
 
-def turns(value: Any, finished: bool = True) -> tuple[Turn, ...]:
-    """A cell as the turns of a conversation.
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation.
+
+    Attributes:
+        turns: what is said.
+        images: what its messages hold of images: paths, URIs or the images themselves.
+        marks: how often the place of an image is marked, without saying which.
+        moved: whether a mark stands elsewhere than once in the user's first message.
+    """
+
+    turns: tuple[Turn, ...]
+    images: tuple[Any, ...] = ()
+    marks: int = 0
+    moved: bool = False
+
+
+@dataclass
+class Message:
+    """One message: who speaks, what, the images in it, and how often it marks the place of one."""
+
+    speaker: str
+    words: str
+    images: list[Any]
+    marks: int
+
+
+def conversation(value: Any, finished: bool = True, system: str = "") -> Conversation:
+    """A cell as a conversation.
 
     Args:
         value: a list of messages, or a string with one in it (CSV has no lists, and other formats often hold it so).
         finished: whether the last turn must have its reply.
+        system: what the system says, where the row has it in a column of its own.
 
     Raises:
         CellError: if it is none of these, or one that makes no sense.
     """
-    messages = _messages(value)
-    system = messages.pop(0)[1] if messages and messages[0][0] == "system" else ""
-    if not messages:
-        raise CellError("a conversation without messages" if not system else "a conversation of the system alone")
-    offset = 2 if system else 1  # messages are counted from 1
+    messages = list(_messages(value))
+    shown = [place for place, message in enumerate(messages) for _ in range(message.marks + len(message.images))]
+    first = next((place for place, message in enumerate(messages) if message.speaker == "user"), 0)
+    turns = _turns(messages, finished, system)
+    images = tuple(image for message in messages for image in message.images)
+    marks = sum(message.marks for message in messages)
+    return Conversation(turns, images, marks, len(shown) > 1 or any(place > first for place in shown))
+
+
+def _turns(messages: list[Message], finished: bool, system: str) -> tuple[Turn, ...]:
+    rest = list(messages)
+    if rest and rest[0].speaker == "system":
+        system = "\n\n".join(filter(None, (system, rest.pop(0).words)))
+    if not rest:
+        raise CellError("a conversation of the system alone" if messages else "a conversation without messages")
+    offset = 1 + len(messages) - len(rest)  # messages are counted from 1
     said = []
-    for place, (speaker, words) in enumerate(messages):
+    for place, message in enumerate(rest):
         expected = ("user", "assistant")[place % 2]
-        if speaker != expected:
+        if message.speaker != expected:
             raise CellError(
-                f"message {place + offset} is the {speaker}'s, where one of the {expected} was expected: user and assistant "
-                "take turns, the user first"
+                f"message {place + offset} is the {message.speaker}'s, where one of the {expected} was expected: user and "
+                "assistant take turns, the user first"
             )
-        last = place == len(messages) - 1
-        if not words and not (last and speaker == "assistant" and not finished):
-            raise CellError(f"message {place + offset}: empty {'reply' if speaker == 'assistant' else 'message'}")
-        said.append(words)
+        last = place == len(rest) - 1
+        if not message.words and not (last and expected == "assistant" and not finished):
+            raise CellError(f"message {place + offset}: empty {'reply' if expected == 'assistant' else 'message'}")
+        said.append(message.words)
     if len(said) % 2:
         if finished:
             raise CellError("the last message has no reply")
@@ -58,8 +107,7 @@ def turns(value: Any, finished: bool = True) -> tuple[Turn, ...]:
     return tuple(Turn(user, reply) for user, reply in zip(said[::2], said[1::2], strict=True))
 
 
-def _messages(value: Any) -> list[tuple[str, str]]:
-    """Who speaks, and what, message by message."""
+def _messages(value: Any) -> Iterator[Message]:
     if isinstance(value, str):
         value = parse_list(value)
     if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
@@ -68,43 +116,64 @@ def _messages(value: Any) -> list[tuple[str, str]]:
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list | tuple):
         raise CellError(f"expected a list of messages, found {'nothing' if value is None else kind(value)}")
-    found: list[tuple[str, str]] = []
-    images = 0
     for number, message in enumerate(value, 1):
         try:
-            speaker, words, shown = _message(message)
+            yield _message(message)
         except CellError as error:
             raise CellError(f"message {number}: {error}") from None
-        images += shown
-        if images > 1:
-            raise CellError(f"message {number}: a second image; a conversation is about one")
-        if shown and (speaker != "user" or any(earlier == "user" for earlier, _ in found)):
-            raise CellError(f"message {number}: the image's place is in the user's first message")
-        found.append((speaker, words))
-    return found
 
 
-def _message(message: Any) -> tuple[str, str, int]:
-    """Who speaks, what, and how many images are shown."""
+def _message(message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise CellError(f"expected an object, found {kind(message)}")
     form = next((form for form in FORMS if set(form) <= set(message)), None)
     if form is None:
         raise CellError("needs 'from' and 'value', or 'role' and 'content'")
     speaker, content = message[form[0]], message[form[1]]
+    if speaker in TOOLS or message.get("tool_calls"):
+        raise CellError(
+            f"'{form[0]}' is {clipped(repr(speaker))}: calls of tools and what these say are not taken; leave such conversations out"
+        )
     if speaker not in SPEAKERS:
-        raise CellError(f"'{form[0]}' is {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
+        raise CellError(f"'{form[0]}' is {clipped(repr(speaker))}; it must be one of {', '.join(SPEAKERS)}")
     parts = content if form[0] == "role" and isinstance(content, list | tuple) else [{"type": "text", "text": content}]
     words: list[str] = []
-    images = 0
+    read = Message(SPEAKERS[speaker], "", [], 0)
     for part in parts:
-        form_of = part.get("type") if isinstance(part, Mapping) else None
-        if form_of == "text":
+        form_of = _type_of(part)
+        if form_of in TEXTS:
             said = text(part.get("text"))
-            images += said.count(IMAGE)
+            read.marks += said.count(IMAGE)
             words.append(said.replace(IMAGE, "").strip())
-        elif form_of == "image":
-            images += 1
+        elif form_of in IMAGES:
+            image = _image_in(part)
+            read.images += [] if image is None else [image]
+            read.marks += image is None
         else:
-            raise CellError(f"a part of type {form_of!r}; it must be text or image")
-    return SPEAKERS[speaker], "\n".join(filter(None, words)), images
+            raise CellError(f"a part of type {clipped(repr(form_of))}; it must be text or image")
+    if read.speaker == "assistant" and (read.marks or read.images):
+        raise CellError("the assistant shows an image; an image is shown by the user")
+    read.words = "\n".join(filter(None, words))
+    return read
+
+
+def _type_of(part: Any) -> Any:
+    """The type of a part; where it names none, as Qwen's do, the key it has."""
+    if not isinstance(part, Mapping):
+        return None
+    named = part.get("type")
+    return named if named is not None else next((key for key in ("text", *PLACES) if part.get(key) is not None), None)
+
+
+def _image_in(part: Mapping[str, Any]) -> Any:
+    """What a part holds of an image; None: it marks its place."""
+    image = next((part[key] for key in PLACES if part.get(key)), None)
+    if isinstance(image, Mapping) and "url" in image:
+        image = image["url"]
+    return image
+
+
+def refuse_tools(value: Any) -> None:
+    """Refuse a conversation for which tools are described. Raises `CellError`."""
+    if parse_list(value) if isinstance(value, str) else value:
+        raise CellError("describes tools, whose calls are not taken; leave such conversations out")

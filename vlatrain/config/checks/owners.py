@@ -65,17 +65,17 @@ CONDITIONS = (
         "trainer.device=cpu takes no {key}; a GPU does",
     ),
     Condition(
-        ("data.test",),
+        ("data.test", "data.test_annotations"),
         lambda c: _scores(c, "test"),
         "split=eval takes no {key}, it scores data.eval; split=test does",
     ),
     Condition(
-        ("data.eval",),
+        ("data.eval", "data.eval_annotations"),
         lambda c: _scores(c, "eval"),
         "split=test takes no {key}, it scores data.test; split=eval does",
     ),
     Condition(
-        ("data.train",),
+        ("data.train", "data.annotations"),
         lambda c: _scores(c, "train"),
         "vlatrain eval takes no {key} but to split data.eval off it; vlatrain train does",
     ),
@@ -88,6 +88,21 @@ CONDITIONS = (
         ("data.eval_fraction",),
         lambda c: c.data.eval is None,
         "data.eval={c.data.eval} takes no {key}, nothing is split off; data.eval=null does",
+    ),
+    Condition(
+        ("data.eval_annotations",),
+        lambda c: c.data.eval is not None,
+        "data.eval=null takes no {key}, data.annotations are those of what is split off; data.eval=FILE does",
+    ),
+    Condition(
+        ("data.test_annotations",),
+        lambda c: c.data.test is not None,
+        "data.test=null takes no {key}; data.test=FILE does",
+    ),
+    Condition(
+        ("data.text_only",),
+        lambda c: "conversations" in c.task.spec.fields,
+        "task={c.task.name} takes no {key}; tasks with conversations do (instruct)",
     ),
     Condition(
         ("data.views",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlatrain.config.checks import data_files
 from vlatrain.config.schema import PredictConfig
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
 from vlatrain.config.task import TaskConfig
@@ -17,10 +18,10 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         config: the configuration.
         task: the task, or the subtask of a joint one, that is asked.
     """
-    for key in ("image", "input"):
-        path = getattr(config, key)
-        if path and not Path(path).expanduser().exists():
-            yield f"{key}={path}: no such file or folder"
+    if config.image and not Path(config.image).expanduser().exists():
+        yield f"image={config.image}: no such file or folder"
+    if config.input and (fault := data_files.fault(config.input)):
+        yield f"input={config.input}: {fault}"
     if bool(config.image) == bool(config.input):
         yield "set either image=FILE (or a folder of images) or input=FILE of samples, and not both"
     if config.input and config.question:

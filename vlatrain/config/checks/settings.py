@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlatrain.config import joint, limits, methods, spec
-from vlatrain.config.checks import queries
+from vlatrain.config.checks import data_files, queries
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
@@ -186,9 +186,7 @@ def _data(config: TrainConfig) -> Iterable[str]:
     if not evaluates:
         wanted = {"train": data.train, "eval": data.eval, "test": data.test}
     if data.name == "files":
-        for split, file in wanted.items():
-            if file and not Path(file).expanduser().exists():
-                yield f"data.{split}={file}: no such file"
+        yield from data_files.problems(data, tuple(split for split, file in wanted.items() if file))
         if data.root and not Path(data.root).expanduser().is_dir():
             yield f"data.root={data.root}: no such folder"
 
