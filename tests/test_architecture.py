@@ -166,7 +166,8 @@ MODULES = {
 }
 # Of a word with other meanings, where it stands for another: file, and qualified name.
 ALLOWED = {
-    "data/turns.py turns.finished": "whether the last reply is there",
+    "data/turns.py conversation.finished": "whether the last reply is there",
+    "data/turns.py _turns.finished": "the same",
 }
 AMBIGUOUS = ("rows", "part", "parts", "prefix", "other", "left", "found", "recall", "owner", "fill", "kept")
 

@@ -156,24 +156,24 @@ def _pictures(builder: Builder, samples: Sequence[Sample]) -> list[tuple[Picture
 
 
 def _faults(
-    builder: Builder, builders: Mapping[str, Builder], found: Mapping[str, Sequence[Sample]]
+    builder: Builder, builders: Mapping[str, Builder], by_split: Mapping[str, Sequence[Sample]]
 ) -> tuple[list[Fault], int]:
     """What is wrong with the pictures of a builder's samples that are used, and how many pictures there are."""
-    own = [sample for split, samples in found.items() if builders[split] is builder for sample in samples]
+    own = [sample for split, samples in by_split.items() if builders[split] is builder for sample in samples]
     return find_faults(_pictures(builder, own))
 
 
 def _without_broken(
     config: DataConfig,
     builders: Mapping[str, Builder],
-    found: Mapping[str, list[Sample]],
+    by_split: Mapping[str, list[Sample]],
     faults: Mapping[int, tuple[list[Fault], int]],
     problems: Problems,
 ) -> tuple[dict[str, list[Sample]], set[str]]:
     """The splits without samples whose images are broken, where `data.skip_broken` allows as many; and which splits these are."""
-    left = dict(found)
+    left = dict(by_split)
     whole: set[str] = set()
-    for split, samples in found.items() if config.skip_broken else ():
+    for split, samples in by_split.items() if config.skip_broken else ():
         said = {identity(fault.picture): fault for fault in faults[id(builders[split])][0]}
         broken = [sample for sample in samples if identity(sample.image) in said]
         share = len(broken) / max(1, len(samples))

@@ -108,7 +108,7 @@ def first(value: Document, key: str) -> Mapping[str, Any]:
     return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
 
 
-def _rows(value: Document, key: str) -> Iterator[Row]:
+def _objects(value: Document, key: str) -> Iterator[Row]:
     for number, item in enumerate(value[key]):
         if isinstance(item, dict):
             yield f":{key}[{number}]", item
@@ -122,7 +122,7 @@ def is_karpathy(value: Document) -> bool:
 
 def karpathy(value: Document, finder: Finder) -> Iterator[Row]:
     """Karpathy's split of Flickr8k, Flickr30k or COCO: the captions of an image are the `raw` of its sentences."""
-    for place, image in _rows(value, "images"):
+    for place, image in _objects(value, "images"):
         path = str(image["filename"])
         below = "/".join(filter(None, (str(image.get("filepath") or ""), path)))  # COCO's are in a folder for each part
         captions = [sentence.get("raw") for sentence in image["sentences"] if isinstance(sentence, dict)]
@@ -138,7 +138,7 @@ def is_coco(value: Document) -> bool:
 def coco(value: Document, finder: Finder) -> Iterator[Row]:
     """COCO's captions, and whatever else names its images so: each annotation is a row."""
     names = {image.get("id"): image.get("file_name") for image in value["images"] if isinstance(image, dict)}
-    for place, annotation in _rows(value, "annotations"):
+    for place, annotation in _objects(value, "annotations"):
         yield place, {"image": names.get(annotation.get("image_id")), **annotation}
 
 
@@ -149,8 +149,8 @@ def is_questions(value: Document) -> bool:
 
 def questions(value: Document, finder: Finder) -> Iterator[Row]:
     """VQA v2's questions: the image is called after its id; the answers are in the object too, or in a file of their own."""
-    answers = {item["question_id"]: item for _, item in _rows(value, "annotations")} if answered(value) else {}
-    for place, question in _rows(value, "questions"):
+    answers = {item["question_id"]: item for _, item in _objects(value, "annotations")} if answered(value) else {}
+    for place, question in _objects(value, "questions"):
         image = question.get("image") or finder.by_id(question["image_id"], str(value.get("data_subtype") or ""))[0]
         yield (
             place,
@@ -170,7 +170,7 @@ def is_answers(value: Document) -> bool:
 
 def answers(value: Document, finder: Finder) -> Iterator[Row]:
     """VQA v2's annotations: the ten answers to each question."""
-    return _rows(value, "annotations")
+    return _objects(value, "annotations")
 
 
 def is_keyed(value: Document) -> bool:
@@ -192,7 +192,7 @@ def is_by_split(value: Document) -> bool:
 def by_split(value: Document, finder: Finder) -> Iterator[Row]:
     """A list of samples for each split."""
     for split in value:
-        for place, item in _rows(value, split):
+        for place, item in _objects(value, split):
             yield place, {"split": split, **item}
 
 

@@ -120,8 +120,8 @@ class Pictures:
         return os.path.normpath(os.path.join(self.root, os.path.expanduser(value)))
 
 
-def _same(image: Any, other: Any) -> bool:
-    return isinstance(image, str | bytes) and type(image) is type(other) and image == other
+def _same(image: Any, again: Any) -> bool:
+    return isinstance(image, str | bytes) and type(image) is type(again) and image == again
 
 
 def _decoded(encoded: str) -> BytesPicture:

@@ -109,14 +109,14 @@ class Files:
             self._splits[id(table)] = rows_by_split(table, self.config.columns, self.config.split, self.problems)
         return self._splits[id(table)]
 
-    def _built(self, table: Table | None, split: str, rows: Sequence[Row] | None = None) -> Builder | None:
-        if table is None or (rows is not None and not rows):
+    def _built(self, table: Table | None, split: str, chosen: Sequence[Row] | None = None) -> Builder | None:
+        if table is None or (chosen is not None and not chosen):
             return None
         key = id(table), split
         if key not in self._builders:
             columns = self._find_columns(table)
             builder = columns and self._builder(table, columns)
-            self._builders[key] = build(builder, table.rows if rows is None else rows) if builder else None
+            self._builders[key] = build(builder, table.rows if chosen is None else chosen) if builder else None
         return self._builders[key]
 
     def _find_columns(self, table: Table) -> dict[str, Column] | None:

@@ -159,5 +159,5 @@ def rows_by_split(table: Table, columns: ColumnsConfig, wanted: SplitConfig, pro
     return SplitRows(column, rows, table.rows, values)
 
 
-def _counted(rows: Mapping[str, Sequence[Row]]) -> str:
-    return ", ".join(f"{len(found):,} {split}" for split, found in rows.items() if found)
+def _counted(by_split: Mapping[str, Sequence[Row]]) -> str:
+    return ", ".join(f"{len(of_split):,} {split}" for split, of_split in by_split.items() if of_split)

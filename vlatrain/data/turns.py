@@ -132,7 +132,7 @@ def _message(message: Any) -> Message:
     speaker, content = message[form[0]], message[form[1]]
     if speaker in TOOLS or message.get("tool_calls"):
         raise CellError(
-            f"'{form[0]}' is {clipped(repr(speaker))}: calls of tools and what these say are not taken; leave such conversations out"
+            f"'{form[0]}' is {clipped(repr(speaker))}: calls of tools and their results are not taken; leave such conversations out"
         )
     if speaker not in SPEAKERS:
         raise CellError(f"'{form[0]}' is {clipped(repr(speaker))}; it must be one of {', '.join(SPEAKERS)}")
