@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
+import csv
 import json
 import sys
 import tempfile
@@ -126,14 +128,14 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
         f'{row()}\n[1]\n"x"',
         [":2: expected an object {...}, found list", ":3: expected an object {...}, found str"],
     ),
-    "c.jsonl": (f"[\n{row()}\n]", [":1: starts with '[': a JSON list; name the file .json"]),
+    "c.jsonl": (f"[\n{row()}\n]", [": starts with '[': a JSON list; name the file .json"]),
     "d.jsonl": (
         row().encode() + b"\n" + row(0, "caf\xe9").encode("latin-1") + b"\n",
         [":2: not UTF-8 (at character 36): save the file as UTF-8"],
     ),
     "e.jsonl": ("\n\n", [": no samples in this file"]),
     "deep.jsonl": (f"{row()}\n" + "[" * 100_000, [":2: not JSON that can be read: nested too deep"]),
-    "a.json": (f"[\n{row()},\n{row()}\n{row()}]", [":4: not JSON: Expecting ',' or ']' at column 1"]),
+    "a.json": (f"[\n{row()},\n{row()}\n{row()}]", [":4: not JSON: Expecting ',' delimiter at column 1"]),
     "b.json": (f"[\n{row()}\n] x", [":3: not JSON: Extra data at column 3"]),
     "c.json": (f"[{row()},\n3]", ["[1]: expected an object {...}, found int"]),
     "d.json": (
@@ -144,8 +146,8 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
         ],
     ),
     "deep.json": ("[" * 100_000, [": not JSON that can be read: nested too deep"]),
-    "i.json": ('{"data" [1]}', [":1: not JSON: Expecting a key and ':' at column 9"]),
-    "e.json": ("3", [":1: not JSON: Expecting a list or an object at column 1"]),
+    "i.json": ('{"data" [1]}', [":1: not JSON: Expecting ':' delimiter at column 9"]),
+    "e.json": ("3", [": not JSON: it begins with neither { nor ["]),
     "f.json": ('{"data": [\n{"a": 1}\n', [":3: not JSON: Expecting ',' delimiter at column 1"]),
     "g.json": ("[]", [": no samples in this file"]),
     "h.json": ("", [": no samples in this file"]),
@@ -168,9 +170,13 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
         [":2: column 'answer': looks like a list and is not one that can be read (write JSON): [\"a\", b]"],
     ),
     "a.parquet": (b"PAR1 not really", [": not Parquet that can be read: "]),
-    "a.xlsx": (
-        b"PK",
-        [": unknown ending '.xlsx'; it must be one of .jsonl, .ndjson, .json, .csv, .tsv, .tab, .parquet, .pq"],
+    "a.arrow": (b"ARROW1 not really", [": not Arrow that can be read: "]),
+    "a.txt": (
+        "0.png a card",
+        [
+            ":1: not one of the tables that a text file may hold (a header image,caption or image| comment_number| comment, or "
+            "lines of NAME.jpg#0, a tab and a caption): 0.png a card; name a table of other columns .csv or .tsv"
+        ],
     ),
 }
 
@@ -184,22 +190,69 @@ def test_what_is_refused(name, folder):
     assert all(problem.startswith(message) for problem, message in zip(found, expected, strict=True)), found
 
 
+CAPTIONS = {  # name of the file -> its content -> (image, captions) of each sample
+    "captions.txt": (
+        'image,caption\n0.png,A card , red .\n0.png,"A ""red"" card, too ."\n\n1.png,[a card]\n',
+        [("0.png", ("A card , red .", 'A "red" card, too .')), ("1.png", ("[a card]",))],
+    ),
+    "tabs.txt": ("image\tcaptions\n0.png\tone, two\n", [("0.png", ("one, two",))]),
+    "results.csv": (
+        "image_name| comment_number| comment\n0.png| 0| A card , red .\n0.png| 4   One card .\n1.png| 0| x | y\n",
+        [("0.png", ("A card , red .", "One card .")), ("1.png", ("x | y",))],
+    ),
+    "results.txt": ("image_name| comment_number| comment\n0.png| 0| A card\n", [("0.png", ("A card",))]),
+    "Flickr8k.token.txt": ("0.png#0\tA card .\n0.png#1\tOne card .\n", [("0.png", ("A card .", "One card ."))]),
+    "results.token": ("0.png#0\tA card .\n", [("0.png", ("A card .",))]),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_in_text_files(name, folder, caplog):
+    content, expected = CAPTIONS[name]
+    (folder / name).write_text(content)
+    with caplog.at_level("INFO", "vlatrain"):
+        found = load_train(files(folder / name), "captioning")
+    assert [(Path(sample.image.path).name, sample.captions) for sample in found] == expected
+    assert caplog.messages[0].startswith(f"{folder / name}: Flickr")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("captions.txt", "0.png A card", "no ',' after the image"),
+        ("results.csv", "0.png, 3, A card", "not image| comment_number| comment"),
+        ("results.token", "0.png A card", "not NAME.jpg#0, a tab and a caption"),
+    ],
+)
+def test_a_line_of_another_form_is_named(name, line, message, folder):
+    (folder / name).write_text(f"{CAPTIONS[name][0].strip()}\n{line}\n")
+    number = len(CAPTIONS[name][0].splitlines()) + 1
+    assert problems_of(files(folder / name), "captioning") == [f"{folder / name}:{number}: {message}"]
+
+
+def test_images_in_cells_of_any_length(folder):
+    data = (folder / "1.png").read_bytes()
+    encoded = base64.b64encode(data + bytes(120_000)).decode()  # a PNG may have more behind its end
+    assert len(encoded) > csv.field_size_limit()
+    (folder / "d.tsv").write_text(f"image\tquestion\tanswer\n{encoded}\tq\ta\n")
+    before = csv.field_size_limit()
+    (sample,) = load_train(files(folder / "d.tsv"))
+    assert sample.image.load().getpixel((0, 0)) == (1, 0, 9)
+    assert csv.field_size_limit() == before
+
+
 def test_missing_file_and_folder(folder):
     write_records(folder / "train.jsonl", [{"image": "0.png"}])
     assert problems_of(files(folder / "trian.jsonl")) == [
-        f"data.train={folder}/trian.jsonl: no such file; the data files in that folder are train.jsonl"
+        f"data.train={folder}/trian.jsonl: no such file; the data files in that folder are train.jsonl; did you mean train.jsonl?"
     ]
     assert problems_of(files("nowhere/a.csv")) == ["data.train=nowhere/a.csv: no such file (nor a folder nowhere)"]
-    assert problems_of(files(folder)) == [
-        f"data.train={folder}: is a folder; name a file in it, or for a folder in the hub's layout set "
-        f"data=hub data.path={folder}"
-    ]
 
 
 def test_parquet_without_pyarrow(folder, monkeypatch):
     (folder / "d.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    expected = f"{folder}/d.parquet: reading Parquet needs pyarrow: pip install pyarrow"
+    expected = f"{folder}/d.parquet: reading Parquet and Arrow needs pyarrow: pip install pyarrow"
     assert problems_of(files(folder / "d.parquet")) == [expected]
 
 

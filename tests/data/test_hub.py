@@ -100,6 +100,83 @@ def test_conversations(tmp_path):
     assert [s.turns for s in load_train(hub(tmp_path), "instruct")] == [(Turn("a", "b"),)] * 2
 
 
+def saved(tmp_path, rows, **features):
+    dataset = datasets.Dataset.from_dict(rows)
+    for name, feature in features.items():
+        dataset = dataset.cast_column(name, feature)
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_list_of_one_image(streaming, tmp_path):
+    rows = {"images": [[{"bytes": png(i), "path": None}] for i in range(4)], "caption": ["x"] * 4}
+    folder = saved(tmp_path, rows, images=datasets.List(datasets.Image()))
+    found = load_train(hub(folder, streaming=streaming, train_size=3, eval_size=1), "captioning")
+    assert [sample.image.load().getpixel((0, 0))[0] for sample in found][:3] == [0, 1, 2]
+    assert isinstance(found[0].image, BytesPicture) == streaming
+
+
+def test_several_images_are_named_once(tmp_path):
+    rows = {"images": [[{"bytes": png(i), "path": None}] * (1 + i % 2) for i in range(4)], "caption": ["x"] * 4}
+    rows["images"][3] = [{"bytes": png(8), "path": None}, {"bytes": png(9), "path": None}]
+    folder = saved(tmp_path, rows, images=datasets.List(datasets.Image()))
+    assert problems_of(hub(folder), "captioning") == [
+        f"{folder}:train[3]: several images: this version takes one image a sample: write a row for each, or leave such rows out"
+    ]
+
+
+def test_conversations_as_trainers_write_them(tmp_path):
+    content = [{"type": "image", "text": None}, {"type": "text", "text": "a"}]
+    rows = {
+        "images": [[{"bytes": png(i), "path": None}] for i in range(2)],
+        "prompt": [[{"role": "user", "content": content}]] * 2,
+        "completion": [[{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]] * 2,
+    }
+    folder = saved(tmp_path, rows, images=datasets.List(datasets.Image()))
+    assert [s.turns for s in load_train(hub(folder), "instruct")] == [(Turn("a", "b"),)] * 2
+
+
+def test_keys_below_columns_and_choices(tmp_path, caplog):
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in range(2)],
+        "sentences": [[{"raw": "a"}, {"raw": "b"}]] * 2,
+        "question": ["q"] * 2,
+        "choices": [["red", "blue"]] * 2,
+        "answer": [1, 0],
+    }
+    folder = saved(tmp_path, rows, image=datasets.Image())
+    found = load_train(hub(folder, columns={"captions": "sentences.raw"}), "captioning")
+    assert [s.captions for s in found] == [("a", "b")] * 2
+    with caplog.at_level("INFO", "vlatrain"):
+        assert [s.answers for s in load_train(hub(folder))] == [("blue",), ("red",)]
+    assert "answers are the options in 'choices'" in caplog.text
+
+
+def test_conversations_without_an_image_are_refused_once_or_dropped(tmp_path):
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = {"image": [{"bytes": png(0), "path": None}, None, None], "messages": [said] * 3}
+    folder = saved(tmp_path, rows, image=datasets.Image())
+    assert problems_of(hub(folder), "instruct") == [
+        f"{folder}:train[1]: a conversation without an image, and 1 more; text alone is not taken: data.text_only=drop leaves such "
+        "rows out"
+    ]
+    assert len(load_train(hub(folder, text_only="drop"), "instruct")) == 1
+
+
+def test_a_saved_data_set(tmp_path):
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(2)], "caption": ["x"] * 2}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset, validation=dataset).save_to_disk(tmp_path / "both")
+    assert len(load_train(hub(tmp_path / "one"), "captioning")) == 2
+    found = load(hub(tmp_path / "both", eval="validation"), TaskConfig("captioning"), ["train", "eval"])
+    assert len(found["train"]) == len(found["eval"]) == 2
+    (problem,) = problems_of(hub(tmp_path / "one", eval="validation"), "captioning", ["train", "eval"])
+    assert "the folder holds a single data set, which goes by the name of train" in problem
+
+
 def test_split_by_image_and_slices(parquet):
     found = load(hub(parquet, eval_fraction=0.5), TaskConfig("vqa"), ["train", "eval"])
     assert {len(found["train"]), len(found["eval"])} == {6}

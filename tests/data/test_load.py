@@ -156,11 +156,58 @@ def test_nothing_is_said_of_the_split_where_rows_are_wrong(tmp_path):
 def test_no_image_where_the_root_says(train, tmp_path):
     (tmp_path / "empty").mkdir()
     found = problems_of(files(train, root=str(tmp_path / "empty")))
-    assert len(found) == 11
-    assert found[0] == f"{train}:1: no such image: {tmp_path}/empty/0.png"
-    assert found[-1] == (
-        f"none of the 10 images was found below {tmp_path}/empty: set data.root to the folder their paths start from"
+    assert found == [
+        f"none of the 10 images was found below {tmp_path}/empty (the first is {train}:1: {tmp_path}/empty/0.png): set data.root to "
+        "the folder their paths start from"
+    ]
+
+
+def broken(folder, count, missing):
+    """A file of so many rows, of which the images of some are missing, and those of as many again are no images."""
+    names = write_images(folder, count)
+    for name in names[:missing]:
+        (folder / name).unlink()
+    for name in names[missing : 2 * missing]:
+        (folder / name).write_text("no image")
+    records = [{"image": name, "question": "q", "answer": "a", "caption": name, "label": name[:1]} for name in names]
+    return write_records(folder / "a.jsonl", records)
+
+
+@pytest.mark.parametrize("task", ["vqa", "captioning", "retrieval", "classification"])
+def test_a_share_of_broken_images_is_left_out_and_listed(task, tmp_path, caplog):
+    path = broken(tmp_path, 100, 1)
+    with caplog.at_level("DEBUG", "vlatrain"):
+        found = load_train(files(path, skip_broken=0.02), task)
+    assert len(found) == 98
+    warned, *listed = caplog.messages
+    assert warned.startswith(
+        "data.train: 2 of 100 samples (2.00 %) are left out, as their images are missing or broken"
     )
+    assert f"{path}:1: no such image: {tmp_path}/0.png; {path}:2: not an image" in warned
+    assert [line.partition(": ")[2].partition(": ")[0] for line in listed] == [f"{path}:1", f"{path}:2"]
+
+
+def test_a_greater_share_is_refused_with_its_count(tmp_path):
+    path = broken(tmp_path, 100, 1)
+    first, *listed = problems_of(files(path, skip_broken=0.01))
+    assert first == (
+        "data.train: 2 of 100 samples (2.00%) have missing or broken images, and data.skip_broken=0.01 allows 1.00%"
+    )
+    assert len(listed) == len(problems_of(files(path))) == 2
+
+
+def test_what_is_left_must_be_enough(tmp_path):
+    path = broken(tmp_path, 4, 1)
+    assert problems_of(files(path, skip_broken=0.5), batch_size=4) == [
+        "data.train: 2 samples, fewer than one batch of 4: set trainer.batch_size=2 or less"
+    ]
+
+
+def test_each_split_has_its_own_share(tmp_path):
+    path = broken(tmp_path, 40, 1)
+    config = files(path, skip_broken=0.1, eval_fraction=0.5)
+    found = load(config, TaskConfig("vqa"), ["train", "eval"])
+    assert len(found["train"]) + len(found["eval"]) == 38
 
 
 def test_many_problems_are_counted_by_kind(tmp_path):

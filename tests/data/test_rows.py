@@ -85,54 +85,6 @@ def test_image_root(folder, tmp_path_factory):
     assert images == [str(folder / "0.png"), str(folder / "1.png")]
 
 
-ABSENT = [
-    (
-        {"image": "0.png", "Question": "q", "answer": "a"},
-        {},
-        "vqa",
-        "no column 'question'; the columns are image, Question, answer; did you mean data.columns.question=Question?",
-    ),
-    (
-        {"image": "0.png", "question": "q", "multiple_choice_answer": "a"},
-        {},
-        "vqa",
-        "no column 'answer' or 'answers'; the columns are image, question, multiple_choice_answer; "
-        "did you mean data.columns.answers=multiple_choice_answer?",
-    ),
-    (
-        {"file_name": "0.png", "caption": "a"},
-        {},
-        "captioning",
-        "no column 'image'; the columns are file_name, caption; did you mean data.columns.image=file_name?",
-    ),
-    (
-        {"image": "0.png", "x": "a"},
-        {},
-        "retrieval",
-        "no column 'caption' or 'captions'; the columns are image, x; set data.columns.captions=COLUMN",
-    ),
-    (
-        {"image": "0.png", "caption": "a"},
-        {"captions": "captoin"},
-        "captioning",
-        "no column 'captoin' (data.columns.captions=captoin); the columns are image, caption; "
-        "did you mean data.columns.captions=caption?",
-    ),
-    (
-        {"image": "0.png", "question": "q", "answer": "a"},
-        {"id": "key"},
-        "vqa",
-        "no column 'key' (data.columns.id=key); the columns are image, question, answer; set data.columns.id=COLUMN",
-    ),
-]
-
-
-@pytest.mark.parametrize(("record", "columns", "task", "message"), ABSENT)
-def test_absent_columns(record, columns, task, message, folder):
-    train = write(folder, record)
-    assert problems_of(files(train, columns=columns), task) == [f"{train}: {message}"]
-
-
 def test_all_absent_columns_at_once(folder):
     train = write(folder, {"x": 1})
     assert [p.split("'")[1] for p in problems_of(files(train))] == ["image", "question", "answer"]
@@ -213,8 +165,40 @@ def test_empty_captions_are_named(folder):
 
 
 def test_captions_must_be_texts(folder):
-    train = write(folder, {"image": "0.png", "captions": [{"raw": "x"}]})
-    assert problems_of(files(train), "captioning") == [f"{train}:1: column 'captions': expected text, found an object"]
+    train = write(folder, {"image": "0.png", "captions": [{"tokens": ["x"], "raw": "x"}]})
+    assert problems_of(files(train), "captioning") == [
+        f"{train}:1: column 'captions': expected text, found an object; data.columns.captions=captions.raw takes the 'raw' in it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("jsonl", "sentences.raw"), ("parquet", "sentences.raw"), ("json", "sentences.0.raw")]
+)
+def test_a_key_below_a_column(kind, path, folder):
+    records = [{"image": {"path": "0.png"}, "sentences": [{"raw": "a"}, {"raw": "b"}]}]
+    train = write_records(folder / f"d.{kind}", records)
+    columns = {"image": "image.path", "captions": path}
+    (sample,) = load_train(files(train, columns=columns), "captioning")
+    assert sample.captions == (("a",) if ".0." in path else ("a", "b"))
+    assert problems_of(files(train, columns=columns | {"captions": "sentences.rwa"}), "captioning") == [
+        f"{train}{'[0]' if kind != 'jsonl' else ':1'}: column 'sentences.rwa': an object without 'rwa'; it has raw"
+    ]
+
+
+def test_a_cell_is_clipped_wherever_a_message_shows_it(folder):
+    long = "x" * 500
+    rows = [
+        vqa(id=long),
+        vqa(id=long),
+        vqa(answer=[{"answer": "a", "weight": long}]),
+        vqa(image=f"https://x.org/{long}.png"),
+    ]
+    rows += [vqa(image=f"{long}.png"), vqa(answer=["a"], weights=[1, float("inf")] * 90)]
+    for problem in problems_of(
+        files(write(folder, *[{**row, "id": row.get("id", str(n))} for n, row in enumerate(rows)]))
+    ):
+        assert long not in problem
+        assert len(problem.removeprefix(str(folder))) < 400
 
 
 def test_mapped_ids_must_be_unique_over_images_too(folder):

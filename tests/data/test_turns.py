@@ -11,7 +11,7 @@ from vlatrain.config import TaskConfig
 from vlatrain.data import load_inputs
 from vlatrain.data.cells import CellError
 from vlatrain.data.sample import Turn
-from vlatrain.data.turns import turns
+from vlatrain.data.turns import conversation
 
 
 def llava(*texts):
@@ -27,6 +27,14 @@ def chat(*contents):
 SHOWN = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
 GOOD = [
     (llava("<image>\nwhat is it?", "a door"), (Turn("what is it?", "a door"),)),
+    (llava("<image><image>a", "b"), (Turn("a", "b"),)),
+    (llava("<image>a", "b", "<image>c", "d"), (Turn("a", "b"), Turn("c", "d"))),
+    ([{"role": "system", "content": "<image>be brief"}, *chat("a", "b")], (Turn("be brief\n\na", "b"),)),
+    ([{"role": "developer", "content": "be brief"}, *chat("a", "b")], (Turn("be brief\n\na", "b"),)),
+    (
+        chat([{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "0.png"}], "b"),
+        (Turn("a", "b"),),
+    ),
     (llava("what is it?\n<image>", " a door\n"), (Turn("what is it?", "a door"),)),
     (llava("a", "b", "c", 4), (Turn("a", "b"), Turn("c", "4"))),
     (chat(SHOWN, "a door"), (Turn("what is it?", "a door"),)),
@@ -41,8 +49,8 @@ GOOD = [
 
 @pytest.mark.parametrize(("value", "expected"), GOOD)
 def test_both_forms(value, expected):
-    assert turns(value) == expected
-    assert turns(value, finished=False) == expected
+    assert conversation(value).turns == expected
+    assert conversation(value, finished=False).turns == expected
 
 
 BAD = [
@@ -56,16 +64,12 @@ BAD = [
     ([{"from": "human", "content": "a"}], "message 1: needs 'from' and 'value', or 'role' and 'content'"),
     (
         [*llava("a"), {"from": "bot", "value": "b"}],
-        "message 2: 'from' is 'bot'; it must be one of human, user, gpt, assistant, system",
+        "message 2: 'from' is 'bot'; it must be one of human, user, gpt, assistant, system, developer",
     ),
     (llava("a", ["b"]), "message 2: expected text, found a list"),
     (chat([{"type": "video"}], "b"), "message 1: a part of type 'video'; it must be text or image"),
     (chat(["a"], "b"), "message 1: a part of type None; it must be text or image"),
-    (llava("<image><image>a", "b"), "message 1: a second image; a conversation is about one"),
-    (chat([*SHOWN, {"type": "image"}], "b"), "message 1: a second image; a conversation is about one"),
-    (llava("<image>a", "b", "<image>c", "d"), "message 3: a second image; a conversation is about one"),
-    (llava("a", "b", "<image>c", "d"), "message 3: the image's place is in the user's first message"),
-    (llava("a", "<image>b"), "message 2: the image's place is in the user's first message"),
+    (llava("a", "<image>b"), "message 2: the assistant shows an image; an image is shown by the user"),
     (
         llava("a", "b")[::-1],
         "message 1 is the assistant's, where one of the user was expected: user and assistant take turns, the user first",
@@ -89,16 +93,16 @@ BAD = [
 @pytest.mark.parametrize(("value", "message"), BAD)
 def test_what_is_wrong_is_told(value, message):
     with pytest.raises(CellError) as caught:
-        turns(value)
+        conversation(value)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("form", [llava, chat])
 def test_a_question_may_end_without_its_reply(form):
     for texts in (("a", "b", "c"), ("a", "b", "c", "")):
-        assert turns(form(*texts), finished=False) == (Turn("a", "b"), Turn("c"))
+        assert conversation(form(*texts), finished=False).turns == (Turn("a", "b"), Turn("c"))
     with pytest.raises(CellError, match="message 2: empty reply"):
-        turns(form("a", "", "c"), finished=False)
+        conversation(form("a", "", "c"), finished=False)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

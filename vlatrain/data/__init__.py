@@ -107,7 +107,8 @@ def _load_stored(
     for split, samples in found.items():
         found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
     sound = not len(problems)  # else splits may be small because of what is reported
-    faults = {id(builder): _faults(builder, builders, found) for builder in builders.values()}
+    unique = {id(builder): builder for builder in builders.values()}  # what is split off is of the same one
+    faults = {key: _faults(builder, builders, found) for key, builder in unique.items()}
     found, whole = _without_broken(config, builders, found, faults, problems)
     if sound:
         sizes = {split: found[split] for split in splits if split in found}
@@ -131,9 +132,10 @@ def _read(
     builders: dict[str, Builder | None] = {}
     if config.name == "files":
         files = Files(config, task.spec, problems)
-        builders = {split: files.split(split) for split in named}
         if split_off and config.train is not None and (marked := files.marked("eval")):
             builders["eval"], split_off = marked, False
+            named = [split for split in splits if getattr(config, split) is not None]
+        builders |= {split: files.split(split) for split in named}
         if config.test is None and "train" in named and {"train", "eval"} <= set(splits):
             builders["test"] = files.marked("test")
     for split in named if config.name == "hub" else ():

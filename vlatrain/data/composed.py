@@ -180,7 +180,7 @@ def _messages(record: Record, form: Dialogue) -> Iterator[Any]:
     history = parse_list(history) if isinstance(history, str) else history
     for turn in history or ():
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
-            raise CellError("column 'history': expected pairs of what was said and replied")
+            raise CellError("history: expected pairs of what was said and replied")
         yield from ({"role": role, "content": said} for role, said in zip(("user", "assistant"), turn, strict=True))
     asked = _said("user", record.get(form.asked))
     if form.asked == "instruction" and (more := text(record.get("input"))):

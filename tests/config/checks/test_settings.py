@@ -132,7 +132,7 @@ def test_files_must_exist(tmp_path: Path) -> None:
     config.data.train = str(tmp_path / "train.jsonl")
     config.data.root = str(tmp_path / "images")
     assert len(validate.problems(config)) == 2
-    (tmp_path / "train.jsonl").touch()
+    (tmp_path / "train.jsonl").write_text("{}")
     (tmp_path / "images").mkdir()
     assert validate.problems(config) == []
 

@@ -4,11 +4,11 @@ a wrong file is told within a second."""
 from __future__ import annotations
 
 import codecs
+import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vlatrain.config.data import DataConfig
-from vlatrain.config.keys import did_you_mean
 
 JSON_LINES, JSON, DELIMITED, TEXT = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv", ".tab"), (".txt", ".token")
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow",)
@@ -72,8 +72,10 @@ def nearby(file: Path) -> str:
     if not beside:
         return ""
     more = f" and {len(beside) - NEARBY:,} more" if len(beside) > NEARBY else ""
-    named = ", ".join(beside[:NEARBY])
-    return f"; the data files in that folder are {named}{more}{did_you_mean(file.name, beside)}"
+    stems = {Path(name).stem: name for name in beside}
+    close = difflib.get_close_matches(file.stem, stems, n=1)
+    meant = f"; did you mean {stems[close[0]]}?" if close else ""
+    return f"; the data files in that folder are {', '.join(beside[:NEARBY])}{more}{meant}"
 
 
 def _first(head: bytes) -> bytes:
