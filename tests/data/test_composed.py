@@ -162,8 +162,8 @@ def test_two_forms_are_both_named(folder):
     row = {"images": ["0.png"], "query": "a", "response": "b", "prompt": "a", "completion": "b"}
     train = write_records(folder / "d.jsonl", [row])
     assert problems_of(files(train), "instruct") == [
-        f"{train}: the rows could be read as ms-swift's query and response and as TRL's prompt and completion: write one of them as "
-        "'messages', or leave out its columns"
+        f"{train}: the rows could be read as ms-swift's query and response and as TRL's prompt and completion: write one of them "
+        "as 'messages', or leave out its columns"
     ]
 
 

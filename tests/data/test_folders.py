@@ -52,7 +52,7 @@ def test_class_folders_by_split(tmp_path):
 
 
 def test_a_json_file_for_each_sample(tmp_path):
-    (image,) = write_images(tmp_path / "img", 1)
+    write_images(tmp_path / "img", 1)
     (tmp_path / "each").mkdir()
     for number in range(2):
         (tmp_path / "each" / f"{number}.json").write_text(json.dumps(ROW))

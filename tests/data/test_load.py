@@ -157,8 +157,8 @@ def test_no_image_where_the_root_says(train, tmp_path):
     (tmp_path / "empty").mkdir()
     found = problems_of(files(train, root=str(tmp_path / "empty")))
     assert found == [
-        f"none of the 10 images was found below {tmp_path}/empty (the first is {train}:1: {tmp_path}/empty/0.png): set data.root to "
-        "the folder their paths start from"
+        f"none of the 10 images was found below {tmp_path}/empty (the first is {train}:1: {tmp_path}/empty/0.png): set data.root "
+        "to the folder their paths start from"
     ]
 
 
