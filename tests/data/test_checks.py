@@ -48,11 +48,11 @@ def test_whole_jpegs_are_not_decoded(monkeypatch):
 
 def test_each_picture_is_looked_at_once_and_named_where_it_first_occurs(tmp_path, monkeypatch):
     looked = []
-    monkeypatch.setattr(checks, "fault_of", lambda picture: looked.append(picture.path) or "no such image")
+    monkeypatch.setattr(checks, "fault_of", lambda picture: looked.append(picture.path) or "not an image")
     problems = Problems()
     check_pictures([(FilePicture(f"{index % 3}.png"), f"a:{index}") for index in range(9)], problems)
     assert sorted(looked) == ["0.png", "1.png", "2.png"]
-    assert problems.messages()[:3] == [f"a:{index}: no such image: {index}.png" for index in range(3)]
+    assert problems.messages()[:3] == [f"a:{index}: not an image: {index}.png" for index in range(3)]
 
 
 def test_every_format_is_registered_before_the_threads_start(monkeypatch):

@@ -99,26 +99,26 @@ DIALOGUES = {
                 "role": "user",
                 "content": [{"type": "image_url", "image_url": {"url": "0.png"}}, {"type": "text", "text": "a"}],
             },
-            {"role": "assistant", "content": "b"},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
         ]
     },
     "a part with a path": {
         "messages": [
             {"role": "user", "content": [{"type": "image", "image": "0.png"}, {"type": "text", "text": "a"}]},
-            {"role": "assistant", "content": "b"},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
         ]
     },
     "Qwen": {
         "messages": [
             {"role": "user", "content": [{"image": "0.png"}, {"text": "a"}]},
-            {"role": "assistant", "content": "b"},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
         ]
     },
     "twice the same": {
         "image": "0.png",
         "messages": [
             {"role": "user", "content": [{"type": "image", "image": "0.png"}, {"type": "text", "text": "a"}]},
-            {"role": "assistant", "content": "b"},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
         ],
     },
 }

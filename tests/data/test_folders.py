@@ -39,7 +39,7 @@ def test_masks_beside_images_are_left_out_and_told(tmp_path, caplog):
     with caplog.at_level("INFO", "vlatrain"):
         found = load_train(files(tmp_path), "classification")
     assert [sample.label for sample in found] == ["cat", "dog", "mask"]
-    assert caplog.messages[1] == f"{tmp_path}: 4 masks beside images are left out, such as cat/0_mask.png"
+    assert caplog.messages[0] == f"{tmp_path}: 4 masks beside images are left out, such as cat/0_mask.png"
 
 
 def test_class_folders_by_split(tmp_path):

@@ -113,8 +113,10 @@ def saved(tmp_path, rows, **features):
 def test_a_list_of_one_image(streaming, tmp_path):
     rows = {"images": [[{"bytes": png(i), "path": None}] for i in range(4)], "caption": ["x"] * 4}
     folder = saved(tmp_path, rows, images=datasets.List(datasets.Image()))
-    found = load_train(hub(folder, streaming=streaming, train_size=3, eval_size=1), "captioning")
-    assert [sample.image.load().getpixel((0, 0))[0] for sample in found][:3] == [0, 1, 2]
+    sizes = {"train_size": 4, "eval_size": 1} if streaming else {}
+    found = load_train(hub(folder, streaming=streaming, **sizes), "captioning")
+    seen = {sample.image.load().getpixel((0, 0))[0] for sample in found}
+    assert len(seen) == (3 if streaming else 4)  # one is split off the stream
     assert isinstance(found[0].image, BytesPicture) == streaming
 
 
@@ -208,9 +210,8 @@ def test_paths_in_a_jsonl_folder_are_below_the_folder_or_the_root(tmp_path):
     write_records(tmp_path / "set" / "train.jsonl", records)
     assert len(load_train(hub(tmp_path / "set"), "captioning")) == 2
     (tmp_path / "other").mkdir()
-    assert problems_of(hub(tmp_path / "set", root=str(tmp_path / "other")), "captioning")[0] == (
-        f"{tmp_path}/set:train[0]: no such image: {tmp_path}/other/images/0.png"
-    )
+    (problem,) = problems_of(hub(tmp_path / "set", root=str(tmp_path / "other")), "captioning")
+    assert f"(the first is {tmp_path}/set:train[0]: {tmp_path}/other/images/0.png)" in problem
 
 
 def test_16_bit_images_are_scaled_as_from_files(tmp_path):

@@ -234,9 +234,9 @@ SETTINGS = [
         DataConfig(name="files", train="a.jsonl", eval_fraction=0),
         ["eval"],
         [
+            "data.train=a.jsonl: no such file",
             "data.eval is not set and data.eval_fraction=0: set data.eval=FILE, or the share of "
             "data.train to split off",
-            "data.train=a.jsonl: no such file",
         ],
     ),
     (

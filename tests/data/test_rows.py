@@ -97,7 +97,10 @@ ROWS = [
     (vqa(answer=""), "no answer (column 'answer')"),
     (vqa(answer=[]), "no answer (column 'answer')"),
     (vqa(answer=["", " "]), "no answer (column 'answer')"),
-    (vqa(answer={"text": "a"}), "column 'answer': an object without 'answer'"),
+    (
+        vqa(answer={"text": "a"}),
+        "column 'answer': an object without 'answer'; data.columns.answers=answer.text takes the 'text' in it",
+    ),
     (vqa(weights=[1, 2]), "column 'weights': 2 weights for 1 answers"),
     (vqa(weights=-1), "column 'weights': weights must be 0 or more, and not all 0, found [-1.0]"),
     (vqa(image=""), "column 'image': empty image"),

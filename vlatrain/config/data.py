@@ -76,7 +76,7 @@ class DataConfig:
         root: image root; null: the folder of the data file.
         columns: column map.
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
-        text_only: conversations without an image are refused, or dropped.
+        text_only: what becomes of conversations without an image: refuse (the data are refused) or drop (they are left out).
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
         eval_size: the same for evaluation and test.
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay

@@ -104,6 +104,12 @@ def _load_stored(
                 "splits",
                 "data.train: all samples share one image, so none can be split off for evaluation: set data.eval",
             )
+    elif split_off and "eval" in splits and not (config.eval_fraction or config.streaming):
+        wanted = "FILE" if config.name == "files" else "SPLIT"
+        problems.add(
+            "settings",
+            f"data.eval is not set and data.eval_fraction=0: set data.eval={wanted}, or the share of data.train to split off",
+        )
     for split, samples in found.items():
         found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
     sound = not len(problems)  # else splits may be small because of what is reported
@@ -220,12 +226,6 @@ def _check_settings(config: DataConfig, splits: Sequence[str], problems: Problem
                 problems.add("settings", f"data.streaming=true needs data.{option}: how many samples to take")
     if config.train is None and ("train" in splits or ("eval" in splits and config.eval is None)):
         problems.add("settings", f"data.train is not set: set data.train={wanted}")
-    if "eval" in splits and config.eval is None and config.eval_fraction == 0 and not config.streaming:
-        problems.add(
-            "settings",
-            f"data.eval is not set and data.eval_fraction=0: set data.eval={wanted}, or the "
-            "share of data.train to split off",
-        )
     if "test" in splits and config.test is None:
         problems.add("settings", f"data.test is not set: set data.test={wanted}")
     if config.root and not Path(config.root).expanduser().is_dir():

@@ -140,8 +140,8 @@ def _composed(
     if field == "conversations" and column is None:
         composed = dialogue(columns, labelled)
     elif field == "answers" and labelled and (column is None or not column.path):
-        composed = choices(columns, column and column.name, bool(column and column.mapped), records)
-    return composed and Column(composed.reads[0], bool(column and column.mapped), composed=composed)
+        composed = choices(columns, column.name if column else None, bool(column and column.mapped), records)
+    return Column(composed.reads[0], bool(column and column.mapped), composed=composed) if composed else None
 
 
 def absent_column(

@@ -19,7 +19,7 @@ from vlatrain.data.finder import Finder
 from vlatrain.data.images import BytesPicture, FilePicture
 from vlatrain.data.sample import Picture
 
-BASE64 = re.compile(r"[A-Za-z0-9+/_-][A-Za-z0-9+/_\s-]*={0,2}\s*")
+BASE64 = re.compile(r"[A-Za-z0-9+/_-][A-Za-z0-9+/_\r\n-]*={0,2}\s*")
 SHORTEST = 64  # characters of base64 text; a path without an ending, such as an id, is shorter
 SHOWN = 24  # characters of base64 text in a message
 

@@ -96,7 +96,7 @@ class Files:
             self.problems.add("annotations", f"{option}={path}: read as {table.layout}: {said}")
         if len(self.problems) > before:
             return None
-        told = [table.layout, joined is not None and f"joined with {annotations}", name_images(table, finder)]
+        told = [table.layout, f"joined with {annotations}" if joined else "", name_images(table, finder)]
         if said := "; ".join(filter(None, told)):
             log.info("%s: %s", path, said)
         return table

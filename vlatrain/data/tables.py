@@ -43,8 +43,8 @@ class Table:
             self.columns += [key for key in value if key not in self.columns]
         self.rows.append((place, value))
 
-    def extend(self, rows: Iterable[Row]) -> None:
+    def extend(self, made: Iterable[Row]) -> None:
         """Add rows as a layout makes them."""
-        for place, record in rows:
+        for place, record in made:
             self.columns += [key for key in record if key not in self.columns]
             self.rows.append((place, record))

@@ -157,17 +157,17 @@ def _message(message: Any) -> Message:
     return read
 
 
-def _type_of(part: Any) -> Any:
+def _type_of(piece: Any) -> Any:
     """The type of a part; where it names none, as Qwen's do, the key it has."""
-    if not isinstance(part, Mapping):
+    if not isinstance(piece, Mapping):
         return None
-    named = part.get("type")
-    return named if named is not None else next((key for key in ("text", *PLACES) if part.get(key) is not None), None)
+    named = piece.get("type")
+    return named if named is not None else next((key for key in ("text", *PLACES) if piece.get(key) is not None), None)
 
 
-def _image_in(part: Mapping[str, Any]) -> Any:
+def _image_in(piece: Mapping[str, Any]) -> Any:
     """What a part holds of an image; None: it marks its place."""
-    image = next((part[key] for key in PLACES if part.get(key)), None)
+    image = next((piece[key] for key in PLACES if piece.get(key)), None)
     if isinstance(image, Mapping) and "url" in image:
         image = image["url"]
     return image

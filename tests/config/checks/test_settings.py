@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import adapter_config, model_config
+from tests.conftest import CONF, adapter_config, model_config
 from vlatrain.adapters import bottleneck
 from vlatrain.config import EvalConfig, PredictConfig, TaskConfig, TrainConfig
 from vlatrain.config.checks import settings as validate
@@ -160,7 +160,8 @@ def test_eval_wants_the_split_it_scores(tmp_path: Path) -> None:
         ("retrieval", {"image": ".", "text": "a", "texts": ["b"]}, "set text="),
         ("captioning", {"image": "."}, ""),
         ("retrieval", {"image": ".", "texts": ["b"]}, ""),
-        ("vqa", {"input": "."}, ""),
+        ("vqa", {"input": str(CONF)}, ""),
+        ("vqa", {"input": "gone.jsonl"}, "no such file"),
     ],
 )
 def test_predict_says_what_is_missing(task: str, asked: dict[str, Any], missing: str) -> None:
