@@ -136,6 +136,13 @@ def test_too_few_images(task, split, message, tmp_path):
         assert len(load_train(files(path), task)) == 1
 
 
+def test_what_is_split_off_is_enough_for_the_task(tmp_path):
+    rows = [{"image": name, "caption": "x"} for name in write_images(tmp_path, 12)]
+    path = write_records(tmp_path / "a.jsonl", rows)
+    found = load(files(path, eval_fraction=0.01), TaskConfig("captioning"), ["train", "eval"])
+    assert {split: len(samples) for split, samples in found.items()} == {"train": 10, "eval": 2}
+
+
 def test_nothing_to_split_off(tmp_path):
     write_images(tmp_path, 1)
     path = write_records(tmp_path / "a.jsonl", [{"image": "0.png", "question": q, "answer": "a"} for q in "xy"])

@@ -79,6 +79,14 @@ def test_a_file_of_another_split_is_taken_whole_if_it_is_of_one(folder, caplog):
     ]
 
 
+def test_rows_that_are_all_of_one_split_are_built_once(folder):
+    train = write(folder, ["train", "train"])
+    rows = [line.replace('"a"', '""') for line in train.read_text().splitlines()]
+    train.write_text("\n".join(rows))
+    found = problems_of(files(train, eval=str(train)), "vqa", ["train", "eval"])
+    assert found == [f"{train}:{line}: no answer (column 'answer')" for line in (1, 2)]
+
+
 def test_a_file_is_read_once_and_its_faults_are_told_once(folder, monkeypatch):
     opened = []
     read_table = reading.read_table

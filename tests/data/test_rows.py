@@ -168,9 +168,15 @@ def test_empty_captions_are_named(folder):
 
 
 def test_captions_must_be_texts(folder):
-    train = write(folder, {"image": "0.png", "captions": [{"tokens": ["x"], "raw": "x"}]})
+    bad = {"image": "0.png", "captions": [{"tokens": ["x"], "raw": "x"}]}
+    remedy = "data.columns.captions=captions.raw takes the 'raw' in it"
+    train = write(folder, bad, caption(1, "x"))
     assert problems_of(files(train), "captioning") == [
-        f"{train}:1: column 'captions': expected text, found an object; data.columns.captions=captions.raw takes the 'raw' in it"
+        f"{train}:1: column 'captions': expected text, found an object; {remedy}"
+    ]
+    train = write(folder, bad, bad)
+    assert problems_of(files(train), "captioning") == [
+        f"{train}: column 'captions': expected texts, found objects; {remedy}"
     ]
 
 

@@ -94,7 +94,8 @@ def _load_stored(
     builders, split_off = _read(config, task, splits, problems)
     found = {split: builder.samples for split, builder in builders.items()}
     if split_off and "train" in found and (config.eval_fraction or config.streaming):
-        count = round(config.eval_fraction * len(found["train"]))
+        fewest = max((bound.samples for bound in task.spec.smallest if "eval" in bound.splits), default=1)
+        count = max(round(config.eval_fraction * len(found["train"])), fewest)
         if config.streaming:
             count = config.eval_size or 0
         builders["eval"] = builders["train"]

@@ -110,7 +110,10 @@ def find_columns(
             problems.add("columns", f"{name}: {error}")
             absent.append(field)
             continue
-        if column is not None:
+        if column is not None and (said := _objects(field, column, records)):
+            absent.append(field)
+            problems.add("columns", f"{name}: {said}")
+        elif column is not None:
             found[field] = column
         elif field in required or (mapped is not None and labelled):  # a run's map may name columns only training has
             absent.append(field)
@@ -142,6 +145,21 @@ def _composed(
     elif field == "answers" and labelled and (column is None or not column.path):
         composed = choices(columns, column.name if column else None, bool(column and column.mapped), records)
     return Column(composed.reads[0], bool(column and column.mapped), composed=composed) if composed else None
+
+
+def _objects(field: str, column: Column, records: Sequence[Mapping[str, Any]]) -> str:
+    """That a column of texts holds objects in all rows, and the key that would do; empty if it does not."""
+    if field not in ("question", "label", "captions", "answers") or column.path or column.composed or not records:
+        return ""
+    values = [record.get(column.name) for record in records]
+    if not all(text_key(value) for value in values) or (field == "answers" and _holds(values[0], "answer")):
+        return ""
+    return f"column '{column.name}': expected texts, found objects{hint(field, column, values[0])}"
+
+
+def _holds(value: Any, key: str) -> bool:
+    one = next(iter(value), None) if isinstance(value, list | tuple) else value
+    return isinstance(one, Mapping) and key in one
 
 
 def absent_column(

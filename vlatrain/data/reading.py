@@ -55,7 +55,7 @@ class Files:
         if table is None or marked is None:
             return self._built(table, "")
         rows = marked.of(split, f"data.{split}={named}", self.problems)
-        return self._built(table, "" if rows is table.rows else split, rows)
+        return self._built(table, "" if len(rows) == len(table.rows) else split, rows)  # all of them are built once
 
     def marked(self, split: str) -> Builder | None:
         """The samples that the split column of the training file gives to another split; None if it gives none."""
