@@ -68,7 +68,7 @@ def test_optional_scores_say_why_they_are_missing(monkeypatch: pytest.MonkeyPatc
     scores, skipped = caption.optional_scores(["a dog"], [["a dog"]])
     assert scores == {}
     assert set(skipped) == {"meteor", "spice"}
-    assert "pip install pycocoevalcap" in skipped["meteor"]
+    assert "pip install 'vlatrain[captions]'" in skipped["meteor"]
 
 
 @pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +108,16 @@ def test_the_mean_over_left_out_annotators_by_its_definition(prediction: str, an
     scores = vqa.score([prediction], [answers])
     assert scores.accuracy == pytest.approx(100 * total / len(answers))
     assert scores.accuracy <= scores.ceiling + 1e-9
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 10])
+def test_what_answers_are_worth_is_what_they_score(count: int) -> None:
+    generator = random.Random(count)
+    for _ in range(50):
+        answers = generator.choices(["Two", "2", "the dog", "dog", "yes", "no "], [9, 1, 3, 1, 2, 1], k=count)
+        found = vqa.worth(answers)
+        assert set(found) == set(answers)
+        assert {answer: 100 * value for answer, value in found.items()} == pytest.approx(
+            {answer: vqa.score([answer], [answers]).accuracy for answer in answers}
+        )
+        assert max(found.values()) == pytest.approx(vqa.ceiling([answers]) / 100)

@@ -20,23 +20,33 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vlatrain.metrics.ptb import tokenize
 
-_ORDER = 4
-_SIGMA = 6.0
-_BETA = 1.2
+ORDER = 4
+SIGMA = 6.0
+BETA = 1.2
 
 Grams = Counter[tuple[str, ...]]
 
 
+CORPUS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+
+
 @dataclass(frozen=True, slots=True)
 class CaptionScores:
-    """Corpus scores, times 100, and CIDEr-D of each sample, times 100."""
+    """Corpus scores, and what they are made of.
+
+    Attributes:
+        bleu_1: like the others of the corpus, times 100.
+        per_sample: CIDEr-D of each sample, times 100.
+        rouge_per_sample: ROUGE-L of each sample, times 100.
+        bleu_counts: of each sample the integers whose sums are BLEU's, see `bleu_of`.
+    """
 
     bleu_1: float
     bleu_2: float
@@ -45,10 +55,12 @@ class CaptionScores:
     rouge_l: float
     cider_d: float
     per_sample: list[float]
+    rouge_per_sample: list[float]
+    bleu_counts: list[list[int]]
 
     def corpus(self) -> dict[str, float]:
         """The corpus scores by name."""
-        return {name: value for name, value in asdict(self).items() if name != "per_sample"}
+        return {name: getattr(self, name) for name in CORPUS}
 
 
 def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
@@ -62,17 +74,20 @@ def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Cap
         ValueError: nothing to score, lengths that differ, or a sample without references.
     """
     candidate_tokens, reference_tokens = _tokens(candidates, references)
-    bleu = _bleu(candidate_tokens, reference_tokens)
+    counts = [_bleu_counts(c, rs) for c, rs in zip(candidate_tokens, reference_tokens, strict=True)]
+    bleu = bleu_of([sum(column) for column in zip(*counts, strict=True)])
     rouge = [_rouge_l(c, rs) for c, rs in zip(candidate_tokens, reference_tokens, strict=True)]
     cider = _cider_d(candidate_tokens, reference_tokens)
     return CaptionScores(
-        bleu_1=100.0 * bleu[0],
-        bleu_2=100.0 * bleu[1],
-        bleu_3=100.0 * bleu[2],
-        bleu_4=100.0 * bleu[3],
+        bleu_1=bleu[0],
+        bleu_2=bleu[1],
+        bleu_3=bleu[2],
+        bleu_4=bleu[3],
         rouge_l=100.0 * sum(rouge) / len(rouge),
         cider_d=100.0 * sum(cider) / len(cider),
         per_sample=[100.0 * c for c in cider],
+        rouge_per_sample=[100.0 * r for r in rouge],
+        bleu_counts=counts,
     )
 
 
@@ -96,7 +111,7 @@ def optional_scores(
     candidate_tokens, reference_tokens = _tokens(candidates, references)
     package = find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:
-        return {}, dict.fromkeys(names, "pycocoevalcap is not installed (pip install pycocoevalcap)")
+        return {}, dict.fromkeys(names, "pycocoevalcap is not installed (pip install 'vlatrain[captions]')")
     if shutil.which("java") is None:
         return {}, dict.fromkeys(names, "there is no Java on this machine")
     results = {i: [" ".join(tokens)] for i, tokens in enumerate(candidate_tokens)}
@@ -144,39 +159,40 @@ def _tokens(
     return [tokenize(c) for c in candidates], [[tokenize(r) for r in captions] for captions in references]
 
 
-def _grams(tokens: Sequence[str]) -> Grams:
+def grams_of(tokens: Sequence[str]) -> Grams:
     """Counts of all n-grams up to order 4. A no-break space within a token separates here, as in pycocoevalcap."""
     words = " ".join(tokens).split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, _ORDER + 1) for i in range(len(words) - n + 1))
+    return Counter(tuple(words[i : i + n]) for n in range(1, ORDER + 1) for i in range(len(words) - n + 1))
 
 
 def _length(tokens: Sequence[str]) -> int:
     return len(" ".join(tokens).split())
 
 
-def _bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """Corpus BLEU of orders 1 to 4, as fractions."""
-    matched, total = [0] * _ORDER, [0] * _ORDER
-    candidate_length = reference_length = 0
-    for candidate, captions in zip(candidates, references, strict=True):
-        length = _length(candidate)
-        candidate_length += length
-        reference_length += min((_length(c) for c in captions), key=lambda n: (abs(n - length), n))
-        most: Grams = Counter()
-        for caption in captions:
-            most |= _grams(caption)
-        for gram, count in (_grams(candidate) & most).items():
-            matched[len(gram) - 1] += count
-        for n in range(_ORDER):
-            total[n] += max(0, length - n)
+def _bleu_counts(candidate: Sequence[str], captions: Sequence[Sequence[str]]) -> list[int]:
+    """What BLEU adds up over samples: matched n-grams and all n-grams of orders 1 to 4, length, and length of the reference."""
+    length = _length(candidate)
+    most: Grams = Counter()
+    for caption in captions:
+        most |= grams_of(caption)
+    matched = [0] * ORDER
+    for gram, count in (grams_of(candidate) & most).items():
+        matched[len(gram) - 1] += count
+    nearest = min((_length(c) for c in captions), key=lambda n: (abs(n - length), n))
+    return [*matched, *(max(0, length - n) for n in range(ORDER)), length, nearest]
+
+
+def bleu_of(sums: Sequence[float]) -> list[float]:
+    """Corpus BLEU of orders 1 to 4, times 100, from the sums over the samples of `CaptionScores.bleu_counts`."""
+    matched, total, (candidate_length, reference_length) = sums[:ORDER], sums[ORDER:-2], sums[-2:]
     # pycocoevalcap's guards against division by zero; they are part of its sixth digit on tiny corpora
     tiny, small = 1e-15, 1e-9
     ratio = (candidate_length + tiny) / (reference_length + small)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
-    for n in range(_ORDER):
+    for n in range(ORDER):
         product *= (matched[n] + tiny) / (total[n] + small)
-        scores.append(penalty * product ** (1 / (n + 1)))
+        scores.append(100.0 * (penalty * product ** (1 / (n + 1))))
     return scores
 
 
@@ -190,7 +206,7 @@ def _rouge_l(candidate: Sequence[str], captions: Sequence[Sequence[str]]) -> flo
         precision, recall = max(precision, common / len(candidate)), max(recall, common / len(caption))
     if precision == 0 or recall == 0:
         return 0.0
-    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:
@@ -203,25 +219,46 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-def _cider_d(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """CIDEr-D of each sample on the scorer's own scale (0 to 10)."""
-    reference_grams = [[_grams(caption) for caption in captions] for captions in references]
-    documents: Counter[tuple[str, ...]] = Counter()
-    for captions in reference_grams:
-        documents.update({gram for caption in captions for gram in caption})
-    log_images = math.log(len(candidates))
+Vectors = tuple[list[dict[tuple[str, ...], float]], list[float], int]
+"""Of a caption the tf-idf vector of each order, their norms, and its length (in bigrams, as the scorer has it)."""
 
-    def vectors(grams: Grams) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        """tf-idf vector and its norm for each order, and the length (in bigrams, as the scorer has it)."""
-        weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(_ORDER)]
+
+@dataclass(frozen=True, slots=True)
+class Frequencies:
+    """In how many images' captions each n-gram occurs, as CIDEr's inverse document frequencies have it.
+
+    Attributes:
+        documents: by n-gram, the number of images.
+        log_images: the logarithm of the number of all images.
+    """
+
+    documents: Grams
+    log_images: float
+
+    @classmethod
+    def of(cls, references: Sequence[Sequence[Grams]]) -> Frequencies:
+        """Those of the references: an entry an image, the n-grams of each of its captions."""
+        documents: Grams = Counter()
+        for captions in references:
+            documents.update({gram for caption in captions for gram in caption})
+        return cls(documents, math.log(len(references)))
+
+    def vectors(self, grams: Grams) -> Vectors:
+        """A caption's vectors."""
+        weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDER)]
         for gram, count in grams.items():
-            weights[len(gram) - 1][gram] = count * (log_images - math.log(max(1, documents[gram])))
+            weights[len(gram) - 1][gram] = count * (self.log_images - math.log(max(1, self.documents[gram])))
         norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
         return weights, norms, sum(count for gram, count in grams.items() if len(gram) == 2)
 
+
+def _cider_d(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+    """CIDEr-D of each sample on the scorer's own scale (0 to 10)."""
+    reference_grams = [[grams_of(caption) for caption in captions] for captions in references]
+    vectors = Frequencies.of(reference_grams).vectors
     scores = []
     for candidate, captions in zip(candidates, reference_grams, strict=True):
-        weights, norms, length = vectors(_grams(candidate))
+        weights, norms, length = vectors(grams_of(candidate))
         total = 0.0
         for caption in captions:
             other_weights, other_norms, other_length = vectors(caption)
@@ -229,6 +266,6 @@ def _cider_d(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[
             for order, other, norm, other_norm in zip(weights, other_weights, norms, other_norms, strict=True):
                 dot = sum(min(w, other[gram]) * other[gram] for gram, w in order.items() if gram in other)
                 similarity += dot / (norm * other_norm) if norm and other_norm else dot
-            total += similarity * math.exp(-((length - other_length) ** 2) / (2 * _SIGMA**2))
-        scores.append(10.0 * total / _ORDER / len(captions))
+            total += similarity * math.exp(-((length - other_length) ** 2) / (2 * SIGMA**2))
+        scores.append(10.0 * total / ORDER / len(captions))
     return scores

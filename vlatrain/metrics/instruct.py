@@ -18,11 +18,12 @@ from vlatrain.metrics.vqa import exact
 
 @dataclass(frozen=True, slots=True)
 class ReplyScores:
-    """Mean scores, and ROUGE-L of each sample, in percent."""
+    """Mean scores, and ROUGE-L and exact match of each sample, in percent."""
 
     exact_match: float
     rouge_l: float
     per_sample: list[float]
+    exact_per_sample: list[float]
 
 
 def score(replies: Sequence[str], references: Sequence[str]) -> ReplyScores:
@@ -33,7 +34,7 @@ def score(replies: Sequence[str], references: Sequence[str]) -> ReplyScores:
     """
     overlaps = [100.0 * overlap for overlap in rouge_l(replies, [[reference] for reference in references])]
     equal = [100.0 * exact(reply, reference) for reply, reference in zip(replies, references, strict=True)]
-    return ReplyScores(sum(equal) / len(equal), sum(overlaps) / len(overlaps), overlaps)
+    return ReplyScores(sum(equal) / len(equal), sum(overlaps) / len(overlaps), overlaps, equal)
 
 
 def perplexity(loss: float, tokens: float) -> float:

@@ -88,23 +88,49 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Vq
     empty = [i for i, answers in enumerate(references) if not answers]
     if empty:
         raise ValueError(f"samples without reference answers: {empty[:10]}")
-    per_sample, best, kinds = [], [], set()
+    per_sample, kinds = [], set()
     for prediction, answers in zip(predictions, references, strict=True):
         if len(answers) == 1:
             kinds.add("exact")
             per_sample.append(100.0 * exact(prediction, answers[0]))
-            best.append(100.0)
         else:
             kinds.add("official")
             per_sample.append(100.0 * official(prediction, answers))
-            compared = _comparable(answers)
-            best.append(100.0 * max(_leave_one_out(answer, compared) for answer in set(compared)))
     return VqaScores(
         accuracy=sum(per_sample) / len(per_sample),
         per_sample=per_sample,
         variant=kinds.pop() if len(kinds) == 1 else "mixed",
-        ceiling=sum(best) / len(best),
+        ceiling=ceiling(references),
     )
+
+
+def ceiling(references: Sequence[Sequence[str]]) -> float:
+    """The accuracy of the best possible predictions, percent; see `score` for the references."""
+    return sum(100.0 * _best(answers) for answers in references) / len(references)
+
+
+def worth(answers: Sequence[str]) -> dict[str, float]:
+    """What each of a sample's answers would score as a prediction, 0 to 1."""
+    if len(answers) == 1:
+        return {answers[0]: 1.0}
+    stripped = [_strip(answer) for answer in answers]
+    counts, total = Counter(_comparable(answers)), len(answers)
+    differing = len(set(stripped)) > 1
+    found = {}
+    for answer, own in zip(answers, stripped, strict=True):
+        matches = counts[process(own) if differing else own]
+        # `_leave_one_out`, with the annotators who match taken together, and those who do not
+        scores = matches * min((matches - 1) / 3, 1.0) + (total - matches) * min(matches / 3, 1.0)
+        found[answer] = scores / total
+    return found
+
+
+def _best(answers: Sequence[str]) -> float:
+    """What the best prediction for a sample scores, 0 to 1."""
+    if len(answers) == 1:
+        return 1.0
+    compared = _comparable(answers)
+    return max(_leave_one_out(answer, compared) for answer in set(compared))
 
 
 def official(prediction: str, answers: Sequence[str]) -> float:
