@@ -6,7 +6,8 @@ import pytest
 
 from tests.data.writing import FORMATS, files, load_train, problems_of, write_images, write_records
 from vlatrain.config import TaskConfig
-from vlatrain.data import load_inputs
+from vlatrain.data import load, load_inputs
+from vlatrain.data.sample import fingerprint
 
 
 @pytest.fixture
@@ -257,3 +258,41 @@ def test_labels(folder):
 def test_unknown_task(folder):
     with pytest.raises(ValueError, match="no description of the samples of task 'dance'"):
         load_train(files(write(folder, vqa())), "dance")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_evaluated_samples_keep_the_other_columns_and_their_groups(kind, folder):
+    rows = [vqa(type="yes/no", n=3, note="x" * 2000), vqa(image="1.png", type="other", n=4, note="short")]
+    train, held = (write_records(folder / f"{name}.{kind}", rows) for name in ("train", "eval"))
+    config = files(train, eval=str(held), groups=["type"])
+    found = load(config, TaskConfig("vqa"), ["train", "eval"])
+    assert [(sample.extra, sample.groups) for sample in found["train"]] == [((), ())] * 2
+    numbers = ("3", "4") if kind in ("csv", "tsv") else (3, 4)
+    assert [dict(sample.extra) for sample in found["eval"]] == [
+        {"type": "yes/no", "n": numbers[0]},
+        {"type": "other", "n": numbers[1], "note": "short"},
+    ]
+    assert {sample.groups for sample in found["eval"]} == {("type",)}
+    before = load(files(train, eval=str(held)), TaskConfig("vqa"), ["eval"])["eval"]
+    assert fingerprint(found["eval"]) == fingerprint(before), "nothing is learned from them"
+
+
+def test_a_column_of_the_task_may_be_a_group_and_one_that_is_not_there_is_named(folder):
+    rows = [vqa(image=f"{place}.png", question=f"q{place}?") for place in range(3)]
+    path = write(folder, *rows)
+    (sample,) = load(files(path, eval=str(write(folder, rows[0])), groups=["question"]), TaskConfig("vqa"), ["eval"])[
+        "eval"
+    ]
+    assert (sample.extra, sample.groups) == ((("question", "q0?"),), ("question",))
+    problems = problems_of(files(path, eval=str(path), groups=["qestion", "type"]), splits=("train", "eval"))
+    assert problems == [
+        f"{path}: no column 'qestion' (data.groups); the columns are image, question, answer; did you mean question?",
+        f"{path}: no column 'type' (data.groups); the columns are image, question, answer",
+    ]
+
+
+def test_split_off_samples_keep_them_too_and_the_rest_does_not(folder):
+    path = write(folder, *(vqa(image=f"{place}.png", type="t") for place in range(3)))
+    found = load(files(path, groups=["type"], eval_fraction=0.4), TaskConfig("vqa"), ["train", "eval"])
+    assert [sample.groups for sample in found["train"]] == [()] * len(found["train"])
+    assert [dict(sample.extra) for sample in found["eval"]] == [{"type": "t"}] * len(found["eval"])

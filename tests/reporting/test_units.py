@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.reporting.summary import asking, scores
+from vlatrain.reporting.scores import shown_score
+from vlatrain.reporting.summary import asking
 
 
 def test_units_are_the_descriptions() -> None:
     config = TrainConfig(task=TaskConfig("instruct", metric="rouge_l"))
-    found = {"metric": "rouge_l", "metrics": {"perplexity": 3.0, "rouge_l": 50.0, "unheard_of": 1.0}}
-    assert scores(config, found) == [
-        ("[bold]rouge_l[/]", "50.00 %"),
-        ("perplexity", "3.00"),
-        ("unheard_of", "1.00"),
-    ]
+    found = {"perplexity": 3.0, "rouge_l": 50.0, "unheard_of": 1.0}
+    assert [shown_score(config, name, value) for name, value in found.items()] == ["3.00", "50.00 %", "1.00"]
 
 
 def test_each_subtask_is_asked_in_its_own_way() -> None:

@@ -93,11 +93,18 @@ def test_ranks_are_those_of_every_pair(caplog: pytest.LogCaptureFixture) -> None
         scores = every_score(task, SAMPLES)
     assert "8 images x 16 texts are 128 pairs" in caplog.text
     group_index = [i for i in range(8) for _ in range(2)]
-    for image, record in enumerate(found.predictions):
+    for image, record in enumerate(found.predictions[:8]):
         best = max(scores[t, image] for t in range(16) if group_index[t] == image)
         ahead = sum(bool(scores[t, image] >= best) for t in range(16) if group_index[t] != image)
         assert record["rank"] == ahead + 1
         assert record["prediction"] == TEXTS[int(scores[:, image].argmax())]
+        assert record["direction"] == "image_to_text"
+    assert len(found.predictions) == 8 + 16
+    for text, record in enumerate(found.predictions[8:]):
+        ahead = sum(bool(scores[text, image] >= scores[text, group_index[text]]) for image in range(8))
+        assert (record["direction"], record["query"], record["rank"]) == ("text_to_image", TEXTS[text], ahead)
+        assert record["prediction"] == SAMPLES[int(scores[text].argmax())].id
+        assert record["references"] == [record["id"]] == [SAMPLES[group_index[text]].id]
     assert found.settings["scored"] == "pairs"
 
 

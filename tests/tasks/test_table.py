@@ -5,11 +5,13 @@ A new backbone is in the table as soon as it has a YAML in conf/model and small 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from vlatrain.backbones.describe import sites, stacks
 from vlatrain.backbones.loading import load
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, TrainConfig
 from vlatrain.config.joint import JOINT
+from vlatrain.config.spec import described as config_spec
 from vlatrain.injection.attach import attach, restore, save
 from vlatrain.tasks import Task, build, prepare
 from vlatrain.training.batches import SharedBatches
@@ -140,6 +143,14 @@ def test_learns_saves_loads_predicts_inspects(name: str, task: str, method: str,
     restore(again.model, config.adapter, tmp_path / "adapter").eval()
     with torch.no_grad():
         second = build(config.task, again, SAMPLES).evaluate(SAMPLES[:4], SharedBatches("cpu", 2))
+    whole = np.ones(sum(first.strata))
+    assert {name: statistic(whole) for name, statistic in first.statistics.items()} == pytest.approx(
+        {name: first.metrics[name] for name in first.statistics}
+    ), "what intervals and groups are made of"
+    metric = config_spec(task)["metric"]
+    assert metric in first.statistics
+    known = work.yardsticks(SAMPLES[:4], json.loads(json.dumps(work.constants(SAMPLES))))
+    assert any(metric in baseline.metrics for baseline in known.baselines.values())
     told = [[(record["id"], record["prediction"]) for record in found.predictions] for found in (first, second)]
     assert told[0] == told[1]
     assert first.metrics == pytest.approx(second.metrics, rel=1e-4)

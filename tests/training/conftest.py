@@ -141,7 +141,7 @@ class SmallTask:
 
 
 def make_config(**trainer: Any) -> TrainConfig:
-    settings = {"batch_size": 4, "epochs": 3, "log_every": 1, "device": "cpu"} | trainer
+    settings = {"batch_size": 4, "epochs": 3, "log_every": 1, "device": "cpu", "eval_loss": False} | trainer
     return TrainConfig(optim=OptimConfig(lr=0.01), trainer=TrainerConfig(**settings), resume="auto")
 
 

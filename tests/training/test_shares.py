@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ from vlatrain.backbones import loading
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption
-from vlatrain.tasks import Task, build, classification, prepare
+from vlatrain.metrics.bootstrap import intervals
+from vlatrain.tasks import Evaluation, Task, build, classification, prepare
+from vlatrain.tasks.yardsticks import by_group
+from vlatrain.training import rng
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.shares import ROUND, EvaluationStopped, _received, _Sent, _sent, shared
 from vlatrain.training.signals import Interrupted
+from vlatrain.training.validation import mean_loss
 
 SAMPLES = make_samples()[:7]
 ODD = [replace(sample, captions=sample.captions[: 1 + place % 2]) for place, sample in enumerate(SAMPLES)]
@@ -77,7 +81,24 @@ def evaluated(task: Task, samples: Sequence[Sample], size: int) -> tuple[dict[st
             return super().__call__(samples, collate, counting)
 
     with torch.no_grad():
-        return asdict(task.evaluate(samples, Counted(**vars(batches)))), own
+        found = task.evaluate(samples, Counted(**vars(batches)))
+        with rng.preserved():
+            loss = mean_loss(task, samples, SharedBatches("cpu", 2))
+        return plain(replace(found, loss=loss)), own
+
+
+def plain(found: Evaluation) -> dict[str, Any]:
+    """An evaluation as values that can be compared."""
+    scores = {
+        "intervals": intervals(found.statistics, found.strata),
+        "groups": by_group(found.groupings, found.statistics),
+    }
+    return {
+        "metrics": found.metrics,
+        "settings": found.settings,
+        "predictions": found.predictions,
+        "loss": found.loss,
+    } | scores
 
 
 QUICK = ("vqa, written", "retrieval, ranked again", "joint")
@@ -189,7 +210,7 @@ def test_a_signal_in_one_process_during_an_evaluation_stops_both_and_both_go_on(
         except Interrupted as error:
             return [str(error).partition(" of ")[0], loop.progress.step]
         weights = [parameter.double().sum().item() for parameter in loop.parameters.values()]
-        return [result.best_step, result.evaluation and asdict(result.evaluation), weights]
+        return [result.best_step, result.evaluation and plain(result.evaluation), weights]
 
     def work(rank: int) -> list[Any]:
         whole = train(tmp_path / "whole", rank)

@@ -92,3 +92,18 @@ def test_predict_takes_it_too(run: Path, tmp_path: Path) -> None:
         assert command("predict", *asked, f"adapter.drop_layers={count}", f"output={output}") == 0
         found[count] = json.loads(output.read_text())["hits"]
     assert found[0] != found[4]
+
+
+@pytest.mark.slow
+def test_a_run_without_its_baselines_is_compared_with_the_data_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path / "run", "vqa", "trainer.eval_loss=false")
+    known = json.loads((run / "metrics.json").read_text())["baselines"]["most_frequent_answer"]
+    assert known["source"] == "the training data"
+    (run / "baselines.json").unlink()
+    assert command("eval", f"run={run}", f"output={tmp_path / 'out'}") == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["baselines"]["most_frequent_answer"]
+    assert found["source"].startswith("the evaluated data itself")
+    assert found["metrics"]["accuracy"] >= known["metrics"]["accuracy"]
+    assert "baseline" in capsys.readouterr().out

@@ -67,6 +67,16 @@ def test_the_folder_holds_everything(run: tuple[str, Path]) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 3
     assert any("loss" in line for line in lines)
+    assert all(line["eval/loss"] > 0 for line in lines if f"eval/{metrics['metric']}" in line)
+    assert metrics["loss"] in [line.get("eval/loss") for line in lines]
+    assert any(metrics["metric"] in baseline["metrics"] for baseline in metrics["baselines"].values())
+    low, high = metrics["intervals"][metrics["metric"]]
+    assert low <= metrics["metrics"][metrics["metric"]] <= high
+    assert metrics["units"][metrics["metric"]] == ("" if task == "captioning" else "%")
+    assert {record["image"] for record in predictions} == {None}, "scenes are no files"
+    if task == "retrieval":
+        directions = [record["direction"] for record in predictions]
+        assert (directions.count("image_to_text"), directions.count("text_to_image")) == (10, 20)
     assert "adapter=bottleneck" in (folder / "run.log").read_text()
     assert "## Load it" in (folder / "adapter" / "README.md").read_text()
     assert (folder / "config.yaml").is_file()
@@ -100,7 +110,8 @@ def test_evaluating_again_gives_the_same(run: tuple[str, Path], tmp_path: Path) 
     assert command("eval", f"run={folder}", f"output={tmp_path}") == 0
     first, second = (json.loads((at / "metrics.json").read_text()) for at in (folder, tmp_path))
     assert first["metrics"] == second["metrics"]
-    assert first["settings"] == second["settings"]
+    for key in ("settings", "units", "baselines", "ceilings", "intervals", "bootstrap", "groups"):
+        assert first.get(key) == second.get(key), key
     assert (folder / "predictions.jsonl").read_text() == (tmp_path / "predictions.jsonl").read_text()
 
 
@@ -238,3 +249,40 @@ def test_two_processes_agree_with_one_of_twice_the_batch(tmp_path: Path) -> None
     subprocess.run([*launcher, *two], check=True, timeout=120, capture_output=True)
     one, both = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     assert_close(both, one, TERMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bottleneck", "lora", "prompt", "full", "bitfit"])
+def test_the_frozen_model_beside_a_method_is_that_of_none(method: str, tmp_path: Path) -> None:
+    words = [
+        "data.train_size=32",
+        "data.eval_size=16",
+        "trainer.max_steps=3",
+        "trainer.threads=1",
+        "task=classification",
+    ]
+    words += ["model=tiny_clip", "trainer.batch_size=8"]
+    assert command(*words, f"adapter={method}", f"run.dir={tmp_path / 'run'}", "trainer.eval_frozen=true") == 0
+    assert command(*words, "adapter=none", f"run.dir={tmp_path / 'none'}") == 0
+    run, none = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "none"))
+    assert run["frozen"]["metrics"] == pytest.approx(none["metrics"])
+
+
+@pytest.mark.slow
+def test_scores_by_kind_of_sample_and_images_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a joint run, of each subtask as its own data says."""
+    words = ["task=joint", "data.train_size=16", "data.eval_size=12", "trainer.max_steps=2", "trainer.threads=1"]
+    words += ["data.subtasks.vqa.groups=[topic]", "data.subtasks.captioning.save_images=true", "trainer.batch_size=8"]
+    assert command(*words, f"run.dir={tmp_path}") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    topics = metrics["groups"]["vqa/topic"]
+    assert set(topics) == {"corners", "tone", "size"}
+    assert sum(group["samples"] for group in topics.values()) == 12
+    mean = sum(group["samples"] * group["vqa/accuracy"] for group in topics.values()) / 12
+    assert mean == pytest.approx(metrics["metrics"]["vqa/accuracy"])
+    assert "vqa/accuracy by topic" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [bool(record["image"]) for record in records] == [False] * 12 + [True] * 12
+    assert all((tmp_path / record["image"]).is_file() for record in records[12:])
+    assert {record["columns"].get("topic") for record in records[:12]} == set(topics)
+    assert set(metrics["baselines"]) >= {"vqa/most_frequent_answer", "captioning/constant_caption", "mean_of_baselines"}

@@ -28,7 +28,7 @@ from vlatrain.cli.overrides import Request
 from vlatrain.cli.registry import SCHEMAS, register_resolvers
 from vlatrain.config.errors import UserError, all_incompatible
 from vlatrain.reporting.console import BRIEF, report
-from vlatrain.reporting.summary import shown_score
+from vlatrain.reporting.scores import headline
 from vlatrain.reporting.sweep import finish, line, not_run
 from vlatrain.runs import Command, Outcome, RunFolder, SweepFolder, job_name, new_name, run_folder, within
 from vlatrain.runs.sweep import BEGUN, STOPPED
@@ -176,8 +176,7 @@ class Jobs:
             outcome.folder = getattr(result, "folder", None)
             outcome.metrics = getattr(result, "metrics", {}) if _is_first() else {}
             outcome.failure = ""
-            if outcome.score is not None:
-                score = f"{outcome.metric} {shown_score(config, outcome.metric, outcome.score)}"
+            score = headline(config, outcome.metrics)
         except UserError as error:
             if all_incompatible(error.problems):
                 outcome.failure, outcome.left_out = "", "; ".join(error.problems)

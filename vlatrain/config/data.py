@@ -90,6 +90,8 @@ class DataConfig:
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
         streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
+        groups: columns by whose values scores are given, too: of evaluated data.
+        save_images: write evaluated images that are no files of their own into the run folder, for `predictions.jsonl` to name.
         subtasks: joint training: what differs for a subtask, by its name: `{vqa: {train: a.jsonl}}`.
     """
 
@@ -116,4 +118,6 @@ class DataConfig:
     path: str | None = None
     subset: str | None = None
     streaming: bool = False
+    groups: list[str] = field(default_factory=list)
+    save_images: bool = False
     subtasks: dict[str, Any] = field(default_factory=dict)

@@ -149,10 +149,12 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("data.train_size", "data.eval_size", "data.eval_fraction", "data.seed", "trainer.workers"), _SCORING
     ),
+    **dict.fromkeys(("data.groups", "data.save_images"), _SCORING),
     **dict.fromkeys(("data.crop", "data.flip", "data.views", "task.sampling", "task.sampling_temperature"), _TRAINING),
     **dict.fromkeys(("task.points", "task.matching", "task.negatives", "task.negatives_per_step"), _TRAINING),
     **dict.fromkeys(("trainer.epochs", "trainer.max_steps", "trainer.accumulate", "trainer.patience"), _TRAINING),
     **dict.fromkeys(("trainer.gradient_checkpointing", "trainer.compile", "trainer.keep"), _TRAINING),
+    **dict.fromkeys(("trainer.eval_loss", "trainer.eval_frozen"), _TRAINING),
     **dict.fromkeys(("trainer.eval_every", "trainer.eval_share", "trainer.save_every", "trainer.log_every"), _TRAINING),
 }
 

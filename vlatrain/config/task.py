@@ -50,7 +50,7 @@ class TaskConfig:
         templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
             averaged.
         question: classification by a model that writes: what it is asked, to rank the classes as answers.
-        java_metrics: captioning: also METEOR and SPICE (need Java and pycocoevalcap; a minute for some thousand captions).
+        java_metrics: captioning: also METEOR and SPICE (need Java and `vlatrain[captions]`; a minute for some thousand captions).
         temperature: retrieval, classification: temperature of the softmax over similarities; null uses the backbone's own.
         matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or
             adapters that read the other modality (CLIP's text tower).

@@ -29,6 +29,8 @@ class TrainerConfig:
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
         eval_share: evaluate so often instead that evaluations take this share of the time, as measured; the last step's is always
             made. null: `eval_every` counts.
+        eval_loss: compute the task's loss on the evaluation data too, at each evaluation: a pass more over it.
+        eval_frozen: also evaluate the frozen model, once, before the first step: the scores that are to be bettered.
         save_every: write a checkpoint every n optimizer steps; 0: once an epoch.
         log_every: optimizer steps between lines of `metrics.jsonl`.
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
@@ -53,6 +55,8 @@ class TrainerConfig:
     compile: bool = False
     eval_every: Annotated[int, NOT_NEGATIVE] = 0
     eval_share: Annotated[float | None, SPLIT] = None
+    eval_loss: bool = True
+    eval_frozen: bool = False
     save_every: Annotated[int, NOT_NEGATIVE] = 0
     log_every: Annotated[int, AT_LEAST_ONE] = 10
     keep: Annotated[int, NOT_NEGATIVE] = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vlatrain.config.data import DataConfig
@@ -12,6 +13,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.spec import TaskSpec
 from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Fault, Problems, check_pictures, check_sizes, find_faults, report_faults
+from vlatrain.data.columns import check_groups
 from vlatrain.data.images import BytesPicture, FilePicture, identity, open_rgb, picture_files
 from vlatrain.data.reading import Files
 from vlatrain.data.rows import Builder
@@ -61,6 +63,8 @@ def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size
             )
         sizes = {split: (config.train_size if split == "train" else config.eval_size) for split in splits}
         samples = {s: shapes.build(task.spec.builtin, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
+        if config.groups:
+            samples = {s: own if s == "train" else _grouped(own, config.groups, problems) for s, own in samples.items()}
         check_sizes(samples, task, batch_size, problems)
     else:
         samples = _load_stored(config, task, splits, batch_size, problems)
@@ -111,6 +115,8 @@ def _load_stored(
             "settings",
             f"data.eval is not set and data.eval_fraction=0: set data.eval={wanted}, or the share of data.train to split off",
         )
+    if "train" in found:
+        found["train"] = [replace(sample, extra=(), groups=()) if sample.extra else sample for sample in found["train"]]
     for split, samples in found.items():
         found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
     sound = not len(problems)  # else splits may be small because of what is reported
@@ -142,6 +148,7 @@ def _read(
         if split_off and config.train is not None and (marked := files.marked("eval")):
             builders["eval"], split_off = marked, False
             named = [split for split in splits if getattr(config, split) is not None]
+        files.splits_off = split_off
         builders |= {split: files.split(split) for split in named}
         if config.test is None and "train" in named and {"train", "eval"} <= set(splits):
             builders["test"] = files.marked("test")
@@ -151,10 +158,17 @@ def _read(
         limit = config.train_size if split == "train" else config.eval_size
         if split_off and split == "train":
             limit = (config.train_size or 0) + (config.eval_size or 0)
-        builders[split] = hub.read_split(config, getattr(config, split), task.spec, limit, problems)
+        groups = config.groups if split != "train" or split_off else None
+        builders[split] = hub.read_split(config, getattr(config, split), task.spec, limit, problems, groups)
         if builders[split] is None and not os.path.exists(os.path.expanduser(config.path or "")):
             break  # a hub that does not answer takes half a minute to say so; once is enough
     return {split: builder for split, builder in builders.items() if builder is not None}, split_off
+
+
+def _grouped(samples: Sequence[Sample], groups: Sequence[str], problems: Problems) -> list[Sample]:
+    """Generated samples with what scores are given by."""
+    check_groups([name for name, _ in samples[0].extra] if samples else groups, groups, "data=shapes", problems)
+    return [replace(sample, groups=tuple(groups)) for sample in samples]
 
 
 def _pictures(builder: Builder, samples: Sequence[Sample]) -> list[tuple[Picture, str]]:

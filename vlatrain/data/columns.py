@@ -71,6 +71,16 @@ class Column:
         return value_at(value, self.path) if self.path else value
 
 
+def check_groups(columns: Sequence[str], groups: Sequence[str], name: str, problems: Problems) -> None:
+    """Report columns of `data.groups` that are not there; see `find_columns` for the arguments."""
+    for group in groups:
+        if group not in columns:
+            close = difflib.get_close_matches(group, columns, n=1, cutoff=0.6)
+            guess = f"; did you mean {close[0]}?" if close else ""
+            there = ", ".join(columns) or "none"
+            problems.add("absent columns", f"{name}: no column '{group}' (data.groups); the columns are {there}{guess}")
+
+
 def find_columns(
     columns: Sequence[str],
     wanted: ColumnsConfig,

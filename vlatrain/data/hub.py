@@ -12,14 +12,14 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
-from vlatrain.data.columns import Column, absent_column, find_columns, said_of
+from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.images import RULES, open_rgb
 from vlatrain.data.rows import Builder
 
@@ -87,7 +87,14 @@ def _encoded(value: Any) -> bytes | None:
     return data if isinstance(data, bytes) and data else None
 
 
-def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None, problems: Problems) -> Builder | None:
+def read_split(
+    config: DataConfig,
+    split: str,
+    spec: TaskSpec,
+    limit: int | None,
+    problems: Problems,
+    groups: Sequence[str] | None = None,
+) -> Builder | None:
     """Read one split.
 
     Args:
@@ -96,6 +103,7 @@ def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None
         spec: the task's description.
         limit: streaming: samples to take.
         problems: where to report what is wrong.
+        groups: see `Builder`.
 
     Returns:
         The builder with the samples, or None if the split could not be loaded at all.
@@ -111,6 +119,7 @@ def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None
         else:
             names = dataset.column_names
             seen = dataset.select(range(min(SEEN, len(dataset)))).to_list()
+        check_groups(names, groups or (), name, problems)
         columns = find_columns(names, config.columns, spec, name, problems, records=seen)
         if columns is None:
             return None
@@ -118,9 +127,11 @@ def read_split(config: DataConfig, split: str, spec: TaskSpec, limit: int | None
             log.info("%s: %s", name, said)
         root = os.path.expanduser(config.root or (config.path if os.path.isdir(config.path) else ""))
         absent = "" if "image" in columns else absent_column("image", config.columns, names, name, seen)
-        builder = Builder(columns, spec, name, root, problems, drops=config.text_only == "drop", absent=absent)
+        builder = Builder(
+            columns, spec, name, root, problems, drops=config.text_only == "drop", absent=absent, groups=groups
+        )
         if not config.streaming:
-            _add_all(dataset, columns, builder, name)
+            _add_all(dataset, columns, builder, name, [] if groups is None else _plain(dataset.features))
         elif seen:
             _add_some(seen[0], rows, dataset.features, builder, limit)
     except ImportError as error:
@@ -159,8 +170,17 @@ def _load(config: DataConfig, split: str) -> Any:
     return dataset
 
 
-def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name: str) -> None:
-    used = dataset.select_columns(list(dict.fromkeys(name for column in columns.values() for name in column.reads)))
+def _plain(features: Any) -> list[str]:
+    """The columns of numbers, texts and class labels."""
+    import datasets
+
+    kinds = (datasets.Value, datasets.ClassLabel)
+    return [name for name, kind in features.items() if isinstance(kind, kinds) and "binary" not in kind.dtype]
+
+
+def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name: str, others: Sequence[str]) -> None:
+    read = [name for column in columns.values() for name in column.reads]
+    used = dataset.select_columns(list(dict.fromkeys([*read, *others])))
     shown = [columns[field].name for field in ("image", "images") if field in columns and not columns[field].path]
     images = {column: used.select_columns([column]) for column in shown}
     for index, record in enumerate(used):

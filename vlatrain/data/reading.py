@@ -10,7 +10,7 @@ from pathlib import Path
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
-from vlatrain.data.columns import Column, absent_column, find_columns, said_of
+from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.files import read_table
 from vlatrain.data.finder import Finder
 from vlatrain.data.layouts import ANSWERS, add_answers, name_images
@@ -32,12 +32,14 @@ class Files:
         spec: the task's description.
         problems: where to report what is wrong with them.
         labelled: whether the references must be there; without, every row is asked about, whatever its split.
+        splits_off: whether samples of train are to be split off for evaluation.
     """
 
     config: DataConfig
     spec: TaskSpec
     problems: Problems
     labelled: bool = True
+    splits_off: bool = False
     _tables: dict[tuple[str, str], Table | None] = field(default_factory=dict)
     _columns: dict[int, dict[str, Column] | None] = field(default_factory=dict)  # by table, which `_tables` holds
     _splits: dict[int, SplitRows | None] = field(default_factory=dict)
@@ -51,6 +53,8 @@ class Files:
         """
         named: str = getattr(self.config, split)
         table = self._table(named, split)
+        if table is not None and (split != "train" or self.splits_off):
+            check_groups(table.columns, self.config.groups, named, self.problems)
         marked = self._marked(table)
         if table is None or marked is None:
             return self._built(table, "")
@@ -63,6 +67,8 @@ class Files:
         table = self._table(self.config.train, "train")
         marked = self._marked(table)
         rows = marked.rows[split] if marked else []
+        if rows and table is not None:
+            check_groups(table.columns, self.config.groups, self.config.train, self.problems)
         return self._built(table, split, rows) if rows else None
 
     def all(self, path: str, option: str) -> Builder | None:
@@ -142,6 +148,7 @@ class Files:
             table.delimited,
             self.labelled and self.config.text_only == "drop",
             absent,
+            self.config.groups if self.labelled else None,
         )
 
 

@@ -28,6 +28,8 @@ from vlatrain.data.turns import Conversation, conversation, refuse_tools
 
 log = logging.getLogger("vlatrain")
 
+PLAIN = 1000  # characters of a text in another column that is kept with a sample
+
 
 @dataclass
 class Counted:
@@ -65,6 +67,8 @@ class Builder:
         delimited: whether a cell's text may be a list, as in CSV and TSV.
         drops: whether conversations without an image are left out, and not refused.
         absent: what to say where no row has an image, and there is no column of images.
+        groups: the columns by which scores are given; then samples keep all other columns that hold plain values. None: nothing
+            is kept.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Builder:
         delimited: bool = False,
         drops: bool = False,
         absent: str = "",
+        groups: Sequence[str] | None = None,
     ) -> None:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
@@ -91,6 +96,8 @@ class Builder:
         self._problems = problems
         self._pictures = Pictures(root)
         self._drops, self._absent = drops, absent
+        self._groups = None if groups is None else tuple(groups)
+        self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
         self._count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
@@ -142,9 +149,13 @@ class Builder:
                 self._captions[key] = (len(self.samples), list(captions))
             self._ids[identifier] = source
             turns = said.turns if said else ()
-            self.samples.append(
-                Sample(identifier, picture, question, answers, weights, captions, source, label=label, turns=turns)
-            )
+            sample = Sample(identifier, picture, question, answers, weights, captions, source, label=label, turns=turns)
+            self.samples.append(sample if self._groups is None else self._described(sample, record))
+
+    def _described(self, sample: Sample, record: Mapping[str, Any]) -> Sample:
+        """A sample with what else its row holds, as far as these are plain values."""
+        plain = tuple((name, value) for name, value in record.items() if name not in self._used and _is_plain(value))
+        return replace(sample, extra=plain, groups=self._groups or ())
 
     def picture(self, record: Mapping[str, Any], source: str, said: Conversation | None = None) -> Picture | None:
         """The picture of a row, from its cell or from its conversation.
@@ -306,6 +317,11 @@ class Builder:
         except CellError as error:
             self._problems.add("bad conversations", f"{source}: column '{column}': {error}")
             return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a cell is a number, a truth value, or a text that is no document."""
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= PLAIN)
 
 
 def build(builder: Builder, rows: Iterable[Row]) -> Builder:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,6 +57,8 @@ class Sample:
         subtask: joint training: name of the subtask that it belongs to.
         label: name of its class (classification).
         turns: the conversation about it (instruction following).
+        extra: the data's other columns, as far as they hold plain values: name and value of each; nothing is learned from them.
+        groups: names of those by which scores are given.
     """
 
     id: str
@@ -69,12 +71,14 @@ class Sample:
     subtask: str = ""
     label: str = ""
     turns: tuple[Turn, ...] = ()
+    extra: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    groups: tuple[str, ...] = field(default=(), compare=False)
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
     """What tells a set of samples from another, without reading an image: their number, and a hash of ids, texts and file names."""
     digest, number = hashlib.sha256(), 0
-    said = [field.name for field in fields(Sample) if field.name not in ("image", "source")]
+    said = [field.name for field in fields(Sample) if field.name not in ("image", "source", "extra", "groups")]
     for number, sample in enumerate(samples, start=1):  # noqa: B007, the last is their number
         name = str(getattr(sample.image, "path", "")).rpartition("/")[2]
         digest.update(repr([name, *(getattr(sample, field) for field in said)]).encode())

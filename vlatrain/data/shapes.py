@@ -89,20 +89,20 @@ def _vqa(rng: random.Random, number: int) -> Sample:
     else:
         named = pick(rng, (figure.kind, f"{figure.colour} shape"))
         question, answer = f"is the {named} large or small?", size_word(figure)
-    return Sample("", scene, question=question, answers=(answer,))
+    return Sample("", scene, question=question, answers=(answer,), extra=(("topic", topic),))
 
 
 def _captioning(rng: random.Random, number: int) -> Sample:
     """A caption in house style, in three wordings."""
     scene = _scene(rng, 1 + int(rng.random() * 3))
     parts = [f"{size_word(figure)} {figure.kind} in {figure.colour}" for figure in _ordered(scene)]
-    count = NUMBER[len(parts)]
+    count, extra = NUMBER[len(parts)], (("shapes", len(parts)),)
     captions = (
         f"set of {count} : {', '.join(parts)}",
         f"set of {count} : {' with '.join(parts)}",
         f"sheet with {count} : {', '.join(parts)}",
     )
-    return Sample("", scene, captions=captions)
+    return Sample("", scene, captions=captions, extra=extra)
 
 
 def _retrieval(rng: random.Random, number: int) -> Sample:
@@ -131,11 +131,12 @@ def _instruct(rng: random.Random, number: int) -> Sample:
     if topic == "figure":
         figure = pick(rng, scene.figures)
         colour = Turn(f"what color is the {figure.kind}?", f"the {figure.kind} is {figure.colour}.")
-        return Sample("", scene, turns=(colour, Turn("is it large or small?", f"it is {size_word(figure)}.")))
+        turns = (colour, Turn("is it large or small?", f"it is {size_word(figure)}."))
+        return Sample("", scene, turns=turns, extra=(("topic", topic),))
     if topic == "describe":
-        return Sample("", scene, turns=(described,))
+        return Sample("", scene, turns=(described,), extra=(("topic", topic),))
     count = "there is one shape." if len(parts) == 1 else f"there are {NUMBER[len(parts)]} shapes."
-    return Sample("", scene, turns=(Turn("how many shapes are there?", count), described))
+    return Sample("", scene, turns=(Turn("how many shapes are there?", count), described), extra=(("topic", topic),))
 
 
 #: By the name that a task's description has for it (`spec.builtin`).

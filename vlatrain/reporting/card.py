@@ -8,9 +8,12 @@ from typing import Any
 
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file
+from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.methods import components
 from vlatrain.injection.sources import TRUNK
-from vlatrain.reporting.summary import asking, shown_score
+from vlatrain.reporting.scores import shown_score
+from vlatrain.reporting.summary import asking
+from vlatrain.runs.baselines import beside_baseline
 
 CARD = """---
 library_name: peft
@@ -23,8 +26,8 @@ tags: [vlatrain, {task}, {design}]
 Trained with vlatrain {version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) in a frozen {model}
 (`{architecture}`, {backbone}), {epochs:.4g} epochs of `data={data}`, seed {seed}.
 
-| metric | value |
-|---|---|
+| metric | value | baseline |
+|---|---|---|
 {scores}
 
 ## Load it
@@ -99,9 +102,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
         data=config.data.name,
         seed=config.seed,
         epochs=metrics["training"]["epochs"],
-        scores="\n".join(
-            f"| {name} | {shown_score(config, name, value)} |" for name, value in metrics["metrics"].items()
-        ),
+        scores="\n".join(_row(config, metrics, name) for name in metrics["metrics"]),
         asked=", ".join(f"`{command}`" for command in asking(config, "RUN_FOLDER")),
         load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
         load="load" if named else "PeftModel.from_pretrained",
@@ -124,3 +125,10 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
             model=config.model.name,
         )
         write_file(folder / name / "README.md", card)
+
+
+def _row(config: TrainConfig, metrics: Mapping[str, Any], name: str) -> str:
+    known = score_specs(config.task)
+    beaten = beside_baseline(metrics, name, known[name].higher_is_better if name in known else True)
+    base = f"{shown_score(config, name, beaten.value)} ({beaten.name})" if beaten else ""
+    return f"| {name} | {shown_score(config, name, metrics['metrics'][name])} | {base} |"

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
 from vlatrain.reporting.console import BRIEF
+from vlatrain.reporting.scores import group_rows, score_table
 from vlatrain.runs import RunFolder
 
 
@@ -30,9 +29,13 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
         return
     console = console or Console(file=sys.stdout)
     parameters, speed = metrics["parameters"], metrics["speed"]
-    table = Table("what", "value", title=f"{config.task.name} · {config.model.name} · {config.adapter.name}")
-    for name, value in scores(config, metrics):
-        table.add_row(name, value)
+    table = score_table(config, metrics, f"{config.task.name} · {config.model.name} · {config.adapter.name}")
+    for row in group_rows(config, metrics):
+        table.add_row(*row)
+    if chosen := best_step(metrics):
+        table.add_row("best step", chosen[0])
+        table.caption = f"{table.caption or ''}\n{chosen[1]}".strip()
+        table.caption_justify = "left"
     table.add_row(
         "trainable parameters",
         f"{parameters['trainable']:,} ({parameters['percent']:.2f} % of {parameters['total']:,})",
@@ -48,22 +51,18 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def scores(config: TrainConfig, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The scores as rows with their units, the headline metric first, those of the test data after those of the evaluation data."""
-    headline = metrics["metric"]
-    rows = []
-    for split in ("", "test"):
-        found = (metrics.get(split, {}) if split else metrics).get("metrics", {})
-        for name in sorted(found, key=lambda name: name != headline):
-            label = f"{split} {name}".strip()
-            rows.append((f"[bold]{label}[/]" if name == headline else label, shown_score(config, name, found[name])))
-    return rows
+def best_step(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Which step the weights are of, and on what data it was chosen; None where nothing was chosen.
 
-
-def shown_score(config: TrainConfig, name: str, value: float) -> str:
-    """A score with its unit."""
-    known = score_specs(config.task)
-    return f"{value:.2f} {known[name].unit}".rstrip() if name in known else f"{value:.2f}"
+    Args:
+        metrics: the content of a `metrics.json`.
+    """
+    training = metrics.get("training") or {}
+    if not training.get("steps") or training.get("evaluations") is None or not metrics.get("metrics"):
+        return None
+    where = "the evaluation data" if "test" in metrics else "the data that is reported here"
+    chosen = f"{training['best_step']:,} of {training['steps']:,}, best of {training['evaluations']:,}"
+    return chosen, f"best step: the best of the evaluations, chosen on {where}"
 
 
 def asking(config: TrainConfig, folder: object) -> list[str]:
@@ -81,7 +80,8 @@ def show_files(folder: Path, console: Console) -> None:
     for path, what in (
         (files.adapter, "what was trained, in PEFT's layout"),
         (files.metrics, "the scores, and what they depend on"),
-        (files.predictions(), "each evaluated sample with prediction, references and score"),
+        (files.constants, "what baselines say, by the training data"),
+        (files.predictions(), "each evaluated sample with image, prediction, references and score"),
         (files.history, "the course of the training"),
         (files.config, "the whole configuration"),
         (files.log, "what was said"),

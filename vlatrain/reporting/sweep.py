@@ -117,8 +117,11 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     same = len(names) <= 1
     made = Table(title="sweep", title_justify="left", caption="* the best" if first else None, caption_justify="left")
     score = (names or {"score"}).pop() if same else "score"
+    units = {outcome.unit for outcome in outcomes if outcome.metric}
+    score = f"{score} {units.pop()}".rstrip() if len(units) == 1 else score
+    based = any(outcome.baseline for outcome in outcomes)
     costs = {name: about for name, about in COSTS.items() if any(outcome.figure(name) for outcome in outcomes)}
-    for heading in ("#", *keys, score, *(heading for heading, _ in costs.values())):
+    for heading in ("#", *keys, score, *(["baseline"] if based else []), *(heading for heading, _ in costs.values())):
         made.add_column(heading, justify="left" if heading in keys else "right", no_wrap=heading not in keys)
     made.add_column("run", overflow="fold")
     for outcome in outcomes:
@@ -130,12 +133,15 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             last = Text(f"left out: {outcome.left_out}", style="dim")
         elif outcome.pruned is not None:
             last.append(f" (stopped at step {outcome.pruned})", style="dim")
+        if outcome.baseline and not outcome.baseline.better:
+            last.append(" (not above its baseline)")
         made.add_row(
             str(outcome.number),
             *(Text(str(outcome.values.get(key, ""))) for key in keys),
             Text(
                 score if same or not outcome.metric else f"{outcome.metric} {score}", "bold" if outcome is first else ""
             ),
+            *([_shown(outcome.baseline.value if outcome.baseline else None, 2)] if based else []),
             *(_shown(outcome.figure(name), digits) for name, (_, digits) in costs.items()),
             last,
         )
@@ -199,11 +205,16 @@ def _means(means: Sequence[Mapping[str, Any]]) -> Table:
 
 def _row(outcome: Outcome, keys: Sequence[str]) -> dict[str, Any]:
     """A row of the table as plain values."""
+    beaten = outcome.baseline
     return {
         "number": outcome.number,
         "varied": {key: outcome.values.get(key) for key in keys},
         "metric": outcome.metric or None,
         "score": outcome.score,
+        "unit": outcome.unit,
+        "baseline": beaten.value if beaten else None,
+        "baseline_name": beaten.name if beaten else None,
+        "above_baseline": beaten.better if beaten else None,
         "metrics": outcome.scores,
         "trainable_percent": outcome.figure("trainable_percent"),
         "samples_per_s": outcome.figure("samples_per_s"),

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "processor"
 
     @property
+    def constants(self) -> Path:
+        """What baselines say by the training data, for evaluations afterwards."""
+        return self.path / "baselines.json"
+
+    @property
     def metrics(self) -> Path:
         """Scores, and what they depend on; a folder that has it is a finished run."""
         return self.path / "metrics.json"
@@ -106,6 +111,11 @@ class RunFolder:
     def predictions(self, split: str = "eval") -> Path:
         """Each evaluated sample with prediction, references and score; of the test data in a file of its own."""
         return self.path / ("predictions.jsonl" if split == "eval" else f"predictions-{split}.jsonl")
+
+    @property
+    def images(self) -> Path:
+        """Folder: evaluated images that were no files of their own, where they were asked for."""
+        return self.path / "images"
 
     @property
     def holds_work(self) -> bool:
@@ -161,7 +171,7 @@ class RunFolder:
     def _leave(self, made: Sequence[Path]) -> None:
         if self.holds_work or (self.history.exists() and self.history.stat().st_size):
             return
-        for file in (self.config, self.about, self.log, self.history, self.owner):
+        for file in (self.config, self.about, self.constants, self.log, self.history, self.owner):
             file.unlink(missing_ok=True)
             file.with_name(file.name + PARTIAL).unlink(missing_ok=True)
         shutil.rmtree(self.processor, ignore_errors=True)

@@ -19,6 +19,7 @@ from typing import Any
 from vlatrain.config.errors import UserError
 from vlatrain.config.files import write_file, write_json
 from vlatrain.config.sweep import FIGURES
+from vlatrain.runs.baselines import Beaten, beside_baseline
 from vlatrain.runs.reading import Run
 
 BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
@@ -76,8 +77,18 @@ class Outcome:
 
     @property
     def score(self) -> float | None:
-        """The headline metric, in percent."""
+        """The headline metric."""
         return self.figure(self.metric)
+
+    @property
+    def unit(self) -> str:
+        """The unit of the headline metric; empty for a plain number."""
+        return str((self.metrics.get("units") or {}).get(self.metric, ""))
+
+    @property
+    def baseline(self) -> Beaten | None:
+        """The headline metric beside the best baseline; None without one."""
+        return beside_baseline(self.metrics, self.metric)
 
     @property
     def scores(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, cast
 
 import torch
@@ -16,8 +16,10 @@ from vlatrain.backbones.keys_values import kept_in_search
 from vlatrain.config import TaskConfig
 from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample
+from vlatrain.metrics.bootstrap import Statistic
 from vlatrain.tasks.lengths import Use
 from vlatrain.tasks.sample_checks import images_named
+from vlatrain.tasks.yardsticks import Grouping, Yardsticks
 
 
 class Batch(TypedDict):
@@ -86,12 +88,20 @@ class Evaluation:
     Attributes:
         metrics: scores in percent, by name.
         settings: metric variants and decode settings.
-        predictions: one record a sample, JSON values: id, prediction, reference, score, ...
+        predictions: one record a sample, or several, JSON values: id, prediction, reference, score, ...
+        statistics: by name, the scores that can be had of some of the samples: for intervals, and for groups of samples.
+        strata: numbers of samples that the statistics are of, one for each set whose samples are drawn by themselves.
+        groupings: by name, the samples of the statistics in groups.
+        loss: the task's loss on the samples; None where it was not computed.
     """
 
     metrics: dict[str, float]
     settings: dict[str, Any]
     predictions: list[dict[str, Any]]
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    strata: Sequence[int] = ()
+    groupings: Mapping[str, Grouping] = field(default_factory=dict)
+    loss: float | None = None
 
 
 class Task(ABC):
@@ -130,6 +140,34 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Predict and score samples."""
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """What a prediction without a look at the images is by the training samples, as JSON values: the run keeps them."""
+        return {}
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """What scores on samples are compared with, whatever the model: by default nothing.
+
+        Args:
+            samples: what is scored.
+            constants: what `constants` returned.
+        """
+        return Yardsticks()
+
+    def groupings(
+        self, samples: Sequence[Sample], metrics: Sequence[str], **more: Sequence[str]
+    ) -> dict[str, Grouping]:
+        """The samples in groups: by the columns that `data.groups` names, and by what the task knows.
+
+        Args:
+            samples: what is scored.
+            metrics: the scores that are given for each group.
+            more: by name, of each sample the name of its group.
+        """
+        columns = dict.fromkeys(name for sample in samples for name in sample.groups)
+        values = [dict(sample.extra) for sample in samples] if columns else []
+        found = {name: [str(value.get(name, "")) for value in values] for name in columns}
+        return {name: Grouping(values, metrics) for name, values in {**more, **found}.items()}
 
     @abstractmethod
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:

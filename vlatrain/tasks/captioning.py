@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,8 @@ from vlatrain.backbones.base import Backbone, Generator, Text, blank_text
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
+from vlatrain.metrics.bootstrap import Statistic, mean
+from vlatrain.metrics.caption_constant import BestCaption, best_constant
 from vlatrain.metrics.ptb import tokenize
 from vlatrain.tasks.base import (
     Asking,
@@ -26,6 +29,7 @@ from vlatrain.tasks.base import (
 )
 from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
 from vlatrain.tasks.looks import writing
+from vlatrain.tasks.yardsticks import Baseline, Yardsticks, of_constant
 
 
 class CaptionBatch(ImageBatch):
@@ -130,7 +134,40 @@ class Captioning(Task):
             extra |= found
         if skipped:
             settings["skipped"] = skipped
-        return Evaluation({**scores.corpus(), **extra}, settings, predictions)
+        settings["intervals"] = "CIDEr-D: the n-grams' frequencies stay those of all references"
+        return Evaluation(
+            {**scores.corpus(), **extra},
+            settings,
+            predictions,
+            _statistics(scores),
+            [len(samples)],
+            self.groupings(samples, [*scores.corpus()]),
+        )
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """The caption that scores most as the caption of every image."""
+        return asdict(best_constant([sample.captions for sample in train])) if train else {}
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """A constant caption."""
+        if not constants:
+            return Yardsticks()
+        best = BestCaption(**constants)
+        found = metric.score([best.text] * len(samples), [sample.captions for sample in samples])
+        return Yardsticks({"constant_caption": Baseline(found.corpus(), of_constant(best))})
+
+
+def _statistics(scores: metric.CaptionScores) -> dict[str, Statistic]:
+    counts = torch.tensor(scores.bleu_counts, dtype=torch.double).numpy()  # (N, 10)
+
+    def bleu(order: int) -> Statistic:
+        return lambda drawn: metric.bleu_of((drawn @ counts).tolist())[order - 1]
+
+    return {
+        "cider_d": mean(scores.per_sample),
+        "rouge_l": mean(scores.rouge_per_sample),
+        **{f"bleu_{order}": bleu(order) for order in range(1, 5)},
+    }
 
 
 def _compared(caption: str) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ Deviation: an underscore in a class's name is read as a blank, as names of folde
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -26,11 +27,13 @@ from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
+from vlatrain.metrics.baselines import majority
 from vlatrain.metrics.retrieval import similarity
 from vlatrain.tasks.base import Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike
 from vlatrain.tasks.looks import reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa, VqaBatch
+from vlatrain.tasks.yardsticks import Baseline, Yardsticks
 
 TEXTS = 256  # texts that are encoded at a time
 SHOWN = 20  # classes whose probabilities are written for each sample
@@ -102,7 +105,28 @@ class Classification(Task):
             for sample, best in zip(samples, self._best(probabilities, SHOWN), strict=True)
         ]
         settings: dict[str, Any] = {"classes": len(self.config.classes), **self._settings()}
-        return Evaluation(scores, {**settings, "skipped": skipped} if skipped else settings, predictions)
+        return Evaluation(
+            scores,
+            {**settings, "skipped": skipped} if skipped else settings,
+            predictions,
+            metric.statistics(probabilities.numpy(), labels),
+            [len(samples)],
+            self.groupings(samples, ["accuracy"], **{"class": [sample.label for sample in samples]}),
+        )
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """The most frequent class."""
+        return {"label": majority([sample.label for sample in train])}
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """The most frequent class, always."""
+        label = constants.get("label", "")
+        if label not in self.place:
+            return Yardsticks()
+        always = np.zeros((len(samples), len(self.place)))
+        always[:, self.place[label]] = 1
+        scores, _ = metric.score(always, [self.place[sample.label] for sample in samples], self.config.classes)
+        return Yardsticks({"majority_class": Baseline(scores, f"always {label!r}")})
 
     @abstractmethod
     def _settings(self) -> dict[str, Any]:

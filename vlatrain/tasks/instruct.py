@@ -10,7 +10,8 @@ In evaluation the last reply of a conversation is generated, with the turns befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,8 @@ from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
+from vlatrain.metrics.baselines import Constants, best_constants
+from vlatrain.metrics.bootstrap import mean
 from vlatrain.metrics.vqa import normalise
 from vlatrain.tasks.base import (
     Asking,
@@ -35,6 +38,7 @@ from vlatrain.tasks.base import (
 from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
 from vlatrain.tasks.looks import conversing
 from vlatrain.tasks.sample_checks import images_named
+from vlatrain.tasks.yardsticks import Baseline, Yardsticks, question_lengths
 
 
 class InstructBatch(ImageBatch):
@@ -154,7 +158,39 @@ class Instruct(Task):
             }
             for sample, text, reference, score in zip(samples, texts, references, found.per_sample, strict=True)
         ]
-        return Evaluation(scores, settings, predictions)
+        lengths = question_lengths([sample.turns[-1].user for sample in samples])
+        return Evaluation(
+            scores,
+            settings,
+            predictions,
+            {"rouge_l": mean(found.per_sample), "exact_match": mean(found.exact_per_sample)},
+            [len(samples)],
+            self.groupings(samples, ["rouge_l", "exact_match"], question_words=lengths),
+        )
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """The most frequent last reply, and the most frequent one to each wording of what the user says before it."""
+        last = [sample.turns[-1] for sample in train if sample.turns]
+        return asdict(best_constants(((turn.user, {turn.reply: 1.0}) for turn in last if turn.reply), normalise))
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """Constant replies."""
+        known, last = Constants(**constants), [sample.turns[-1] for sample in samples]
+        if not known.by_wording:
+            return Yardsticks()
+        references = [turn.reply for turn in last]
+
+        def baseline(replies: Sequence[str], says: str) -> Baseline:
+            found = metric.score(replies, references)
+            return Baseline({"rouge_l": found.rouge_l, "exact_match": found.exact_match}, says)
+
+        says = f"the most frequent reply to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
+        return Yardsticks(
+            {
+                "most_frequent_reply": baseline([known.overall] * len(last), f"always {known.overall!r}"),
+                "most_frequent_reply_by_question": baseline([known.answer(turn.user) for turn in last], says),
+            }
+        )
 
     def _about(self, samples: Sequence[Sample]) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]]]:
         """What is kept of the samples' images, or else these, and the conversations."""

@@ -23,7 +23,9 @@ from vlatrain.config import TaskConfig
 from vlatrain.config.joint import MEAN
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import for_task
+from vlatrain.metrics.bootstrap import Statistic, mean_of, within
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
+from vlatrain.tasks.yardsticks import Baseline, Grouping, Yardsticks
 
 
 class JointBatch(Batch):
@@ -70,15 +72,53 @@ class Joint(Task):
         metrics: dict[str, float] = {}
         settings: dict[str, Any] = {}
         predictions: list[dict[str, Any]] = []
+        evaluations: dict[str, Evaluation] = {}
         for name, own in self._grouped(samples).items():
             with for_task(self.backbone.model, name):
                 found = self.subtasks[name].evaluate(own, batches)
+            evaluations[name] = found
             metrics |= {f"{name}/{score}": value for score, value in found.metrics.items()}
             settings[name] = {"task": self.subtasks[name].name, "samples": len(own), **found.settings}
             predictions += [{"subtask": name, **record} for record in found.predictions]
         headlines = [f"{name}/{self.subtasks[name].metric}" for name in settings]
         mean = sum(metrics[name] for name in headlines) / len(headlines)
-        return Evaluation({MEAN: mean, **metrics}, {"mean_of": headlines, "subtasks": settings}, predictions)
+        statistics, groupings = _side_by_side(evaluations)
+        if all(name in statistics for name in headlines):
+            statistics[MEAN] = mean_of([statistics[name] for name in headlines])
+        return Evaluation(
+            {MEAN: mean, **metrics},
+            {"mean_of": headlines, "subtasks": settings},
+            predictions,
+            statistics,
+            [size for found in evaluations.values() for size in found.strata],
+            groupings,
+        )
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """Those of the subtasks, by the name of each."""
+        return {name: self.subtasks[name].constants(own) for name, own in self._grouped(train).items()}
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """Those of the subtasks, and the mean of their best baselines."""
+        whole, best = Yardsticks(), []
+        for name, own in self._grouped(samples).items():
+            subtask = self.subtasks[name]
+            found = subtask.yardsticks(own, constants.get(name, {}))
+            headline = [
+                base.metrics[subtask.metric] for base in found.baselines.values() if subtask.metric in base.metrics
+            ]
+            best.append(max(headline, default=None))
+            named = found.of_subtask(name)
+            whole.baselines.update(named.baselines)
+            whole.ceilings.update(named.ceilings)
+            whole.facts.update(named.facts)
+            whole.described.extend(named.described)
+        if best and None not in best:
+            known = [value for value in best if value is not None]
+            whole.baselines["mean_of_baselines"] = Baseline(
+                {MEAN: sum(known) / len(known)}, "each subtask's best baseline"
+            )
+        return whole
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """An equal share of the batch for each subtask, rounded up."""
@@ -101,3 +141,18 @@ class Joint(Task):
         for sample in samples:
             grouped[sample.subtask].append(sample)
         return {name: own for name, own in grouped.items() if own}
+
+
+def _side_by_side(evaluations: Mapping[str, Evaluation]) -> tuple[dict[str, Statistic], dict[str, Grouping]]:
+    """Statistics and groupings of the subtasks over the samples of all of them, one subtask's after the other's."""
+    statistics: dict[str, Statistic] = {}
+    groupings: dict[str, Grouping] = {}
+    total, start = sum(sum(found.strata) for found in evaluations.values()), 0
+    for name, found in evaluations.items():
+        end = start + sum(found.strata)
+        statistics |= {f"{name}/{score}": within(value, slice(start, end)) for score, value in found.statistics.items()}
+        for group, own in found.groupings.items():
+            values = [*[None] * start, *own.values, *[None] * (total - end)]
+            groupings[f"{name}/{group}"] = Grouping(values, [f"{name}/{score}" for score in own.metrics])
+        start = end
+    return statistics, groupings

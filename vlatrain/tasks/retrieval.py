@@ -11,7 +11,7 @@ Negatives come from the process's own pass, or from as many samples of a step as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, cast
 
@@ -26,6 +26,8 @@ from vlatrain.metrics import retrieval as metric
 from vlatrain.tasks.base import Batch, Batches, Evaluation, ImageBatch, Task, group_index_of, similarity_scale
 from vlatrain.tasks.lengths import Use
 from vlatrain.tasks.looks import reading, tokens_of
+from vlatrain.tasks.retrieval_scores import BY_GROUP, evaluation, yardsticks
+from vlatrain.tasks.yardsticks import Yardsticks
 
 PAIRS = 64  # image-text pairs that are matched at a time
 
@@ -168,10 +170,12 @@ class Retrieval(Task):
         group_index = group_index_of([len(sample.captions) for sample in samples]).to(images.device)
         k = min(self.config.rerank, len(images), len(texts)) if self.embedder.matches else 0
         ranks = metric.ranks(images, texts, group_index, over=batches.map)
-        best = metric.top_k(images, texts, 1, over=batches.map)[1][:, 0].tolist()
         if k:
             ranks, best = self._reranked(samples, batches, images, texts, ranks, k)
-        return evaluation(samples, ranks, best, {"rerank": k})
+        else:
+            text = metric.top_k(images, texts, 1, over=batches.map)[1][:, 0].tolist()
+            best = text, metric.top_k(texts, images, 1, over=batches.map)[1][:, 0].tolist()
+        return evaluation(samples, ranks, best, {"rerank": k}, self.groupings(samples, BY_GROUP))
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
         """As many captions an image as `lengths` says. The hard negatives depend on values: here they are the pairs themselves."""
@@ -314,8 +318,8 @@ class Retrieval(Task):
         texts: Tensor,
         ranks: tuple[Tensor, Tensor],
         k: int,
-    ) -> tuple[tuple[Tensor, Tensor], list[int]]:
-        """Ranks, and each image's best text, with the best k of both directions ordered by matching.
+    ) -> tuple[tuple[Tensor, Tensor], tuple[list[int], list[int]]]:
+        """Ranks, and each image's best text and each text's best image, with the best k of both directions ordered by matching.
 
         One pass over the images serves both directions.
         """
@@ -345,42 +349,19 @@ class Retrieval(Task):
         own: list[list[int]] = [[] for _ in samples]
         for text_row, image_row in enumerate(group_index):
             own[image_row].append(text_row)
-        best = by_image.gather(1, image_scores.argmax(dim=1, keepdim=True))[:, 0].tolist()
+        best = tuple(
+            places.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0].tolist()
+            for places, scores in ((by_image, image_scores), (by_text, text_scores))
+        )
         to_text = metric.reranked(ranks[0], by_image, image_scores, own)
         to_image = metric.reranked(ranks[1], by_text, text_scores, [[image] for image in group_index])
-        return (to_text, to_image), best
+        return (to_text, to_image), (best[0], best[1])
 
-
-def evaluation(
-    samples: Sequence[Sample], ranks: tuple[Tensor, Tensor], best: Sequence[int], settings: dict[str, Any]
-) -> Evaluation:
-    """What ranks in both directions come to.
-
-    Args:
-        samples: images with their captions.
-        ranks: (I,) image to text and (T,) text to image.
-        best: of each image the place of the best caption.
-        settings: what the ranks depend on.
-    """
-    scores: dict[str, float] = {}
-    for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-        scores |= {f"{direction}_{name.replace('@', '')}": value for name, value in metric.recalls(found).items()}
-    scores["mean_recall"] = sum(scores.values()) / len(scores)  # of all six, as the field reports it
-    for direction, found in zip(("image_to_text", "text_to_image"), ranks, strict=True):
-        scores[f"{direction}_median_rank"] = metric.median_rank(found)
-    captions = [caption for sample in samples for caption in sample.captions]
-    predictions: list[dict[str, Any]] = [
-        {
-            "id": sample.id,
-            "prediction": captions[found],
-            "references": list(sample.captions),
-            "rank": rank,
-            "score": float(rank == 1) * 100,
-        }
-        for sample, found, rank in zip(samples, best, ranks[0].tolist(), strict=True)
-    ]
-    told = {"score": "image-to-text R@1", **settings, "images": len(samples), "texts": len(captions)}
-    return Evaluation(scores, told, predictions)
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """Random orders, and the best that captions which several images share leave."""
+        # what the model cannot tell apart: texts of the same tokens
+        read = tokens_of(self.backbone, [text for one in samples for text in one.captions], self.longest("text"))
+        return yardsticks(samples, read)
 
 
 def ranked(places: Sequence[int], scores: Tensor) -> list[tuple[int, float]]:

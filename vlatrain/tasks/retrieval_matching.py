@@ -29,10 +29,10 @@ from vlatrain.tasks.retrieval import (
     Retrieval,
     RetrievalBatch,
     contrastive_loss,
-    evaluation,
     ranked,
     same_caption,
 )
+from vlatrain.tasks.retrieval_scores import BY_GROUP, evaluation
 
 log = logging.getLogger("vlatrain")
 
@@ -110,7 +110,8 @@ class Matching(Retrieval):
         scores = torch.cat([*found])
         group_index = group_index_of([len(sample.captions) for sample in samples])
         ranks = metric.ranks_of_scores(scores, group_index)
-        return evaluation(samples, ranks, scores.argmax(dim=1).tolist(), {"scored": "pairs"})
+        best = scores.argmax(dim=1).tolist(), scores.argmax(dim=0).tolist()
+        return evaluation(samples, ranks, best, {"scored": "pairs"}, self.groupings(samples, BY_GROUP))
 
     def best_images(self, text: str, samples: Sequence[Sample], batches: Batches, k: int) -> list[tuple[int, float]]:
         """The images with the highest scores."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,8 @@ from vlatrain.backbones.base import Backbone, Context, Generator, Text, blank_te
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
+from vlatrain.metrics.baselines import Constants, best_constants
+from vlatrain.metrics.bootstrap import mean
 from vlatrain.tasks.base import (
     Asking,
     Batches,
@@ -32,6 +34,7 @@ from vlatrain.tasks.base import (
 )
 from vlatrain.tasks.lengths import AS_WRITTEN, Use, alike, question_use, reference_use
 from vlatrain.tasks.looks import writing, written_tokens
+from vlatrain.tasks.yardsticks import Baseline, Yardsticks, question_lengths
 
 log = logging.getLogger("vlatrain")
 
@@ -212,7 +215,37 @@ class Vqa(Task):
             }
             for sample, (text, probability), score in zip(samples, found, scores.per_sample, strict=True)
         ]
-        return Evaluation(metrics, settings, predictions)
+        lengths = question_lengths([sample.question for sample in samples])
+        return Evaluation(
+            metrics,
+            settings,
+            predictions,
+            {"accuracy": mean(scores.per_sample)},
+            [len(samples)],
+            self.groupings(samples, ["accuracy"], question_words=lengths),
+        )
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """The answers that score most where they are given to every question, and to each one of the same wording."""
+        asked = ((sample.question, metric.worth(sample.answers)) for sample in train)
+        return asdict(best_constants(asked, metric.normalise))
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """Constant answers, and what the annotators' agreement lets anyone score."""
+        known, references = Constants(**constants), [sample.answers for sample in samples]
+        best = metric.ceiling(references)
+        if not known.by_wording:
+            return Yardsticks(ceilings={"accuracy": best})
+        always = metric.score([known.overall] * len(samples), references).accuracy
+        by_question = metric.score([known.answer(sample.question) for sample in samples], references).accuracy
+        says = f"the best answer to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
+        return Yardsticks(
+            {
+                "most_frequent_answer": Baseline({"accuracy": always}, f"always {known.overall!r}"),
+                "most_frequent_answer_by_question": Baseline({"accuracy": by_question}, says),
+            },
+            {"accuracy": best},
+        )
 
     @property
     def decoding(self) -> dict[str, Any]:

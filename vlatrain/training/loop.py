@@ -24,8 +24,9 @@ from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.config.optim import Group
 from vlatrain.data.sample import Sample
+from vlatrain.reporting.records import finite, in_a_line
 from vlatrain.runs import RunFolder, config_text
-from vlatrain.tasks.base import Batch, Evaluation, Task, move
+from vlatrain.tasks.base import Batch, Batches, Evaluation, Task, move
 from vlatrain.training import rng
 from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.checkpoints import Checkpoints
@@ -62,6 +63,7 @@ from vlatrain.training.resume import Checkpointer, identity
 from vlatrain.training.shares import EvaluationStopped
 from vlatrain.training.signals import Interrupted, Signals
 from vlatrain.training.stopwatch import Stopwatch
+from vlatrain.training.validation import mean_loss, without_adapters
 
 log = logging.getLogger("vlatrain")
 
@@ -205,7 +207,7 @@ class Loop:
         """By split, how often each sample is seen."""
         return {
             "train": math.ceil(self.total / self.order.steps_per_epoch),
-            "eval": max(1, math.ceil(self.total / self.schedule.every)),
+            "eval": max(1, math.ceil(self.total / self.schedule.every)) * (2 if self.trainer.eval_loss else 1),
             "test": 1,
         }
 
@@ -225,6 +227,8 @@ class Loop:
             for sink in self.sinks:
                 sink.begin(self.progress.step)
             try:
+                if self.trainer.eval_frozen and self.progress.frozen is None and self.eval:
+                    self._evaluate_frozen()
                 with self.display.track("training", self.total, self.progress.step) as track:
                     self._train(track)
                 return self._finish()
@@ -382,21 +386,41 @@ class Loop:
         # all have scored the same results, but the first one's word counts, lest rounding make them disagree
         metric = from_main(metric)
         progress.evaluated = progress.step
+        progress.evaluations += 1
         if progress.best_metric is None or not metric <= progress.best_metric:
             progress.best_metric, progress.best_step, progress.worse = metric, progress.step, 0
             self.best_evaluation = evaluation
         else:
             progress.worse += 1
-        scores = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.metrics.items())
-        log.info("Step %d of %d: %s%s", progress.step, self.total, scores, " (best)" if not progress.worse else "")
+        best = " (best)" if not progress.worse else ""
+        log.info("Step %d of %d: %s%s", progress.step, self.total, in_a_line(self.config, evaluation), best)
         record = {"step": progress.step, "epoch": round(progress.step / self.order.steps_per_epoch, 4)}
+        loss = {} if evaluation.loss is None else {"eval/loss": finite(evaluation.loss)}
         for sink in self.sinks:
-            sink.write(record | {f"eval/{name}": value for name, value in evaluation.metrics.items()})
+            sink.write(record | {f"eval/{name}": value for name, value in evaluation.metrics.items()} | loss)
         if self._patience_over():
             log.info("No better for %d evaluations: stopping early", progress.worse)
         elif not self._over() and from_main(self.trained.prune(progress.step)):
             progress.pruned = progress.step
             log.info("Behind the other jobs of the sweep: stopping early")
+
+    def _evaluate_frozen(self) -> None:
+        """Evaluate the model without what is trained, once, before the first step."""
+        if self.progress.step:
+            log.warning(
+                "trainer.eval_frozen: this training began without it, and its weights have moved: adapter=none is the frozen model"
+            )
+            return
+        with without_adapters(self.model):
+            evaluation = self._evaluation(self.eval, self.trainer.samples_per_evaluation_pass)
+        if evaluation is None:  # a signal; the training stops before its first step
+            return
+        self.progress.frozen = dict(evaluation.metrics)
+        log.info("The frozen model: %s", in_a_line(self.config, evaluation))
+        for sink in self.sinks:
+            sink.write(
+                {"step": 0, "epoch": 0.0} | {f"frozen/{name}": value for name, value in evaluation.metrics.items()}
+            )
 
     def _try_evaluation(self) -> None:
         """Evaluate a few samples, for what it takes."""
@@ -415,15 +439,22 @@ class Loop:
 
     def _evaluation(self, samples: Sequence[Sample], size: int, watch: Stopwatch | None = None) -> Evaluation | None:
         """Evaluate the weights as they are, in batches of a size. None, and `stopping` set, if a signal came."""
-        batches = SharedBatches(
-            self.device, size, self.trainer.loaders, self.display, interrupted=lambda: bool(self.signals.received)
-        )
+
+        def of(size: int) -> Batches:
+            """Batches of a size."""
+            interrupted = lambda: bool(self.signals.received)  # noqa: E731
+            batches = SharedBatches(self.device, size, self.trainer.loaders, self.display, interrupted=interrupted)
+            return watch.timed(batches) if watch else batches
+
         started = time.perf_counter()
         self.model.eval()
         evaluation = None
         try:
             with rng.preserved(), torch.no_grad(), self.accelerator.autocast():
-                evaluation = self.task.evaluate(samples, watch.timed(batches) if watch else batches)
+                evaluation = self.task.evaluate(samples, of(size))
+                if self.trainer.eval_loss:  # in the passes of training, whose samples may be each other's negatives
+                    passes = of(min(size, self.trainer.samples_per_pass))
+                    evaluation = replace(evaluation, loss=mean_loss(self.task, samples, passes))
         except EvaluationStopped:
             pass
         finally:
@@ -491,6 +522,8 @@ class Loop:
             pruned=progress.pruned,
             resumed_from=self.resumed_from,
             best_step=best,
+            evaluations=progress.evaluations,
+            frozen=progress.frozen,
             evaluation=self.best_evaluation,
             samples_per_s=progress.timed_samples / progress.timed_seconds if progress.timed_seconds else 0.0,
             wall_seconds=self._seconds(),

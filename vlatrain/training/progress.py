@@ -17,6 +17,8 @@ class Progress:
         best_step: step of the best one; None: none yet.
         best_metric: its headline metric, percent.
         worse: evaluations since then that were no better.
+        evaluations: how many there have been.
+        frozen: the scores of the frozen model; None: they were not asked for, or are not there yet.
         pruned: step at which it was found to be behind the other jobs of its sweep; None: it was not.
         overflows: steps in a row that fp16's loss scaling left out.
         loss_sum: sum of the losses of the steps since the last record of metrics.
@@ -35,6 +37,8 @@ class Progress:
     best_step: int | None = None
     best_metric: float | None = None
     worse: int = 0
+    evaluations: int = 0
+    frozen: dict[str, float] | None = None
     pruned: int | None = None
     overflows: int = 0
     loss_sum: float = 0.0
@@ -60,6 +64,8 @@ class Result:
         pruned: step at which it was found to be behind the other jobs of its sweep; None: it was not.
         resumed_from: step of the checkpoint this session continued from; None: it started anew.
         best_step: step whose weights the model has now and the adapter folder holds.
+        evaluations: how many there were; the best step is that of the best one.
+        frozen: the scores of the frozen model, where they were asked for.
         evaluation: evaluation of these weights; None without evaluation samples.
         samples_per_s: training speed in the steady state, without evaluation and saving.
         wall_seconds: duration of all sessions with everything.
@@ -77,6 +83,8 @@ class Result:
     pruned: int | None
     resumed_from: int | None
     best_step: int
+    evaluations: int
+    frozen: dict[str, float] | None
     evaluation: Evaluation | None
     samples_per_s: float
     wall_seconds: float

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.table import Table
 
 from vlatrain.config import EvalConfig, UserError
-from vlatrain.config.files import write_json, write_lines
+from vlatrain.config.files import write_json
 from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, logged
-from vlatrain.reporting.summary import scores
+from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
+from vlatrain.reporting.scores import group_rows, marks, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
@@ -24,6 +26,7 @@ from vlatrain.training.processes import count, from_main, rank, together
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.workers import choose_workers
+from vlatrain.verbs.predictions import write_predictions
 
 log = logging.getLogger("vlatrain")
 
@@ -63,6 +66,9 @@ def _evaluate(config: EvalConfig) -> Run:
         watch, started = Stopwatch(device), time.perf_counter()
         evaluation = scored(setup, samples, trainer, device, precision, console, watch)
         speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
+    constants = _constants(run)
+    yardsticks = setup.task.yardsticks(samples, setup.task.constants(samples) if constants is None else constants)
+    found = scored_record(config, evaluation, yardsticks, ITSELF if constants is None else TRAINING)
     metrics: dict[str, Any] = {
         "task": config.task.name,
         "model": config.model.name,
@@ -72,8 +78,7 @@ def _evaluate(config: EvalConfig) -> Run:
         "samples": len(samples),
         "data": {"name": config.data.name, config.split: fingerprint(samples)},
         "metric": config.task.metric,
-        "metrics": evaluation.metrics,
-        "settings": evaluation.settings,
+        **found,
         "speed": speed,
         "machine": {"device": device.type, "precision": precision, "processes": count()},
         "versions": versions(),
@@ -81,18 +86,27 @@ def _evaluate(config: EvalConfig) -> Run:
     files = chosen or RunFolder(from_main(RunFolder(run).new_evaluation(config.split).path if main else None))
     if main:
         save_config(config, files.path)
-        write_lines(files.predictions(), evaluation.predictions)
+        write_predictions(files, "eval", evaluation, samples, config)
         write_json(files.metrics, metrics)
-        _show(config, metrics, files.path)
+        _show(config, metrics, files.path, [*yardsticks.described, *marks(config, metrics)])
     return Run(files.path)
 
 
-def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path) -> None:
-    table = Table("what", "value", title=f"{config.source} on {metrics['samples']:,} {config.split} samples")
-    for row in scores(config, metrics):
+def _constants(run: Path) -> dict[str, Any] | None:
+    """What baselines say by the run's training data; None if it keeps none: it was made before, or merged."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(RunFolder(run).constants.read_text(encoding="utf-8")))
+    return None
+
+
+def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path, said: list[str]) -> None:
+    table = score_table(config, metrics, f"{config.source} on {metrics['samples']:,} {config.split} samples")
+    for row in group_rows(config, metrics):
         table.add_row(*row)
     table.add_row("speed", f"{metrics['speed']['samples_per_s']:,.1f} samples/s")
     if not BRIEF.get():
         out = RichConsole()
         out.print(table)
+        for sentence in said:
+            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
         out.print(f"Scores and predictions are in [bold]{folder}[/]")

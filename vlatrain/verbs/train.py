@@ -13,7 +13,7 @@ from typing import Any
 
 from vlatrain.backbones.reuse import give_back
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
-from vlatrain.config.files import write_json, write_lines
+from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks, tasks
 from vlatrain.data.augment import augmented
 from vlatrain.data.sample import Sample, fingerprint
@@ -24,9 +24,12 @@ from vlatrain.injection.merging.fuse import usage
 from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
 from vlatrain.reporting.loggers import make_sinks
+from vlatrain.reporting.records import TRAINING, scored_record
+from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known
+from vlatrain.tasks.yardsticks import Yardsticks
 from vlatrain.training.contrast import passes_together
 from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, reset_process_peak
@@ -36,6 +39,7 @@ from vlatrain.training.progress import Result
 from vlatrain.training.pruning import MedianRule
 from vlatrain.training.sample_cache import build_sample_cache
 from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
+from vlatrain.verbs.predictions import write_predictions
 
 log = logging.getLogger("vlatrain")
 
@@ -45,7 +49,8 @@ FREE = (
     "task.subtasks.*.answer_list", "task.subtasks.*.classes",
     "task.spec", "task.subtasks.*.spec",
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
-    "trainer.cache", "trainer.cache_gb",
+    "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen",
+    "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
 )  # fmt: skip
 
 
@@ -97,6 +102,12 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     workers, config = config.trainer.workers, setup.config
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
+    # of several processes one is enough: nothing that is computed together depends on it
+    constants = setup.task.constants(samples["train"]) if main else {}
+    yardsticks = {
+        split: setup.task.yardsticks(samples[split], constants) for split in samples if split != "train" and main
+    }
+    describe_yardsticks(config, yardsticks)
     samples["train"] = augmented(samples["train"], config)
     trained = Trained(
         setup.model,
@@ -113,6 +124,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         # what loads fastest here does so here: an evaluation elsewhere finds out for itself
         save_config(replace(config, trainer=replace(config.trainer, workers=workers)), folder)
         files.note_start(data)
+        write_json(files.constants, constants)
         keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console, COMMAND.get().alike)
     if main:
@@ -123,16 +135,36 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     extra = {}
     if "test" in samples:
         extra["test"] = scored(setup, samples["test"], config.trainer, loop.device, loop.precision, console)
-    metrics = summary(config, setup, result, extra) | {
+    metrics = summary(config, setup, result, extra, yardsticks) | {
         "data": data,
         "cache": cache.facts if cache else {"where": "off"},
     }
     if main:
-        _write(files, metrics, {"eval": result.evaluation, **extra})
+        for split, found in (("", metrics), *((split, metrics[split]) for split in extra)):
+            for mark in marks(config, found, split):
+                log.warning(mark)
+        for split, evaluation in {"eval": result.evaluation, **extra}.items():
+            if evaluation is not None:
+                write_predictions(files, split, evaluation, samples[split], config)
+        write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
         show_run(config, folder, metrics)
     give_back(loop.parameters.values())
+
+
+def describe_yardsticks(config: TrainConfig, yardsticks: Mapping[str, Yardsticks]) -> None:
+    """Log what the scores of each split will be compared with, before they are there."""
+    for split, found in yardsticks.items():
+        for sentence in found.described:
+            log.warning("%s: %s", split, sentence)
+        shown = [
+            f"{name.replace('_', ' ')} {shown_score(config, config.task.metric, baseline.metrics[config.task.metric])}"
+            for name, baseline in found.baselines.items()
+            if config.task.metric in baseline.metrics
+        ]
+        if shown:
+            log.info("Baselines (%s, %s): %s", split, config.task.metric, ", ".join(shown))
 
 
 def _pruning(config: TrainConfig, folder: Path) -> Callable[[int], bool]:
@@ -171,20 +203,30 @@ def _dropping(config: TrainConfig, setup: TrainingSetup, step: int) -> AbstractC
 
 
 def summary(
-    config: TrainConfig, setup: TrainingSetup, result: Result, extra: Mapping[str, Evaluation]
+    config: TrainConfig,
+    setup: TrainingSetup,
+    result: Result,
+    extra: Mapping[str, Evaluation],
+    yardsticks: Mapping[str, Yardsticks],
 ) -> dict[str, Any]:
     """The content of `metrics.json`: scores in percent, sizes, speed, memory, and what they depend on."""
     trainable = setup.parameters(trainable=True)
     total = setup.parameters()
-    evaluation = result.evaluation
+    if not yardsticks:  # another process than the first, which writes nothing
+        return {}
+    records = {
+        split: scored_record(config, found, yardsticks[split], TRAINING)
+        for split, found in (("eval", result.evaluation), *extra.items())
+        if found is not None
+    }
     return {
         "task": config.task.name,
         "model": config.model.name,
         "adapter": config.adapter.name,
         "metric": config.task.metric,
-        "metrics": evaluation.metrics if evaluation else {},
-        "settings": evaluation.settings if evaluation else {},
-        **{name: {"metrics": found.metrics, "settings": found.settings} for name, found in extra.items()},
+        **records.pop("eval", {"metrics": {}, "settings": {}}),
+        **records,
+        **({"frozen": {"metrics": result.frozen}} if result.frozen else {}),
         "parameters": {"trainable": trainable, "total": total, "percent": 100 * trainable / total},
         "speed": {"samples_per_s": result.samples_per_s, "wall_s": result.wall_seconds},
         "memory": {"peak_mb": result.peak_mb},
@@ -193,6 +235,9 @@ def summary(
             "epochs": result.epochs,
             "samples": result.samples,
             "best_step": result.best_step,
+            "evaluations": result.evaluations,
+            "chosen_by": config.task.metric,
+            "chosen_on": "eval",
             "stopped_early": result.stopped_early,
             "pruned": result.pruned,
             "resumed_from": result.resumed_from,
@@ -204,13 +249,6 @@ def summary(
         "backbone": setup.backbone.source,
         "versions": versions(),
     }
-
-
-def _write(files: RunFolder, metrics: Mapping[str, Any], evaluations: Mapping[str, Evaluation | None]) -> None:
-    for split, evaluation in evaluations.items():
-        if evaluation is not None:
-            write_lines(files.predictions(split), evaluation.predictions)
-    write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
 
 
 def _announce(config: TrainConfig, setup: TrainingSetup) -> None:

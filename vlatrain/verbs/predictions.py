@@ -1,0 +1,70 @@
+"""`predictions.jsonl`: each evaluated sample with its image, what was predicted, the references, and the data's other columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.files import write_lines
+from vlatrain.config.joint import subtasks
+from vlatrain.data.sample import Sample
+from vlatrain.runs import RunFolder
+from vlatrain.tasks import Evaluation
+
+LONGEST = 80  # characters of a sample's id in the name of its image
+
+
+def write_predictions(
+    files: RunFolder, split: str, evaluation: Evaluation, samples: Sequence[Sample], config: TrainConfig
+) -> None:
+    """Write an evaluation's predictions.
+
+    Args:
+        files: the folder of the run, or of the evaluation.
+        split: the split, for the file's name.
+        evaluation: what was predicted.
+        samples: the samples that it is of.
+        config: the run's; `data.save_images`, of a subtask its own, says whether images that are no files (generated, in Parquet,
+            of the hub) are written into the folder too.
+
+    Raises:
+        UserError: something cannot be written.
+    """
+    saving = {name for name, subtask in subtasks(config).items() if subtask.data.save_images}
+    saved = _save_images(files.images, [sample for sample in samples if sample.subtask in saving])
+    write_lines(files.predictions(split), _records(evaluation, samples, saved))
+
+
+def _records(evaluation: Evaluation, samples: Sequence[Sample], saved: dict[str, str]) -> Iterator[dict[str, Any]]:
+    known = {sample.id: sample for sample in samples}
+    for record in evaluation.predictions:
+        sample = known.get(record.get("id", ""))
+        if sample is None:
+            yield record
+            continue
+        path = getattr(sample.image, "path", None) or saved.get(sample.id)
+        columns = {"columns": dict(sample.extra)} if sample.extra else {}
+        yield {"id": sample.id, "image": path, **record, **columns}
+
+
+def _save_images(folder: Path, samples: Sequence[Sample]) -> dict[str, str]:
+    """Write the images that are no files; by the sample's id, the path from the run folder."""
+    saved: dict[str, str] = {}
+    names: set[str] = set()
+    for place, sample in enumerate(samples):
+        if getattr(sample.image, "path", None):
+            continue
+        name = re.sub(r"[^\w.-]+", "_", sample.id)[:LONGEST]
+        name = f"{name}-{place}" if name in names else name
+        names.add(name)
+        path = folder / f"{name}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sample.image.load().save(path)
+        except OSError as error:
+            raise UserError(f"data.save_images: {path} could not be written ({error.strerror or error})") from error
+        saved[sample.id] = f"{folder.name}/{path.name}"
+    return saved
