@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Outcome", "Predictor", "Run", "UserError", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "sweep", "train",
+    "Outcome", "Predictor", "Run", "UserError", "check", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "sweep",
+    "train",
 ]  # fmt: skip
 
 LAZY = {
@@ -137,6 +138,26 @@ def predict(run: Run | str | Path, *overrides: str) -> list[dict[str, Any]]:
 
     records: list[dict[str, Any]] = call("predict", _composed("predict", [f"run={_quoted(run)}", *overrides]))
     return records
+
+
+def check(config: TrainConfig) -> dict[str, Any]:
+    """What the data of a training is like, and what is likely wrong with it; it is printed, too. Loads no weights.
+
+    Args:
+        config: what `compose` returned.
+
+    Returns:
+        The report as JSON values: `subtasks` with facts by split, and `warnings`.
+
+    Raises:
+        UserError: everything that is wrong with the configuration or the data.
+    """
+    from vlatrain.cli import call
+    from vlatrain.config import CheckConfig
+
+    call.check(config)
+    report: dict[str, Any] = call.call("check", CheckConfig(**vars(config)))
+    return report
 
 
 def inspect(config: TrainConfig) -> Inspection:

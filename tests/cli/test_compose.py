@@ -16,6 +16,7 @@ from vlatrain.config.folder import conf_dir, options_of
 
 NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=somebody/something"]}
 NEEDS |= {"task=instruct": ["model=tiny_composite"]}
+NEEDS |= {"adapter=coop": ["task=classification", "model=tiny_clip"]}
 NEEDS |= {f"adapter={name}": ["task=retrieval"] for name in ("clip_adapter", "tip_adapter", "tip_adapter_f")}
 ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
 MANY = {"model": ("blip", "composite"), "adapter": ("bottleneck", "fusion", "mixed"), "experiment": ("smoke",)}

@@ -32,6 +32,7 @@ def listed(verb: str, section: str) -> dict[str, list[str]]:
     [
         ("train", [*GROUP_ORDER]),
         ("inspect", [*GROUP_ORDER]),
+        ("check", [*GROUP_ORDER]),
         ("eval", ["task", "model", "data", "trainer"]),
         ("predict", ["task", "model", "data", "trainer"]),
         ("merge", ["model"]),
@@ -59,7 +60,7 @@ def test_a_verb_lists_the_keys_that_it_takes() -> None:
     assert listed("cache", "keys") == {}
 
 
-@pytest.mark.parametrize("verb", OF_RUN)
+@pytest.mark.parametrize("verb", [*OF_RUN, "check"])
 def test_keys_of_a_verb_s_own_are_explained(verb: str) -> None:
     fields = dataclasses.fields(SCHEMAS[verb])[len(dataclasses.fields(TrainConfig)) :]
     text = texts.of_verb(verb, {}).partition("\nkeys (")[0]

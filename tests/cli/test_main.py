@@ -93,7 +93,7 @@ def test_the_verb_leads(argv: list[str], verb: str, rest: list[str]) -> None:
 
 def test_an_unknown_verb_is_refused_with_what_was_meant(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert problems(capsys, "trian") == [
-        "trian: no such verb; there are train, eval, predict, merge, inspect, cache; did you mean train?"
+        "trian: no such verb; there are train, eval, predict, merge, inspect, check, cache; did you mean train?"
     ]
 
 
@@ -438,7 +438,7 @@ def test_help_tells_verbs_groups_and_examples(capsys: pytest.CaptureFixture[str]
     assert told.split("examples\n")[1].split("\n\n")[0].count("\n  vlatrain") == 4  # five in all
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "merge", "inspect"])
+@pytest.mark.parametrize("verb", ["train", "eval", "predict", "merge", "inspect", "check"])
 def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     assert cli.main([verb, "--help"]) == 0
     assert f"vlatrain {verb}".replace(" train", " [train]") in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import make_samples
-from vlatrain.config import TaskConfig, TrainConfig, UserError
+from vlatrain.config import DataConfig, TaskConfig, TrainConfig, UserError
 from vlatrain.data.subtasks import load_run, sampled, shares
 
 SIZES = {"big": 900, "small": 100}
@@ -106,3 +107,33 @@ def test_any_other_run_loads_as_ever() -> None:
     made = TrainConfig()
     made.data.train_size, made.trainer.batch_size = 4, 4
     assert [sample.subtask for sample in load_run(made, ["train"])["train"]] == [""] * 4
+
+
+def classified(tmp_path: Path, labels: str, batch_size: int = 2, **data: Any) -> list[str]:
+    """The labels of the training samples, of a file with these."""
+    rows = []
+    for number, label in enumerate(labels):
+        Image.new("RGB", (20, 20), (number, 0, 9)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "label": label})
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = TrainConfig(task=TaskConfig(name="classification"), seed=data.pop("seed", 0))
+    made.data = DataConfig(name="files", train=str(file), eval=str(file), **data)
+    made.trainer.batch_size = batch_size
+    return [sample.label for sample in load_run(made, ["train"])["train"]]
+
+
+def test_shots_and_balance(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = "aaaaaabbbc"
+    assert Counter(classified(tmp_path, labels, shots=2)) == {"a": 2, "b": 2, "c": 1}
+    (warned,) = caplog.messages
+    assert warned == "data.shots=2: 1 of 3 classes have fewer training samples: 'c' 1"
+    assert Counter(classified(tmp_path, labels, balance="classes")) == {"a": 6, "b": 6, "c": 6}
+    assert Counter(classified(tmp_path, labels, shots=3, balance="classes")) == {"a": 3, "b": 3, "c": 3}
+    assert Counter(classified(tmp_path, labels)) == {"a": 6, "b": 3, "c": 1}
+
+
+def test_fewer_shots_than_a_batch_are_no_mistake(tmp_path: Path) -> None:
+    assert classified(tmp_path, "aaabbb", batch_size=4, shots=1) == ["a", "b"]
+    with pytest.raises(UserError, match=r"data\.train: 6 samples, fewer than one batch of 8"):
+        classified(tmp_path, "aaabbb", batch_size=8)

@@ -139,3 +139,19 @@ resume: 'no'
 def test_what_was_called_parts_has_the_names_of_today(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(BEFORE)
     assert runs.saved_config(tmp_path) == yaml.safe_load(TODAY)
+
+
+@pytest.mark.parametrize(
+    ("task", "by_class"),
+    [
+        ("{name: vqa, spec: {fields: [question, answers]}}", True),
+        ("{name: classification}", False),
+        ("{name: joint, subtasks: {see: {name: classification}, vqa: {}}}", False),
+    ],
+)
+def test_a_run_of_before_keeps_its_splits(task: str, by_class: bool, tmp_path: Path) -> None:
+    """Hold-outs and caps were drawn from all samples; only where there are classes is it another draw today."""
+    (tmp_path / "config.yaml").write_text(f"task: {task}\ndata: {{name: files}}\nresume: 'no'\n")
+    assert runs.saved_config(tmp_path)["data"].get("stratify", True) == by_class
+    (tmp_path / "config.yaml").write_text(f"task: {task}\ndata: {{stratify: true}}\nresume: 'no'\n")
+    assert runs.saved_config(tmp_path)["data"]["stratify"]

@@ -14,11 +14,11 @@ from tests.numerics import assert_close, near
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
-from vlatrain.config import AdapterConfig, ModelTaskConfig, TaskConfig
+from vlatrain.config import AdapterConfig, ModelTaskConfig, TaskConfig, UserError
 from vlatrain.injection.attach import attach
 from vlatrain.injection.drop import dropping
 from vlatrain.tasks import build
-from vlatrain.tasks.classification import ByFeatures, ByWords, Classification
+from vlatrain.tasks.classification import BaseToNew, ByFeatures, ByWords, Classification
 from vlatrain.training.batches import SharedBatches
 
 CLASSES = ["black", "blue", "green", "red"]
@@ -218,3 +218,49 @@ def test_only_the_description_tells_which_way_a_backbone_with_both_goes() -> Non
     assert isinstance(by_words(), ByWords)
     assert isinstance(by_features("blip"), ByFeatures)
     assert ModelTaskConfig().features == {}
+
+
+def base_to_new(**settings) -> BaseToNew:
+    backbone = load(small_config("clip"), "classification", texts=TEXTS)
+    made = build(TaskConfig(name="classification", base_to_new=True, **settings), backbone, make_samples())
+    assert isinstance(made, BaseToNew)
+    return made
+
+
+def test_base_to_new_scores_each_half_among_its_own_classes() -> None:
+    task, samples = base_to_new(), make_samples()
+    assert ([*task.base.place], [*task.new.place]) == (CLASSES[:2], CLASSES[2:])
+    assert {sample.label for sample in task.learned(samples)} == {"black", "blue"}
+    batches = SharedBatches("cpu", 3)
+    found = task.evaluate(samples, batches)
+    halves = {}
+    for name, classes in (("base", CLASSES[:2]), ("new", CLASSES[2:])):
+        own = [sample for sample in samples if sample.label in classes]
+        separate = by_features(classes=classes, templates=["a photo of a {}."])
+        halves[name] = separate.evaluate(own, batches)
+        assert [one["prediction"] for one in halves[name].predictions] == [
+            one["prediction"] for one in found.predictions if one["half"] == name
+        ]
+    one, two = (halves[name].metrics["accuracy"] for name in ("base", "new"))
+    assert (found.metrics["accuracy"], found.metrics["new_accuracy"]) == (one, two)
+    assert found.metrics["harmonic_mean"] == pytest.approx(2 / (1 / one + 1 / two) if one and two else 0.0)
+    assert found.metrics["macro_f1"] == halves["base"].metrics["macro_f1"]
+
+
+def test_base_to_new_learns_the_base_half_alone() -> None:
+    task = base_to_new()
+    some = task.learned(make_samples())
+    separate = by_features(classes=CLASSES[:2], templates=["a photo of a {}."])
+    assert float(task.loss(task.collate(some))) == pytest.approx(float(separate.loss(separate.collate(some))))
+    assert task.asking()[1].__self__.config.classes == CLASSES  # type: ignore[attr-defined]
+
+
+def test_base_to_new_needs_a_choice_in_each_half() -> None:
+    with pytest.raises(UserError, match="3 classes; each half needs two"):
+        base_to_new(classes=["a", "b", "c"])
+    samples = [sample for sample in make_samples() if sample.label in CLASSES[:2]]
+    task = base_to_new()
+    with pytest.raises(UserError, match="no sample to evaluate is of the new classes"):
+        task.evaluate(samples, SharedBatches("cpu", 3))
+    odd = base_to_new(classes=["a", "b", "c", "d", "e"])
+    assert (len(odd.base.place), len(odd.new.place)) == (3, 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,22 @@ def test_the_cache_holds_the_frozen_models_features_of_the_samples_drawn() -> No
 
 
 def test_draws_are_seeded_and_fewer_samples_serve_several_times() -> None:
-    samples = make_samples()
+    samples = [replace(sample, label="") for sample in make_samples()]
     one, again, other = (drawn(samples, 8, seed) for seed in (0, 0, 1))
     assert one == again != other
     assert {sample.id for sample in one} == {sample.id for sample in samples}
     twice = drawn(samples, 16, 0)
     assert set(Counter(sample.id for sample in twice).values()) == {2}
     assert len({caption for sample in twice for caption in sample.captions}) == 16, "each time another caption"
+
+
+def test_a_cache_of_classes_holds_as_many_of_each() -> None:
+    some = make_samples()  # two of each of four colours
+    uneven = [*some, *(replace(some[0], id=f"more {number}") for number in range(30))]
+    chosen = drawn(uneven, 12, 0)
+    assert set(Counter(sample.label for sample in chosen).values()) == {3}
+    assert max(Counter(sample.id for sample in chosen if sample.label != some[0].label).values()) == 2
+    assert set(Counter(sample.label for sample in drawn(uneven, 10, 1)).values()) == {2, 3}
 
 
 @pytest.mark.slow  # that it is saved and loads is in the table of methods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.disk import killed_while_writing
 from vlatrain.cli.main import main
+from vlatrain.config import memo
 from vlatrain.training.prefix_cache.store import Disk
+from vlatrain.verbs.cache import show
 
 A, B, KILLED, EARLIER, OTHER = "aa11" * 8, "bb22" * 8, "cc33" * 8, "dd44" * 8, "weights of mine"
 
@@ -98,3 +102,12 @@ def test_a_file_is_no_place(
     (tmp_path / "file").touch()
     assert main(["cache"]) == 2
     assert "is a file; set it to a folder" in capsys.readouterr().err
+
+
+def test_data_reports_go_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    memo.keep_result("a", 1)
+    show(["older_than=1"], Console(file=io.StringIO()))
+    assert memo.load_result("a") == 1
+    show(["prune=all"], Console(file=io.StringIO()))
+    assert memo.load_result("a") is None

@@ -80,6 +80,9 @@ def test_the_folder_holds_everything(run: tuple[str, Path]) -> None:
     assert "adapter=bottleneck" in (folder / "run.log").read_text()
     assert "## Load it" in (folder / "adapter" / "README.md").read_text()
     assert (folder / "config.yaml").is_file()
+    report = json.loads((folder / "data.json").read_text())
+    assert report["subtasks"][""]["splits"]["train"]["samples"] == 24
+    assert report["warnings"] == report["problems"] == []
     assert list((folder / "checkpoints").glob("step_*"))
 
 

@@ -11,6 +11,7 @@ from vlatrain.adapters.bitfit import BitFit
 from vlatrain.adapters.bottleneck import Bottleneck
 from vlatrain.adapters.clip_adapter import ClipAdapter
 from vlatrain.adapters.compacter import Compacter
+from vlatrain.adapters.coop import Coop
 from vlatrain.adapters.cross_modal import CrossModal
 from vlatrain.adapters.fusion import Fusion
 from vlatrain.adapters.hyperformer import Hyperformer
@@ -28,6 +29,7 @@ DESIGNS: dict[str, type[Adapter]] = {
     "bottleneck": Bottleneck,
     "clip_adapter": ClipAdapter,
     "compacter": Compacter,
+    "coop": Coop,
     "cross_modal": CrossModal,
     "fusion": Fusion,
     "hyperformer": Hyperformer,

@@ -34,7 +34,7 @@ class TipAdapterOptions:
     """Options of `TipAdapter`.
 
     Attributes:
-        size: training samples in the cache.
+        size: training samples in the cache; with classes, as many of each: the paper's K shots of N classes are `size = N K`.
         alpha: weight of what the cache says.
         beta: sharpness: how much more the nearest keys count.
         trains: whether the keys train (Tip-Adapter-F).

@@ -168,7 +168,8 @@ class Backbone:
         """
         kind, new = cls.architecture(config, task), config.tasks[task].trained
         refuse_code(kind, checkpoint)
-        processor = cls.read_processor(checkpoint)  # the small thing first: it may need a package that is not there
+        # the small thing first: it may need a package that is not there
+        processor = cls.processor_of(config, task, checkpoint)
         model = read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new, stored)
         refuse_tokens(
             processor.tokenizer, cls.vocabulary(model.config), checkpoint, padding=processor.tokenizer.pad_token_id
@@ -182,6 +183,15 @@ class Backbone:
         """How many words a model with such settings has embeddings for."""
         size: int = getattr(settings, "text_config", settings).vocab_size
         return size
+
+    @classmethod
+    def processor_of(cls, config: ModelConfig, task: str, checkpoint: str) -> Any:
+        """What `read` takes as the processor for a task; reads no weights.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        return cls.read_processor(checkpoint)
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:

@@ -8,6 +8,7 @@ from itertools import combinations
 from vlatrain.backbones.describe import crossed, sites, stacks, widths
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.checks.composites import ill_composed
+from vlatrain.config.checks.owners import compares_features
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, components, is_peft
@@ -82,6 +83,8 @@ def _of_components(config: TrainConfig) -> list[str]:
 
 def _of_method(config: TrainConfig, method: AdapterConfig, patterns: list[str]) -> list[str]:
     task, towers = config.task.name, stacks(config.model, config.task.name)
+    if wrong := list(_context(config, method)):
+        return wrong
     found = [*_needs(config, method), *_quantised(config, method)]
     for pattern in method.overrides:
         found += _errors([pattern], towers)
@@ -232,6 +235,24 @@ def _inserting(
                 f"{title} has relative positions, which tokens can be put among in all layers of an encoder only; leave it out of "
                 "adapter.points" + ("" if kind.causal else ", or choose all of its layers")
             )
+
+
+def _context(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
+    """Words in front of a class's name, which are learned."""
+    if "context" not in method.needs:
+        return
+    title = f"adapter={method.name}: learns the words in front of a class's name, and"
+    if "label" not in config.task.spec.fields:
+        yield Incompatible(f"{title} task={config.task.name} has no classes; task=classification has")
+    elif not compares_features(config):
+        yield Incompatible(f"{title} model={config.model.name} answers a question instead; model=clip compares texts")
+    elif method.dim is not None and (
+        short := [text for text in config.task.templates if len(text.partition("{}")[0].split()) < method.dim]
+    ):
+        yield (
+            f"adapter.dim={method.dim}: {title.partition(': ')[2]} {short[0]!r} of task.templates has fewer: write so many, or set "
+            f"adapter.dim={len(short[0].partition('{}')[0].split())}"
+        )
 
 
 def _output_towers(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -89,6 +90,30 @@ def load(
     return backbone
 
 
+def load_without_weights(config: ModelConfig, task: str, texts: Iterable[str] = ()) -> Backbone:
+    """The backbone for a task with its tokenizer and image processor, and its model on the meta device: for looking at data.
+
+    Args:
+        config: its description.
+        task: the task.
+        texts: `random_init`: what its tokenizer is made from.
+
+    Raises:
+        UserError: the processor cannot be had.
+    """
+    family, settings = family_of(config), settings_of(config, task)
+    if config.random_init:
+        processor = family.make_processor(config, settings, texts)
+        settings, source = family.with_tokens(config, settings, processor), "random weights"
+    else:
+        source = checkpoint_of(config, task)
+        with _explained(config, task, source), quiet():
+            processor = family.processor_of(config, task, source)
+    with torch.device("meta"):
+        model = family.build(config, task, settings)
+    return family(config, task, model, processor, source)
+
+
 def write(backbone: Backbone, model: PreTrainedModel, folder: Path) -> None:
     """Write a checkpoint in the hub's layout: a model with the backbone's processor."""
     with quiet():
@@ -117,20 +142,26 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str, seed: int, stor
     family = family_of(config)
     torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
     before = torch.random.get_rng_state()
-    try:
-        with quiet():
-            model, processor = family.read(config, task, checkpoint, stored)
-    except OSError as error:
-        raise UserError(_unreachable(config, task, checkpoint, error)) from error
-    except ImportError as error:  # SigLIP's tokenizer is read by sentencepiece
-        told = " ".join(str(error).split())
-        package = re.search(r"requires the (\S+) library", told)
-        way = f"pip install {package[1].lower()}" if package else told
-        raise UserError(f"model={config.name}: transformers needs a package to read {checkpoint}; {way}") from error
+    with _explained(config, task, checkpoint), quiet():
+        model, processor = family.read(config, task, checkpoint, stored)
     drawn = not torch.equal(before, torch.random.get_rng_state())
     names = config.checkpoint or config.tasks[task].checkpoint
     names = names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint)
     return Source(model, processor, names, seed if drawn else None)
+
+
+@contextmanager
+def _explained(config: ModelConfig, task: str, checkpoint: str) -> Iterator[None]:
+    """What keeps a checkpoint from being read, as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(_unreachable(config, task, checkpoint, error)) from error
+    except ImportError as error:  # SigLIP's tokenizer is read by sentencepiece
+        said = " ".join(str(error).split())
+        package = re.search(r"requires the (\S+) library", said)
+        way = f"pip install {package[1].lower()}" if package else said
+        raise UserError(f"model={config.name}: transformers needs a package to read {checkpoint}; {way}") from error
 
 
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Source:

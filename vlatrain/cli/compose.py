@@ -38,7 +38,7 @@ from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import completed
-from vlatrain.config.schema import TrainConfig
+from vlatrain.config.schema import CheckConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
 
 MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
@@ -189,7 +189,9 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         UserError: unknown keys, wrong types or missing values.
     """
     try:
-        if OmegaConf.get_type(config) is not schema:  # a primary of the user's own, not built on our schema
+        kind = OmegaConf.get_type(config)
+        # a primary of the user's own, not built on our schema
+        if kind is not schema and (kind, schema) != (TrainConfig, CheckConfig):
             values = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
             if found := problems_in(schema, values):
                 raise UserError(found)
@@ -197,6 +199,8 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         elif found := list(_extra_keys(config, schema)):
             raise UserError(found)
         made = cast(TrainConfig, OmegaConf.to_object(config))
+        if type(made) is not schema:  # check's keys were beside those of train
+            made = schema(**vars(made))
         made = dataclasses.replace(made, adapter=completed(made.adapter), task=joint.completed(made.task))
         return dataclasses.replace(
             made, model=dataclasses.replace(made.model, tasks={**made.model.tasks, **joint.served(made)})

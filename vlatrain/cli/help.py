@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vlatrain.config.folder import RECIPES
 from vlatrain.config.keys import all_keys, required, type_of
-from vlatrain.config.schema import TrainConfig, readers
+from vlatrain.config.schema import AS_TRAIN, TrainConfig, readers
 from vlatrain.verbs import VERBS
 
 _EXAMPLES = """\
@@ -109,6 +109,17 @@ _VERB_TEXTS = {
         "  vlatrain inspect model=blip adapter=lora adapter.dim=8\n"
         "  vlatrain inspect model=blip task=vqa trainer.batch_size=64",
     ),
+    "check": (
+        "vlatrain check [GROUP=OPTION ...] [KEY=VALUE ...]",
+        "Looks at the data of a training: samples and images, lengths of texts in this backbone's tokens and what is cut, classes\n"
+        "and contradictory labels, images that are in two splits, answers that training never shows. Takes what train takes;\n"
+        "reads the tokenizer, and no weights.\n"
+        "  strict=true             warnings fail, too (exit status 2)\n"
+        "  output=FILE             the report as JSON",
+        "  vlatrain check task=vqa model=blip data=files data.train=train.jsonl data.eval=val.jsonl\n"
+        "  vlatrain check task=classification model=clip data=files data.train=train.csv strict=true output=data.json\n"
+        "  vlatrain check task=captioning model=blip data=hub data.path=USER/NAME",
+    ),
     "cache": (
         "vlatrain cache [prune=all | prune=NAME] [older_than=DAYS]",
         "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it.\n"
@@ -167,7 +178,7 @@ def keys_of(verb: str) -> Iterator[str]:
 
 
 def _takes(verb: str, key: str) -> bool:
-    return ("train" if verb == "inspect" else verb) in readers(key)
+    return ("train" if verb in AS_TRAIN else verb) in readers(key)
 
 
 def _groups(options: Mapping[str, Sequence[str]]) -> str:

@@ -27,6 +27,7 @@ from vlatrain.cli.compose import Prepared, problems_of, typed
 from vlatrain.cli.overrides import Request
 from vlatrain.cli.registry import SCHEMAS, register_resolvers
 from vlatrain.config.errors import UserError, all_incompatible
+from vlatrain.config.schema import AS_TRAIN
 from vlatrain.reporting.console import BRIEF, report
 from vlatrain.reporting.scores import headline
 from vlatrain.reporting.sweep import finish, line, not_run
@@ -145,7 +146,7 @@ class Jobs:
             config = within(config, outcome.folder) if outcome.folder else config
             outcome.folder = run_folder(config)
             self._note(outcome)
-        self.log = RunFolder(run_folder(config)).log if self.verb != "inspect" else None
+        self.log = RunFolder(run_folder(config)).log if self.verb not in AS_TRAIN else None
         alike = self._alike(outcome.number) if outcome else 1
         return call(self.verb, config, Command(self.words, self.overrides, self.folder, alike))
 

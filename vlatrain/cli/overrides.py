@@ -32,7 +32,7 @@ class Request:
     """What was asked for.
 
     Attributes:
-        verb: train, eval, predict or inspect.
+        verb: train, eval, predict, merge, inspect or check.
         overrides: Hydra overrides, as typed.
         multirun: whether it is a sweep.
         config_dir: the user's own folder of YAML files.

@@ -15,7 +15,7 @@ from vlatrain.config.keys import problems_in
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import AS_TRAIN, CheckConfig, EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.spec import TaskSpec, with_shipped_specs
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
@@ -26,6 +26,7 @@ SCHEMAS: dict[str, type[TrainConfig]] = {
     "predict": PredictConfig,
     "merge": MergeConfig,
     "inspect": TrainConfig,
+    "check": CheckConfig,
 }
 GROUPS: dict[str, type] = {
     "task": TaskConfig,
@@ -73,6 +74,10 @@ def register() -> None:
     register_resolvers()
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
+        if verb in AS_TRAIN:  # their YAML files extend that of train, and have these beside
+            own = set(schema.__dataclass_fields__) - set(TrainConfig.__dataclass_fields__)
+            store.store(name=f"{verb}_schema", node={name: getattr(schema, name) for name in sorted(own)})
+            continue
         node = OmegaConf.structured(schema)
         node.task.spec = (
             TaskSpec()

@@ -38,7 +38,8 @@ class AdapterConfig:
             and text), `sources` (finished runs), `components`, `end` (points in towers that end in a head, their last layer among
             them), `chain` (the same, or in towers that these attend to), `layers` (all of them: none can be left out by
             `drop_layers`), `attn` (points at self-attention, and no others), `frozen` (a trunk in which nothing
-            trains), `insert` (towers that more tokens can be put into: no rotary positions).
+            trains), `insert` (towers that more tokens can be put into: no rotary positions), `context` (classes that are compared
+            by texts, with words in front of their names).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
         dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes

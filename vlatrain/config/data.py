@@ -81,6 +81,9 @@ class DataConfig:
         eval_size: the same for evaluation and test.
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
             together.
+        stratify: whether hold-outs and caps of samples with classes are drawn class by class, so that each keeps its share.
+        shots: so many training samples of each class, drawn with this seed and the run's `seed`; fewer are among more. null: all.
+        balance: `classes` repeats training samples until every class has as many as the largest; `none` takes each once.
         seed: seed of generation and splitting.
         crop: least share of a training image's area that a random crop leaves; 1: no cropping.
         flip: probability of mirroring a training image.
@@ -110,6 +113,9 @@ class DataConfig:
     train_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_fraction: Annotated[float, SPLIT] = 0.1
+    stratify: bool = True
+    shots: Annotated[int | None, AT_LEAST_ONE] = None
+    balance: Annotated[str, Choice("none", "classes")] = "none"
     seed: Annotated[int, NOT_NEGATIVE] = 0
     crop: Annotated[float, AREA] = 1.0
     flip: Annotated[float, PROBABILITY] = 0.0

@@ -32,7 +32,7 @@ class RunConfig:
 
 @dataclass
 class TrainConfig:
-    """`vlatrain [train]`, and `vlatrain inspect`: everything that defines a training.
+    """`vlatrain [train]`, `vlatrain inspect` and `vlatrain check`: everything that defines a training.
 
     Attributes:
         task: the task.
@@ -70,6 +70,19 @@ class TrainConfig:
         """What serves the task in the backbone; the schema's defaults where nothing is said."""
         tasks = self.model.tasks
         return tasks.get(self.task.name) or tasks.get(self.task.spec.served_as) or ModelTaskConfig()
+
+
+@dataclass
+class CheckConfig(TrainConfig):
+    """`vlatrain check`: look at the data of a training.
+
+    Attributes:
+        strict: whether warnings fail, too.
+        output: file for the report as JSON; null: only the terminal.
+    """
+
+    strict: bool = False
+    output: str | None = None
 
 
 @dataclass
@@ -138,7 +151,7 @@ class MergeConfig(TrainConfig):
 _TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", "predict")
 
 #: By key, with all below it, the verbs that read it; of several entries the longest counts. What is not here (`model`, `seed`, a
-#: verb's own keys) all read. `inspect` takes what train takes.
+#: verb's own keys) all read. `inspect` and `check` take what train takes (`AS_TRAIN`).
 READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adapter", "optim", "logger", "run", "resume", "sweep.prune"), _TRAINING),
     "sweep": ("train", "eval"),
@@ -147,9 +160,11 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("data.annotations", "data.eval_annotations", "data.test_annotations"), _SCORING),
     **dict.fromkeys(("data.split", "data.columns.split", "data.skip_broken", "data.text_only"), _SCORING),
     **dict.fromkeys(
-        ("data.train_size", "data.eval_size", "data.eval_fraction", "data.seed", "trainer.workers"), _SCORING
+        ("data.train_size", "data.eval_size", "data.eval_fraction", "data.stratify", "data.seed", "trainer.workers"),
+        _SCORING,
     ),
     **dict.fromkeys(("data.groups", "data.save_images"), _SCORING),
+    **dict.fromkeys(("data.shots", "data.balance"), _TRAINING),
     **dict.fromkeys(("data.crop", "data.flip", "data.views", "task.sampling", "task.sampling_temperature"), _TRAINING),
     **dict.fromkeys(("task.points", "task.matching", "task.negatives", "task.negatives_per_step"), _TRAINING),
     **dict.fromkeys(("trainer.epochs", "trainer.max_steps", "trainer.accumulate", "trainer.patience"), _TRAINING),
@@ -159,7 +174,10 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
+AS_TRAIN = ("inspect", "check")
+
+
 def readers(key: str) -> tuple[str, ...]:
-    """The verbs that read a key, by `READ_BY`; `inspect` is not named, as it takes what train takes."""
+    """The verbs that read a key, by `READ_BY`; `inspect` and `check` are not named, as they take what train takes."""
     entry = max((known for known in READ_BY if key == known or key.startswith(f"{known}.")), key=len, default="")
     return READ_BY.get(entry, ("train", "eval", "predict", "merge"))

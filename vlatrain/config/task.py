@@ -49,6 +49,8 @@ class TaskConfig:
         classes: classification: the classes; empty takes those of the training data, sorted.
         templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
             averaged.
+        base_to_new: classification: learn the first half of the classes in alphabetical order (of those listed, in their order),
+            and score each half among its own classes: `accuracy` of the base half, `new_accuracy`, and their `harmonic_mean`.
         question: classification by a model that writes: what it is asked, to rank the classes as answers.
         java_metrics: captioning: also METEOR and SPICE (need Java and `vlatrain[captions]`; a minute for some thousand captions).
         temperature: retrieval, classification: temperature of the softmax over similarities; null uses the backbone's own.
@@ -78,6 +80,7 @@ class TaskConfig:
     prompt: str = ""
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    base_to_new: bool = False
     question: str = "what is in the picture?"
     java_metrics: bool = False
     temperature: Annotated[float | None, POSITIVE] = None

@@ -97,13 +97,14 @@ def _load_stored(
 ) -> dict[str, list[Sample]]:
     builders, split_off = _read(config, task, splits, problems)
     found = {split: builder.samples for split, builder in builders.items()}
+    by_class = config.stratify and "label" in task.spec.fields
     if split_off and "train" in found and (config.eval_fraction or config.streaming):
         fewest = max((bound.samples for bound in task.spec.smallest if "eval" in bound.splits), default=1)
         count = max(round(config.eval_fraction * len(found["train"])), fewest)
         if config.streaming:
             count = config.eval_size or 0
         builders["eval"] = builders["train"]
-        found["train"], found["eval"] = hold_out(found["train"], count, config.seed)
+        found["train"], found["eval"] = hold_out(found["train"], count, config.seed, by_class)
         if not found["eval"] and not len(problems) and found["train"]:
             problems.add(
                 "splits",
@@ -118,7 +119,8 @@ def _load_stored(
     if "train" in found:
         found["train"] = [replace(sample, extra=(), groups=()) if sample.extra else sample for sample in found["train"]]
     for split, samples in found.items():
-        found[split] = cap(samples, config.train_size if split == "train" else config.eval_size, config.seed)
+        size = config.train_size if split == "train" else config.eval_size
+        found[split] = cap(samples, size, config.seed, by_class)
     sound = not len(problems)  # else splits may be small because of what is reported
     unique = {id(builder): builder for builder in builders.values()}  # what is split off is of the same one
     faults = {key: _faults(builder, builders, found) for key, builder in unique.items()}

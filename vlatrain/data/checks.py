@@ -19,7 +19,7 @@ from vlatrain.config.spec import SmallestSpec
 from vlatrain.config.task import TaskConfig
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, explain, identity, to_rgb
+from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, Header, explain, identity, to_rgb
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Picture, Sample
@@ -217,12 +217,14 @@ def fault_of(picture: Picture) -> str:
         return ""
     try:
         with opener() as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             with Image.open(file) as image:
-                picture.size = image.size  # type: ignore[attr-defined]  # see `size_of`: headers are read once
+                # headers are read once, see `header_of`
+                picture.header = Header(*image.size, image.mode, str(image.format), size)  # type: ignore[attr-defined]
                 if image.format not in WHOLE:
                     to_rgb(image)
                     return ""
-                size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 head = file.read(12)
                 file.seek(max(0, size - 12))

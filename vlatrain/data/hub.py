@@ -20,7 +20,7 @@ from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
-from vlatrain.data.images import RULES, open_rgb
+from vlatrain.data.images import RULES, Header, open_rgb
 from vlatrain.data.rows import Builder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RowPicture:
         name: what to call it in messages.
     """
 
-    __slots__ = ("column", "dataset", "index", "key", "name", "size")
+    __slots__ = ("column", "dataset", "header", "index", "key", "name")
 
     def __init__(self, dataset: Any, index: int, column: str, data: bytes, name: str) -> None:
         self.dataset = dataset
@@ -52,7 +52,7 @@ class RowPicture:
         self.column = column
         self.key = hashlib.blake2b(RULES + data, digest_size=16).hexdigest()
         self.name = name
-        self.size: tuple[int, int] | None = None
+        self.header: Header | None = None
 
     @property
     def identity(self) -> str:

@@ -13,7 +13,7 @@ import io
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -38,6 +38,24 @@ BAD_IMAGE = (
 )
 
 
+class Header(NamedTuple):
+    """What an image file says of itself in front of its pixels.
+
+    Attributes:
+        width: pixels, before it is turned upright.
+        height: the same.
+        mode: as PIL has it: RGB, L, RGBA, ...
+        format: PNG, JPEG, ...
+        bytes: size of the file.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+
+
 class FilePicture:
     """An image file. Two of the same path are equal.
 
@@ -45,11 +63,11 @@ class FilePicture:
         path: the file.
     """
 
-    __slots__ = ("_key", "path", "size")
+    __slots__ = ("_key", "header", "path")
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
-        self.size: tuple[int, int] | None = None
+        self.header: Header | None = None
         self._key = ""
 
     @property
@@ -103,12 +121,12 @@ class BytesPicture:
         name: what to call it in messages.
     """
 
-    __slots__ = ("_key", "data", "name", "size")
+    __slots__ = ("_key", "data", "header", "name")
 
     def __init__(self, data: bytes, name: str = "image") -> None:
         self.data = data
         self.name = name
-        self.size: tuple[int, int] | None = None
+        self.header: Header | None = None
         self._key = ""
 
     @classmethod
@@ -157,16 +175,25 @@ def identity(picture: Picture) -> str:
     return getattr(picture, "identity", None) or picture.key
 
 
-def size_of(picture: Picture) -> tuple[int, int] | None:
-    """Width and height in pixels as an image file's header says, before it is turned upright; None for what has no such header."""
+def header_of(picture: Picture) -> Header | None:
+    """The header of an image file, which is read once; None for what has none: what is generated, and features."""
     opener = getattr(picture, "open", None)
-    if getattr(picture, "size", None) is None and opener is not None:
+    if getattr(picture, "header", None) is None and opener is not None:
         try:
-            with opener() as file, Image.open(file) as image:
-                picture.size = image.size  # type: ignore[attr-defined]
+            with opener() as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                with Image.open(file) as image:
+                    picture.header = Header(*image.size, image.mode, str(image.format), size)  # type: ignore[attr-defined]
         except BAD_IMAGE:
             return None
-    return getattr(picture, "size", None)
+    return getattr(picture, "header", None)
+
+
+def size_of(picture: Picture) -> tuple[int, int] | None:
+    """Width and height in pixels, before it is turned upright; None for what has no header."""
+    header = header_of(picture)
+    return (header.width, header.height) if header else None
 
 
 def picture_files(folder: str | Path) -> list[Path]:

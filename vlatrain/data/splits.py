@@ -1,13 +1,14 @@
-"""Splits: those that a column of the data tells apart, and seeded ones. The latter, and caps, depend on the seed and the order of
-the data, nothing else."""
+"""Splits: those that a column of the data tells apart, and seeded ones. The latter, caps and few shots depend on the seed and the
+order of the data, nothing else."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vlatrain.config.data import SPLIT_VALUES, ColumnsConfig, SplitConfig
 from vlatrain.data.cells import clipped, listed
@@ -18,17 +19,24 @@ from vlatrain.data.tables import Row, Table
 
 log = logging.getLogger("vlatrain")
 
+Item = TypeVar("Item", bound=Hashable)
 
-def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+
+def hold_out(
+    samples: Sequence[Sample], count: int, seed: int, by_class: bool = False
+) -> tuple[list[Sample], list[Sample]]:
     """Split off about `count` samples, whole images at a time.
 
     Samples that share an image stay together, else the model would be scored on images it was trained on. Images are
     drawn at random until `count` samples are reached or passed; at least one image stays on each side.
 
+    By class, each class has about the same share split off, and keeps an image (one of several labels is of its first).
+
     Args:
         samples: the samples to split.
         count: samples to split off.
         seed: seed of the draw.
+        by_class: whether it is drawn class by class.
 
     Returns:
         The rest and the split-off samples, each in the order given. If all samples share one image nothing is split
@@ -38,30 +46,35 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
     for sample in samples:
         key = identity(sample.image)
         groups[key] = groups.get(key, 0) + 1
-    order = list(groups)
-    random.Random(f"hold out {seed}").shuffle(order)
+    labels: dict[str, str] = {}
+    for sample in samples if by_class else ():
+        labels.setdefault(identity(sample.image), sample.label)
+    order = _shuffled(list(groups), f"hold out {seed}", labels)
+    stay = Counter(labels.get(key, "") for key in order)  # images of each class that are left
     chosen: set[str] = set()
     total = 0
-    for key in order[:-1]:  # the last stays, whatever the count
+    for key in order:
         if total >= max(1, count):
             break
-        chosen.add(key)
-        total += groups[key]
+        if stay[label := labels.get(key, "")] > 1:  # the last stays, whatever the count
+            stay[label] -= 1
+            chosen.add(key)
+            total += groups[key]
     rest = [sample for sample in samples if identity(sample.image) not in chosen]
     held = [sample for sample in samples if identity(sample.image) in chosen]
     return rest, held
 
 
-def cap(samples: Sequence[Sample], size: int | None, seed: int) -> list[Sample]:
+def cap(samples: Sequence[Sample], size: int | None, seed: int, by_class: bool = False) -> list[Sample]:
     """At most `size` samples, drawn at random and kept in the order given; null keeps all.
 
     A smaller cap draws a subset of what a larger one draws, so that runs over growing `train_size` nest. Not the first
-    `size`: files are often sorted, by class or by image.
+    `size`: files are often sorted, by class or by image. By class, each class keeps about its share.
     """
     if size is None or size >= len(samples):
         return list(samples)
-    order = list(range(len(samples)))
-    random.Random(f"cap {seed}").shuffle(order)
+    labels = {place: sample.label for place, sample in enumerate(samples)} if by_class else {}
+    order = _shuffled(list(range(len(samples))), f"cap {seed}", labels)
     return [samples[index] for index in sorted(order[:size])]
 
 
@@ -161,3 +174,40 @@ def rows_by_split(table: Table, columns: ColumnsConfig, wanted: SplitConfig, pro
 
 def _counted(by_split: Mapping[str, Sequence[Row]]) -> str:
     return ", ".join(f"{len(of_split):,} {split}" for split, of_split in by_split.items() if of_split)
+
+
+def few_shots(samples: Sequence[Sample], shots: int, seed: str) -> list[Sample]:
+    """At most `shots` samples of each class, drawn at random and kept in the order given.
+
+    Fewer shots are among more, and those of a class do not depend on which other classes there are.
+
+    Args:
+        samples: samples with labels.
+        shots: samples of each class.
+        seed: seed of the draw.
+    """
+    by_label: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        by_label.setdefault(sample.label, []).append(place)
+    chosen: list[int] = []
+    for label, places in by_label.items():
+        random.Random(f"shots {seed} {label}").shuffle(places)
+        chosen += places[:shots]
+    return [samples[place] for place in sorted(chosen)]
+
+
+def _shuffled(items: list[Item], seed: str, labels: Mapping[Item, str]) -> list[Item]:
+    """The items in random order: where they have labels, so that each beginning of it has about the share of each label that all
+    have."""
+    rng = random.Random(seed)
+    rng.shuffle(items)
+    if not labels:
+        return items
+    counts, numbers = Counter(labels[item] for item in items), Counter[str]()
+    starts = {label: rng.random() for label in sorted(counts)}
+    places: dict[Item, float] = {}
+    for item in items:  # the n-th of a class stands where so large a share of the class has gone before
+        label = labels[item]
+        places[item] = (numbers[label] + starts[label]) / counts[label]
+        numbers[label] += 1
+    return sorted(items, key=places.__getitem__)

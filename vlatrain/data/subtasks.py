@@ -2,13 +2,15 @@
 
 Sampling: `proportional` takes every sample once, `balanced` as many of each subtask, `temperature` shares that go with size^(1 / T)
 (Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020, section 3.5.2). The
-largest subtask always comes whole and the others are repeated, so that no sample is lost; an epoch is the longer for it.
+largest subtask always comes whole and the others are repeated, so that no sample is lost; an epoch is the longer for it. Classes
+are balanced in the same way (`data.balance`).
 """
 
 from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +20,11 @@ from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.features import check_shown
 from vlatrain.data.sample import Sample
+from vlatrain.data.splits import few_shots
+
+log = logging.getLogger("vlatrain")
+
+SHOWN = 5  # classes that a message names
 
 log = logging.getLogger("vlatrain")
 
@@ -75,7 +82,28 @@ def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> di
         problems = Problems()
         check_labels(samples, config.task.classes, config.task.metric, problems)
         problems.raise_if_any()
+        if "train" in samples:
+            samples["train"] = _by_class(config, samples["train"])
     return samples
+
+
+def _by_class(config: TrainConfig, train: list[Sample]) -> list[Sample]:
+    """The training samples with as many of each class as `data.shots` and `data.balance` say."""
+    shots = config.data.shots
+    if shots is not None:
+        counts = Counter(sample.label for sample in train)
+        # fewer than a batch are no mistake here: a step takes all of them
+        train = few_shots(train, shots, f"{config.data.seed}/{config.seed}")
+        if few := [label for label, count in counts.items() if count < shots]:
+            named = ", ".join(f"'{label}' {counts[label]}" for label in few[:SHOWN]) + (", ..." if few[SHOWN:] else "")
+            message = "data.shots=%s: %s of %s classes have fewer training samples: %s"
+            log.warning(message, shots, len(few), len(counts), named)
+    if config.data.balance == "none":
+        return train
+    groups: dict[str, list[Sample]] = {}
+    for sample in train:
+        groups.setdefault(sample.label, []).append(sample)
+    return _repeated(groups, dict.fromkeys(groups, max(map(len, groups.values()))), config.seed)
 
 
 def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> list[Sample]:
@@ -87,6 +115,11 @@ def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: i
         seed: seed of the draw that fills up a subtask whose samples are repeated.
     """
     counts = shares({name: len(own) for name, own in samples.items()}, config.sampling, config.sampling_temperature)
+    return _repeated(samples, counts, seed)
+
+
+def _repeated(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, int], seed: int) -> list[Sample]:
+    """So many samples of each group, one group's after the other's: all of them as often as they go into it, and a seeded draw."""
     made: list[Sample] = []
     for name, own in samples.items():
         whole, rest = divmod(counts[name], len(own))

@@ -148,11 +148,13 @@ def report(error: UserError) -> None:
 
 
 class _ToConsole(logging.Handler):
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, warnings: bool) -> None:
         super().__init__(logging.INFO)
-        self.console = console
+        self.console, self.warnings = console, warnings
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and not self.warnings:
+            return
         if self.console.job and record.levelno < logging.WARNING:
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
@@ -165,16 +167,17 @@ class _ToFile(logging.FileHandler):
 
 
 @contextmanager
-def logged(console: Console, file: Path | None = None) -> Iterator[None]:
+def logged(console: Console, file: Path | None = None, warnings: bool = True) -> Iterator[None]:
     """While inside, messages of the `vlatrain` logger go to the console and, with time and level, to the end of the
     file.
 
     Args:
         console: shows what is information and above.
         file: `run.log`; gets debug messages and tracebacks too. None: no file (processes other than the first).
+        warnings: whether the console shows warnings; not where they are `collected` and shown otherwise.
     """
     logger = logging.getLogger(ROOT)
-    handlers: list[logging.Handler] = [_ToConsole(console)]
+    handlers: list[logging.Handler] = [_ToConsole(console, warnings)]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_ToFile(file, encoding="utf-8"))
@@ -192,3 +195,23 @@ def logged(console: Console, file: Path | None = None) -> Iterator[None]:
             handler.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+class _ToList(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append((record.levelno, record.getMessage()))
+
+
+@contextmanager
+def collected(level: int = logging.WARNING) -> Iterator[list[tuple[int, str]]]:
+    """A list of what the `vlatrain` logger says while inside, level and message, from some level on."""
+    logger, handler = logging.getLogger(ROOT), _ToList(level)
+    logger.addHandler(handler)
+    try:
+        yield handler.messages
+    finally:
+        logger.removeHandler(handler)

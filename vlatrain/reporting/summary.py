@@ -84,6 +84,7 @@ def show_files(folder: Path, console: Console) -> None:
         (files.predictions(), "each evaluated sample with image, prediction, references and score"),
         (files.history, "the course of the training"),
         (files.config, "the whole configuration"),
+        (files.data, "what the data is like"),
         (files.log, "what was said"),
     ):
         if path.exists():

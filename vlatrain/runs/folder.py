@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def data(self) -> Path:
+        """The data report."""
+        return self.path / "data.json"
+
+    @property
     def log(self) -> Path:
         """What was said."""
         return self.path / "run.log"
@@ -171,7 +176,7 @@ class RunFolder:
     def _leave(self, made: Sequence[Path]) -> None:
         if self.holds_work or (self.history.exists() and self.history.stat().st_size):
             return
-        for file in (self.config, self.about, self.constants, self.log, self.history, self.owner):
+        for file in (self.config, self.about, self.data, self.constants, self.log, self.history, self.owner):
             file.unlink(missing_ok=True)
             file.with_name(file.name + PARTIAL).unlink(missing_ok=True)
         shutil.rmtree(self.processor, ignore_errors=True)

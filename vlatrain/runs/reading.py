@@ -17,6 +17,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.files import write_file
 from vlatrain.config.keys import nearest
 from vlatrain.config.schema import TrainConfig
+from vlatrain.config.spec import with_shipped_specs
 from vlatrain.runs.folder import RunFolder, steps_in
 from vlatrain.runs.naming import ROOT
 
@@ -196,7 +197,18 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
                 described[new] = described.pop(old)
         if isinstance(described, dict) and "samples_per_pass" in described:
             described["samples_per_step"] = described.pop("samples_per_pass") * described.pop("passes_per_step", 1)
+    _keep_splits(values)
     return values
+
+
+def _keep_splits(values: dict[str, Any]) -> None:
+    """Before `data.stratify`, hold-outs and caps of samples with classes were drawn from all of them: a run keeps its own."""
+    data = values.get("data")
+    if isinstance(data, dict) and "stratify" not in data:
+        task = with_shipped_specs(values.get("task") or {})
+        known = [task, *(one for one in task.get("subtasks", {}).values() if isinstance(one, dict))]
+        if any("label" in one["spec"].get("fields", ()) for one in known):
+            data["stratify"] = False
 
 
 def _rename_parts(values: Any, new: str) -> None:

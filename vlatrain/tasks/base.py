@@ -213,6 +213,10 @@ class Task(ABC):
         """For each sample the places of the k texts that fit its image best, with their scores, best first."""
         raise NotImplementedError(f"task={self.name} matches no texts with images")
 
+    def learned(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those of the training samples that are learned from: by default all."""
+        return samples
+
     def uses(self) -> list[Use]:
         """The kinds of text that it reads and learns, for `vlatrain.tasks.lengths`."""
         return []

@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from vlatrain.backbones.base import Backbone, Embedder, Generator, blank_text
-from vlatrain.config import TaskConfig
+from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
 from vlatrain.metrics.baselines import majority
 from vlatrain.metrics.retrieval import similarity
-from vlatrain.tasks.base import Asking, Batches, Evaluation, ImageBatch, Task, similarity_scale
+from vlatrain.tasks.base import Asking, Batch, Batches, Evaluation, ImageBatch, Task, similarity_scale
 from vlatrain.tasks.lengths import Use, alike
 from vlatrain.tasks.looks import reading, tokens_of, written_tokens
 from vlatrain.tasks.vqa import Vqa, VqaBatch
@@ -298,13 +298,105 @@ class ByWords(Classification):
         return [replace(sample, question=self.config.question, answers=(sample.label,)) for sample in samples]
 
 
+class BaseToNew(Task):
+    """Classification that learns one half of the classes and is scored on both, each among its own classes.
+
+    The protocol of Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (CVPR 2022, arXiv:2203.05557), section
+    4.1, for how far what was learned carries over: accuracy on the base half and on the new one, and their harmonic mean. The first
+    half is the larger one where their number is odd, as there. Deviation: the classes are in the order of the alphabet, or in that
+    in which `task.classes` lists them, where the paper's are in the order of the data set's numbers.
+
+    Args:
+        whole: the task with all classes. Prediction chooses among all of them.
+
+    Raises:
+        UserError: fewer than four classes, of which no half is a choice.
+    """
+
+    def __init__(self, whole: Classification) -> None:
+        super().__init__(whole.config, whole.backbone)
+        classes = whole.config.classes
+        if 0 < len(classes) < 4:
+            raise UserError(f"task.base_to_new=true: {len(classes)} classes; each half needs two, so four or more")
+        half = -(-len(classes) // 2)
+        plain = replace(whole.config, base_to_new=False)
+        self.whole = whole
+        self.base, self.new = (
+            _classification_on(replace(plain, classes=own), whole.backbone) for own in (classes[:half], classes[half:])
+        )
+
+    def learned(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those of the base half."""
+        return [sample for sample in samples if sample.label in self.base.place]
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of samples of the base half."""
+        return self.base.collate(samples)
+
+    def loss(self, batch: Any) -> Tensor:
+        """That over the base half."""
+        return self.base.loss(batch)
+
+    def pairs(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Those of the base half, see `ByFeatures`."""
+        return cast(ByFeatures, self.base).pairs(batch)
+
+    def uses(self) -> list[Use]:
+        """Those of all classes."""
+        return self.whole.uses()
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Those of all classes."""
+        return self.whole.alike(key)
+
+    def asking(self) -> Asking:
+        """Images, and which of all classes they are of."""
+        return self.whole.asking()
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Each half among its own classes: the scores of the base half under their names, `new_accuracy`, and `harmonic_mean`.
+
+        Raises:
+            UserError: there are no samples of one of the halves.
+        """
+        found = {}
+        for name, half in (("base", self.base), ("new", self.new)):
+            own = [sample for sample in samples if sample.label in half.place]
+            if not own:
+                raise UserError(
+                    f"task.base_to_new=true: no sample to evaluate is of the {name} classes ({', '.join(half.place)})"
+                )
+            found[name] = half.evaluate(own, batches)
+        base, new = found["base"], found["new"]
+        one, two = base.metrics["accuracy"], new.metrics["accuracy"]
+        mean = 2 * one * two / (one + two) if one + two else 0.0
+        settings = {"base": [*self.base.place], "new": [*self.new.place], **base.settings}
+        predictions = [{"half": name, **record} for name, half in found.items() for record in half.predictions]
+        return Evaluation({**base.metrics, "new_accuracy": two, "harmonic_mean": mean}, settings, predictions)
+
+    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
+        """As over the base half."""
+        self.base.lengths = self.lengths
+        return self.base.loss_on_meta(batch_size, device)
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """As of the base half, which is no smaller."""
+        self.base.lengths = self.lengths
+        self.base.evaluate_on_meta(batch_size, device)
+
+
 def prompt(template: str, name: str) -> str:
     """A text that a class is compared by."""
     return template.replace("{}", name.replace("_", " "))
 
 
-def classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
+def classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:
     """Classification in the way that suits the backbone: by features, where it has them."""
+    whole = _classification_on(config, backbone, train)
+    return BaseToNew(whole) if config.base_to_new else whole
+
+
+def _classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
     described = backbone.config.tasks[backbone.task].features
     by_features = isinstance(backbone, Embedder) and (described or not isinstance(backbone, Generator))
     return (ByFeatures if by_features else ByWords)(config, backbone, train)

@@ -51,6 +51,10 @@ class Joint(Task):
         super().__init__(replace(config, subtasks={name: task.config for name, task in subtasks.items()}), backbone)
         self.subtasks = dict(subtasks)
 
+    def learned(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those that the subtasks learn from, in their order."""
+        return [sample for sample in samples if self.subtasks[sample.subtask].learned([sample])]
+
     def collate(self, samples: Sequence[Sample]) -> JointBatch:
         """The batch of each subtask that has samples, by its name."""
         grouped = self._grouped(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
@@ -53,7 +54,10 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     if not caches:
         return
     chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
-    log.info("Filling the cache with %s of %s training samples", f"{len(chosen):,}", f"{len(samples):,}")
+    each = sorted(Counter(sample.label for sample in chosen).values())
+    number = " to ".join(str(count) for count in dict.fromkeys((each[0], each[-1])))
+    by_class = f", {number} of each class" if chosen[0].label else ""
+    log.info("Filling the cache with %s of %s training samples%s", f"{len(chosen):,}", f"{len(samples):,}", by_class)
     device = own(choose_device(config.trainer.device))
     setup.model.to(device).eval()
     task = cast(Paired, setup.task)
@@ -68,13 +72,18 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
 
 
 def drawn(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """So many samples, with one caption each if they have captions. Fewer samples are taken several times, each time with the next
-    caption."""
+    """So many samples, with one caption each if they have captions; of samples with labels as many of each class, to one. Fewer
+    samples are taken several times, each time with the next caption."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    classes: dict[str, list[int]] = {}
+    for place in order:
+        classes.setdefault(samples[place].label, []).append(place)
+    in_turn = list(classes.values())
     chosen = []
     for number in range(size):
-        turn, place = divmod(number, len(order))
-        sample = samples[order[place]]
+        round_, of_class = divmod(number, len(in_turn))
+        turn, place = divmod(round_, len(in_turn[of_class]))
+        sample = samples[in_turn[of_class][place]]
         captions = sample.captions and (sample.captions[turn % len(sample.captions)],)
         chosen.append(replace(sample, captions=captions))
     return chosen

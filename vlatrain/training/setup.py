@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from vlatrain.adapters.coop import Coop
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
@@ -108,12 +109,15 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     )
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
-    task = _with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
+    task = with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
     config = replace(config, task=task.config)
     _check(task, samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.subtasks])
+    for module in model.modules():
+        if isinstance(module, Coop):
+            module.begin_at(_specials_in_front(backbone))
     separate(parameter for parameter in model.parameters() if parameter.requires_grad)
     if config.model.quantize and (names := [bare(name) for name in trained_biases(model)]):
         raise UserError(
@@ -125,6 +129,13 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     trainer, peak = fitted(config, backbone, model, task, train, device, precision)
     trainer = replace(trainer, workers=choose_workers(trainer, task, train, trainer.samples_per_pass, device))
     return TrainingSetup(replace(config, trainer=trainer), backbone, model, task, peak)
+
+
+def _specials_in_front(backbone: Backbone) -> int:
+    """How many special tokens stand in front of a text's first word."""
+    special = set(backbone.tokenizer.all_special_ids)
+    ids: list[int] = backbone.tokenizer("a")["input_ids"]
+    return next((place for place, token in enumerate(ids) if token not in special), 0)
 
 
 def load_setup(
@@ -171,7 +182,7 @@ def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> to
     return DTYPES[precision] if lower else torch.float32
 
 
-def _with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
+def with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
     """A task with numbers for the lengths that are `auto`."""
     task.backbone.measure([one.image for found in samples.values() for one in found])
     known: dict[str, TaskConfig] = {}

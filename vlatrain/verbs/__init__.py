@@ -38,5 +38,6 @@ VERBS = {
         "average adapters, prune a fusion, or put an adapter into the model's weights", "vlatrain.verbs.merge.merge"
     ),
     "inspect": Verb("show what a training would adapt and cost; loads no weights", "vlatrain.verbs.inspect.inspect"),
+    "check": Verb("look at the data of a training; loads no weights", "vlatrain.verbs.check.check"),
     "cache": Verb("list and remove what runs have kept of frozen prefixes", "vlatrain.verbs.cache.show"),
 }

@@ -1,4 +1,4 @@
-"""`vlatrain cache`: the prefixes that runs have kept on disk, what they are of, and how to be rid of them."""
+"""`vlatrain cache`: the prefixes that runs have kept on disk, what they are of, and how to be rid of them; data reports, too."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vlatrain.config import UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.config.memo import results
 from vlatrain.training.prefix_cache import store
 
 DAY = 86_400
@@ -70,6 +71,8 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
             raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
     if asked:
         freed = store.clear(folder.path for folder in chosen)
+        if name == "all":
+            _remove_reports(asked.get("older_than", 0.0))
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
         return
     table = Table(
@@ -82,6 +85,14 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
     console.print(
         f"{sum(folder.bytes for folder in found) / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes"
     )
+
+
+def _remove_reports(days: float) -> None:
+    """Remove the data reports that were last used so many days ago or more."""
+    for file in results():
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime >= days * DAY:
+                file.unlink()
 
 
 def _asked(words: Sequence[str]) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.merging.fuse import usage
 from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.data_report import TEXTS, report_of
+from vlatrain.reporting.data_tables import brief_lines
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
-from vlatrain.tasks import Evaluation, check_known
+from vlatrain.tasks import Evaluation, check_known, subtasks_of
+from vlatrain.tasks.text_facts import text_facts
 from vlatrain.tasks.yardsticks import Yardsticks
 from vlatrain.training.contrast import passes_together
 from vlatrain.training.loop import Loop, Trained
@@ -98,8 +101,11 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
+    if main:
+        _report_data(files, config, samples, setup)
     tries = tries_passes(config.trainer)
     workers, config = config.trainer.workers, setup.config
+    samples["train"] = setup.task.learned(samples["train"])
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
     # of several processes one is enough: nothing that is computed together depends on it
@@ -165,6 +171,27 @@ def describe_yardsticks(config: TrainConfig, yardsticks: Mapping[str, Yardsticks
         ]
         if shown:
             log.info("Baselines (%s, %s): %s", split, config.task.metric, ", ".join(shown))
+
+
+def _report_data(
+    files: RunFolder, config: TrainConfig, samples: Mapping[str, Sequence[Sample]], setup: TrainingSetup
+) -> None:
+    """Write the data report; say in a line what the data is like, and what is likely wrong with it."""
+
+    def texts() -> dict[str, Any]:
+        facts = {}
+        for name, task in subtasks_of(setup.task).items():
+            by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
+            facts[name] = text_facts(task, by_split)
+        return {"texts": facts, "warnings": [], "problems": []}
+
+    report = report_of(config, samples, texts, brief=True)
+    for line in brief_lines(report):
+        log.info("%s", line)
+    for warning in report["warnings"]:
+        if warning["kind"] != TEXTS:  # which were said when the lengths were checked
+            log.warning("%s", warning["message"])
+    write_json(files.data, report)
 
 
 def _pruning(config: TrainConfig, folder: Path) -> Callable[[int], bool]:

@@ -156,6 +156,8 @@ def test_a_key_that_it_reads(key: str, values: dict[str, Any]) -> None:
         ("merge", "model.checkpoint", {}, ""),
         ("inspect", "trainer.epochs", {}, ""),  # takes what train takes
         ("inspect", "data.train", {}, "data=shapes takes no data.train"),
+        ("check", "trainer.epochs", {}, ""),
+        ("check", "data.train", {}, "data=shapes takes no data.train"),
     ],
 )  # fmt: skip
 def test_a_key_that_the_verb_does_not_read(verb: str, key: str, values: dict[str, Any], said: str) -> None:

@@ -116,22 +116,32 @@ class Composite(Backbone):
                 raise UserError(
                     f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[submodel].__name__} none"
                 )
-        tokenizer, images = read_tokenizer(found["language"]), None
-        if "vision" in found:
-            images = _read_image_processor(found["vision"], kinds["vision"].config_class.model_type)
+        processor = cls.processor_of(config, task, checkpoint)
         models: dict[str, Any] = {
             submodel: read_model(kinds[submodel], name, f"model.submodels.{submodel}.checkpoint={name}", stored=stored)
             for submodel, name in found.items()
         }
         language, vision = models["language"], models.get("vision")
-        refuse_tokens(tokenizer, language.config.vocab_size, found["language"])
+        refuse_tokens(processor.tokenizer, language.config.vocab_size, found["language"])
         if added := config.options.get("added_tokens", 0):
             language.resize_token_embeddings(language.get_input_embeddings().weight.shape[0] + added)
         seen = vision.config if vision is not None else AutoConfig.for_model(**config.config["vision_config"])
         joined = Joined(_joined(config, seen, language.config), vision, language)
-        if images is not None:
-            refuse_images(joined, images, config.towers["vision"], found["vision"])
-        return joined, Pair(tokenizer, images)
+        if processor.image_processor is not None:
+            refuse_images(joined, processor.image_processor, config.towers["vision"], found["vision"])
+        return joined, processor
+
+    @classmethod
+    def processor_of(cls, config: ModelConfig, task: str, checkpoint: str) -> Any:
+        """The language model's tokenizer and the vision model's image processor; of one folder, what is there."""
+        if config.checkpoint:
+            return cls.read_processor(checkpoint)
+        names, images = checkpoints_of(config, task), None
+        if "vision" in names:
+            key = "model.submodels.vision.architecture"
+            kind: Any = model_class(config.submodels["vision"].architecture, key)
+            images = _read_image_processor(names["vision"], kind.config_class.model_type)
+        return Pair(read_tokenizer(names["language"]), images)
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:

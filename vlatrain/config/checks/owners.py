@@ -18,7 +18,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
 from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.schema import EvalConfig, TrainConfig, readers
+from vlatrain.config.schema import AS_TRAIN, EvalConfig, TrainConfig, readers
 
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
@@ -105,6 +105,11 @@ CONDITIONS = (
         "task={c.task.name} takes no {key}; tasks with conversations do (instruct)",
     ),
     Condition(
+        ("data.shots", "data.balance", "data.stratify"),
+        lambda c: "label" in c.task.spec.fields,
+        "task={c.task.name} takes no {key}, its samples have no classes; task=classification does (data.train_size=N caps any)",
+    ),
+    Condition(
         ("data.views",),
         lambda c: c.data.crop < 1 or c.data.flip > 0,
         "images as they are take no {key}; data.crop=0.5 and data.flip=0.5 do",
@@ -181,7 +186,7 @@ def unread(config: TrainConfig, verb: str, written: Iterable[tuple[str, str]]) -
         verb: the verb.
         written: dotted keys, each with the file it was written in; empty: on the command line.
     """
-    verb = "train" if verb == "inspect" else verb  # it shows what a training would do, and takes what train takes
+    verb = "train" if verb in AS_TRAIN else verb
     subtasks = joint.subtasks(config) if config.task.name == joint.JOINT and not joint.problems(config) else {}
     for key, file in written:
         found = _SUBTASK.fullmatch(key)

@@ -1,0 +1,52 @@
+"""Small results that are kept on disk, each under a hash of all that it depends on. What is kept is never needed: a folder that
+cannot be written, or a file that cannot be read, only means that the work is done again. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vlatrain.config.files import kept_folder, replace_file
+
+FOLDER = "reports"  # below `kept_folder()`
+MOST = 200  # files that are kept; of more, those that were used last
+
+
+def key_of(*facts: Any) -> str:
+    """A hash of values: equal ones have equal hashes, in every process."""
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def load_result(key: str) -> Any:
+    """What was kept under a key; None: nothing, or nothing that can be read."""
+    file = _file(key)
+    with suppress(OSError, ValueError):
+        value = json.loads(file.read_text(encoding="utf-8"))
+        os.utime(file)
+        return value
+    return None
+
+
+def keep_result(key: str, value: Any) -> None:
+    """Keep a JSON value under a key, where the folder can be written."""
+    if str(kept_folder()).startswith("~"):  # there is no home folder
+        return
+    with suppress(OSError):
+        replace_file(_file(key), json.dumps(value, ensure_ascii=False))
+        for old in sorted(results(), key=lambda file: -file.stat().st_mtime)[MOST:]:
+            old.unlink(missing_ok=True)
+
+
+def results() -> list[Path]:
+    """The files of all results that are kept."""
+    with suppress(OSError):
+        return [path for path in (kept_folder() / FOLDER).iterdir() if path.suffix == ".json"]
+    return []
+
+
+def _file(key: str) -> Path:
+    return kept_folder() / FOLDER / f"{key}.json"
