@@ -63,6 +63,7 @@ def test_a_configuration_of_nothing_is_refused() -> None:
         vlatrain.compose("adapter.dmi=3")
 
 
+@pytest.mark.slow
 def test_a_search_from_python(tmp_path: Path) -> None:
     predictor = vlatrain.load(tiny_run(tmp_path / "run", "retrieval", "model=tiny_clip"))
     red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))

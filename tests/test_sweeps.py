@@ -92,6 +92,7 @@ def test_a_sweeper_gets_the_score_of_each_job(capsys: pytest.CaptureFixture[str]
     assert len(json.loads(Path("sweep/sweep.json").read_text())) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scores: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

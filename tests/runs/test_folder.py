@@ -124,6 +124,7 @@ def test_evaluations_are_numbered(tmp_path: Path) -> None:
     assert names == ["eval", "test", "eval-2", "eval-3"]
 
 
+@pytest.mark.slow
 def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     words = [f"run.dir={folder}", "data=files", "data.train=no.jsonl", "data.eval=no.jsonl"]

@@ -71,6 +71,7 @@ def test_layers_are_drawn_in_steps_and_not_in_evaluations(tmp_path: Path, monkey
     settings = [
         "model=tiny_clip", "adapter.points=['*']", "adapter.drop_random=3", "adapter.drop_layers=1", "seed=5",
         "trainer.max_steps=8", "data.train_size=12", "trainer.batch_size=4", "trainer.eval_every=4",
+        "trainer.eval_loss=false",  # it is a loss too
     ]  # fmt: skip
     tiny_run(tmp_path / "run", "retrieval", *settings)
     assert seen["loss"] == [drawn(3, 5, step) for step in range(8)]

@@ -14,6 +14,7 @@ from vlatrain.runs import Outcome, SweepFolder
 from vlatrain.training.pruning import STARTUP, MedianRule, behind
 
 
+@pytest.mark.slow
 def test_it_is_the_rule_of_optuna() -> None:
     optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install 'vlatrain[sweep]'")
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)

@@ -164,6 +164,7 @@ def test_peak_memory_is_predicted(points: str, batch: int, tmp_path: Path) -> No
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_shows_towers_points_and_counts() -> None:
     out = io.StringIO()
     inspect(config("blip", "captioning", ["decoder.*.{cross,ffn}"], dim=64), Console(file=out, width=160))

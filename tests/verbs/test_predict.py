@@ -22,6 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {task: tiny_run(folder / task, task) for task in ("vqa", "captioning", "retrieval")}
 
 
+@pytest.mark.slow
 def test_one_image_with_scored_answers(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     question = "what colour is the shape, please?"
     words = [f"run={runs['vqa']}", f"image={images / 'red.png'}", f"question='{question}'", "task.decode.num_beams=3"]
