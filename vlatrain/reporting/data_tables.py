@@ -40,7 +40,9 @@ def brief_lines(report: Mapping[str, Any]) -> list[str]:
             about.append(f"{classes['number']:,} classes, {classes['largest_share']:.3g} % '{classes['largest']}'")
         for row in train.get("texts", ()):
             tokens = row["tokens"]
-            about.append(f"{row['kind']} of {tokens['median']} to {tokens['longest']} tokens (limit {row['limit']})")
+            usual, most = tokens["median"], tokens["longest"]
+            counted = f"{usual}" if usual == most else f"usually {usual}, at most {most}"
+            about.append(f"{row['kind']} of {counted} tokens (limit {row['limit']})")
         lines.append(f"{said}Training data: {', '.join(about)}")
     return lines
 
