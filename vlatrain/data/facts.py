@@ -23,6 +23,7 @@ from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import FilePicture, header_of, identity
 from vlatrain.data.sample import Picture, Sample
 
+SHARED_CAPTIONS = "shared captions"  # the kind of finding that a run tells with what its scores can reach
 UNEQUAL = 5  # times as many samples in the largest class as in the smallest: from here on it is told
 UNSEEN = 0.1  # share of samples with answers that training never shows: the same
 SMALL = 16  # pixels of the shorter side of an image that shows nothing
@@ -322,7 +323,7 @@ def _shared_captions(splits: Mapping[str, Mapping[str, Any]]) -> Iterable[Findin
         where = ", ".join(f"{_of(one['shared'], one['number'], f'in data.{split}')}" for split, one in shared.items())
         most = max(shared.values(), key=lambda one: int(one["most_shared_images"]))
         yield Finding(
-            "shared captions",
+            SHARED_CAPTIONS,
             f"captions of several images: {where} (most often: '{_short(most['most_shared'])}', of "
             f"{most['most_shared_images']:,} images): retrieval cannot tell these images apart",
         )

@@ -16,6 +16,7 @@ from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks, tasks
 from vlatrain.data.augment import augmented
+from vlatrain.data.facts import SHARED_CAPTIONS
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.injection.attach import check, group_of, save
@@ -189,7 +190,8 @@ def _report_data(
     for line in brief_lines(report):
         log.info("%s", line)
     for warning in report["warnings"]:
-        if warning["kind"] != TEXTS:  # which were said when the lengths were checked
+        # those of texts were said when the lengths were checked, those of captions are with what they let a score reach
+        if warning["kind"] not in (TEXTS, SHARED_CAPTIONS):
             log.warning("%s", warning["message"])
     write_json(files.data, report)
 
