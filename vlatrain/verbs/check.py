@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,8 @@ def check(config: CheckConfig, console: RichConsole | None = None) -> dict[str, 
             for level, message in said:
                 log.log(level, "%s", message)
         else:
-            report, said = _looked(config)
+            with _without_collector():
+                report, said = _looked(config)
     problems = report.pop("problems", [])
     warned = dict.fromkeys(message for level, message in said if level >= logging.WARNING)
     report["warnings"] = [*({"kind": "data", "message": message} for message in warned), *report["warnings"]]
@@ -55,6 +58,18 @@ def check(config: CheckConfig, console: RichConsole | None = None) -> dict[str, 
         count = len(report["warnings"])
         raise UserError(f"strict=true: {count} warning{'s' if count > 1 else ''}")
     return report
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """While inside, the garbage collector does not go through the samples again and again: a fourth of the time of a large set."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _looked(config: CheckConfig) -> tuple[dict[str, Any], list[tuple[int, str]]]:
