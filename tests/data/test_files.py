@@ -43,6 +43,7 @@ def plain(samples):
     return [(s.id, s.image, s.question, s.answers, s.weights, s.captions) for s in samples]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(vqa_records())
 def test_formats_agree_on_questions(records):

@@ -56,6 +56,7 @@ def test_losses_and_gradients_are_equal_with_and_without_it(name: str) -> None:
     assert sum(more[number] == 2 * calls[number] for number in calls) >= len(calls) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, 8, 4])
 @pytest.mark.parametrize("name", BY_FAMILY)
 def test_a_run_in_bf16_is_the_same_with_and_without_it(name: str, quantize: int | None, tmp_path: Path) -> None:

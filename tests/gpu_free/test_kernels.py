@@ -91,6 +91,7 @@ def test_what_is_counted() -> None:
             states + torch.ones(2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUDGETS)
 def test_budgets(name: str) -> None:
     _, counts, places = counted(name)

@@ -247,6 +247,7 @@ def one_pass(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return train(tmp_path_factory.mktemp("whole") / "run", {"batch_size": 8}, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_training_is_the_same_however_a_step_is_cut(processes: int, one_pass: list[Any], tmp_path: Path) -> None:
     """Steps of eight, by one process or several; of the three samples at the end, one may have none of its own."""

@@ -135,6 +135,7 @@ def test_a_training_that_continues_evaluates_where_it_would_have(
     assert (again.progress.eval_seconds, resumed.best_step) == (loop.progress.eval_seconds, result.best_step)
 
 
+@pytest.mark.slow
 def test_processes_evaluate_when_the_first_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(rank: int) -> list[Any]:
         loop, task, result = train(

@@ -115,6 +115,7 @@ def test_negatives_of_a_contrast_stay_whatever_there_is_room_for(monkeypatch: py
     assert resolved(made) == (12, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "free", "expected"),
     [

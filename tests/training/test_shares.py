@@ -104,6 +104,7 @@ def plain(found: Evaluation) -> dict[str, Any]:
 QUICK = ("vqa, written", "retrieval, ranked again", "joint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "names"),
     [(2, QUICK), *(pytest.param(count, tuple(CASES), marks=pytest.mark.slow) for count in (2, 4))],
