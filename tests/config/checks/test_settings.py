@@ -186,6 +186,13 @@ def choosing(task: str) -> set[str]:
     return {metric.name for metric in shipped_spec(task).metrics if metric.higher_is_better}
 
 
+def test_a_shortest_text_is_no_longer_than_the_longest() -> None:
+    least = put(sound(), "task.decode.min_new_tokens", 9)
+    assert validate.problems(least) == [], "auto is as many as that at least"
+    (problem,) = validate.problems(put(least, "task.decode.max_new_tokens", 5))
+    assert problem == "task.decode.min_new_tokens=9: is more than max_new_tokens=5"
+
+
 def test_names_agree_with_the_code_behind_them() -> None:
     assert set(choices(TrainConfig, "adapter.activation")) == set(bottleneck.ACTIVATIONS)
     captions = caption.score(["a red dog"], [["a red dog"]]).corpus()
