@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: $(STAMP) ## train a VQA adapter on the built-in data: no download, no GPU, under 2 minutes (ARGS="adapter.dim=32" changes it)
+run: $(STAMP) ## train a VQA adapter on the built-in data: no download, no GPU, two to three minutes (ARGS="adapter.dim=32" changes it)
 	@$(BIN)/vlatrain $(ARGS)
 
 test: $(STAMP) ## the quick test suite (ARGS="-k name" selects)

@@ -12,7 +12,7 @@ from vlatrain.config.schema import AS_TRAIN, TrainConfig, readers
 from vlatrain.verbs import VERBS
 
 _EXAMPLES = """\
-  vlatrain                                              a first run: tiny model, built-in data, CPU, under 2 minutes
+  vlatrain                                              a first run: tiny model, built-in data, CPU, 2 to 3 minutes
   vlatrain task=captioning model=blip data=files data.train=train.jsonl data.eval=val.jsonl
   vlatrain -m adapter=bottleneck,lora,full,none         a sweep: four runs, one table
   vlatrain eval run=outputs/vqa/tiny_blip/NAME data=files data.eval=other.jsonl
