@@ -109,9 +109,11 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     )
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
+    # images that the processor refuses are told before any is processed to see how many tokens it comes to
+    check_samples(backbone, (sample for split in samples.values() for sample in split))
     task = with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
     config = replace(config, task=task.config)
-    _check(task, samples)
+    check_lengths(subtasks_of(task), samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
         model = attach(backbone.model, config.adapter, where, [*config.task.subtasks])
@@ -163,7 +165,8 @@ def load_setup(
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
     task = build(prepare(config.task, backbone), backbone)
-    _check(task, samples)
+    check_samples(backbone, (sample for split in samples.values() for sample in split))
+    check_lengths(subtasks_of(task), samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
     if device.type != "cpu" and dtype != torch.float32:
@@ -194,12 +197,6 @@ def with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
         log.info("Lengths: %smax_length=%s%s", key, found.max_length, written)
     config = replace(task.config, subtasks=known) if task.config.subtasks else known[""]
     return build(config, task.backbone, samples["train"])
-
-
-def _check(task: Task, samples: Mapping[str, Sequence[Sample]]) -> None:
-    """Everything about samples that a model must be there for to tell."""
-    check_samples(task.backbone, (sample for split in samples.values() for sample in split))
-    check_lengths(subtasks_of(task), samples)
 
 
 def scored(

@@ -99,15 +99,17 @@ def _texts(config: CheckConfig, samples: Mapping[str, Sequence[Sample]]) -> dict
         backbone = load_without_weights(config.model, config.task.name, texts_of(train))
     except UserError as error:  # the rest is shown all the same
         return {"texts": {}, "warnings": [], "problems": error.problems}
+    try:
+        check_samples(backbone, [sample for given in samples.values() for sample in given])
+    except UserError as error:  # lengths cannot be counted beside an image that the processor refuses
+        return {"texts": {}, "warnings": [], "problems": error.problems}
     with collected() as said:
         task = with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
         tasks = subtasks_of(task)
-        every = [sample for given in samples.values() for sample in given]
-        for look in (lambda: check_samples(backbone, every), lambda: check_lengths(tasks, samples)):
-            try:
-                look()
-            except UserError as error:
-                problems += error.problems
+        try:
+            check_lengths(tasks, samples)
+        except UserError as error:
+            problems += error.problems
     facts = {}
     for name, own in tasks.items():
         by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
