@@ -57,6 +57,11 @@ def test_without_the_other_modality_or_with_its_gate_closed_it_is_a_plain_bottle
     states, other = torch.randn(2, 3, 6), torch.randn(2, 4, 5)
     assert torch.equal(adapter(states, Call()), plain(states))
     assert not torch.equal(adapter(states, Call(other=other)), plain(states))
+    second = adapter(states, Call(other=other, mask=torch.tensor([[0] * 4, [1] * 4])))  # the first row sees none of it
+    assert torch.equal(second[0], plain(states)[0])
+    assert torch.equal(second[1], adapter(states, Call(other=other, mask=torch.ones(2, 4)))[1])
+    second.sum().backward()
+    assert all(p.grad.isfinite().all() for p in adapter.parameters())
     torch.nn.init.zeros_(adapter.cross_gate)
     assert torch.equal(adapter(states, Call(other=other)), plain(states))
 

@@ -47,12 +47,16 @@ def test_is_the_formula_and_heeds_the_mask(function: str, other_width: int) -> N
             assert_close(added[row], adapter.up.projection(torch.tanh(hidden)))
 
 
-def test_without_the_other_modality_it_is_a_plain_bottleneck() -> None:
-    adapter = made(6, "multiply")
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_without_the_other_modality_it_is_a_plain_bottleneck(function: str) -> None:
+    adapter = made(6, function)
     plain = adapter_of(Bottleneck, 6, 4, activation="tanh")
     plain.load_state_dict(adapter.state_dict())  # and has no parameter more
     states = torch.randn(2, 3, 6)
     assert torch.equal(adapter(states, Call()), plain(states))
+    hidden = Call(other=torch.randn(2, 4, 6), mask=torch.tensor([[0] * 4, [1] * 4]))  # the first row sees none of it
+    assert torch.equal(adapter(states, hidden)[0], plain(states)[0])
+    assert not torch.equal(adapter(states, hidden)[1], plain(states)[1])
 
 
 @given(width=st.integers(1, 20), dim=st.integers(1, 10), other=st.integers(1, 20), bias=st.booleans())

@@ -183,3 +183,35 @@ def test_long_conversations_are_cut(name: str) -> None:
     blank = backbone.conversation_logits(backbone.blank(2, "cpu", 5))
     assert blank.shape[0] == 2
     assert blank.shape[1] >= 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SLOW)
+def test_text_alone_is_read_as_by_the_language_model_alone(name: str) -> None:
+    backbone = shared(name)
+    conversations = [[Turn(*TURNS[0]), Turn(*TURNS[1])], [Turn(*TURNS[1])], [Turn(*TURNS[2])]]
+    seen, shown = images()[:3], [False, True, False]
+    inputs, target = backbone.conversations(seen, conversations, 200, shown)
+    logits = backbone.conversation_logits(inputs)
+    others = backbone.conversation_logits(backbone.conversations(seen[::-1], conversations, 200, shown)[0])
+    for row in (0, 2):
+        script = backbone.script
+        turns = [(turn.user, turn.reply) for turn in conversations[row]]
+        given, rest = script.ids(script.asked(turns[:1], shown=False)), script.tokens(turns)[0]
+        ids = torch.tensor([given + rest])
+        own = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[
+            0, len(given) - 1 :
+        ]
+        assert_close(logits[row, : len(rest) + 1], own, backbone.model)
+        assert_close(others[row], logits[row], backbone.model)
+        learned = [token for turn in turns for token in script.reply(turn[1], 99)[1]]
+        assert target.ids[row][target.mask[row].bool()].tolist() == learned
+    alone = backbone.conversation_logits(backbone.conversations(seen[1:2], conversations[1:2], 200)[0])
+    assert_close(logits[1, : alone.shape[1]], alone[0], backbone.model)
+    decode = DecodeConfig(max_new_tokens=4, num_beams=2)
+    written = backbone.generate(
+        backbone.context(backbone.prompts(seen, conversations, 200, shown)), decode, alternatives=2
+    )
+    for row in range(3):
+        one = backbone.prompts(seen[row : row + 1], conversations[row : row + 1], 200, shown[row : row + 1])
+        assert backbone.generate(backbone.context(one), decode, alternatives=2) == written[2 * row : 2 * row + 2]

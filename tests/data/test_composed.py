@@ -9,6 +9,7 @@ import pytest
 from tests.data.writing import files, load_train, problems_of, write_images, write_records
 from vlatrain.config import TaskConfig
 from vlatrain.data import load_inputs
+from vlatrain.data.images import identity, is_shown
 from vlatrain.data.sample import Turn
 
 OPTIONS = ["red", "blue", "green"]
@@ -196,17 +197,26 @@ def test_what_is_not_taken_is_named(row, message, folder):
     assert problems_of(files(train), "instruct") == [f"{train}:2: {message}"]
 
 
-def test_conversations_without_images_are_refused_once_or_dropped(folder, caplog):
+def test_conversations_without_images_are_learned_dropped_or_refused(folder, caplog):
     rows = [{"image": f"{number}.png", "conversations": said("<image>a", "b")} for number in range(2)]
     rows += [{"conversations": said("a", "b")}, {"image": "", "conversations": said("c", "d")}]
     train = write_records(folder / "d.jsonl", rows)
-    assert problems_of(files(train), "instruct") == [
-        f"{train}:3: a conversation without an image, and 1 more; text alone is not taken: data.text_only=drop leaves such rows out"
+    assert problems_of(files(train, text_only="refuse"), "instruct") == [
+        f"{train}:3: a conversation without an image, and 1 more, and data.text_only=refuse: give it one, or set data.text_only to "
+        "train or drop"
     ]
-    assert len(load_train(files(train, text_only="drop"), "instruct")) == 2
-    assert caplog.messages == [
-        f"{train}:3: a conversation without an image, and 1 more: left out (data.text_only=drop)"
+    with caplog.at_level("INFO", "vlatrain"):
+        assert len(load_train(files(train, text_only="drop"), "instruct")) == 2
+        whole = load_train(files(train), "instruct")
+    assert [is_shown(sample.image) for sample in whole] == [True, True, False, False]
+    assert whole[2].image.key == whole[3].image.key
+    assert identity(whole[2].image) != identity(whole[3].image)
+    assert [message for message in caplog.messages if "without an image" in message] == [
+        f"{train}:3: a conversation without an image, and 1 more: left out (data.text_only=drop)",
+        f"{train}:3: a conversation without an image, and 1 more: learned as text (data.text_only=train)",
     ]
+    none = write_records(folder / "f.jsonl", [{"image": "", "conversations": said("a", "b")}])
+    assert problems_of(files(none), "instruct") == [f"{none}: none of the conversations has an image"]
     alone = write_records(folder / "e.jsonl", [{"photo": "0.png", "conversations": said("a", "b")}])
     assert problems_of(files(alone), "instruct") == [
         f"{alone}: no column 'image' or 'images'; the columns are photo, conversations; did you mean data.columns.image=photo?"

@@ -156,14 +156,15 @@ def test_keys_below_columns_and_choices(tmp_path, caplog):
     assert "answers are the options in 'choices'" in caplog.text
 
 
-def test_conversations_without_an_image_are_refused_once_or_dropped(tmp_path):
+def test_conversations_without_an_image_are_learned_dropped_or_refused(tmp_path):
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = {"image": [{"bytes": png(0), "path": None}, None, None], "messages": [said] * 3}
     folder = saved(tmp_path, rows, image=datasets.Image())
-    assert problems_of(hub(folder), "instruct") == [
-        f"{folder}:train[1]: a conversation without an image, and 1 more; text alone is not taken: data.text_only=drop leaves such "
-        "rows out"
+    assert problems_of(hub(folder, text_only="refuse"), "instruct") == [
+        f"{folder}:train[1]: a conversation without an image, and 1 more, and data.text_only=refuse: give it one, or set "
+        "data.text_only to train or drop"
     ]
+    assert len(load_train(hub(folder), "instruct")) == 3
     assert len(load_train(hub(folder, text_only="drop"), "instruct")) == 1
 
 

@@ -67,11 +67,19 @@ class CrossModal(Bottleneck):
         return out
 
     def attended(self, hidden: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
-        """What states (B, L, dim) find in those of the other modality, (B, S, other_width), where the mask (B, S) lets them."""
+        """What states (B, L, dim) find in those of the other modality, (B, S, other_width), where the mask (B, S) lets them;
+        nothing where it lets none."""
         latent = self._split(self.latent(other))  # (B, heads, S, dim / heads)
-        keep = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, S)
-        found = scaled_dot_product_attention(self._split(hidden), latent, latent, attn_mask=keep)
-        return found.transpose(1, 2).flatten(2)  # (B, heads, L, dim / heads) -> (B, L, dim)
+        if mask is None:
+            return self._joined(scaled_dot_product_attention(self._split(hidden), latent, latent))
+        keep = mask.bool()[:, None, None]  # (B, 1, 1, S)
+        some = keep.any(dim=-1, keepdim=True)  # (B, 1, 1, 1); kernels differ in what a row without any comes to
+        found = scaled_dot_product_attention(self._split(hidden), latent, latent, attn_mask=keep | ~some)
+        return self._joined(found * some)
+
+    def _joined(self, states: Tensor) -> Tensor:
+        # (B, heads, L, dim / heads) -> (B, L, dim)
+        return states.transpose(1, 2).flatten(2)
 
     def _split(self, states: Tensor) -> Tensor:
         # (B, N, dim) -> (B, heads, N, dim / heads)

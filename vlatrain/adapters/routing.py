@@ -66,7 +66,11 @@ class Routing(Bottleneck):
         hidden = self.down(states)  # (B, L, dim)
         if call.other is not None:
             latent = (self.down if self.latent is None else self.latent)(call.other)  # (B, S, dim)
-            hidden = self.routed(hidden, latent, call.mask)
+            routed = self.routed(hidden, latent, call.mask)
+            # where nothing may count there is no other modality
+            hidden = (
+                routed if call.mask is None else torch.where(call.mask.bool().any(dim=1)[:, None, None], routed, hidden)
+            )
         out: Tensor = self.dropout(self.activation(hidden))
         return out
 

@@ -465,7 +465,11 @@ class Converser(Protocol):
     `prompts`."""
 
     def conversations(
-        self, images: Sequence[Image.Image] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Image.Image] | None,
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> tuple[Inputs, Text]:
         """Whole conversations, one about each image, cut to `max_length` tokens besides the image's. Runs in workers.
 
@@ -473,6 +477,8 @@ class Converser(Protocol):
             images: the images; None: what the towers would make of them is to be added as `prefix`, see `Backbone.given`.
             conversations: the conversations.
             max_length: tokens that they are cut to.
+            shown: for each conversation whether it is about its image; if not, it is of text alone, and nothing sees the image that
+                stands in its place. Empty: all are.
 
         Returns:
             the model's inputs, and as (B, L) their tokens, as many as `conversation_logits` has logits: the mask is 1 for those
@@ -489,7 +495,11 @@ class Converser(Protocol):
         ...
 
     def prompts(
-        self, images: Sequence[Image.Image] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Image.Image] | None,
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> Inputs:
         """Conversations up to where the last reply begins, which is ignored: inputs for `Generator.context`. Runs in workers."""
         ...

@@ -76,7 +76,7 @@ class DataConfig:
         root: image root; null: the folder of the data file.
         columns: column map.
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
-        text_only: what becomes of conversations without an image: refuse (the data are refused) or drop (they are left out).
+        text_only: what becomes of conversations without an image: train (as text), drop (left out) or refuse.
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
         eval_size: the same for evaluation and test.
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
@@ -109,7 +109,7 @@ class DataConfig:
     root: str | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     skip_broken: Annotated[float, DROP_RATE] = 0.0
-    text_only: Annotated[str, Choice("refuse", "drop")] = "refuse"
+    text_only: Annotated[str, Choice("train", "drop", "refuse")] = "train"
     train_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_fraction: Annotated[float, SPLIT] = 0.1

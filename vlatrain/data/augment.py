@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlatrain.config import DataConfig, TrainConfig
 from vlatrain.config.joint import subtasks
-from vlatrain.data.images import load_at
+from vlatrain.data.images import is_shown, load_at
 from vlatrain.data.sample import Picture, Sample
 
 RATIO = 4 / 3  # the widest side to the other that a crop has; the inverse the narrowest
@@ -133,4 +133,6 @@ def augments(settings: DataConfig) -> bool:
 
 
 def _viewed(sample: Sample, settings: DataConfig, number: int) -> Sample:
+    if not is_shown(sample.image):
+        return sample
     return replace(sample, image=View(sample.image, number, settings.crop, settings.flip))

@@ -20,7 +20,7 @@ from PIL import Image
 from vlatrain.config.errors import UserError
 from vlatrain.data.duplicates import same_content
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.images import FilePicture, header_of, identity
+from vlatrain.data.images import FilePicture, header_of, identity, is_shown
 from vlatrain.data.sample import Picture, Sample
 
 SHARED_CAPTIONS = "shared captions"  # the kind of finding that a run tells with what its scores can reach
@@ -66,8 +66,10 @@ def facts_of(
     seen = {answer for sample in distinct.get("train", ()) for answer in sample.answers}
     splits = {}
     for split, given in distinct.items():
-        pictures = {identity(sample.image): sample.image for sample in given}
+        pictures = {identity(sample.image): sample.image for sample in given if is_shown(sample.image)}
         facts: dict[str, Any] = {"samples": len(given), "images": _images(pictures, content, decoded, patience)}
+        if hidden := sum(not is_shown(sample.image) for sample in given):
+            facts["images"]["text_only"] = hidden
         facts |= _classes(given) | _answers(split, given, seen) | _captions(given, content)
         splits[split] = facts
     findings = [

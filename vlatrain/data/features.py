@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlatrain.config import ModelConfig
 from vlatrain.config.errors import UserError
-from vlatrain.data.images import NO_SUCH_IMAGE, BytesPicture, FilePicture
+from vlatrain.data.images import NO_SUCH_IMAGE, BytesPicture, FilePicture, is_shown
 from vlatrain.data.sample import Picture, Sample
 
 Given = Image.Image | bytes | str | Path
@@ -102,7 +102,7 @@ def _problems(model: ModelConfig, samples: Iterable[Sample]) -> Iterator[str]:
     for sample in samples:
         picture, where = sample.image, f"{sample.source}: " if sample.source else ""
         if not isinstance(picture, FeaturePicture):
-            if width:
+            if width and is_shown(picture):
                 name = getattr(picture, "name", "the image")
                 yield f"{where}{name} is no {ENDING} file, and model/vision=features takes features that were extracted before"
         elif picture.path in seen:

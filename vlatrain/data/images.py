@@ -170,6 +170,32 @@ class BytesPicture:
         return f"BytesPicture({self.name!r}, {len(self.data)} bytes)"
 
 
+class NoPicture:
+    """The place of an image in a sample of text alone. What it loads as is never seen: backbones hide it.
+
+    Args:
+        identity: what tells it from others: where its sample came from.
+    """
+
+    key = "no image"  # of one content, so that the same states are kept for all
+    name = "no image"
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+
+    def load(self) -> Image.Image:
+        """A small grey image."""
+        return Image.new("RGB", (56, 56), "grey")
+
+    def __repr__(self) -> str:
+        return f"NoPicture({self.identity!r})"
+
+
+def is_shown(picture: Picture) -> bool:
+    """Whether there is an image."""
+    return not isinstance(picture, NoPicture)
+
+
 def identity(picture: Picture) -> str:
     """What tells pictures apart at little cost: the path of a file, else the content's key."""
     return getattr(picture, "identity", None) or picture.key

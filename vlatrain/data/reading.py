@@ -146,7 +146,7 @@ class Files:
             self.problems,
             self.labelled,
             table.delimited,
-            self.labelled and self.config.text_only == "drop",
+            self.config.text_only if self.labelled else "train",
             absent,
             self.config.groups if self.labelled else None,
         )

@@ -20,7 +20,7 @@ from vlatrain.config.spec import TaskSpec
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, hint
-from vlatrain.data.images import identity
+from vlatrain.data.images import NoPicture, identity
 from vlatrain.data.pictures import Pictures, SeveralImagesError, cells
 from vlatrain.data.sample import Picture, Sample
 from vlatrain.data.tables import Row
@@ -65,7 +65,7 @@ class Builder:
         problems: where to report.
         labelled: whether the references must be there; without, every row is a sample.
         delimited: whether a cell's text may be a list, as in CSV and TSV.
-        drops: whether conversations without an image are left out, and not refused.
+        text_only: what becomes of conversations without an image: train, drop or refuse.
         absent: what to say where no row has an image, and there is no column of images.
         groups: the columns by which scores are given; then samples keep all other columns that hold plain values. None: nothing
             is kept.
@@ -80,7 +80,7 @@ class Builder:
         problems: Problems,
         labelled: bool = True,
         delimited: bool = False,
-        drops: bool = False,
+        text_only: str = "train",
         absent: str = "",
         groups: Sequence[str] | None = None,
     ) -> None:
@@ -95,7 +95,7 @@ class Builder:
         self.root = root
         self._problems = problems
         self._pictures = Pictures(root)
-        self._drops, self._absent = drops, absent
+        self._on_text_only, self._absent = text_only, absent
         self._groups = None if groups is None else tuple(groups)
         self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
         self._count = 0
@@ -172,7 +172,7 @@ class Builder:
                 if said.marks:
                     raise CellError("the conversation shows an image, and there is none")
                 self._text_only.add(source)
-                return None
+                return NoPicture(source) if self._on_text_only == "train" else None
             return self._pictures.one([*given, *(said.images if said else ())], source)
         except SeveralImagesError:
             self._several.add(source)
@@ -209,16 +209,21 @@ class Builder:
             )
         if text_only.number and text_only.number == self._count and self._absent:
             self._problems.add("absent columns", self._absent)
-        elif text_only.number and self._drops:
-            log.warning(
-                "%s: a conversation without an image%s: left out (data.text_only=drop)", text_only.first, text_only.more
-            )
-        elif text_only.number:
-            drop = ": data.text_only=drop leaves such rows out" if self._labelled else ": leave such rows out"
+        elif text_only.number == self._count and self._labelled and self._count:
+            self._problems.add("conversations without images", f"{self.name}: none of the conversations has an image")
+        elif text_only.number and self._on_text_only == "refuse":
             self._problems.add(
                 "conversations without images",
-                f"{text_only.first}: a conversation without an image{text_only.more}; text alone is not taken{drop}",
+                f"{text_only.first}: a conversation without an image{text_only.more}, and data.text_only=refuse: give it one, or "
+                "set data.text_only to train or drop",
             )
+        elif text_only.number:
+            how = "learned as text" if self._labelled else "answered as text"
+            how = "left out" if self._on_text_only == "drop" else how
+            log.info(
+                "%s: a conversation without an image%s: %s (data.text_only=%s)",
+                text_only.first, text_only.more, how, self._on_text_only,
+            )  # fmt: skip
         if moved.number:
             log.info(
                 "%s: marks the image's place later, or several times%s: it is shown once, before the first message",

@@ -52,6 +52,7 @@ def _splits(splits: Mapping[str, Any], title: str) -> Table:
     each = {
         "samples": lambda facts: f"{facts['samples']:,}",
         "images": lambda facts: f"{facts['images']['number']:,}",
+        "without an image": lambda facts: _if(facts["images"], "text_only", "{:,}"),
         "images by content": lambda facts: f"{facts['images']['distinct']:,}",
         "pixels, least to most": lambda facts: _sizes(facts["images"]) if "width" in facts["images"] else "",
         "formats": lambda facts: _counts(facts["images"]["formats"]),

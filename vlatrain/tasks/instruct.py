@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.data.images import load_at
+from vlatrain.data.images import is_shown, load_at
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.metrics.baselines import Constants, best_constants
@@ -86,16 +86,16 @@ class Instruct(Task):
 
     def asked(self, samples: Sequence[Sample]) -> ImageBatch:
         """Images, and the conversations up to the last reply."""
-        seen, images, conversations = self._about(samples)
+        seen, images, conversations, hidden = self._about(samples)
         with images_named(self.backbone, samples, images):
-            inputs = self.converser.prompts(images, conversations, self.longest("prompt"))
+            inputs = self.converser.prompts(images, conversations, self.longest("prompt"), **hidden)
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}}
 
     def collate(self, samples: Sequence[Sample]) -> InstructBatch:
         """Images and whole conversations."""
-        seen, images, conversations = self._about(samples)
+        seen, images, conversations, hidden = self._about(samples)
         with images_named(self.backbone, samples, images):
-            inputs, target = self.converser.conversations(images, conversations, self.longest("conversation"))
+            inputs, target = self.converser.conversations(images, conversations, self.longest("conversation"), **hidden)
         return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
 
     def loss(self, batch: InstructBatch) -> Tensor:
@@ -192,13 +192,18 @@ class Instruct(Task):
             }
         )
 
-    def _about(self, samples: Sequence[Sample]) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]]]:
-        """What is kept of the samples' images, or else these, and the conversations."""
+    def _about(
+        self, samples: Sequence[Sample]
+    ) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]], dict[str, list[bool]]]:
+        """What is kept of the samples' images, or else these; the conversations; and where some are of text alone, as `shown`
+        for each whether it is about its image."""
         cache, conversations = self.backbone.cache, [sample.turns for sample in samples]
+        shown = [is_shown(sample.image) for sample in samples]
+        hidden = {} if all(shown) else {"shown": shown}
         if cache and (prefix := cache.read(samples, asked=False)):
-            return {"prefix": prefix}, None, conversations
+            return {"prefix": prefix}, None, conversations, hidden
         side = self.backbone.jpeg_side
-        return {}, [load_at(sample.image, side) for sample in samples], conversations
+        return {}, [load_at(sample.image, side) for sample in samples], conversations, hidden
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""

@@ -10,6 +10,7 @@ from typing import Any
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import write_lines
 from vlatrain.config.joint import subtasks
+from vlatrain.data.images import is_shown
 from vlatrain.data.sample import Sample
 from vlatrain.runs import RunFolder
 from vlatrain.tasks import Evaluation
@@ -55,7 +56,7 @@ def _save_images(folder: Path, samples: Sequence[Sample]) -> dict[str, str]:
     saved: dict[str, str] = {}
     names: set[str] = set()
     for place, sample in enumerate(samples):
-        if getattr(sample.image, "path", None):
+        if getattr(sample.image, "path", None) or not is_shown(sample.image):
             continue
         name = re.sub(r"[^\w.-]+", "_", sample.id)[:LONGEST]
         name = f"{name}-{place}" if name in names else name

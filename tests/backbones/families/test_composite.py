@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
 
@@ -350,6 +351,25 @@ def test_a_conversation_is_learned_reply_by_reply() -> None:
             own = places[before : before + target.ids.shape[1] - 1]
             assert_close(alone, logits[row, own - 1], backbone.model)
     assert math.isfinite(float(backbone.conversation_logits(backbone.blank(2, "cpu", 9)).sum()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("vision", "language"), [("clip", "gpt2"), ("features", "llama")])
+def test_text_alone_is_read_as_by_the_language_model_alone(vision: str, language: str) -> None:
+    backbone = loaded(vision, language)
+    seen = [Image.new("RGB", (56, 56), "grey"), images(backbone, 1)[0]]
+    talks = [[Turn("is it red?", "yes"), Turn("what colour is it?", "red picture")], [Turn("is it red?", "no")]]
+    inputs, text = backbone.conversations(seen, talks, 60, [False, True])
+    logits = backbone.conversation_logits(inputs)
+    embedded = backbone.model.embedded(text.ids[:1])
+    mask = text.mask.new_ones(embedded.shape[:2])
+    own = backbone.language(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
+    assert_close(logits[0], own[0], backbone.model)
+    alone = backbone.conversation_logits(backbone.conversations(seen[1:], talks[1:], 60)[0])
+    assert_close(logits[1, : alone.shape[1]], alone[0], backbone.model)
+    written = backbone.generate(backbone.context(backbone.prompts(seen, talks, 60, [False, True])), SHORT)
+    one = backbone.prompts([images(backbone, 2)[1]], talks[:1], 60, [False])
+    assert backbone.generate(backbone.context(one), SHORT) == written[:1]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.commands import SMALL_BLIP, command
 from tests.conftest import make_samples, model_config
+from tests.data.writing import write_records
 from tests.training.conftest import captioning_with_adapters
 from vlatrain.backbones.loading import load
 from vlatrain.config import TrainConfig, TrainerConfig
@@ -94,6 +95,30 @@ def test_the_course_of_a_training_is_the_same_to_the_last_bit(cell: str, tmp_pat
         assert (found[2]["where"], found[2]["computed"] > 0) == (way, computed)
     predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("off", "diskTrue")]
     assert predictions[0] == predictions[1]
+
+
+@pytest.mark.slow
+def test_conversations_of_text_alone_are_learned_among_those_about_images(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = []
+    for number, sample in enumerate(make_samples()):
+        sample.image.load().save(tmp_path / f"{number}.png")
+        said = [{"from": "human", "value": f"what is {number}?"}, {"from": "gpt", "value": sample.answers[0]}]
+        records.append({"conversations": said} | ({} if number % 3 else {"image": f"{number}.png"}))
+    file = write_records(tmp_path / "mix.jsonl", records)
+    words = [
+        "task=instruct",
+        "model=tiny_composite",
+        "adapter=cross_modal",
+        "data=files",
+        f"data.train={file}",
+        f"data.eval={file}",
+    ]
+    without = trained(tmp_path / "off", *words, "trainer.cache=off")
+    kept = trained(tmp_path / "kept", *words, "trainer.cache=disk")
+    assert kept[:2] == without[:2]
+    assert kept[2]["computed"] == len(records[::3]) + 1  # one that stands for all that are not there
+    lines = [json.loads(line) for line in (tmp_path / "kept/predictions.jsonl").read_text().splitlines()]
+    assert [line["image"] is None for line in lines] == [bool(number % 3) for number in range(len(records))]
 
 
 @pytest.mark.slow

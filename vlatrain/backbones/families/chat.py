@@ -57,11 +57,13 @@ class ChatInputs(Inputs, total=False):
         input_ids: (B, L) the prompts' tokens.
         attention_mask: (B, L) 1 for these, 0 for padding.
         rest: (B, L) the tokens of conversations from the last one before the first reply on.
+        shown: (B,) whether a row is about its image; absent: all are.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     rest: Text
+    shown: Tensor
 
 
 class Chat(Backbone):
@@ -212,18 +214,45 @@ class Chat(Backbone):
     def _said(self, text: str, max_length: int) -> str:
         return cut(self.tokenizer, self.clean(text), max_length)
 
-    def _processed(self, images: Sequence[Image.Image], conversations: Sequence[Turns]) -> ChatInputs:
+    def _processed(
+        self, images: Sequence[Image.Image], conversations: Sequence[Turns], shown: Sequence[bool] = ()
+    ) -> ChatInputs:
         """Images and conversations up to the last reply as the processor has them, padded in front."""
-        texts = [self.script.asked(turns) for turns in conversations]
+        about = [not shown or shown[row] for row in range(len(conversations))]
+        texts = [
+            self.script.asked(turns if own else [("", "")]) for turns, own in zip(conversations, about, strict=True)
+        ]
         options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
         if (start := self.tokenizer.bos_token) and texts[0].startswith(start):  # as in apply_chat_template
             options["add_special_tokens"] = False
         found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **options)
         kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
+        if not all(about):
+            kept = self._hidden(kept, conversations, torch.tensor(about))
         # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
         order = kept["attention_mask"].argsort(dim=1, stable=True, descending=not self.in_front)
         moved = {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
         return cast(ChatInputs, moved)  # the names are the model's own
+
+    def _hidden(self, inputs: dict[str, Tensor], conversations: Sequence[Turns], shown: Tensor) -> dict[str, Tensor]:
+        """Inputs in which conversations of text alone stand behind their prompts, which are masked like padding, the image in them.
+
+        So every row has an image, as processors and towers want it, and nothing sees it; positions do not count it either.
+        """
+        told = [self.script.asked(turns, shown=False) for turns in conversations]
+        start = self.tokenizer.bos_token
+        opened = bool(start) and told[0].startswith(start)
+        ids: list[list[int]] = self.tokenizer(told, add_special_tokens=not opened)["input_ids"]
+        text = self._padded([[] if own else row for row, own in zip(ids, shown.tolist(), strict=True)])
+        new = {"input_ids": text.ids, "attention_mask": text.mask}
+        before = {**inputs, "attention_mask": inputs["attention_mask"] * shown[:, None]}
+        behind = {
+            name: new.get(name, value.new_zeros(text.ids.shape)) for name, value in before.items() if name in ADDED
+        }
+        joined = {
+            name: torch.cat([before[name], value.to(before[name].dtype)], dim=1) for name, value in behind.items()
+        }
+        return {**before, **joined, "shown": shown}
 
     # -- the image, and the text behind it --
 
@@ -242,11 +271,13 @@ class Chat(Backbone):
         rows = self._rows(found.pooler_output, inputs)
         # of ones, and not from the lengths: those would have to come to the device, and be no numbers of a float type
         visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        taken = (*ADDED, GRID)
+        taken = (*ADDED, GRID, "shown")
         context = {name: value for name, value in inputs.items() if name in taken and isinstance(value, Tensor)}
         context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
         if len({len(row) for row in rows}) > 1:  # only then the device has to be asked, see `_features`
             context["lengths"] = visible.sum(dim=1)
+        if "shown" in inputs:
+            context["visible"] = visible * inputs["shown"][:, None]
         for number, states in enumerate(getattr(found, "deepstack_features", None) or ()):
             context[f"{DEEP}{number}"] = pad_sequence(self._rows(states, inputs), batch_first=True)
         return context
@@ -341,6 +372,13 @@ class Chat(Backbone):
 
     def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
+        if (order := self._order(context)) is not None:
+            texts = self._generate(self.select_rows(context, order), decode, prompt, alternatives)
+            starts = (alternatives * order.argsort()).tolist()
+            return [text for start in starts for text in texts[start : start + alternatives]]
+        return self._generate(context, decode, prompt, alternatives)
+
+    def _generate(self, context: Context, decode: DecodeConfig, prompt: str, alternatives: int) -> list[str]:
         given = self._begun(context, prompt)
         with self._shown(context), self._encoded(context, given) as image:
             # (B * alternatives, prompt + new)
@@ -360,7 +398,11 @@ class Chat(Backbone):
         return [(self._said(turn.user, words), self.clean(turn.reply)) for turn in turns]
 
     def conversations(
-        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Image.Image],
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> tuple[ChatInputs, Text]:
         """Up to the first reply as a prompt, and the rest as `rest`."""
         words = max_length - self._framing
@@ -372,7 +414,7 @@ class Chat(Backbone):
             rows.append([self.script.end_ids[-1], *ids[:left]])
             masks.append([0, *learned[:left]])
         rest = self._padded(rows)
-        given = self._processed(images, [turns[:1] for turns in said])
+        given = self._processed(images, [turns[:1] for turns in said], shown)
         return {**given, "rest": rest}, Text(rest.ids, padded_text(masks, 0).ids)
 
     def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
@@ -384,15 +426,33 @@ class Chat(Backbone):
         """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
         context = self.context(inputs)
         if "rest" in inputs:
-            return self.logits(context, inputs["rest"])
+            rest = inputs["rest"]
+            if (order := self._order(context)) is None:
+                return self.logits(context, rest)
+            return self.logits(self.select_rows(context, order), Text(rest.ids[order], rest.mask[order]))[
+                order.argsort()
+            ]
         size, length = inputs["input_ids"].shape
         nothing = blank_text(size, 0, inputs["input_ids"].device)
         return self._logits(
             context, self._extended(context, nothing.ids, nothing.mask), length - context["states"].shape[1]
         )
 
+    def _order(self, context: Context) -> Tensor | None:
+        """Of a batch with hidden images the rows (B,), those with images first, where the model makes positions from their grids.
+
+        It takes a grid for each image that it sees, in order, and so the first ones.
+        """
+        if GRID not in context or "shown" not in context:
+            return None
+        return context["shown"].argsort(descending=True, stable=True)
+
     def prompts(
-        self, images: Sequence[Image.Image], conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Image.Image],
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> ChatInputs:
         """Conversations up to the last reply; of those that are too long the first turns are left out."""
         said = []
@@ -401,4 +461,4 @@ class Chat(Backbone):
             while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
                 turns = turns[1:]
             said.append(turns)
-        return self._processed(images, said)
+        return self._processed(images, said, shown)

@@ -53,11 +53,13 @@ class CompositeInputs(Inputs, total=False):
     Attributes:
         features: (B, S, width) features of images, padded to the most.
         visible: (B, S) 1 for these, 0 for padding.
+        shown: (B,) whether a row is about its image; absent: all are.
         prompt: (B, L) the prompts' tokens.
     """
 
     features: Tensor
     visible: Tensor
+    shown: Tensor
     prompt: Text
 
 
@@ -202,8 +204,11 @@ class Composite(Backbone):
         """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
         if self.model.vision is not None:
             return {"pixels": self.pixels(images)}
-        most = max(len(features) for features in images)
         width = self.model.config.vision_config.hidden_size
+        images = [
+            np.zeros((1, width), np.float32) if isinstance(own, Image.Image) else own for own in images
+        ]  # a hidden one
+        most = max(len(features) for features in images)
         features = np.zeros((len(images), most, width), np.float32)
         visible = torch.zeros(len(images), most, dtype=torch.long)
         for row, own in enumerate(images):
@@ -294,7 +299,10 @@ class Composite(Backbone):
                 states = self.model.see(pixels)
         visual = self.model.projection(states)
         visible = inputs.get("visible")
-        return {"visual": visual, "visible": visual.new_ones(visual.shape[:2]).long() if visible is None else visible}
+        visible = visual.new_ones(visual.shape[:2]).long() if visible is None else visible
+        if "shown" in inputs:
+            visible = visible * inputs["shown"][:, None]
+        return {"visual": visual, "visible": visible}
 
     def _embedded(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, S + L, d) of the visual tokens, if there are any, and of tokens (N, L); and their mask (N, S + L).

@@ -73,14 +73,17 @@ class CausalComposite(Composite):
             return self._written({"inputs_embeds": embeddings, "attention_mask": mask}, decode, alternatives, 0)
 
     def conversations(
-        self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Any] | None,
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> tuple[CompositeInputs, Text]:
         """Turn by turn: `user: ... assistant: reply`, the end token."""
         rows, learned = zip(*map(self.transcript, conversations), strict=True)
         text = self._padded([row[:max_length] for row in rows])
         mask = padded_text([own[:max_length] for own in learned], 0).ids
-        seen = self._unseen(len(rows)) if images is None else self._seen(images)
-        return {**seen, "prompt": text}, Text(text.ids, mask)
+        return {**self._about(images, len(rows), shown), "prompt": text}, Text(text.ids, mask)
 
     def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """See `Converser`."""
@@ -96,15 +99,23 @@ class CausalComposite(Composite):
         return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
 
     def prompts(
-        self, images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], max_length: int
+        self,
+        images: Sequence[Any] | None,
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int,
+        shown: Sequence[bool] = (),
     ) -> CompositeInputs:
         """Conversations up to the last reply; of those that are too long the end."""
         rows = []
         for turns in conversations:
             before, _ = self.transcript(turns[:-1])
             rows.append([*before, *self._asked(turns[-1])][-max_length:])
-        seen = self._unseen(len(rows)) if images is None else self._seen(images)
-        return {**seen, "prompt": self._padded(rows, left=True)}
+        return {**self._about(images, len(rows), shown), "prompt": self._padded(rows, left=True)}
+
+    def _about(self, images: Sequence[Any] | None, count: int, shown: Sequence[bool]) -> CompositeInputs:
+        """The images' part of the inputs of conversations; some may be hidden."""
+        seen = self._unseen(count) if images is None else self._seen(images)
+        return seen if all(shown) else {**seen, "shown": torch.tensor(shown)}
 
     def _asked(self, turn: Turn) -> list[int]:
         return self._ids(self.config.prompts[TOLD_TURNS].replace("{question}", self.clean(turn.user)))
