@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +26,10 @@ IMAGE = make_samples()[0].image
 
 
 def bare(kind: type, metric: str = "", **more: Any) -> Any:
-    """A task without a backbone."""
+    """A task without a backbone, but for what a text comes back as."""
     task = object.__new__(kind)
-    vars(task).update({"metric": metric, **more})
+    backbone = SimpleNamespace(as_written=lambda texts: [text.replace("é", "e") for text in texts])
+    vars(task).update({"metric": metric, "config": TaskConfig("vqa"), "backbone": backbone, **more})
     return task
 
 
@@ -51,6 +53,21 @@ def test_vqa_has_the_most_frequent_answer_over_all_and_by_question() -> None:
     assert found.baselines["most_frequent_answer"].says == "always 'yes'"
     assert found.ceilings == {"accuracy": 100.0}
     assert not of(bare(Vqa), [], scored).baselines
+
+
+def test_what_cannot_be_written_has_baselines_by_its_second_score() -> None:
+    scored = asked(("what?", "café"), ("what?", "tea"))
+    always = of(bare(Vqa), scored[:1], scored).baselines["most_frequent_answer"]
+    assert always.metrics == {"accuracy": 50.0, "accuracy_as_written": 50.0}
+    scored = asked(("what?", "café"), ("what?", "cafe"))
+    always = of(bare(Vqa), scored[:1], scored).baselines["most_frequent_answer"]
+    assert always.metrics == {"accuracy": 50.0, "accuracy_as_written": 100.0}
+    talks = [Sample(str(place), IMAGE, turns=(Turn("a?", said),)) for place, said in enumerate(("café", "cafe"))]
+    most = of(bare(Instruct), talks[:1], talks).baselines["most_frequent_reply"].metrics
+    assert (most["exact_match"], most["exact_match_as_written"]) == (50.0, 100.0)
+    shown = [Sample(str(place), IMAGE, captions=(f"the {one} of a town",)) for place, one in enumerate(("café", "cafe"))]
+    (constant,) = of(bare(Captioning), shown[:1], shown).baselines.values()
+    assert constant.metrics["cider_d_as_written"] != constant.metrics["cider_d"]
 
 
 def test_vqa_ceiling_is_that_of_its_annotators() -> None:

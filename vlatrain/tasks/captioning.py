@@ -119,13 +119,15 @@ class Captioning(Task):
             for sample, text, score in zip(samples, texts, scores.per_sample, strict=True)
         ]
         settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
-        extra: dict[str, float] = {}
+        extra, statistics = dict[str, float](), _statistics(scores)
         back = as_written(self.backbone, [sample.captions for sample in samples])
         pairs = (
             pair for own, sample in zip(back, samples, strict=True) for pair in zip(own, sample.captions, strict=True)
         )
         if self.metric.endswith(AS_WRITTEN) or any(a != b and _compared(a) != _compared(b) for a, b in pairs):
-            extra[f"cider_d{AS_WRITTEN}"] = metric.score(texts, back).cider_d
+            again = metric.score(texts, back)
+            extra[f"cider_d{AS_WRITTEN}"] = again.cider_d
+            statistics[f"cider_d{AS_WRITTEN}"] = mean(again.per_sample)
         skipped = dict.fromkeys(("meteor", "spice"), "slow, hence only with task.java_metrics=true")
         if self.config.java_metrics:
             # by one process: Java takes a minute and gigabytes
@@ -139,7 +141,7 @@ class Captioning(Task):
             {**scores.corpus(), **extra},
             settings,
             predictions,
-            _statistics(scores),
+            statistics,
             [len(samples)],
             self.groupings(samples, [*scores.corpus()]),
         )
@@ -153,8 +155,12 @@ class Captioning(Task):
         if not constants:
             return Yardsticks()
         best = BestCaption(**constants)
-        found = metric.score([best.text] * len(samples), [sample.captions for sample in samples])
-        return Yardsticks({"constant_caption": Baseline(found.corpus(), of_constant(best))})
+        references = [list(sample.captions) for sample in samples]
+        scores = metric.score([best.text] * len(samples), references).corpus()
+        if (back := as_written(self.backbone, references)) != references:
+            ((written,),) = as_written(self.backbone, [[best.text]])
+            scores[f"cider_d{AS_WRITTEN}"] = metric.score([written] * len(samples), back).cider_d
+        return Yardsticks({"constant_caption": Baseline(scores, of_constant(best))})
 
 
 def _statistics(scores: metric.CaptionScores) -> dict[str, Statistic]:

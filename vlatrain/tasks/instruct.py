@@ -135,10 +135,15 @@ class Instruct(Task):
         texts = [*replies]
         found = metric.score(texts, references)
         scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
+        statistics = {"rouge_l": mean(found.per_sample), "exact_match": mean(found.exact_per_sample)}
         back = [text for (text,) in as_written(self.backbone, [[reference] for reference in references])]
         if self.metric.endswith(AS_WRITTEN) or [*map(normalise, back)] != [*map(normalise, references)]:
             again = metric.score(texts, back)
             scores |= {f"rouge_l{AS_WRITTEN}": again.rouge_l, f"exact_match{AS_WRITTEN}": again.exact_match}
+            statistics |= {
+                f"rouge_l{AS_WRITTEN}": mean(again.per_sample),
+                f"exact_match{AS_WRITTEN}": mean(again.exact_per_sample),
+            }
         settings: dict[str, Any] = {"score": "ROUGE-L", "decode": vars(self.config.decode)}
         loss, tokens = self._losses(samples, batches)
         if tokens:
@@ -163,7 +168,7 @@ class Instruct(Task):
             scores,
             settings,
             predictions,
-            {"rouge_l": mean(found.per_sample), "exact_match": mean(found.exact_per_sample)},
+            statistics,
             [len(samples)],
             self.groupings(samples, ["rouge_l", "exact_match"], question_words=lengths),
         )
@@ -179,10 +184,16 @@ class Instruct(Task):
         if not known.by_wording:
             return Yardsticks()
         references = [turn.reply for turn in last]
+        back = [text for (text,) in as_written(self.backbone, [[reference] for reference in references])]
 
         def baseline(replies: Sequence[str], says: str) -> Baseline:
             found = metric.score(replies, references)
-            return Baseline({"rouge_l": found.rouge_l, "exact_match": found.exact_match}, says)
+            scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
+            if back != references:
+                written = [text for (text,) in as_written(self.backbone, [[reply] for reply in replies])]
+                again = metric.score(written, back)
+                scores |= {f"rouge_l{AS_WRITTEN}": again.rouge_l, f"exact_match{AS_WRITTEN}": again.exact_match}
+            return Baseline(scores, says)
 
         says = f"the most frequent reply to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
         return Yardsticks(

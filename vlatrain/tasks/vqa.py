@@ -197,12 +197,14 @@ class Vqa(Task):
             "ceiling": scores.ceiling,
             "decode": self.decoding,
         }
-        metrics = {"accuracy": scores.accuracy}
+        metrics, statistics = {"accuracy": scores.accuracy}, {"accuracy": mean(scores.per_sample)}
         if self.generates:
             back = as_written(self.backbone, [sample.answers for sample in samples])
             lost = sum(metric.lost(can, sample.answers) for can, sample in zip(back, samples, strict=True))
             if lost or self.metric.endswith(AS_WRITTEN):
-                metrics[f"accuracy{AS_WRITTEN}"] = metric.score([text for text, _ in found], back).accuracy
+                again = metric.score([text for text, _ in found], back)
+                metrics[f"accuracy{AS_WRITTEN}"] = again.accuracy
+                statistics[f"accuracy{AS_WRITTEN}"] = mean(again.per_sample)
                 settings["ceiling_as_written"] = scores.ceiling - lost / len(samples)
         predictions: list[dict[str, Any]] = [
             {
@@ -220,7 +222,7 @@ class Vqa(Task):
             metrics,
             settings,
             predictions,
-            {"accuracy": mean(scores.per_sample)},
+            statistics,
             [len(samples)],
             self.groupings(samples, ["accuracy"], question_words=lengths),
         )
@@ -232,17 +234,24 @@ class Vqa(Task):
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
         """Constant answers, and what the annotators' agreement lets anyone score."""
-        known, references = Constants(**constants), [sample.answers for sample in samples]
+        known, references = Constants(**constants), [list(sample.answers) for sample in samples]
         best = metric.ceiling(references)
         if not known.by_wording:
             return Yardsticks(ceilings={"accuracy": best})
-        always = metric.score([known.overall] * len(samples), references).accuracy
-        by_question = metric.score([known.answer(sample.question) for sample in samples], references).accuracy
+        back = as_written(self.backbone, references) if self.generates else references
+
+        def baseline(answers: Sequence[str], says: str) -> Baseline:
+            scores = {"accuracy": metric.score(answers, references).accuracy}
+            if back != references:
+                written = [text for (text,) in as_written(self.backbone, [[answer] for answer in answers])]
+                scores[f"accuracy{AS_WRITTEN}"] = metric.score(written, back).accuracy
+            return Baseline(scores, says)
+
         says = f"the best answer to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
         return Yardsticks(
             {
-                "most_frequent_answer": Baseline({"accuracy": always}, f"always {known.overall!r}"),
-                "most_frequent_answer_by_question": Baseline({"accuracy": by_question}, says),
+                "most_frequent_answer": baseline([known.overall] * len(samples), f"always {known.overall!r}"),
+                "most_frequent_answer_by_question": baseline([known.answer(one.question) for one in samples], says),
             },
             {"accuracy": best},
         )
