@@ -328,3 +328,28 @@ def test_a_sweep_over_two_processes_goes_on(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count(said) == 1
         assert "2 runs; the table" in ran.stdout
+
+
+@pytest.mark.slow
+def test_optuna_over_two_processes_tries_the_same_in_both(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
+    drawn = [
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.n_trials=4",
+        "optim.lr=interval(1e-4,1e-2)",
+    ]
+    sampler = ["hydra.sweeper.sampler.n_startup_trials=2"]  # from then on it goes by scores
+    words = ["-m", *drawn, *sampler, *TINY, "hydra.sweep.dir=sweep"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "vlatrain", *words]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PLUGINS.parents[1]), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert ran.returncode == 0, ran.stderr
+    assert "hydra.sweeper.sampler.seed=0: all processes choose the same trials" in ran.stdout
+    assert "4 runs; the table" in ran.stdout
+    rows = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert len({row["varied"]["optim.lr"] for row in rows}) == 4

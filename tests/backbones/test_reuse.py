@@ -81,6 +81,16 @@ def test_outside_a_sweep_nothing_is_kept(reads: list[str]) -> None:
     assert len(reads) == 2
 
 
+def test_nothing_is_kept_once_the_sweep_has_ended(reads: list[str]) -> None:
+    for _ in range(2):
+        with reuse.reusing():
+            loading.load(model_config("tiny_blip"), "vqa")
+            reuse.give_back([])
+        reuse.clear()
+    assert len(reads) == 2
+    assert reuse._shelf.source is None
+
+
 def test_what_a_job_trains_in_place_it_has_for_itself_if_it_is_little(reads: list[str]) -> None:
     config = model_config("tiny_blip")
     with reuse.reusing():

@@ -75,3 +75,13 @@ def test_other_processes_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.
         sweep.wait("this start")
     sweep.announce("this start")
     sweep.wait("this start")
+
+
+def test_other_processes_wait_for_what_came_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_sweep, "UNTIL_SCORED", 0.2)
+    sweep = SweepFolder(tmp_path / "sweep")
+    sweep.note(Outcome(3, failure=BEGUN))
+    with pytest.raises(UserError, match="has not ended job 3 within"):
+        sweep.ended(3)
+    sweep.note(Outcome(3, metrics=DONE))
+    assert sweep.ended(3).score == 61.5

@@ -65,7 +65,9 @@ def test_what_cannot_be_written_has_baselines_by_its_second_score() -> None:
     talks = [Sample(str(place), IMAGE, turns=(Turn("a?", said),)) for place, said in enumerate(("café", "cafe"))]
     most = of(bare(Instruct), talks[:1], talks).baselines["most_frequent_reply"].metrics
     assert (most["exact_match"], most["exact_match_as_written"]) == (50.0, 100.0)
-    shown = [Sample(str(place), IMAGE, captions=(f"the {one} of a town",)) for place, one in enumerate(("café", "cafe"))]
+    shown = [
+        Sample(str(place), IMAGE, captions=(f"the {one} of a town",)) for place, one in enumerate(("café", "cafe"))
+    ]
     (constant,) = of(bare(Captioning), shown[:1], shown).baselines.values()
     assert constant.metrics["cider_d_as_written"] != constant.metrics["cider_d"]
 

@@ -102,13 +102,18 @@ def kept_or(read: Callable[[], Source], key: Callable[[], str], seed: int) -> So
     if kept and allowed and _shelf.is_in and _shelf.key == name and kept.seed in (None, seed):
         _shelf.is_in = False
         return kept.copied()
-    _shelf.key, _shelf.source, _shelf.is_in = "", None, False  # before another is read: not both at once
+    clear()  # before another is read: not both at once
     kept = None
     source = read()
     if not allowed:
         return source
     _shelf.key, _shelf.source = name, source
     return source.copied()
+
+
+def clear() -> None:
+    """Let go of the backbone that is kept."""
+    _shelf.key, _shelf.source, _shelf.is_in = "", None, False
 
 
 def separate(trained: Iterable[nn.Parameter]) -> None:

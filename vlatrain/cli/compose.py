@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -179,6 +180,16 @@ def _sweep(request: Request, checked: Checked, prepared: Prepared) -> Prepared:
         notes.append(f"{added[0]}: the sweeper is given each run's {' and '.join(objectives) or config.task.metric}")
     if "max_failure_rate" in settings.sweeper and "hydra.sweeper.max_failure_rate" not in chosen:
         added.append("hydra.sweeper.max_failure_rate=1.0")  # a failed job is a failed trial, and the others go on
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # all processes must choose the same trials
+        sampler = settings.sweeper.get("sampler") or {}
+        if "seed" not in sampler:
+            raise UserError(
+                f"hydra/sweeper: {settings.sweeper._target_} has no sampler.seed, and the {os.environ['WORLD_SIZE']} processes "
+                "would try different values: start one process"
+            )
+        if sampler["seed"] is None:
+            added.append(f"hydra.sweeper.sampler.seed={config.seed}")
+            notes.append(f"{added[-1]}: all processes choose the same trials")
     return dataclasses.replace(prepared, overrides=[*prepared.overrides, *added], notes=tuple(notes))
 
 

@@ -215,7 +215,9 @@ class Jobs:
         return max(1, sum(before(job) == own for job in self.planned[number:]))
 
     def _value(self, outcome: Outcome) -> float | tuple[float, ...] | None:
-        """What a sweeper is given of a job."""
+        """What a sweeper is given of a job, the same in all processes: those that choose by it must choose alike."""
+        if not _is_first() and not self.planned and self.sweep is not None:
+            outcome = self.sweep.ended(outcome.number)
         if outcome.failure or outcome.left_out:
             return None
         values = [outcome.figure(name) for name in self.objectives] or [outcome.score]
@@ -253,6 +255,8 @@ class Jobs:
                 )
             if not self.ended and (told := not_run(self.planned, outcomes, self._again())):
                 print(told)
+        if reuse := sys.modules.get("vlatrain.backbones.reuse"):
+            reuse.clear()  # of no use to anybody now
         if self.stopped is not None:
             raise self.stopped
         if isinstance(self.error, UserError):

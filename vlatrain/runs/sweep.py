@@ -23,7 +23,8 @@ from vlatrain.runs.baselines import Beaten, beside_baseline
 from vlatrain.runs.reading import Run
 
 BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
-PATIENCE = 60  # seconds that other processes wait for the first one
+PATIENCE = 60  # seconds that other processes wait for the first one to begin
+UNTIL_SCORED = 600  # the same for what it has to write of a job that has ended for them
 STOPPED = "stopped"  # by a signal: no fault of the job's
 
 
@@ -201,6 +202,19 @@ class SweepFolder:
     def note(self, outcome: Outcome) -> None:
         """Write what came of a job, whole or not at all."""
         write_json(_made(self.jobs / f"{outcome.number:04d}.json"), _plain(outcome))
+
+    def ended(self, number: int) -> Outcome:
+        """What came of a job by the first process, for which the others wait: they have no scores of their own.
+
+        Raises:
+            UserError: it has not come to an end there.
+        """
+        for _ in range(int(UNTIL_SCORED / 0.1)):
+            outcome = _read(self.jobs / f"{number:04d}.json")
+            if outcome is not None and outcome.failure != BEGUN:
+                return outcome
+            time.sleep(0.1)
+        raise UserError(f"{self.path}: the first process has not ended job {number} within {UNTIL_SCORED} s")
 
     def outcomes(self) -> list[Outcome]:
         """What the jobs have left, in their order."""
