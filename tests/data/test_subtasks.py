@@ -96,6 +96,23 @@ def test_a_subtask_may_have_its_own_data(tmp_path: Path) -> None:
     )
 
 
+def test_a_split_that_only_some_subtasks_have_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    row = {"image": "red.png", "question": "what?", "answer": "red"}
+    splits = ["train", "train", "val", "test", "test"]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({**row, "split": split}) + "\n" for split in splits))
+    found = load_run(config(vqa={"name": "files", "train": str(file)}), ["train", "eval"])
+    assert [*found] == ["train", "eval"]
+    (said,) = [message for message in caplog.messages if "left out" in message]
+    assert said == (
+        "test samples are left out, as they are those of vqa alone (2): a joint score needs all subtasks'; set "
+        "data.subtasks.captioning.test"
+    )
+
+
 def test_less_than_a_batch_in_all_is_refused() -> None:
     few = config()
     few.trainer.batch_size = 13

@@ -26,8 +26,6 @@ log = logging.getLogger("vlatrain")
 
 SHOWN = 5  # classes that a message names
 
-log = logging.getLogger("vlatrain")
-
 
 def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sample]]:
     """The samples of a run.
@@ -59,8 +57,14 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
             problems += [f"subtask {name}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
-    for split in [split for split, by_subtask in found.items() if len(by_subtask) < len(subtasks(config))]:
-        log.info("%s samples are those of %s alone, and are left out", split, ", ".join(found.pop(split)))
+    every = [*subtasks(config)]
+    for split in [split for split, by_subtask in found.items() if len(by_subtask) < len(every)]:
+        own = found.pop(split)
+        lacking = [f"data.subtasks.{name}.{split}" for name in every if name not in own]
+        log.warning(
+            "%s samples are left out, as they are those of %s alone (%s): a joint score needs all subtasks'; set %s",
+            split, ", ".join(own), f"{sum(map(len, own.values())):,}", ", ".join(lacking),
+        )  # fmt: skip
     joined = {
         split: [sample for samples in by_subtask.values() for sample in samples] for split, by_subtask in found.items()
     }
