@@ -24,9 +24,10 @@ SERVED = [
     ("blip", "retrieval"),
     ("vilt", "vqa"),
     ("vilt", "retrieval"),
+    ("clip", "vqa"),
     *((name, "retrieval") for name in DUALS),
 ]
-PROTOCOLS = {("vilt", "vqa"): Answerer, ("vilt", "retrieval"): Matcher}
+PROTOCOLS = {("vilt", "vqa"): Answerer, ("clip", "vqa"): Answerer, ("vilt", "retrieval"): Matcher}
 
 
 def save(backbone: Backbone, folder: Path) -> Path:
@@ -128,8 +129,8 @@ def test_a_description_can_name_only_model_classes() -> None:
 
 
 def test_a_task_it_does_not_serve() -> None:
-    with pytest.raises(UserError, match="does not serve task=vqa; it serves retrieval, classification"):
-        load(small_config("clip"), "vqa")
+    with pytest.raises(UserError, match="does not serve task=captioning; it serves retrieval, classification, vqa"):
+        load(small_config("clip"), "captioning")
 
 
 SIDES = {

@@ -175,14 +175,17 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (["adapter=from_run"], [f"there are {METHODS[0]}"]),
         (["adapter=adapter_schema"], [f"there are {METHODS[0]}"]),
         (["adapter.dim=0"], ["adapter.dim=0: must be 1 or more"]),
-        (["model=clip", "task=vqa"], ["it can do retrieval"]),
+        (["model=clip", "task=captioning"], ["it can do retrieval"]),
         (["adapter.points=[vision.99.attn]"], ["'vision.99.attn' matches nothing"]),
         (["adapter.points=[visin.*.attn,a.b.c.d]"], ["'visin.*.attn'", "'a.b.c.d'"]),
         (["--config-dir", "nowhere"], ["--config-dir nowhere: no such folder"]),
         (["--nonsense"], ["unrecognized arguments: --nonsense"]),
         (["-m", "adapter.dim=16,64,abc,0"], ["adapter.dim=abc"]),
         (["-m", "adapter.dim=16,64,0"], ["adapter.dim=0: must be"]),
-        (["-m", "model=clip", "task=vqa,captioning"], ["task=vqa: model=clip", "task=captioning: model=clip"]),
+        (
+            ["-m", "model=clip", "task=instruct,captioning"],
+            ["task=instruct: model=clip", "task=captioning: model=clip"],
+        ),
         (["-m", "model=tiny_blip,clip", "task=vqa", "optim.lr=0,1"], ["optim.lr=0"]),
         (["adapter=mixed", "adapter.dim=3"], ["adapter.dim: adapter=mixed has no such option"]),
         (["adapter=mixed", "adapter.components.vision.dim=0"], ["adapter.components.vision.dim=0: must be 1 or more"]),
@@ -351,18 +354,18 @@ def left_out(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, str]
 @pytest.mark.slow
 def test_a_sweep_leaves_out_what_does_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     # more jobs than are each composed beforehand
-    assert cli.main(["-m", "model=clip,tiny_blip", "task=vqa,retrieval", "seed=1,2,3,4,5"]) == 0
+    assert cli.main(["-m", "model=clip,tiny_blip", "task=captioning,retrieval", "seed=1,2,3,4,5"]) == 0
     ran = {(config.model.name, config.task.name) for config in calls.configs}
-    assert ran == {("clip", "retrieval"), ("tiny_blip", "vqa"), ("tiny_blip", "retrieval")}
+    assert ran == {("clip", "retrieval"), ("tiny_blip", "captioning"), ("tiny_blip", "retrieval")}
     assert len(calls.configs) == 15
     found = left_out(capsys, tmp_path)
     assert len(found) == 5
-    assert "task=vqa: model=clip cannot do it" in found["model=clip task=vqa seed=1"]
+    assert "task=captioning: model=clip cannot do it" in found["model=clip task=captioning seed=1"]
 
 
 @pytest.mark.slow
 def test_what_a_large_sweep_first_tries_may_not_fit(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    told = problems(capsys, "-m", "model=clip,tiny_blip", "task=vqa,retrieval", "adapter.points=[vision.99.attn]",
+    told = problems(capsys, "-m", "model=clip,tiny_blip", "task=captioning,retrieval", "adapter.points=[vision.99.attn]",
                     "seed=1,2,3,4,5")  # fmt: skip
     assert all("'vision.99.attn' matches nothing" in line for line in told)
     assert calls.configs == []

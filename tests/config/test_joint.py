@@ -144,7 +144,9 @@ def test_clip_serves_no_joint_task() -> None:
     made = config()
     made.model = model_config("clip")
     (problem,) = validate.problems(made)
-    assert problem.startswith("task=joint: model=clip cannot do it; it can do retrieval, classification; joint: blip, ")
+    assert problem.startswith(
+        "task=joint: model=clip cannot do it; it can do retrieval, classification, vqa; joint: blip, "
+    )
 
 
 @pytest.mark.parametrize(

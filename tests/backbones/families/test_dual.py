@@ -58,8 +58,6 @@ def test_features_and_similarities_are_transformers_own(name: str) -> None:
     assert_close(logits, own.logits_per_image, backbone.model)
     assert not backbone.matches  # nothing reads the image, so the pairs' scores say what the features say
     assert_close(backbone.match(states, text), (image * texts).sum(-1) * backbone.logit_scale(), backbone.model)
-    with pytest.raises(ValueError, match="a dual encoder is asked no questions"):
-        backbone.inputs(images(), ["what?"] * len(CAPTIONS))
 
 
 @pytest.mark.parametrize("name", DUALS)
@@ -170,3 +168,48 @@ def test_runs_of_earlier_versions_call_it_clip() -> None:
     config = small_config("clip")
     config.family, config.options = "clip", {}
     assert isinstance(load(config, "retrieval", texts=CAPTIONS), Dual)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [name if name in ("clip", "align") else pytest.param(name, marks=pytest.mark.slow) for name in DUALS]
+)
+def test_answers_are_chosen_by_the_question_that_reads_the_image(name: str) -> None:
+    backbone: Any = load(small_config(name), "vqa", texts=CAPTIONS)
+    backbone.take_answers(["red", "no", "3"])
+    asked, seen = ["is it red?", "what colour?", "what colour?", "red"], images()
+    inputs = backbone.inputs(seen, asked, 40)
+    pictures, _ = backbone.image_features(inputs)
+    size = pictures.shape[1]
+
+    def chosen(questions: torch.Tensor) -> torch.Tensor:
+        return backbone.model.classifier(torch.cat([size**0.5 * questions, size * questions * pictures], dim=1))
+
+    logits = backbone.answer_logits(inputs)
+    assert logits.shape == (4, 3)
+    assert_close(logits, chosen(backbone.text_features(inputs["question"])), backbone.model)
+    assert backbone.answer_logits(backbone.blank(2, "cpu", 5)).shape == (2, 3)
+    attach(backbone.model, adapter_config("cross_modal", init_std=0.5), sites(backbone.config, "vqa", ["text.*.ffn"]))
+    for key, parameter in backbone.model.named_parameters():
+        if "cross_gate" in key or ".up." in key:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    reads = backbone.answer_logits(inputs)
+    assert not torch.allclose(reads, logits)
+    own = torch.cat([backbone.answer_logits(backbone.inputs(seen[i : i + 1], asked[i : i + 1], 40)) for i in range(4)])
+    assert_close(reads, own, backbone.model)  # each its own image
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_classifier_gets_one_and_keeps_it(tmp_path: Path) -> None:
+    plain = loaded("clip")
+    for one in (plain.model, plain.processor):
+        one.save_pretrained(tmp_path / "plain")
+    first: Any = load(model_config("clip", checkpoint=str(tmp_path / "plain")), "vqa", seed=1)
+    first.take_answers(["red", "no", "3"])
+    inputs = first.inputs(images(), ["what?"] * 4, 9)
+    assert_close(first.image_features(inputs)[0], plain.image_features(plain.inputs(images()))[0], first.model)
+    for one in (first.model, first.processor):
+        one.save_pretrained(tmp_path / "asked")
+    again: Any = load(model_config("clip", checkpoint=str(tmp_path / "asked")), "vqa", seed=2)
+    assert again.answers == ["red", "no", "3"]
+    assert_close(again.answer_logits(inputs), first.answer_logits(inputs), first.model)

@@ -113,10 +113,14 @@ def test_when_to_evaluate_is_said_once() -> None:
 
 
 def test_a_backbone_that_cannot_do_the_task_says_what_it_can_and_who_could() -> None:
-    config = TrainConfig(model=model_config("clip"), adapter=adapter_config("bottleneck"))
+    config = TrainConfig(
+        model=model_config("clip"),
+        adapter=adapter_config("bottleneck"),
+        task=TaskConfig("captioning", metric="cider_d"),
+    )
     (problem,) = validate.problems(config)
-    told, _, able = problem.rpartition("; vqa: ")
-    assert told == "task=vqa: model=clip cannot do it; it can do retrieval, classification"
+    told, _, able = problem.rpartition("; captioning: ")
+    assert told == "task=captioning: model=clip cannot do it; it can do retrieval, classification, vqa"
     assert {"blip", "tiny_blip"} <= set(able.split(", "))  # tiny_blip has it from the file that it extends
     assert not {"clip", "siglip"} & set(able.split(", "))
 

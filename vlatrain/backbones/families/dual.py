@@ -15,6 +15,7 @@ Deviations from transformers 5.23, each on purpose:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from vlatrain.backbones import tokenizers
+from vlatrain.backbones.answer_list import AnswerList, with_classifier
 from vlatrain.backbones.architecture import image_processor_class
-from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, options_as, unit
+from vlatrain.backbones.base import BUCKET, Backbone, Inputs, Pair, Text, blank_text, exact, options_as, unit
 from vlatrain.backbones.pretrained import read_tokenizer
 from vlatrain.config import ModelConfig
 from vlatrain.config.families import DualOptions
@@ -39,18 +41,22 @@ class DualInputs(Inputs, total=False):
     """Images; of SigLIP 2 in any aspect ratio, `pixels` are patches (B, N, values), and there is more to say of them.
 
     Attributes:
+        question: the questions (B, L).
         pixel_attention_mask: (B, N) 1 for patches, 0 for padding.
         spatial_shapes: (B, 2) rows and columns of patches.
     """
 
+    question: Text
     pixel_attention_mask: Tensor
     spatial_shapes: Tensor
 
 
-class Dual(Backbone):
-    """A dual encoder for retrieval and classification. See `Embedder` for the operations."""
+class Dual(AnswerList, Backbone):
+    """A dual encoder for retrieval and classification; and for VQA: its text tower reads the question, adapters in it can read the
+    image, and a classifier sees the question's features and their product with the image's. See `Embedder` and `Answerer`."""
 
     model: Any
+    scoring = ("classifier",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,6 +66,12 @@ class Dual(Backbone):
             for module in layers.modules():
                 if hasattr(module, "is_causal"):
                     module.is_causal = True
+
+    @classmethod
+    def architecture(cls, config: ModelConfig, task: str) -> type[PreTrainedModel]:
+        """The class that serves a task; with a classifier where the task's description names one."""
+        kind = super().architecture(config, task)
+        return with_classifier(kind) if "classifier" in config.tasks[task].trained else kind
 
     @classmethod
     def build(cls, config: ModelConfig, task: str, settings: dict[str, Any]) -> PreTrainedModel:
@@ -95,27 +107,24 @@ class Dual(Backbone):
     def inputs(
         self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
     ) -> DualInputs:
-        """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them.
-
-        Raises:
-            ValueError: there are questions.
-        """
-        if questions is not None:
-            raise ValueError("a dual encoder is asked no questions")
+        """Images: (B, 3, H, W) as `pixels`; of SigLIP 2 in any aspect ratio patches (B, N, values) with what it needs of them. And
+        questions."""
         encoded = self.image_processor(images=list(images), return_tensors="pt")
         found: DualInputs = {"pixels": encoded["pixel_values"]}
         if self._in_patches:
             found["pixel_attention_mask"] = encoded["pixel_attention_mask"]
             found["spatial_shapes"] = encoded["spatial_shapes"]
-        return found
+        return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> DualInputs:
         """Inputs that have only shapes."""
         vision = self.model.config.vision_config
+        asked: DualInputs = {"question": blank_text(batch_size, self.padded_to(question), device)} if question else {}
         if not self._in_patches:
-            return {"pixels": super().blank(batch_size, device)["pixels"]}
+            return {"pixels": super().blank(batch_size, device)["pixels"], **asked}
         side, channels = int(vision.num_patches**0.5), vision.num_channels
         return {
+            **asked,
             "pixels": torch.zeros(batch_size, side * side, channels * vision.patch_size**2, device=device),
             "pixel_attention_mask": torch.ones(batch_size, side * side, dtype=torch.long, device=device),
             "spatial_shapes": torch.full((batch_size, 2), side, device="cpu"),  # the model reads these values
@@ -132,7 +141,7 @@ class Dual(Backbone):
 
     def image_features(self, inputs: DualInputs) -> tuple[Tensor, Tensor]:
         """The image's features, and all its last states."""
-        further = {key: value for key, value in inputs.items() if key not in ("pixels", "prefix")}
+        further = {key: value for key, value in inputs.items() if key not in ("pixels", "prefix", "question")}
         with self.prefix("vision", inputs):
             output = self.model.get_image_features(pixel_values=inputs["pixels"], **further)
         states = output.last_hidden_state
@@ -169,9 +178,7 @@ class Dual(Backbone):
 
     def match(self, states: Tensor, text: Text) -> Tensor:
         """Similarity (N,) of an image and a text that is encoded given this image, times the logit scale."""
-        mask = states.any(dim=-1).long() if self._in_patches else None  # (N, S)
-        if self.options.states_norm:
-            states = self.model.get_submodule(self.options.states_norm)(states)
+        states, mask = self._handed(states)
         images = states
         for step in self.options.pool:
             if step == "first":
@@ -183,6 +190,20 @@ class Dual(Backbone):
         with provide(self.model, "text", states, mask):
             texts = self.text_features(text)
         return (unit(images) * texts).sum(dim=-1) * self.logit_scale()
+
+    def answer_logits(self, inputs: DualInputs) -> Tensor:
+        """Of each answer that it is right: (B, answers)."""
+        images, states = self.image_features(inputs)
+        with provide(self.model, "text", *self._handed(states)) if self.matches else nullcontext():
+            questions = self.text_features(inputs["question"])
+        size = images.shape[-1] ** 0.5  # makes the entries of a unit vector, and those of the product, around one
+        return exact(self.model.classifier, torch.cat([size * questions, size**2 * questions * images], dim=-1))
+
+    def _handed(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """An image's last states as the text tower is handed them, and their mask (N, S)."""
+        mask = states.any(dim=-1).long() if self._in_patches else None
+        norm = self.options.states_norm
+        return self.model.get_submodule(norm)(states) if norm else states, mask
 
     @property
     def _in_patches(self) -> bool:

@@ -19,6 +19,7 @@ from torch.nn.functional import grid_sample, interpolate, scaled_dot_product_att
 from transformers.models.vilt.modeling_vilt import ViltEncoder, ViltSelfAttention
 
 from vlatrain.backbones import tokenizers
+from vlatrain.backbones.answer_list import AnswerList
 from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone, Context, Inputs, Pair, Text, blank_text, exact
@@ -64,7 +65,7 @@ class ViltInputs(Inputs, total=False):
     pixel_mask: Tensor
 
 
-class Vilt(Backbone):
+class Vilt(AnswerList, Backbone):
     """ViLT for answering by choice from a list, or for matching, as `task` says. See `Answerer` and `Matcher`."""
 
     model: Any
@@ -103,31 +104,6 @@ class Vilt(Backbone):
             "pixel_mask": torch.ones(batch_size, size, size, dtype=torch.long, device=device),
         }
         return {**found, "question": blank_text(batch_size, question, device)} if question else found
-
-    @property
-    def answers(self) -> list[str]:
-        """The answers that there are, in the order of the logits."""
-        return [self.model.config.id2label[place] for place in range(self.model.config.num_labels)]
-
-    def take_answers(self, answers: Sequence[str]) -> None:
-        """Have these answers: the classifier keeps what it knows of those it had, and draws, always the same, what is new."""
-        before = {answer: place for place, answer in enumerate(self.answers)}
-        if list(answers) == list(before):
-            return
-        old: nn.Linear = self.model.classifier[-1]
-        new = nn.Linear(old.in_features, len(answers), device=old.weight.device, dtype=old.weight.dtype)
-        drawn = torch.randn(len(answers), old.in_features, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            new.weight.copy_(drawn * self.model.config.initializer_range)
-            new.bias.zero_()
-            for place, answer in enumerate(answers):
-                if answer in before:
-                    new.weight[place] = old.weight[before[answer]]
-                    new.bias[place] = old.bias[before[answer]]
-        self.model.classifier[-1] = new.requires_grad_(old.weight.requires_grad).train(old.training)
-        self.model.config.id2label = dict(enumerate(answers))
-        self.model.config.label2id = {answer: place for place, answer in enumerate(answers)}
-        self.model.num_labels = len(answers)
 
     def answer_logits(self, inputs: ViltInputs) -> Tensor:
         """Of each answer that it is right: (B, answers)."""

@@ -52,6 +52,12 @@ def compares_features(config: TrainConfig) -> bool:
     return bool(served and served.features) or config.model.family in DUALS
 
 
+def _chooses(config: TrainConfig) -> bool:
+    """Whether answers are chosen from a list by a classifier, and not written."""
+    served = config.model.tasks.get(config.task.name)
+    return bool(served and "classifier" in served.trained)
+
+
 def _matches(config: TrainConfig) -> bool:
     """Whether a retrieval can match pairs: by a head, or by adapters that read the other modality."""
     reads = any("other" in method.needs for method in methods.components(config.adapter).values())
@@ -116,12 +122,12 @@ CONDITIONS = (
     ),
     Condition(
         ("task.answer_list",),
-        lambda c: c.task.answers == "rank" or c.model.family == "vilt",
+        lambda c: c.task.answers == "rank" or _chooses(c),
         "task.answers={c.task.answers} takes no {key}; task.answers=rank does",
     ),
     Condition(
         ("task.answers", "task.decode"),
-        lambda c: c.model.family != "vilt",
+        lambda c: not _chooses(c),
         "model={c.model.name} takes no {key}, it chooses from task.answer_list; backbones that write do",
     ),
     Condition(
