@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,3 +61,14 @@ def test_every_problem_at_once() -> None:
 def test_a_point_selects_itself(point: Point) -> None:
     assert select([str(point)], TOWERS) == [point] == [Point.parse(str(point))]
     assert parse(str(point)).select(TOWERS) == [point]
+
+
+def test_a_projection_is_a_point_of_its_own() -> None:
+    towers = {"vision": replace(TOWERS["vision"], projection=True), "decoder": TOWERS["decoder"]}
+    (point,) = select(["vision.projection"], towers)
+    assert point == Point("vision", 12, "projection") == Point.parse(str(point))
+    assert select(["{vision,decoder}.projection"], towers) == [point]
+    assert select(["vision.projection", "vision.11.ffn", "decoder.0.attn"], towers)[-1] == point
+    assert point not in select(["*", "vision", "vision.last1"], towers)
+    with pytest.raises(UserError, match=r"'decoder.projection' matches nothing.*; vision.projection$"):
+        select(["decoder.projection"], towers)

@@ -16,6 +16,8 @@ from tests.injection.language import Language, full_size, small, trainable, wher
 from tests.injection.table import randomise
 from tests.numerics import assert_close
 from vlatrain.backbones.compatibility import incompatibilities
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.methods import problems
@@ -189,3 +191,55 @@ def test_methods_that_it_does_not_go_with(name: str, task: str, message: str) ->
 )
 def test_methods_without_a_trunk_of_their_own(name: str, values: Any, message: str) -> None:
     assert any(message in problem for problem in problems(adapter_config(name, **values)))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "points", "starts"),
+    [
+        ("blip", "vqa", ["fusion.*"], ["text_encoder.encoder.layer."]),
+        ("blip", "vqa", ["fusion.0.ffn"], [f"text_encoder.encoder.layer.0.{own}" for own in ("intermediate", "output")]),
+        ("clip", "retrieval", ["text.last1", "*.projection"],
+         ["text_model.encoder.layers.1.", "visual_projection", "text_projection"]),
+        ("vilt", "vqa", ["fusion.0.attn"],
+         ["vilt.encoder.layer.0.attention", "vilt.encoder.layer.0.layernorm_before", "classifier"]),
+    ],
+)  # fmt: skip
+def test_full_fine_tuning_of_points_trains_them_and_what_is_new(
+    name: str, task: str, points: list[str], starts: list[str], tmp_path: Path
+) -> None:
+    config, method = small_config(name), adapter_config("full", points=points)
+    model, other = (load(config, task, texts=["a"], seed=seed).model for seed in (0, 1))
+    found = attach(model, method, sites(config, task, points))
+    names = {name for name, own in found.named_parameters() if own.requires_grad}
+    assert names == {name for name, _ in model.named_parameters() if name.startswith(tuple(starts))}
+    save(found, tmp_path)
+    assert set(load_file(str(tmp_path / "model.safetensors"))) == names
+    before = {name: own.clone() for name, own in other.named_parameters()}
+    restored = restore(other, method, tmp_path, sites(config, task, points))
+    theirs = dict(found.named_parameters())
+    for name, own in restored.named_parameters():
+        assert torch.equal(own, theirs[name] if name in names else before[name])
+    with pytest.raises(UserError, match="does not fit the backbone"):
+        restore(other, adapter_config("full"), tmp_path)
+
+
+def test_full_fine_tuning_without_points_trains_everything() -> None:
+    config = small_config("clip")
+    model = load(config, "retrieval", texts=["a"]).model
+    assert all(
+        own.requires_grad
+        for own in attach(model, adapter_config("full"), sites(config, "retrieval", ["*"])).parameters()
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_a_projection_is_adapted(method: str) -> None:
+    config = small_config("clip")
+    model = load(config, "retrieval", texts=["a"]).model
+    adapted = attach(model, adapter_config(method), sites(config, "retrieval", ["{vision,text}.projection"]))
+    trained = {
+        name.partition("_projection")[0].rpartition(".")[2]
+        for name, own in adapted.named_parameters()
+        if own.requires_grad
+    }
+    assert trained == {"visual", "text"}

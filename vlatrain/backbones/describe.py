@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.config.model import TowerConfig
-from vlatrain.injection.points import Place, Sites, Stack, select
+from vlatrain.injection.points import PROJECTION, Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
@@ -92,6 +92,7 @@ def stacks(config: ModelConfig, task: str) -> dict[str, Stack]:
                 for site, found in config.towers[name].sites.items()
                 if found.every
             },
+            projection=config.towers[name].projection in served.heads,
         )
         for name in served.towers
     }
@@ -121,6 +122,10 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
     places = {}
     for point in points:
         tower = config.towers[point.tower]
+        if point.site == PROJECTION:
+            path = tower.projection
+            places[point] = Place(output=path, input=path, modules={PROJECTION: path})
+            continue
         site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
         other = served.other_modality.get(point.tower, "")
         crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0

@@ -39,6 +39,7 @@ class TowerConfig:
         embeddings: path of the embeddings that feed it.
         norm: path of the final norm; empty if the stack has none.
         outside: paths of what else it has outside its layers, by role: `embedding_norm`, `head` (what its last states go to).
+        projection: path of the linear layer that makes features of its states; a point only where it is a head of the task's.
         causal: whether a token sees only those before it (decoders, CLIP's text tower).
         positions: how its layers know of positions: `absolute` (they are in the embeddings), `relative` (T5's table), `rotary`,
             `queries` (a Q-Former's, which come first) or `grid` (windows and convolutions).
@@ -55,6 +56,7 @@ class TowerConfig:
     embeddings: str = ""
     norm: str = ""
     outside: dict[str, str] = field(default_factory=dict)
+    projection: str = ""
     causal: bool = False
     positions: str = "absolute"
     max_positions: str = (

@@ -29,7 +29,7 @@ from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse
 from vlatrain.injection.saved import differences, load_peft, shapes_in, shapes_of
 from vlatrain.injection.sources import read_sources
-from vlatrain.injection.trunk import chosen, load_trunk, save_trunk, train_in_place
+from vlatrain.injection.trunk import at_points, chosen, load_trunk, save_trunk, train_in_place
 
 # a place that any design can be made for, to see whether it takes its options
 EXAMPLE = Facts(width=64, other_width=64, tower="x", site="x", role="out", inputs=64)
@@ -84,7 +84,8 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         tasks: names of the subtasks of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
-        A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full` and `none`.
+        A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full` and `none`. `full` trains
+        everything, or what `adapter.points` selects if they are given.
 
     Raises:
         UserError: an unknown method, options that do not fit, or no point to put it.
@@ -92,7 +93,9 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
     if config.name == "none":
         return model
     if config.name == "full":
-        model.requires_grad_(True)
+        own, wanted = dict(model.named_parameters()), _of_full(model, config, sites)
+        for name in own if wanted is None else wanted:
+            own[name].requires_grad_(True)
         return model
     if not sites.places:
         raise UserError(
@@ -103,6 +106,15 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
     adapted = (_mixed if config.components else _single)(model, config, sites, tasks)
     train_in_place(adapted, beside)
     return adapted
+
+
+def _of_full(model: nn.Module, config: AdapterConfig, sites: Sites) -> list[str] | None:
+    """Names of what full fine-tuning trains where points are given; None: everything."""
+    if config.points is None:
+        return None
+    if not sites.places:
+        raise UserError("adapter.points selects no point: there is nothing to train")
+    return at_points(model, sites)
 
 
 def _single(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> nn.Module:
@@ -285,7 +297,13 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
                 f"{file.parent}: there is no {file.name}; the run has not finished, or is no adapter={config.name} run"
             )
     if config.name == "full":
-        if told := differences(shapes_in(wanted), shapes_of(dict(model.named_parameters()))):
+        own = dict(model.named_parameters())
+        names = _of_full(model, config, where) if where else None
+        if names is None and config.points is not None:
+            names = [*shapes_in(wanted)]
+        if told := differences(
+            shapes_in(wanted), shapes_of(own if names is None else {n: own[n] for n in names if n in own})
+        ):
             raise UserError(f"{wanted} does not fit the backbone: {told}")
         model.load_state_dict(load_file(str(wanted)), strict=False)
         return model

@@ -6,6 +6,9 @@ mean everything (`vision` is `vision.*.*`):
     tower, site    a name, `*`, or alternatives: `{vision,text}`; the tower `end` is every tower that ends in a head
     layer          a number, a range `6-11`, `first4`, `last4`, `*`, or alternatives of these: `{0,6-11}`
 
+`TOWER.projection` is one more: the linear layer between a tower's states and its features, where there is one. No other pattern
+selects it.
+
 `firstN` and `lastN` select every layer of a tower that has fewer than N. Alternatives that a backbone lacks select
 nothing as long as the pattern as a whole selects something; a pattern that selects nothing is an error.
 """
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from vlatrain.config.errors import UserError
 
+PROJECTION = "projection"
 _LAYER = re.compile(r"\*|\d+|\d+-\d+|(?:first|last)\d+")
 _NAME = re.compile(r"\*|[a-z_][a-z_0-9]*")
 
@@ -47,12 +51,18 @@ class Stack:
 
     Attributes:
         every: of sites that only each so manieth layer has, from the first on, this number.
+        projection: whether its features come from a linear layer behind it.
     """
 
     layers: int
     sites: tuple[str, ...]
     end: bool = False
     every: Mapping[str, int] = field(default_factory=dict)
+    projection: bool = False
+
+    def at(self, layer: int) -> list[str]:
+        """The sites that a layer has."""
+        return [site for site in self.sites if layer % self.every.get(site, 1) == 0]
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Place:
 
     def paths(self, role: str) -> list[str]:
         """Path of a role's module, if the place has it; a fused `qkv` serves for query, key and value."""
+        if PROJECTION in self.modules:  # there is nothing else to choose
+            return [self.modules[PROJECTION]]
         found = self.modules.get(role) or (self.modules.get("qkv") if role in ("query", "key", "value") else None)
         return [found] if found else []
 
@@ -125,7 +137,7 @@ class Sites:
                 path
                 for point, place in self.places.items()
                 for site, _, role in (name.rpartition(".") for name in wanted)
-                if site in ("", point.site)
+                if site in ("", point.site) or point.site == PROJECTION
                 for path in place.paths(role)
             }
         )
@@ -147,10 +159,14 @@ class Sites:
         found: dict[Point, Place] = {}
         last: dict[str, Place] = {}
         for point, place in self.places.items():
-            last[point.tower] = place
             if kind == "site":
                 found[point] = place
-            elif kind == "layer":
+            if point.site == PROJECTION:
+                continue
+            last[point.tower] = place
+            if kind == "site":
+                continue
+            if kind == "layer":
                 whole = found.setdefault(
                     Point(point.tower, point.layer, "layer"), replace(place, output=place.layer, input="", modules={})
                 )
@@ -181,14 +197,20 @@ class Pattern:
 
     def select(self, towers: Mapping[str, Stack]) -> list[Point]:
         """The points it matches, in the order of the towers, layers and sites."""
-        return [
-            Point(name, layer, site)
+        own = {
+            name: stack
             for name, stack in towers.items()
             if _any_name(self.towers, name) or ("end" in self.towers and stack.end)
+        }
+        if self.layers == (PROJECTION,):
+            return [Point(name, stack.layers, PROJECTION) for name, stack in own.items() if stack.projection]
+        return [
+            Point(name, layer, site)
+            for name, stack in own.items()
             for layer in range(stack.layers)
             if any(_layer_matches(selector, layer, stack.layers) for selector in self.layers)
-            for site in stack.sites
-            if _any_name(self.sites, site) and layer % stack.every.get(site, 1) == 0
+            for site in stack.at(layer)
+            if _any_name(self.sites, site)
         ]
 
 
@@ -201,11 +223,13 @@ def parse(text: str) -> Pattern:
     parts = text.strip().split(".")
     if not 1 <= len(parts) <= 3:
         raise UserError(f"point pattern '{text}': expected tower.layer.site, such as decoder.6-11.cross")
+    if len(parts) == 2 and parts[1] == PROJECTION:
+        return Pattern(text, _alternatives(parts[0]), (PROJECTION,), ("*",))
     parts += ["*"] * (3 - len(parts))
     towers, layers, sites = (_alternatives(part) for part in parts)
     for alternatives, form, what in (
         (towers, _NAME, "tower"),
-        (layers, _LAYER, "layer (a number, 6-11, first4, last4, *)"),
+        (layers, _LAYER, "layer (a number, 6-11, first4, last4, *; TOWER.projection is a point of its own)"),
         (sites, _NAME, "site"),
     ):
         for alternative in alternatives:
@@ -237,11 +261,12 @@ def select(patterns: Iterable[str], towers: Mapping[str, Stack]) -> list[Point]:
         found.update(points)
     if problems:
         raise UserError(problems)
-    return [point for point in everything(towers) if point in found]
+    behind = parse(f"*.{PROJECTION}").select(towers)
+    return [point for point in [*everything(towers), *behind] if point in found]
 
 
 def everything(towers: Mapping[str, Stack]) -> list[Point]:
-    """Every point of the towers, in the order data flows through them."""
+    """Every point in the layers of the towers, in the order data flows through them."""
     return parse("*").select(towers)
 
 
@@ -266,9 +291,11 @@ def _layer_matches(selector: str, layer: int, layers: int) -> bool:
 
 
 def _nearest(text: str, towers: Mapping[str, Stack]) -> str:
-    close = difflib.get_close_matches(text, [str(point) for point in everything(towers)], n=3, cutoff=0.5)
+    behind = [f"{name}.{PROJECTION}" for name, stack in towers.items() if stack.projection]
+    points = [*map(str, everything(towers)), *behind]
+    close = difflib.get_close_matches(text, points, n=3, cutoff=0.5)
     there_are = "; ".join(
         f"{name}.{f'0-{stack.layers - 1}' if stack.layers > 1 else '0'}.{{{','.join(stack.sites)}}}"
         for name, stack in towers.items()
     )
-    return (f"nearest: {', '.join(close)}; " if close else "") + f"there are {there_are}"
+    return (f"nearest: {', '.join(close)}; " if close else "") + "; ".join([f"there are {there_are}", *behind])

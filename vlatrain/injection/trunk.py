@@ -6,6 +6,7 @@ it, in a file of their own, under the names that they have in the backbone witho
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +48,25 @@ def chosen(model: nn.Module, kinds: Iterable[str], sites: Sites) -> list[str]:
             raise UserError(f"adapter.trunk: {kind}: there are none in {', '.join(towers)}")
         found.update(own)
     return [name for name in names if name in found]
+
+
+def at_points(model: nn.Module, sites: Sites) -> list[str]:
+    """Names of the parameters of the places where a method goes, and of the modules that are new: of a layer all of whose sites are
+    selected every parameter, of any other those of the selected sites' modules.
+
+    Args:
+        model: the backbone, without adapters.
+        sites: where the method goes.
+    """
+    layers: dict[str, int] = Counter(place.layer for place in sites.places.values() if place.layer)
+    whole = {
+        place.layer
+        for point, place in sites.places.items()
+        if place.layer and layers[place.layer] == len(sites.stacks[point.tower].at(point.layer))
+    }
+    paths = [*whole, *(path for place in sites.places.values() for path in place.modules.values()), *sites.trained]
+    starts = tuple(f"{path}." for path in paths)
+    return [name for name, _ in model.named_parameters() if name.startswith(starts)]
 
 
 def norms(module: nn.Module) -> Iterator[str]:

@@ -15,10 +15,10 @@ from torch import nn
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
 from vlatrain.config import TrainConfig
+from vlatrain.config.methods import BARE, is_peft
 from vlatrain.config.methods import components as methods
-from vlatrain.config.methods import is_peft
 from vlatrain.injection.attach import attach, group_of
-from vlatrain.injection.points import Sites, everything
+from vlatrain.injection.points import PROJECTION, Sites, everything
 from vlatrain.tasks import build, prepare
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named
@@ -138,14 +138,18 @@ def _towers(config: TrainConfig, where: Sites) -> Table:
     table = Table("tower", "layers", "sites (width)", "selected points", title="Injection points: tower.layer.site")
     everywhere = sites(config.model, config.task.name, ["*"]).places
     towers = stacks(config.model, config.task.name)
+    shown = config.adapter.name not in BARE or (config.adapter.name == "full" and config.adapter.points is not None)
     for tower, stack in towers.items():
         first = [point for point in everything(towers) if point.tower == tower and point.layer == 0]
         described = ", ".join(f"{point.site} ({everywhere[point].width})" for point in first)
         selected = []
         for site in stack.sites:
             layers = [point.layer for point in where.places if point.tower == tower and point.site == site]
-            if layers and config.adapter.name not in ("full", "none"):
+            if layers and shown:
                 selected.append(f"{site}: {_ranges(layers)}")
+        if stack.projection:
+            described += f"; {PROJECTION}"
+            selected += [PROJECTION for point in where.places if (point.tower, point.site) == (tower, PROJECTION)]
         table.add_row(tower, f"0-{stack.layers - 1}", described, "\n".join(selected) or "-")
     return table
 
