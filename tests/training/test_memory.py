@@ -15,6 +15,7 @@ from vlatrain.backbones.base import BUCKET, Generator
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.keys_values import kept_in_search
 from vlatrain.backbones.loading import load
+from vlatrain.backbones.quantise import layers_of
 from vlatrain.config import DecodeConfig, TaskConfig, TrainConfig, TrainerConfig
 from vlatrain.injection.attach import attach
 from vlatrain.tasks import Task, build
@@ -174,3 +175,26 @@ def test_what_looks_at_values_is_bounded_by_all_activations(monkeypatch: pytest.
     assert bound.passes is None
     assert known.passes is not None
     assert bound.training > known.training
+
+
+def test_shards_take_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(
+        task=TaskConfig(name="captioning"),
+        model=config_of("blip"),
+        adapter=adapter_config("bottleneck", dim=4),
+        trainer=TrainerConfig(batch_size=2, device="cpu", shard=True),
+    )
+    backbone = load(config.model, "captioning", texts=composites.TEXTS)
+    layers = [
+        sum(own.numel() for own in layer.parameters())
+        for layer in layers_of(backbone.model, config.model, "captioning")
+    ]
+    shapes = on_meta(backbone, attach(backbone.model, config.adapter, sites(config.model, "captioning", ["*"])))
+    monkeypatch.setattr(memory, "largest_passes", lambda *_: memory.Passes(0, 0, 0))
+    found = {}
+    for processes in (1, 2, 8):
+        monkeypatch.setattr(memory, "count", lambda processes=processes: processes)
+        found[processes] = memory.predicted(config, *shapes, 2).weights
+    for processes in (2, 8):
+        held = sum(layers) // processes + 3 * max(layers)
+        assert found[1] - found[processes] == pytest.approx(4 * (sum(layers) - held), abs=8)

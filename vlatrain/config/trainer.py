@@ -26,6 +26,8 @@ class TrainerConfig:
         device: auto (a GPU if there is one), cpu, cuda or mps (Apple's).
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
         compile: `torch.compile` the backbone's layers.
+        shard: of several processes, let each hold a shard of every layer's frozen weights, and have a layer whole only while it
+            computes with it (FSDP2): for backbones that do not fit into the memory of one device.
         eval_every: evaluate every n optimizer steps; 0: once an epoch.
         eval_share: evaluate so often instead that evaluations take this share of the time, as measured; the last step's is always
             made. null: `eval_every` counts.
@@ -53,6 +55,7 @@ class TrainerConfig:
     device: Annotated[str, Choice("auto", "cpu", "cuda", "mps")] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
+    shard: bool = False
     eval_every: Annotated[int, NOT_NEGATIVE] = 0
     eval_share: Annotated[float | None, SPLIT] = None
     eval_loss: bool = True

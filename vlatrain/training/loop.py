@@ -60,6 +60,7 @@ from vlatrain.training.precision import (
 from vlatrain.training.processes import agree, average_gradients, broadcast, from_main, gather, refuse_differing
 from vlatrain.training.progress import Progress, Result
 from vlatrain.training.resume import Checkpointer, identity
+from vlatrain.training.sharding import shard
 from vlatrain.training.shares import EvaluationStopped
 from vlatrain.training.signals import Interrupted, Signals
 from vlatrain.training.stopwatch import Stopwatch
@@ -185,8 +186,13 @@ class Loop:
             checkpoint_gradients(self.model, layers, self.trainer.compile)
         if self.trainer.compile:
             compile_layers(layers)
-        self.model.to(self.device)
-        self.frozen = frozen_hashes(self.model)
+        if self.trainer.shard:
+            self.frozen = frozen_hashes(self.model)
+            shard(self.model, layers, self.device, self.frozen)
+            self.held = frozen_hashes(self.model)
+        else:
+            self.model.to(self.device)
+            self.held = self.frozen = frozen_hashes(self.model)
         self.moving = moving_buffers(self.model)
         self.lowering = Lowering(self.model)
         reset_peak_memory(self.device)
@@ -512,7 +518,7 @@ class Loop:
             if self.stopping:
                 self._leave()
             self.model.eval()
-        refuse_moved(self.frozen, self.model)
+        refuse_moved(self.held, self.model)
         gpu = self.device.type == "cuda"
         return Result(
             steps=progress.step,

@@ -29,11 +29,14 @@ from vlatrain.tasks.base import TYPICAL
 from vlatrain.tasks.lengths import longest_texts
 from vlatrain.training.costs import Prefix, on_meta_device, on_shapes
 from vlatrain.training.modes import checkpoint_gradients
+from vlatrain.training.processes import count
 from vlatrain.training.shapes import Alive
+from vlatrain.training.sharding import sharded
 
 ADAM_STATES = 2  # moments of each trainable parameter, fp32
 AUTOCAST = 0.65  # a pass in bf16, of one in fp32: 0.52 to 0.69 (BLIP, CLIP), as norms, softmax and losses stay fp32
 HEAP = 1.2  # on a CPU, the heap at its largest, of the tensors of a pass that are alive at once
+AT_ONCE = 3  # with `trainer.shard`: the layer that is computed, what it is gathered into, and the room for one of another process
 RUNTIME = 600e6  # bytes of a process on a CPU with all that it imports
 
 
@@ -203,7 +206,11 @@ def predicted(
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     each = 2 if low else 4
     bits = config.model.quantize
-    packed = sum(child.weight.numel() for *_, child in linears(layers_of(model, config.model, config.task.name)))  # type: ignore
+    layers = layers_of(model, config.model, config.task.name)
+    packed = sum(child.weight.numel() for *_, child in linears(layers))  # type: ignore
+    if config.trainer.shard and count() > 1:
+        cut = [sum(one.numel() for one in own) for _, own in sharded(adapted, layers)]
+        total += AT_ONCE * max(cut, default=0) - sum(cut) * (count() - 1) // count()
     weights = each * (total - trained) + 4 * trained + (int((BYTES[bits] - each) * packed) if bits else 0)
     factor = (AUTOCAST if low else 1.0) * (1.0 if gpu else HEAP)
     try:

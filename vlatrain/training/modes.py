@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import T5PreTrainedModel
@@ -75,7 +76,7 @@ def moving_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_hashes(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of the values of every frozen parameter and buffer, by name.
+    """SHA-256 of the values of every frozen parameter and buffer, by name; of a shard, of what this process holds.
 
     Those in a type below fp32 are hashed as fp32, which loses nothing: bitsandbytes recasts the biases of packed layers in place.
     """
@@ -95,7 +96,14 @@ def combined(hashes: dict[str, str]) -> str:
     return hashlib.sha256("\n".join(f"{name} {hashes[name]}" for name in sorted(hashes)).encode()).hexdigest()
 
 
+def hash_of(tensor: Tensor) -> str:
+    """SHA-256 of a parameter's or buffer's values: of the whole, where it is a shard."""
+    return getattr(tensor, "hash", None) or _hash(tensor)
+
+
 def _hash(tensor: Tensor) -> str:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.detach().cpu().float()
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -121,13 +121,13 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
 
     Raises:
         UserError: see `choose_device` and `choose_precision`; processes that share a GPU; a launcher that is set to share the
-            weights, which is not done here.
+            weights, which `trainer.shard` does.
     """
     for name in OTHERS:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             raise UserError(
-                f"accelerate is set to {name}, which has no effect here, as each process holds the whole frozen model: "
-                "use torchrun, or accelerate launch --multi_gpu"
+                f"accelerate is set to {name}, which has no effect here: use torchrun or accelerate launch --multi_gpu, with "
+                "trainer.shard=true where the processes are to hold the frozen weights together"
             )
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)

@@ -18,7 +18,7 @@ passes a step are wrong in torch 2.13).
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -32,6 +32,9 @@ from vlatrain.config import UserError
 PATIENCE = timedelta(days=1)  # keeping a prefix may take hours; a process that dies is noticed at once
 CHUNK = 2**25  # bytes that are sent at once
 FAILED = 2**31  # the state of a process that has problems
+
+
+_helping: list[Callable[[], None]] = []
 
 
 class Agreed(UserError):  # noqa: N818, as `UserError` says it
@@ -74,6 +77,8 @@ def agree(problems: Sequence[str] = (), state: int = 0) -> int:
         if problems:
             raise UserError(problems)
         return state
+    for help in _helping:
+        help()
     highest = torch.tensor(FAILED if problems else state)
     distributed.all_reduce(highest, op=distributed.ReduceOp.MAX, group=_group())
     if highest < FAILED:
@@ -86,6 +91,24 @@ def agree(problems: Sequence[str] = (), state: int = 0) -> int:
         problem if 0 in who else type(problem)(f"{problem} (in process {', '.join(map(str, who))})")
         for problem, who in owners.items()
     )
+
+
+def while_waiting(help: Callable[[], None]) -> None:
+    """Have something done before this process waits for the others (`agree`), instead of what was done before: what they may need
+    of it until they wait, too. It ends with `together`. All processes must call it alike."""
+    _helping[:] = [help]
+
+
+def helping() -> bool:
+    """Whether the processes need each other while they compute."""
+    return bool(_helping)
+
+
+def lowest(value: int) -> int:
+    """The smallest of the values of all processes: for what is done `while_waiting`, which `agree` does first and this does not."""
+    found = torch.tensor(value)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MIN, group=_group())
+    return int(found)
 
 
 def gather(value: Any) -> list[Any]:
@@ -112,13 +135,15 @@ def together() -> Iterator[None]:
     """Let the `UserError` of one process be that of all, which wait for each other at the end."""
     try:
         yield
+        agree()
     except Agreed:
         raise
     except UserError as error:
         if count() == 1:
             raise
         agree(error.problems or [str(error)])
-    agree()
+    finally:
+        _helping.clear()  # all have left, or are about to
 
 
 def refuse_differing(facts: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from vlatrain.config import TrainConfig
+from vlatrain.config import TrainConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.tasks import Batch
 from vlatrain.training.batches import SharedBatches
@@ -49,10 +49,18 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
         samples: training samples.
         config: the configuration.
         display: where progress is shown.
+
+    Raises:
+        UserError: it keeps something, and no process has the whole model (`trainer.shard`).
     """
     caches = [module for module in setup.model.modules() if isinstance(module, Cache)]
     if not caches:
         return
+    if config.trainer.shard:
+        raise UserError(
+            f"trainer.shard=true and adapter={config.adapter.name}: what it keeps of training samples is computed by the whole "
+            "model in each process; choose another adapter"
+        )
     chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
     each = sorted(Counter(sample.label for sample in chosen).values())
     number = " to ".join(str(count) for count in dict.fromkeys((each[0], each[-1])))

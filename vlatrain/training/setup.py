@@ -42,6 +42,8 @@ from vlatrain.training.precision import (
     refuse_without_effect,
     set_torch,
 )
+from vlatrain.training.processes import count
+from vlatrain.training.sharding import shard
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.workers import choose_workers
 
@@ -146,6 +148,7 @@ def load_setup(
     device: torch.device,
     precision: str,
     samples: Mapping[str, Sequence[Sample]] = MappingProxyType({}),
+    shared: bool = True,
 ) -> TrainingSetup:
     """A backbone with a finished run's adapters, for inference.
 
@@ -155,6 +158,8 @@ def load_setup(
         device: where it goes.
         precision: what `choose_precision` returned; on a GPU the frozen trunk is cast to it, as in training.
         samples: by split, what it is to be scored on.
+        shared: whether all processes compute the same samples together, so that they can hold the weights together
+            (`trainer.shard`).
 
     Raises:
         UserError: the weights or the adapter cannot be had, or nothing is left of the samples' texts.
@@ -172,11 +177,16 @@ def load_setup(
     if device.type != "cpu" and dtype != torch.float32:
         cast_trunk(backbone.model, dtype, config.trainer.low_norms)  # before the adapter is there, which stays in fp32
     where = sites(config.model, config.task.name, config.points)
-    model = restore(backbone.model, config.adapter, RunFolder(run).adapter, where).to(device)
+    model = restore(backbone.model, config.adapter, RunFolder(run).adapter, where)
     model.requires_grad_(False).eval()
+    setup = TrainingSetup(config, backbone, model, task)
+    if config.trainer.shard and shared and count() > 1:
+        shard(model, setup.layers, device)
+    else:
+        model.to(device)
     if precision != "fp32":
         lower_for_good(model, DTYPES[precision])
-    return TrainingSetup(config, backbone, model, task)
+    return setup
 
 
 def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> torch.dtype:

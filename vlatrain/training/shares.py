@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from vlatrain.training.processes import count, gather, rank
+from vlatrain.training.processes import count, gather, helping, rank
 
 ROUND = 4  # pieces that a process computes before it waits for the others: fewer are stopped sooner, more wait less
 
@@ -61,7 +61,8 @@ def shared(
     """
     number, processes = (0, 1) if local else (rank(), count())
     results = own(range(number, total, processes))
-    at_once = processes * ROUND if processes > 1 else 1
+    # layers that the processes hold together are best computed by all at the same time
+    at_once = 1 if processes == 1 else processes if helping() else processes * ROUND
     for start in range(0, total, at_once):
         size = min(at_once, total - start)
         found: list[Result] = []

@@ -66,7 +66,7 @@ class Predictor:
     def __init__(self, config: TrainConfig, run: Path, subtask: str = "", shared: bool = False) -> None:
         self.device = own(choose_device(config.trainer.device))
         self.precision = choose_precision(config.trainer.precision, self.device)
-        task = load_setup(config, run, self.device, self.precision).task
+        task = load_setup(config, run, self.device, self.precision, shared=shared).task
         self.config = config
         self.task, self.subtask = subtasks_of(task)[subtask], subtask
         size = config.trainer.eval_batch_size or config.trainer.samples_per_pass

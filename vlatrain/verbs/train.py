@@ -53,7 +53,7 @@ FREE = (
     "task.subtasks.*.answer_list", "task.subtasks.*.classes",
     "task.spec", "task.subtasks.*.spec",
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
-    "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen",
+    "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen", "trainer.shard",
     "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
 )  # fmt: skip
 
@@ -73,6 +73,11 @@ def train(config: TrainConfig) -> Run:
     check(config.adapter)
     check_known(config.task)
     join_processes(config.trainer)
+    if config.trainer.shard and count() == 1:
+        raise UserError(
+            "trainer.shard=true: there is a single process, which holds everything; start several with conf/launch/one_node.sh "
+            "or torchrun, or leave it out"
+        )
     with together():
         if "auto" not in (config.trainer.batch_size, config.trainer.accumulate):  # else the loop finds out
             passes_together(config, count())

@@ -104,6 +104,23 @@ def test_all_problems_are_told_together() -> None:
     assert len(validate.problems(config)) == 3
 
 
+def test_what_does_not_go_with_shards_is_told_at_once() -> None:
+    config = sound()
+    for key, value in {
+        "trainer.shard": True,
+        "trainer.compile": True,
+        "trainer.device": "mps",
+        "adapter.name": "full",
+    }.items():
+        put(config, key, value)
+    config.model.quantize = 4
+    found = [problem.partition(":")[0] for problem in validate.problems(config) if problem.startswith("trainer.shard")]
+    wrong = ["model.quantize=4", "trainer.device=mps", "adapter=full", "trainer.compile=true"]
+    assert found == [f"trainer.shard=true and {what}" for what in wrong]
+    asked = put(put(sound(EvalConfig), "trainer.shard", True), "trainer.compile", True)
+    assert not any("trainer.shard" in problem for problem in validate.problems(asked)), "an evaluation compiles nothing"
+
+
 def test_when_to_evaluate_is_said_once() -> None:
     config = put(put(sound(), "trainer.eval_every", 50), "trainer.eval_share", 0.2)
     assert validate.problems(config) == [

@@ -30,7 +30,7 @@ def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = Fals
     if isinstance(config, MergeConfig):
         return [*_values(config), *_model(config, folders), *_merge(config)]
     found = [*_values(config), *methods.problems(config.adapter), *_model(config, folders)]
-    found += [*_rates(config), *_run(config, job), *_logger(config), *_passes(config)]
+    found += [*_rates(config), *_run(config, job), *_logger(config), *_passes(config), *_shared(config)]
     if wrong := joint.problems(config):
         return [*found, *wrong]
     found += _sweep(config)
@@ -143,6 +143,22 @@ def _passes(config: TrainConfig) -> Iterable[str]:
     for key in ("batch_size", "accumulate"):
         if isinstance(config, (EvalConfig, PredictConfig)) and getattr(config.trainer, key) == "auto":
             yield f"trainer.{key}=auto: only a training chooses it; set a number"
+
+
+def _shared(config: TrainConfig) -> Iterable[str]:
+    """What does not go with weights that processes hold together."""
+    if not config.trainer.shard:
+        return
+    if config.model.quantize:
+        yield f"trainer.shard=true and model.quantize={config.model.quantize}: packed weights are not cut; choose one of the two"
+    if config.trainer.device == "mps":
+        yield "trainer.shard=true and trainer.device=mps: its processes exchange nothing; use cuda or cpu"
+    if isinstance(config, (EvalConfig, PredictConfig)):
+        return
+    if config.adapter.name == "full" and config.adapter.points is None:
+        yield "trainer.shard=true and adapter=full: what trains is whole in each process, so nothing is cut; choose an adapter"
+    if config.trainer.compile:
+        yield "trainer.shard=true and trainer.compile=true: weights that come and go are not compiled; choose one of the two"
 
 
 def _rates(config: TrainConfig) -> Iterable[str]:

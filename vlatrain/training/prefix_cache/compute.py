@@ -35,6 +35,7 @@ from vlatrain.data.augment import Augmented
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.training.display import Display
+from vlatrain.training.modes import hash_of
 from vlatrain.training.precision import DTYPES
 from vlatrain.training.prefix_cache.build import Builder, at_once, loaded, size_of
 from vlatrain.training.prefix_cache.frontier import Frontier, frontiers, needed
@@ -54,7 +55,7 @@ from vlatrain.training.processes import count, from_main, gather, neighbours, ra
 log = logging.getLogger("vlatrain")
 
 # raise it when what a prefix computes or a shard says changes: nothing kept under other rules is used again
-RULES = "vlatrain-prefix-3"
+RULES = "vlatrain-prefix-4"
 TRIED = 2  # batches that `trainer.cache=auto` measures
 SHARE = 0.5  # of the free memory, or of the free disk, that may be used
 
@@ -410,8 +411,7 @@ def content(
         about["words"] = {**words, "truncation": None, "padding": None}  # both are as the last call left them
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(_weights(backbone, frontiers, tower)):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hash_of(tensor)}".encode())
     return digest.hexdigest()
 
 
