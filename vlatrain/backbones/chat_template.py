@@ -119,11 +119,11 @@ class Script:
         own = self.behind(self.before + start, f"{' ' if prompt else self.lead}{text.strip()}")
         return self.behind(self.before, start), ended(own, self.end_ids, max_length)
 
-    def tokens(self, turns: Turns) -> tuple[list[int], list[int], int]:
+    def transcript(self, turns: Turns) -> tuple[list[int], list[int], int]:
         """A whole conversation without its image.
 
         Returns:
-            Its tokens from the first reply on, for each whether it is learned, and the number of tokens before.
+            Its tokens, for each whether it is learned, and the number of tokens before the first reply.
         """
         text, ids, learned, first = "", list[int](), list[int](), 0
         for number, piece in enumerate(self.pieces(turns, shown=False)):
@@ -131,6 +131,11 @@ class Script:
             text += piece
             ids, learned = ids + new, learned + [number % 2] * len(new)
             first = first or len(ids)
+        return ids, learned, first
+
+    def tokens(self, turns: Turns) -> tuple[list[int], list[int], int]:
+        """The same from the first reply on."""
+        ids, learned, first = self.transcript(turns)
         return ids[first:], learned[first:], first
 
 

@@ -64,6 +64,8 @@ COMPOSITE: Mapping[str, Any] = {
     "boxes": bool,
     "order": bool,
     "added_tokens": int,
+    "visual_tokens": int,
+    "chat": bool,
 }
 
 _DUAL = tuple(option.name for option in fields(DualOptions))

@@ -20,7 +20,7 @@ from tests.injection.table import randomise
 from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes
+from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes, pooled
 from vlatrain.backbones.loading import load, meta_model, write
 from vlatrain.backbones.tokenizers import token_ids
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
@@ -234,6 +234,54 @@ def test_vl_adapters_clip_bart_has_the_published_size() -> None:
     config.options |= {"boxes": True, "order": True, "added_tokens": 200, "visual": "tokens"}
     model = meta_model(config, "vqa")
     assert sum(parameter.numel() for parameter in model.parameters()) == 141_156_864
+
+
+def test_patches_are_pooled_to_visual_tokens() -> None:
+    states = torch.randn(2, 2 + 36, 5)  # two in front of a grid of 6 x 6
+    grid = states[:, 2:].reshape(2, 6, 6, 5)
+    expected = torch.stack(
+        [grid[:, y : y + 2, x : x + 2].mean(dim=(1, 2)) for y in (0, 2, 4) for x in (0, 2, 4)], dim=1
+    )
+    assert_close(pooled(states, 9), expected)
+    for count in (49, 8):
+        with pytest.raises(ValueError, match="a square number, and no more"):
+            pooled(states, count)
+    backbone = loaded("clip", "gpt2", visual_tokens=4)
+    context = backbone.context(backbone.inputs(images(backbone, 2), QUESTIONS[:2], 20))
+    assert context["visual"].shape[1] == backbone.visual_tokens == 4
+    with pytest.raises(UserError, match="visual_tokens=16: an image has 9 patches"):
+        assert loaded("clip", "gpt2", visual_tokens=16).visual_tokens
+
+
+CHAT_TEMPLATE = (  # as SmolLM2's: messages are texts
+    "{% for m in messages %}{{ '[CLS]' + m['role'] + ' ' + m['content'] + '[SEP]' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[CLS]assistant ' }}{% endif %}"
+)
+
+
+@torch.no_grad()
+def test_prompts_and_conversations_are_put_into_a_chat_template() -> None:
+    backbone: Any = loaded("clip", "llama", chat=True)
+    assert backbone.script is None, "a made tokenizer has none"
+    backbone = loaded("clip", "llama", chat=True)
+    backbone.tokenizer.chat_template = CHAT_TEMPLATE
+    inputs = backbone.inputs(images(backbone, 1), ["is it red?"], 20)
+    asked = backbone.config.prompts["vqa"].replace("{question}", "is it red?")
+    given = backbone.tokenizer(f"[CLS]user {asked}[SEP][CLS]assistant ", add_special_tokens=False)["input_ids"]
+    assert inputs["prompt"].ids[0].tolist() == given
+    turns = [Turn("is it red?", "yes"), Turn("what colour is it?", "red picture")]
+    ids, learned = backbone.transcript(turns)
+    told = [backbone.tokenizer.decode([t for t, own in zip(ids, learned, strict=True) if own])]
+    assert told == ["yes [SEP] red picture [SEP]"]
+    text = backbone.conversations(images(backbone, 1), [turns], 90)
+    logits = backbone.conversation_logits(text[0])
+    prompt = backbone.prompts(images(backbone, 1), [turns], 90)
+    target, _ = backbone.target(["red picture"], 20)
+    alone = backbone.logits(backbone.context(prompt), target)[0]
+    stop = int(text[1].mask[0].nonzero().max()) + 1
+    length = target.ids.shape[1] - 1
+    assert_close(alone[:length], logits[0, stop - 1 - length : stop - 1], backbone.model)
+    assert len(backbone.generate(backbone.context(prompt), SHORT)) == 1
 
 
 def test_cells_of_the_grid_have_their_boxes() -> None:

@@ -83,7 +83,7 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         ("task.max_length", {"task__name": "joint", "task__subtasks": {"vqa": {}}}, "task=joint takes no task.max_length"),
         ("logger.project", {"logger__name": "tensorboard"}, "logger=tensorboard takes no logger.project; logger=wandb does"),
         ("model.options.visual", {}, "model=tiny_blip (family=blip) takes no model.options.visual; family=causal_composite and"),
-        ("model.options.visul", {"model": "tiny_composite"}, "only visual, norm, boxes, order, added_tokens; did you mean visual?"),
+        ("model.options.visul", {"model": "tiny_composite"}, "only visual, norm, boxes, order, added_tokens, visual_tokens, chat; did you mean visual?"),
         ("model.options.tempalte", {"model": "llava"}, "frame, template; did you mean template?"),
         ("model.prompts.vqa", {}, "model=tiny_blip takes no model.prompts.vqa"),
         ("model.submodels.vision.checkpoint", {}, "takes no model.submodels.vision.checkpoint; model=composite does"),

@@ -7,6 +7,7 @@ states (every tower of the language model is handed them), or both ways.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -106,6 +107,7 @@ class Composite(Backbone):
             model, processor = super().read(config, task, checkpoint, stored)
             if processor.image_processor is None and model.vision is not None:
                 processor.image_processor = read_image_processor(checkpoint)  # says what is missing
+            model.config.visual_tokens = config.options.get("visual_tokens", 0) or model.config.visual_tokens
             return model, processor
         found = checkpoints_of(config, task)
         kinds: dict[str, Any] = {}
@@ -267,7 +269,11 @@ class Composite(Backbone):
         pixels = self.pixels([Image.new("RGB", (64, 64))]).to("meta")
         with torch.device("meta"):  # only the shape is asked for
             count = type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
-            return count
+        if wanted := self.model.config.visual_tokens:
+            if wanted > math.isqrt(count) ** 2:
+                raise UserError(f"model.options.visual_tokens={wanted}: an image has {math.isqrt(count) ** 2} patches")
+            return int(wanted)
+        return count
 
     def measure(self, pictures: Sequence[Picture]) -> None:
         """The most features that an image has."""
@@ -349,7 +355,7 @@ def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:
         vision_class=submodels["vision"].architecture,
         language_class=submodels["language"].architecture,
         vision_norm=submodels["vision"].norm,
-        **{key: options[key] for key in ("norm", "boxes", "order") if key in options},
+        **{key: options[key] for key in ("norm", "boxes", "order", "visual_tokens") if key in options},
     )
 
 

@@ -7,7 +7,9 @@ Models", NeurIPS 2021); an encoder-decoder model has image and question in its e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from vlatrain.backbones.base import Context, Text, padded_text
+from vlatrain.backbones.chat_template import Script
 from vlatrain.backbones.families.composite import Composite, CompositeInputs
 from vlatrain.config import DecodeConfig
 from vlatrain.config.spec import TOLD_TURNS
@@ -22,6 +25,20 @@ from vlatrain.injection.context import exported
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Turn
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A tokenizer as a processor of conversations: a language model's template takes texts, and no lists of images and texts."""
+
+    tokenizer: Any
+    chat_template: str
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The messages as the template writes them."""
+        plain = [{**one, "content": "".join(piece.get("text", "") for piece in one["content"])} for one in messages]
+        written: str = self.tokenizer.apply_chat_template(plain, **options)
+        return written
 
 
 class CausalComposite(Composite):
@@ -33,8 +50,32 @@ class CausalComposite(Composite):
 
     reader = "decoder"
 
+    @cached_property
+    def script(self) -> Script | None:
+        """The writing of a model with a chat template (`model.options.chat`); None: prompts are plain text."""
+        template = self.tokenizer.chat_template if self.config.options.get("chat") else None
+        return Script(Texts(self.tokenizer, template)) if template else None
+
     def _prompt(self, texts: Sequence[str]) -> Text:
-        return self._padded([self._start() + self._ids(text) for text in texts], left=True)
+        if self.script:
+            rows = [self.script.ids(self.script.asked([(text, "")], shown=False)) for text in texts]
+        else:
+            rows = [self._start() + self._ids(text) for text in texts]
+        return self._padded(rows, left=True)
+
+    def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
+        """A token that stands for the prompt's last one, the text's own prompt, the text, the end token."""
+        if not self.script:
+            return super().target(texts, max_length, prompt)
+        rows = []
+        for text in texts:
+            start, own = self.script.reply(self.clean(text), max_length, prompt)
+            rows.append([*self._start(), *start, *own])
+        return self._padded(rows), 1 + len(start)
+
+    def _begun(self, prompt: str) -> list[int]:
+        """The tokens that a text is to begin with."""
+        return self.script.reply("", 1, prompt)[0] if self.script else self._ids(prompt, behind=True)
 
     def _start(self) -> list[int]:
         start = self.language.config.bos_token_id
@@ -65,7 +106,7 @@ class CausalComposite(Composite):
     def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
         ids, mask = context["ids"], context["mask"]
-        if given := self._ids(prompt, behind=True):
+        if given := self._begun(prompt):
             ids = torch.cat([ids, ids.new_tensor(given).expand(len(ids), -1)], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(ids), len(given))], dim=1)
         embeddings, mask = self._embedded(context, ids, mask)
@@ -87,6 +128,9 @@ class CausalComposite(Composite):
 
     def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """See `Converser`."""
+        if self.script:
+            ids, own, _ = self.script.transcript([(self._said(turn), self.clean(turn.reply)) for turn in turns])
+            return ids, own
         row, learned = self._start(), [0]
         for turn in turns:
             asked, reply = self._asked(turn), [*self._ids(self.clean(turn.reply), behind=True), self.end]
@@ -108,8 +152,7 @@ class CausalComposite(Composite):
         """Conversations up to the last reply; of those that are too long the end."""
         rows = []
         for turns in conversations:
-            before, _ = self.transcript(turns[:-1])
-            rows.append([*before, *self._asked(turns[-1])][-max_length:])
+            rows.append(self._given(turns)[-max_length:])
         return {**self._about(images, len(rows), shown), "prompt": self._padded(rows, left=True)}
 
     def _about(self, images: Sequence[Any] | None, count: int, shown: Sequence[bool]) -> CompositeInputs:
@@ -117,8 +160,19 @@ class CausalComposite(Composite):
         seen = self._unseen(count) if images is None else self._seen(images)
         return seen if all(shown) else {**seen, "shown": torch.tensor(shown)}
 
+    def _given(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens of a conversation up to where the last reply begins."""
+        if self.script:
+            said = [(self._said(turn), self.clean(turn.reply)) for turn in turns]
+            return self.script.ids(self.script.asked(said, shown=False))
+        before, _ = self.transcript(turns[:-1])
+        return [*before, *self._asked(turns[-1])]
+
     def _asked(self, turn: Turn) -> list[int]:
-        return self._ids(self.config.prompts[TOLD_TURNS].replace("{question}", self.clean(turn.user)))
+        return self._ids(self._said(turn))
+
+    def _said(self, turn: Turn) -> str:
+        return self.config.prompts[TOLD_TURNS].replace("{question}", self.clean(turn.user))
 
 
 class Seq2SeqComposite(Composite):

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from vlatrain.backbones.architecture import model_class
@@ -46,6 +47,7 @@ class JoinedConfig(PretrainedConfig):
         vision_config: settings of the vision tower; text_config: of the language model.
         vision_class: its class in transformers, or `features`; language_class: the language model's.
         vision_norm: path, in the vision tower, of a norm that its last states must still go through; empty: none.
+        visual_tokens: how many states the patches are pooled to; 0: all states are taken as they are.
         norm: of the projection: `layer`, or `rms`, which has no bias.
         boxes: whether the projection has one of boxes; order: whether it has an embedding of the image's number.
     """
@@ -59,6 +61,7 @@ class JoinedConfig(PretrainedConfig):
     vision_class: str = FEATURES
     language_class: str = ""
     vision_norm: str = ""
+    visual_tokens: int = 0
     norm: str = "layer"
     boxes: bool = False
     order: bool = False
@@ -119,6 +122,20 @@ def grid_boxes(count: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.cat([edges.new_tensor([0.0, 0.0, 1.0, 1.0, 1.0]).expand(count - side * side, 5), edges])
 
 
+def pooled(states: Tensor, count: int) -> Tensor:
+    """Patches of an image averaged to `count` states, (B, S, width) -> (B, count, width): means over a square grid (adaptive average
+    pooling, as in DeCo, Yao et al., 2024, arXiv:2405.20985). What is in front of the patches is left out.
+
+    Raises:
+        ValueError: there are fewer patches, or `count` is no square.
+    """
+    side, wanted = math.isqrt(states.shape[1]), math.isqrt(count)
+    if wanted > side or wanted**2 != count:
+        raise ValueError(f"{side * side} patches cannot be pooled to {count}: a square number, and no more")
+    grid = states[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))  # (B, width, side, side)
+    return adaptive_avg_pool2d(grid, wanted).flatten(2).transpose(1, 2)  # (B, count, width)
+
+
 class Joined(PreTrainedModel):
     """A vision tower, a visual projection and a language model.
 
@@ -151,12 +168,12 @@ class Joined(PreTrainedModel):
         self.post_init()
 
     def see(self, pixels: Tensor) -> Tensor:
-        """All states of images (B, 3, H, W): (B, S, width)."""
+        """All states of images (B, 3, H, W), or as many as patches are pooled to: (B, S, width)."""
         assert self.vision is not None
         states = self.vision(pixel_values=pixels).last_hidden_state
         norm = self.config.vision_norm
         seen: Tensor = self.vision.get_submodule(norm)(states) if norm else states
-        return seen
+        return pooled(seen, self.config.visual_tokens) if self.config.visual_tokens else seen
 
     def embedded(self, ids: Tensor) -> Tensor:
         """Embeddings (N, L, d) of token ids (N, L)."""

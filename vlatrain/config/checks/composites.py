@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from vlatrain.config import TrainConfig
@@ -10,6 +11,8 @@ from vlatrain.config.families import COMPOSITE
 from vlatrain.config.keys import did_you_mean, type_name
 from vlatrain.config.methods import BARE, components
 from vlatrain.config.spec import TOLD_QUESTION, TOLD_TURNS
+
+FEATURES = "features"  # the architecture of a vision submodel without a tower
 
 
 def ill_composed(config: TrainConfig) -> Iterator[str]:
@@ -26,6 +29,13 @@ def ill_composed(config: TrainConfig) -> Iterator[str]:
             yield f"{key}={value}: expected {type_name(known)}"
         elif known is int and value < 0:
             yield f"{key}={value}: must be 0 or more"
+    count = model.options.get("visual_tokens", 0)
+    if type(count) is int and count > 0:
+        if math.isqrt(count) ** 2 != count:
+            below = math.isqrt(count) ** 2
+            yield f"model.options.visual_tokens={count}: must be a square number, as {below} or {(math.isqrt(count) + 1) ** 2}"
+        if model.submodels.get("vision") and model.submodels["vision"].architecture == FEATURES:
+            yield f"model.options.visual_tokens={count}: model/vision=features takes as many as there are in the files"
     for task, prompt in model.prompts.items():
         if task in (TOLD_QUESTION, TOLD_TURNS) and "{question}" not in prompt:
             yield f"model.prompts.{task}={prompt}: lacks {{question}}, which stands for the question"
