@@ -101,3 +101,12 @@ def test_a_number_or_a_word_is_named_as_both() -> None:
     )
     (told,) = problems_in(TrainConfig, [3], "trainer.batch_size")
     assert told == "trainer.batch_size=[3]: expected a whole number or a text"
+
+
+def test_keys_of_a_mapping_may_have_dots_in_them() -> None:
+    renamed = {"model": {"towers": {"vision": {"renamed": {"5.23": {"attention.o_proj": "attention.output.dense"}}}}}}
+    assert problems_in(TrainConfig, renamed) == []
+    renamed["model"]["towers"]["vision"]["renamed"]["5.23"]["mlp.fc1"] = ["a"]  # type: ignore[assignment]
+    (problem,) = problems_in(TrainConfig, renamed)
+    assert problem == "model.towers.vision.renamed.5.23.mlp.fc1=['a']: expected a text"
+    assert problems_in(TrainConfig, {"task": {"nme": 1}}) == ["there is no key task.nme; did you mean task.name?"]

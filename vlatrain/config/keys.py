@@ -129,22 +129,39 @@ def problems_in(schema: type, value: Any, key: str = "", source: str = "") -> li
     try:
         hint = type_of(schema, key) if key else schema
     except KeyError:
-        return [f"{before}there is no key {key}{did_you_mean(key, all_keys(schema))}"]
+        return [f"{before}{_unknown(schema, key)}"]
+    return [f"{before}{problem}" for problem in _problems(schema, hint, value, key)]
+
+
+def _problems(schema: type, hint: Any, value: Any, key: str) -> Iterator[str]:
+    """What is wrong with a value of a type. A mapping's keys may have dots in them, so none is looked up by its dotted name."""
     inner = required(hint)
-    if (dataclasses.is_dataclass(inner) or typing.get_origin(inner) is dict) and isinstance(value, Mapping):
-        return [
-            problem
-            for name, below in value.items()
-            for problem in problems_in(schema, below, f"{key}.{name}" if key else str(name), source)
-        ]
-    if typing.get_origin(inner) is list and isinstance(value, list):
+    if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
+        hints = _hints(cast(type, inner))
+        for name, below in value.items():
+            at = f"{key}.{name}" if key else str(name)
+            if name in hints:
+                yield from _problems(schema, hints[name], below, at)
+            else:
+                yield _unknown(schema, at)
+    elif typing.get_origin(inner) is dict and isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _problems(schema, typing.get_args(inner)[1], below, f"{key}.{name}")
+    elif _holds_dataclasses(inner) and isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
         (item,) = typing.get_args(inner)
-        if dataclasses.is_dataclass(item) and all(isinstance(each, Mapping) for each in value):
-            return [found for each in value for found in problems_in(cast(type, item), each, source=f"{before}{key}")]
-    if key and not _fits(hint, value):
+        for each in value:
+            yield from (f"{key}: {problem}" for problem in _problems(item, item, each, ""))
+    elif key and not _fits(hint, value):
         shown = "null" if value is None else str(value)
-        return [f"{before}{key}={shown}: expected {type_name(hint)}"]
-    return []
+        yield f"{key}={shown}: expected {type_name(hint)}"
+
+
+def _holds_dataclasses(hint: Any) -> bool:
+    return typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0])
+
+
+def _unknown(schema: type, key: str) -> str:
+    return f"there is no key {key}{did_you_mean(key, all_keys(schema))}"
 
 
 def unknown_keys(schema: type, values: Mapping[str, Any], key_prefix: str = "") -> Iterator[str]:

@@ -150,9 +150,7 @@ class CausalComposite(Composite):
         shown: Sequence[bool] = (),
     ) -> CompositeInputs:
         """Conversations up to the last reply; of those that are too long the end."""
-        rows = []
-        for turns in conversations:
-            rows.append(self._given(turns)[-max_length:])
+        rows = [self._given(turns)[-max_length:] for turns in conversations]
         return {**self._about(images, len(rows), shown), "prompt": self._padded(rows, left=True)}
 
     def _about(self, images: Sequence[Any] | None, count: int, shown: Sequence[bool]) -> CompositeInputs:

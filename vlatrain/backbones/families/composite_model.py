@@ -123,8 +123,8 @@ def grid_boxes(count: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def pooled(states: Tensor, count: int) -> Tensor:
-    """Patches of an image averaged to `count` states, (B, S, width) -> (B, count, width): means over a square grid (adaptive average
-    pooling, as in DeCo, Yao et al., 2024, arXiv:2405.20985). What is in front of the patches is left out.
+    """Patches of an image averaged to `count` states, (B, S, width) -> (B, count, width): means over a square grid (adaptive
+    average pooling, as in DeCo, Yao et al., 2024, arXiv:2405.20985). What is in front of the patches is left out.
 
     Raises:
         ValueError: there are fewer patches, or `count` is no square.
