@@ -189,15 +189,12 @@ def tell(folder: Path) -> None:
         print(f"{folder / one.folder}")
         print(f"  package  {one.name} {one.version}, by {author}; licence: {stated['License'] or 'not stated'}")
         print(f"  weights  origin: {origin or 'not stated'}; licence: {licence or 'not stated'}")
+    tower = folder / PACKAGES[0].folder
     print("use them:")
-    print(
-        f"  vlatrain model=dinov2 model.checkpoint={folder / 'dinov2-small'} task=classification data=files data.train=FOLDER"
-    )
-    print(
-        f"  vlatrain model=composite model/vision=dinov2 model/language=smollm2 "
-        f"model.submodels.vision.checkpoint={folder / 'dinov2-small'} "
-        f"model.submodels.language.checkpoint={folder / 'smollm2-135m-instruct'}"
-    )
+    print(f"  vlatrain model=dinov2 model.checkpoint={tower} task=classification data=files data.train=FOLDER")
+    print("  vlatrain experiment=real_towers task=vqa data=files data.train=train.jsonl")
+    if folder != default_folder():
+        print(f"(experiment=real_towers finds them there with VLATRAIN_TOWERS={folder})")
 
 
 def _pinned() -> dict[str, object]:

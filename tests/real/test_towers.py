@@ -25,7 +25,7 @@ from vlatrain.data.sample import Turn
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "real_towers.py"
-TOWERS = ["model=composite", "model/vision=dinov2", "model/language=smollm2"]
+RECIPE = "experiment=real_towers"
 
 
 def script() -> ModuleType:
@@ -50,24 +50,14 @@ def towers() -> Path:
     return folder
 
 
-def words(towers: Path) -> list[str]:
-    """What the command line says of the composite of both."""
-    return [
-        *TOWERS,
-        f"model.submodels.vision.checkpoint={towers / 'dinov2-small'}",
-        f"model.submodels.language.checkpoint={towers / 'smollm2-135m-instruct'}",
-        "model.options.visual_tokens=16",
-    ]
-
-
-def loaded(towers: Path, task: str = "vqa") -> Any:
+def loaded(task: str) -> Any:
     """The composite of both."""
-    return load(vlatrain.compose(f"task={task}", *words(towers)).model, task)
+    return load(vlatrain.compose(f"task={task}", RECIPE).model, task)
 
 
 @torch.no_grad()
 def test_states_and_sentence_are_those_of_the_packages(towers: Path) -> None:
-    backbone = loaded(towers, "instruct")
+    backbone = loaded("instruct")
     known = np.load(towers / "dinov2-small" / "expected.npz")
     states = backbone.model.vision(pixel_values=torch.from_numpy(known["pixels"])).last_hidden_state
     assert (states - torch.from_numpy(known["states"])).abs().max() < 1e-4
@@ -79,7 +69,8 @@ def test_states_and_sentence_are_those_of_the_packages(towers: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["vqa", "captioning", "instruct"])
-def test_a_step_is_trained_saved_and_scored_again(task: str, towers: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("towers")
+def test_a_step_is_trained_saved_and_scored_again(task: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sizes = [
         "data.train_size=4",
@@ -88,7 +79,7 @@ def test_a_step_is_trained_saved_and_scored_again(task: str, towers: Path, tmp_p
         "trainer.max_steps=2",
         "trainer.log_every=1",
     ]
-    assert command(f"task={task}", *words(towers), "adapter.points=[decoder.last10.*]", *sizes, f"run.dir={run}") == 0
+    assert command(f"task={task}", RECIPE, *sizes, f"run.dir={run}") == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 2
