@@ -168,6 +168,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "instructblip": {**QFORMER, "text_config": LLAMA},
     "blip2_itm": {**QFORMER, "image_text_hidden_size": 20},
 }
+SETTINGS |= {
+    **dict.fromkeys(("vit", "clip_vision", "siglip_vision"), {"vision_config": IMAGE}),
+    "dinov2": {
+        # wider by 3, as its feed-forward layers are told; positions for larger images than it gets
+        "vision_config": {**IMAGE, "intermediate_size": None, "mlp_ratio": 3, "image_size": 56},
+    },
+    "dinov3": {"vision_config": {**IMAGE, "num_register_tokens": 2}},
+    "convnext": {"vision_config": {"depths": [2, 1, 3, 2], "hidden_sizes": [8, 16, 24, 40], "image_size": 64}},
+}
 SETTINGS |= {"qwen2_5_vl_3b": SETTINGS["qwen2_5_vl"], "smolvlm_2b": SETTINGS["smolvlm"]}
 
 BY_TASK: dict[str, dict[str, dict[str, Any]]] = {  # where a task's model can be of other sizes than the others'

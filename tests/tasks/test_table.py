@@ -33,7 +33,7 @@ from vlatrain.verbs.inspect import count
 
 METHODS = ("bottleneck", "cross_modal", "lora")
 COMPOSITES = [(v, w) for v in ("clip", "dinov2", "siglip") for w in ("gpt2", "llama", "bart", "t5")]
-SHIPPED = ("tiny_blip", "tiny_clip", "tiny_composite")  # the same kinds, tested with their weights
+SHIPPED = ("tiny_blip", "tiny_clip", "tiny_composite", "tiny_vit")  # the same kinds, tested with their weights
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem not in (*SHIPPED, "composite"))
 QUICK = {
     ("blip", "vqa", "bottleneck"), ("siglip", "retrieval", "lora"), ("vilt", "vqa", "bottleneck"),

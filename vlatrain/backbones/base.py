@@ -84,16 +84,17 @@ class Pair:
     """A tokenizer and an image processor: what feeds a model that has no processor of its own.
 
     Attributes:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer; None where no text is read.
         image_processor: the image processor; None where images come as features.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     image_processor: Any
 
     def save_pretrained(self, folder: str) -> None:
         """Write both."""
-        self.tokenizer.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         if self.image_processor is not None:
             self.image_processor.save_pretrained(folder)
 
@@ -556,6 +557,28 @@ class Answerer(Protocol):
 
     def answer_logits(self, inputs: Inputs) -> Tensor:
         """Of each answer of the list that it is right: (B, answers)."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A backbone that sees images alone, with a head that tells classes apart."""
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of the head."""
+        ...
+
+    def take_classes(self, classes: Sequence[str]) -> None:
+        """Have others; what is known of a class that stays is kept. Before anything is put into the model."""
+        ...
+
+    def image_features(self, inputs: Inputs) -> Tensor:
+        """Features (B, D) of images: what the head reads."""
+        ...
+
+    def class_logits(self, inputs: Inputs) -> Tensor:
+        """Of each image a logit for each class: (B, classes)."""
         ...
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from vlatrain.backbones.describe import crossed, sites, stacks, widths
+from vlatrain.backbones.head_checks import ALONE, ill_headed
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.checks.composites import ill_composed
 from vlatrain.config.checks.owners import compares_features
 from vlatrain.config.errors import Incompatible
+from vlatrain.config.families import COMPOSITES
 from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, components, is_peft
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
@@ -32,8 +34,9 @@ def incompatibilities(config: TrainConfig) -> list[str]:
     if isinstance(config, MergeConfig):
         return unmergeable(config)
     found = list(_by_task(config))
-    if config.model.submodels:
+    if config.model.family in COMPOSITES:
         found += ill_composed(config)
+    found += ill_headed(config)
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Incompatible(_no_drop(config.adapter)))
     if config.adapter.components:
@@ -126,8 +129,10 @@ def _errors(patterns: list[str], towers: dict[str, Stack]) -> list[str]:
 
 def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     title, served = f"adapter={method.name}", config.model.tasks[config.task.name]
-    if "features" in method.needs and not served.features:
-        able = [task for task, other in config.model.tasks.items() if other.features]
+    if "classes" in method.needs and "classes" not in served.features:
+        yield Incompatible(f"{title}: model={config.model.name} has no head of its own that it could take the place of; {ALONE}")
+    if "features" in method.needs and "image" not in served.features:
+        able = [task for task, other in config.model.tasks.items() if "image" in other.features]
         where = f"model={config.model.name} has them for {', '.join(able)}" if able else "this backbone has none"
         yield Incompatible(
             f"{title}: works on the features of image and text, which task={config.task.name} has not; {where}"

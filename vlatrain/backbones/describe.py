@@ -17,12 +17,14 @@ from typing import Any
 from packaging.version import Version
 
 from vlatrain.config import ModelConfig, UserError
+from vlatrain.config.families import VISION_TOWERS
 from vlatrain.config.model import TowerConfig
 from vlatrain.injection.points import PROJECTION, Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = "assets:"
 SETTINGS = {"vision": "vision_config", "language": "text_config"}  # keys of the settings of a composite's submodels
+HEADED = "vlatrain_headed"  # `model_type` of a vision tower that was saved with its head
 
 
 def checkpoint_of(config: ModelConfig, task: str) -> str:
@@ -43,7 +45,9 @@ def checkpoints_of(config: ModelConfig, task: str) -> dict[str, str]:
     if task not in config.tasks:
         raise UserError(f"model={config.name} does not serve task={task}; it serves {', '.join(config.tasks)}")
     names = {"": config.checkpoint or config.tasks[task].checkpoint}
-    if config.submodels and not config.checkpoint:
+    if config.family in VISION_TOWERS:
+        names = {"vision": names[""] or config.submodels["vision"].checkpoint}
+    elif config.submodels and not config.checkpoint:
         names = {name: submodel.checkpoint for name, submodel in config.submodels.items() if submodel.checkpoint}
     return {
         submodel: str(ASSETS / name.removeprefix(SHIPPED)) if name.startswith(SHIPPED) else name
@@ -65,6 +69,14 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
         # the part of a larger model (CLIP's image tower), or a model of its own
         found = {**found, key: {"model_type": found[key]["model_type"], **read.get(key, read)}} if key else read
     return found
+
+
+def has_trained_head(config: ModelConfig, task: str) -> bool:
+    """Whether the checkpoint of a vision tower is a folder that was saved with the head that was trained on it."""
+    folders = [Path(name) for name in checkpoints_of(config, task).values()]
+    return not config.random_init and any(
+        folder.is_dir() and _read(folder).get("model_type") == HEADED for folder in folders
+    )
 
 
 def _read(folder: Path) -> dict[str, Any]:

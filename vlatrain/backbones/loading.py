@@ -21,9 +21,11 @@ from vlatrain.backbones.families.composite_kinds import CausalComposite, Seq2Seq
 from vlatrain.backbones.families.dual import Dual
 from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
 from vlatrain.backbones.families.vilt import Vilt
+from vlatrain.backbones.families.vision_tower import VisionTower
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
 from vlatrain.backbones.reuse import Source
 from vlatrain.config import ModelConfig, UserError
+from vlatrain.config.families import VISION_TOWERS
 from vlatrain.runs import RunFolder
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -37,6 +39,7 @@ FAMILIES: dict[str, type[Backbone]] = {
     "chat": Chat,
     "prefix": Prefix,
     "seq2seq": Seq2Seq,
+    "vision_tower": VisionTower,
 }
 
 
@@ -180,10 +183,12 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
 def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:
     if Path(checkpoint).is_dir():
         return f"model.checkpoint={checkpoint}: {str(error).splitlines()[0]}"
-    keys = [f"model.submodels.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
-    keys = keys or ["model.checkpoint=FOLDER"]
+    keys, tiny = ["model.checkpoint=FOLDER"], "tiny_vit" if config.family in VISION_TOWERS else "tiny_blip"
+    if config.submodels and config.family not in VISION_TOWERS:
+        keys = [f"model.submodels.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
+        tiny = "tiny_composite"
     return (
         f"cannot load {checkpoint} for task={task}: it is no folder here, and the hub does not give it "
         f"({str(error).splitlines()[0]}); set {' and '.join(keys)} to a local copy, model.random_init=true for the "
-        f"architecture with random weights, or model={'tiny_composite' if config.submodels else 'tiny_blip'}"
+        f"architecture with random weights, or model={tiny}"
     )

@@ -57,6 +57,23 @@ class ChatOptions:
     template: str = ""
 
 
+@dataclass(frozen=True)
+class VisionOptions:
+    """What a vision tower alone has otherwise than another.
+
+    Attributes:
+        pool: how an image's features come of its states: `class` (the class token), `mean` (of the patches), `both` (side by
+            side), `attention` (a learned query for each head), or `own` (what the tower itself makes of them: SigLIP's attention
+            pooling, ConvNeXt's normed mean).
+        pools: those of these ways that there are; with `class`, its first state is a class token.
+        image_size: pixels a side that its image processor makes, where no checkpoint has been read; null: what the settings say.
+    """
+
+    pool: str = "class"
+    pools: Sequence[str] = ("class", "mean", "both", "attention", "own")
+    image_size: int | None = None
+
+
 #: By option of a composite what it may be: its choices, or its type.
 COMPOSITE: Mapping[str, Any] = {
     "visual": ("tokens", "adapters", "both"),
@@ -69,10 +86,12 @@ COMPOSITE: Mapping[str, Any] = {
 }
 
 _DUAL = tuple(option.name for option in fields(DualOptions))
+_VISION = tuple(option.name for option in fields(VisionOptions))
 _CHAT = tuple(option.name for option in fields(ChatOptions))
 FORMER = ("clip",)  # what runs of earlier versions call `dual`
 DUALS = ("dual", *FORMER)
 COMPOSITES = ("causal_composite", "seq2seq_composite")
+VISION_TOWERS = ("vision_tower",)
 TOLD = (*COMPOSITES, "chat", "prefix", "seq2seq")  # those that are given `model.prompts`
 
 #: By family the names of its options; `vlatrain.backbones.loading.FAMILIES` has the same families.
@@ -81,4 +100,5 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(DUALS, _DUAL),
     **dict.fromkeys(("chat", "prefix", "seq2seq"), _CHAT),
     **dict.fromkeys(COMPOSITES, tuple(COMPOSITE)),
+    **dict.fromkeys(VISION_TOWERS, _VISION),
 }

@@ -15,7 +15,8 @@ from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
-BARE = ("full", "none")  # methods without modules of their own, hence without options
+PROBE = "linear_probe"  # the new head of a vision tower, alone
+BARE = ("full", "none", PROBE)  # methods without modules of their own, hence without options
 
 
 def described(name: str) -> Mapping[str, Any] | None:
@@ -107,7 +108,8 @@ def problems(config: AdapterConfig, key: str = "adapter") -> Iterator[str]:
             where = f"{key}.components.{name}"
             yield from [*limits.problems(method, where), *problems(method, where)]
     if config.trunk and config.name in BARE:
-        yield f"{key}.trunk: adapter={config.name} trains {'everything anyway' if config.name == 'full' else 'nothing'}"
+        trains = {"full": "everything anyway", PROBE: "the head alone"}.get(config.name, "nothing")
+        yield f"{key}.trunk: adapter={config.name} trains {trains}"
     schema = described(config.name)
     if schema is None or config.name in BARE:
         return

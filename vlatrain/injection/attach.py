@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vlatrain.adapters import DESIGNS, Adapter, Facts, options_of
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.methods import BARE, is_peft, others_having
+from vlatrain.config.methods import BARE, PROBE, is_peft, others_having
 from vlatrain.config.optim import Group
 from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.merging.fuse import fill, fused_places
@@ -29,7 +29,7 @@ from vlatrain.injection.peft_method import PARTS, VlatrainConfig
 from vlatrain.injection.points import Place, Point, Sites, parse
 from vlatrain.injection.saved import differences, load_peft, shapes_in, shapes_of
 from vlatrain.injection.sources import read_sources
-from vlatrain.injection.trunk import at_points, chosen, load_trunk, save_trunk, train_in_place
+from vlatrain.injection.trunk import at_points, bare, chosen, load_trunk, save_trunk, train_in_place
 
 # a place that any design can be made for, to see whether it takes its options
 EXAMPLE = Facts(width=64, other_width=64, tower="x", site="x", role="out", inputs=64)
@@ -84,8 +84,8 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         tasks: names of the subtasks of a joint task: what `adapter.by_task` makes adapters for.
 
     Returns:
-        A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full` and `none`. `full` trains
-        everything, or what `adapter.points` selects if they are given.
+        A `PeftModel` around the model (`Mixed` for a mixed method), or the model itself for `full`, `none` and `linear_probe`.
+        `full` trains everything, or what `adapter.points` selects if they are given.
 
     Raises:
         UserError: an unknown method, options that do not fit, or no point to put it.
@@ -97,12 +97,15 @@ def attach(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
         for name in own if wanted is None else wanted:
             own[name].requires_grad_(True)
         return model
+    if config.name == PROBE:
+        train_in_place(model, _beside(model, config, sites))
+        return model
     if not sites.places:
         raise UserError(
             "adapter.points selects no point: there is nothing to train (adapter=none evaluates the frozen model)"
         )
     context_of(model).dropped = config.drop_layers
-    beside = chosen(model, config.trunk, sites)
+    beside = _beside(model, config, sites)
     adapted = (_mixed if config.components else _single)(model, config, sites, tasks)
     train_in_place(adapted, beside)
     return adapted
@@ -115,6 +118,11 @@ def _of_full(model: nn.Module, config: AdapterConfig, sites: Sites) -> list[str]
     if not sites.places:
         raise UserError("adapter.points selects no point: there is nothing to train")
     return at_points(model, sites)
+
+
+def _beside(model: nn.Module, config: AdapterConfig, sites: Sites) -> list[str]:
+    """Names of the trunk's parameters that train beside a method: those that are new, unless nothing may train."""
+    return chosen(model, config.trunk, replace(sites, trained=()) if "frozen" in config.needs else sites)
 
 
 def _single(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> nn.Module:
@@ -241,8 +249,9 @@ def group_of(name: str) -> Group:
     """Parameter group of a trainable parameter, by its name in the model."""
     if ".modules_to_save." in name:
         return "head"
-    parts = name.split(".")
-    return "adapter" if any(part.startswith(_PREFIXES) for part in parts) else "trunk"
+    if any(part.startswith(_PREFIXES) for part in name.split(".")):
+        return "adapter"
+    return "head" if bare(name).startswith("head.") else "trunk"  # a vision tower's own
 
 
 @contextmanager
@@ -271,7 +280,9 @@ def save(model: nn.Module, folder: Path) -> None:
             model.save_pretrained(folder)
     elif isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)
-    elif trained := {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}:
+    elif not context_of(model).trunk and (
+        trained := {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    ):
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in trained.items()}, str(folder / FULL))
 
 
@@ -290,6 +301,9 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
     """
     if config.name == "none":
         return model
+    if config.name == PROBE:
+        load_trunk(model, folder, _beside(model, config, where) if where else [])
+        return model
     wanted = folder / (FULL if config.name == "full" else "adapter_config.json")
     for file in [folder / name / wanted.name for name in config.components] or [wanted]:
         if not file.is_file():
@@ -307,7 +321,7 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
             raise UserError(f"{wanted} does not fit the backbone: {told}")
         model.load_state_dict(load_file(str(wanted)), strict=False)
         return model
-    load_trunk(model, folder, chosen(model, config.trunk, where) if where else [])
+    load_trunk(model, folder, _beside(model, config, where) if where else [])
     context_of(model).dropped = config.drop_layers
     with _quiet_peft():
         return load(model, folder) if config.components else load_peft(model, folder)

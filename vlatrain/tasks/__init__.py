@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from vlatrain.backbones.base import Answerer, Backbone, Matcher
+from vlatrain.backbones.base import Answerer, Backbone, Classifier, Matcher
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
-from vlatrain.tasks.classification import classification_on
+from vlatrain.tasks.classification import classification_on, resolve_classes
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
@@ -72,7 +72,7 @@ def check_known(config: TaskConfig) -> None:
 
 
 def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> TaskConfig:
-    """Make a backbone fit for a task, before any method is put into it: give it the answers that it is to choose from.
+    """Make a backbone fit for a task, before any method is put into it: give it the answers, or classes, that it is to choose from.
 
     Args:
         config: the task's settings.
@@ -80,8 +80,10 @@ def prepare(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()
         train: the training samples; none for a finished run.
 
     Returns:
-        The settings with what was found out: the answers.
+        The settings with what was found out: the answers, or classes.
     """
+    if isinstance(backbone, Classifier):
+        return resolve_classes(config, backbone, train)
     if isinstance(backbone, Answerer) and "answers" in config.spec.fields:
         return resolve_answers(config, backbone, train)
     return config

@@ -47,7 +47,7 @@ from vlatrain.training.modes import (
     train_mode,
     trainable,
 )
-from vlatrain.training.optimizer import make_optimizer, rate, set_rates
+from vlatrain.training.optimizer import make_optimizer, rate, set_rates, with_new_head
 from vlatrain.training.order import Order
 from vlatrain.training.outcomes import Outcome, Outcomes, not_finite
 from vlatrain.training.precision import (
@@ -163,7 +163,7 @@ class Loop:
         broadcast(parameter.data for parameter in self.parameters.values())
         self.raw_optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.raw_optimizer = make_optimizer(self.parameters, config.optim, trained.group_of)
+            self.raw_optimizer = make_optimizer(self.parameters, with_new_head(config, self.parameters, trained.group_of), trained.group_of)
             self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.together = passes_together(config, self.accelerator.num_processes)
         self.contrast = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlatrain.config import OptimConfig, UserError
+from vlatrain.config import OptimConfig, TrainConfig, UserError
 from vlatrain.config.optim import Group
 
 
@@ -42,6 +43,20 @@ def make_optimizer(
         for group, decays in sorted(split)
     ]
     return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def with_new_head(config: TrainConfig, parameters: Iterable[str], group_of: Callable[[str], Group]) -> OptimConfig:
+    """The optimiser's settings, where in a full fine-tuning a new head has the rate that suits what is new, unless one is set.
+
+    Args:
+        config: the configuration.
+        parameters: names of what trains.
+        group_of: the group of a parameter.
+    """
+    optim = config.optim
+    if config.adapter.name != "full" or "head" not in map(group_of, parameters):
+        return optim
+    return replace(optim, groups={"head": config.model.adapter_lr, **optim.groups})
 
 
 def rate(step: int, total: int, config: OptimConfig) -> float:

@@ -94,7 +94,7 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     where = sites(config.model, name, config.points)
     for device in ("meta", "cpu"):  # BOFT looks at values while it is made
         model = meta_model(config.model, name).requires_grad_(False)
-        if config.task.answer_list:  # a classifier has a row for each
+        if config.task.answer_list or config.task.classes:  # a classifier has a row for each
             prepare(config.task, family_of(config.model)(config.model, name, model, None, ""))
         try:
             with torch.device(device):

@@ -15,7 +15,7 @@ from typing import Any
 from vlatrain.config import joint, methods
 from vlatrain.config.adapter import COMMON
 from vlatrain.config.errors import Incompatible
-from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD
+from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD, VISION_TOWERS
 from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import AS_TRAIN, EvalConfig, TrainConfig, readers
@@ -49,7 +49,7 @@ def _scores(config: TrainConfig, split: str) -> bool:
 def compares_features(config: TrainConfig) -> bool:
     """Whether a classification compares features of images and texts, and asks no question."""
     served = config.model.tasks.get(config.task.name)
-    return bool(served and served.features) or config.model.family in DUALS
+    return bool(served and "image" in served.features) or config.model.family in DUALS
 
 
 def _chooses(config: TrainConfig) -> bool:
@@ -153,8 +153,14 @@ CONDITIONS = (
     ),
     Condition(
         ("task.templates", "task.temperature"),
-        lambda c: "label" not in c.task.spec.fields or compares_features(c),
+        lambda c: "label" not in c.task.spec.fields or compares_features(c) or c.model.family in VISION_TOWERS,
         "model={c.model.name} takes no {key}, it answers task.question; backbones that compare features do (clip)",
+    ),
+    Condition(
+        ("task.templates", "task.temperature", "task.question", "task.max_length", "task.base_to_new"),
+        lambda c: c.model.family not in VISION_TOWERS,
+        "model={c.model.name} takes no {key}, it reads no texts, and its head knows the classes that it has learned; "
+        "backbones that compare features of images and texts do (clip)",
     ),
     Condition(
         ("task.question",),

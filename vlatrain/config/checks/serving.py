@@ -32,6 +32,9 @@ def _tasks(name: str, files: dict[str, Path]) -> set[str]:
     served = values.get("tasks")
     found = set(served) if isinstance(served, dict) else set()
     for base in values.get("defaults") or []:
-        if isinstance(base, str) and base in files and base != name:
+        if isinstance(base, dict):  # a group of its own beside it
+            base = "/".join(map(str, next(iter(base.items()))))
+            files = {**files, base: files[name].parent / f"{base}.yaml"}
+        if base in files and base != name:
             found |= _tasks(base, files)
     return found
