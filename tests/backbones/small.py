@@ -169,7 +169,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "blip2_itm": {**QFORMER, "image_text_hidden_size": 20},
 }
 SETTINGS |= {
-    **dict.fromkeys(("vit", "clip_vision", "siglip_vision"), {"vision_config": IMAGE}),
+    **{name: {"vision_config": IMAGE} for name in ("vit", "clip_vision", "siglip_vision")},
     "dinov2": {
         # wider by 3, as its feed-forward layers are told; positions for larger images than it gets
         "vision_config": {**IMAGE, "intermediate_size": None, "mlp_ratio": 3, "image_size": 56},

@@ -15,6 +15,7 @@ from vlatrain.adapters.coop import Coop
 from vlatrain.adapters.cross_modal import CrossModal
 from vlatrain.adapters.fusion import Fusion
 from vlatrain.adapters.hyperformer import Hyperformer
+from vlatrain.adapters.knn import Knn
 from vlatrain.adapters.ladder import Ladder
 from vlatrain.adapters.llama_adapter import LlamaAdapter
 from vlatrain.adapters.lst import Lst
@@ -33,6 +34,7 @@ DESIGNS: dict[str, type[Adapter]] = {
     "cross_modal": CrossModal,
     "fusion": Fusion,
     "hyperformer": Hyperformer,
+    "knn": Knn,
     "ladder": Ladder,
     "llama_adapter": LlamaAdapter,
     "lst": Lst,

@@ -58,6 +58,7 @@ class TipAdapter(Adapter):
 
     Options = TipAdapterOptions
     at: ClassVar[str] = "features"
+    balanced: ClassVar[bool] = True  # as many samples of each class
 
     def __init__(self, facts: Facts, options: TipAdapterOptions) -> None:
         super().__init__(facts, options)

@@ -130,7 +130,9 @@ def _errors(patterns: list[str], towers: dict[str, Stack]) -> list[str]:
 def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     title, served = f"adapter={method.name}", config.model.tasks[config.task.name]
     if "classes" in method.needs and "classes" not in served.features:
-        yield Incompatible(f"{title}: model={config.model.name} has no head of its own that it could take the place of; {ALONE}")
+        yield Incompatible(
+            f"{title}: model={config.model.name} has no head of its own that it could take the place of; {ALONE}"
+        )
     if "features" in method.needs and "image" not in served.features:
         able = [task for task, other in config.model.tasks.items() if "image" in other.features]
         where = f"model={config.model.name} has them for {', '.join(able)}" if able else "this backbone has none"

@@ -155,7 +155,10 @@ class Sites:
         """The places of a kind: `site` as they are; `layer`, each layer once; `features`; `modules`, each module of each site, and
         those outside the layers, as if they were a site in a further layer."""
         if kind == "features":
-            return {Point("features", 0, name): Place(output=path, role=name) for name, path in self.features.items()}
+            return {
+                Point("features", 0, name): Place(output=path, input=path, role=name)
+                for name, path in self.features.items()
+            }
         found: dict[Point, Place] = {}
         last: dict[str, Place] = {}
         for point, place in self.places.items():

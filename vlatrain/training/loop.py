@@ -163,7 +163,9 @@ class Loop:
         broadcast(parameter.data for parameter in self.parameters.values())
         self.raw_optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.raw_optimizer = make_optimizer(self.parameters, with_new_head(config, self.parameters, trained.group_of), trained.group_of)
+            self.raw_optimizer = make_optimizer(
+                self.parameters, with_new_head(config, self.parameters, trained.group_of), trained.group_of
+            )
             self.optimizer = self.accelerator.prepare(self.raw_optimizer)
         self.together = passes_together(config, self.accelerator.num_processes)
         self.contrast = (

@@ -1,4 +1,4 @@
-"""Designs that keep training samples (Tip-Adapter): which, and what of them."""
+"""Designs that keep training samples (Tip-Adapter, nearest neighbours): which, and what of them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Cache(Protocol):
     """A module that keeps so many training samples, as features."""
 
     size: int
+    balanced: bool
 
     def store(self, keys: Tensor, values: Tensor) -> None:
-        """Take (size, width) unit image features, and what is added to features like them."""
+        """Take (size, width) unit image features, and what is added to features like them, or voted for."""
         ...
 
 
@@ -61,7 +62,8 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
             f"trainer.shard=true and adapter={config.adapter.name}: what it keeps of training samples is computed by the whole "
             "model in each process; choose another adapter"
         )
-    chosen = drawn(samples, max(cache.size for cache in caches), config.seed)
+    size = max(cache.size for cache in caches)
+    chosen = drawn(samples, size, config.seed, caches[0].balanced)
     each = sorted(Counter(sample.label for sample in chosen).values())
     number = " to ".join(str(count) for count in dict.fromkeys((each[0], each[-1])))
     by_class = f", {number} of each class" if chosen[0].label else ""
@@ -79,10 +81,12 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
         cache.store(keys[: cache.size], values[: cache.size])
 
 
-def drawn(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """So many samples, with one caption each if they have captions; of samples with labels as many of each class, to one. Fewer
-    samples are taken several times, each time with the next caption."""
+def drawn(samples: Sequence[Sample], size: int, seed: int, balanced: bool = True) -> list[Sample]:
+    """So many samples, with one caption each if they have captions. If balanced, of samples with labels as many of each class, to
+    one; fewer samples are taken several times, each time with the next caption."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    if not balanced:
+        return [samples[place] for place in sorted(order[:size])]
     classes: dict[str, list[int]] = {}
     for place in order:
         classes.setdefault(samples[place].label, []).append(place)

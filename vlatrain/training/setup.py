@@ -18,7 +18,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
-from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
 from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
@@ -118,7 +118,8 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     check_lengths(subtasks_of(task), samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same adapters at the start, in every process and in every run of this seed
-        model = attach(backbone.model, config.adapter, where, [*config.task.subtasks])
+        method = _sized(config.adapter, len(task.learned(train)))
+        model = attach(backbone.model, method, where, [*config.task.subtasks])
     for module in model.modules():
         if isinstance(module, Coop):
             module.begin_at(_specials_in_front(backbone))
@@ -133,6 +134,13 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     trainer, peak = fitted(config, backbone, model, task, train, device, precision)
     trainer = replace(trainer, workers=choose_workers(trainer, task, train, trainer.samples_per_pass, device))
     return TrainingSetup(replace(config, trainer=trainer), backbone, model, task, peak)
+
+
+def _sized(method: AdapterConfig, samples: int) -> AdapterConfig:
+    """A method that keeps training samples with the number of them: all, where it names none or more than there are."""
+    if "samples" not in method.options or "classes" not in method.needs:
+        return method
+    return replace(method, options={**method.options, "samples": min(method.options["samples"] or samples, samples)})
 
 
 def _specials_in_front(backbone: Backbone) -> int:

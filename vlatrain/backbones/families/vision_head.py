@@ -79,7 +79,8 @@ class Head(nn.Module):
             weights = self.query(patches.to(self.query.weight.dtype)).softmax(dim=1)  # (B, P, heads)
             # each head weighs its share of the channels: (B, P, heads, width / heads)
             apart = patches.unflatten(-1, (weights.shape[-1], -1))
-            return (weights[..., None] * apart).sum(dim=1).flatten(1)  # (B, width)
+            attended: Tensor = (weights[..., None] * apart).sum(dim=1).flatten(1)  # (B, width)
+            return attended
         if self.pool == "class":
             return states[:, 0]
         mean = patches.mean(dim=1)
@@ -120,7 +121,7 @@ class Headed(PreTrainedModel):
         sizes = getattr(settings, "hidden_sizes", None)  # of a convolutional tower's stages
         width = sizes[-1] if sizes else settings.hidden_size
         heads = getattr(settings, "num_attention_heads", None) or 1
-        self.head = Head(width, heads, "mean" if config.dense else config.pool, config.num_labels)
+        self.head = Head(width, heads, "mean" if config.dense else config.pool, len(config.id2label or ()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

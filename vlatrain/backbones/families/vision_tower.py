@@ -1,4 +1,4 @@
-"""A vision tower of transformers alone (DINOv2, DINOv3, ViT, the image towers of CLIP and SigLIP, ConvNeXt) with a head that trains.
+"""A vision tower of transformers alone (DINOv2, DINOv3, ViT, the image towers of CLIP and SigLIP, ConvNeXt) with a trained head.
 
 There is no text: classes are what the training data says, and a head learns them (a linear probe: the head alone). What a
 description says of a tower is what a composite's vision submodel says (`conf/model/vision/`), and `VisionOptions`.
@@ -124,9 +124,7 @@ class VisionTower(Backbone):
         """Its image processor; None where only shapes are asked for."""
         return self.processor.image_processor if self.processor is not None else None
 
-    def inputs(
-        self, images: Sequence[Pixels], questions: Sequence[str] | None = None, max_length: int = 0
-    ) -> Inputs:
+    def inputs(self, images: Sequence[Pixels], questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
         """Images, (B, 3, H, W) as `pixels`.
 
         Raises:
@@ -219,7 +217,7 @@ def _headed(config: ModelConfig, task: str, vision: Any) -> HeadedConfig:
         vision_class=submodel.architecture,
         vision_norm=submodel.norm,
         pool=options_as(VisionOptions, config).pool,
-        num_labels=2,
+        id2label={0: "0", 1: "1"},  # until the data says which there are
     )
 
 
