@@ -54,6 +54,7 @@ QUICK_CELLS = {
     "tests/backbones/families/test_composite.py::test_a_causal_model_gets_image_then_text": "(gpt2|llama)-clip|gpt2-features",
     "tests/backbones/families/test_composite.py::test_adapters_read_their_own_rows_image": "t5-.*",
     "tests/backbones/families/test_composite.py::test_full_size_is_built_without_weights": ".*0",
+    "tests/backbones/families/test_vision_tower.py::test_features_are_those_of_transformers": "dinov2|convnext",
     "tests/backbones/test_lengths.py::test_composites_fit": "tokens-(gpt2|t5)|adapters-bart",
     "tests/backbones/test_loading.py::test_a_folder_loads_as_it_was_saved": "(blip|vilt)-vqa|(clip|siglip2_naflex|align)-retrieval",
     "tests/backbones/test_quantise.py::test_adapters_train_in_fp32_on_frozen_packed_weights": "bottleneck-4|lora-8",
