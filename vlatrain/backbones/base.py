@@ -562,7 +562,12 @@ class Answerer(Protocol):
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A backbone that sees images alone, with a head that tells classes apart."""
+    """A backbone that sees images alone, with a head that tells classes apart: those of images, or of their patches."""
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images that it is given."""
+        ...
 
     @property
     def classes(self) -> list[str]:
@@ -579,6 +584,10 @@ class Classifier(Protocol):
 
     def class_logits(self, inputs: Inputs) -> Tensor:
         """Of each image a logit for each class: (B, classes)."""
+        ...
+
+    def patch_logits(self, inputs: Inputs) -> Tensor:
+        """Of each patch, in the grid that they make, a logit for each class: (B, classes, h, w)."""
         ...
 
 

@@ -131,7 +131,8 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     title, served = f"adapter={method.name}", config.model.tasks[config.task.name]
     if "classes" in method.needs and "classes" not in served.features:
         yield Incompatible(
-            f"{title}: model={config.model.name} has no head of its own that it could take the place of; {ALONE}"
+            f"{title}: task={config.task.name} on model={config.model.name} has no head on features of a whole image, which it "
+            f"could take the place of; {ALONE}, for task=classification"
         )
     if "features" in method.needs and "image" not in served.features:
         able = [task for task, other in config.model.tasks.items() if "image" in other.features]

@@ -29,6 +29,7 @@ class ColumnsConfig:
         weights: weights of the answers.
         captions: one caption or a list; null looks for `caption`, then `captions`.
         label: name of the class.
+        mask: path relative to `data.root`, or an image, whose pixels are the numbers of their classes; null looks for `mask`.
         conversations: a list of messages, LLaVA's or chat messages; null looks for `conversations`, then `messages`.
         split: files: the split that a row belongs to, see `SplitConfig`; empty: no column says it.
     """
@@ -40,6 +41,7 @@ class ColumnsConfig:
     weights: str | None = None
     captions: str | None = None
     label: str | None = None
+    mask: str | None = None
     conversations: str | None = None
     split: str | None = None
 

@@ -61,7 +61,7 @@ class TaskSpec:
     """What a task is.
 
     Attributes:
-        fields: what training and evaluation need of a sample beside its image: question, answers, captions, label or
+        fields: what training and evaluation need of a sample beside its image: question, answers, captions, label, mask or
             conversations.
         optional: what is read beside where it is there: weights.
         given: which of the fields a prediction needs; the others are what it finds.

@@ -46,12 +46,14 @@ class TaskConfig:
         answer_list: VQA with `answers=rank`, and on a backbone that answers by choice (ViLT): the candidate answers; empty takes
             those of the checkpoint, if it has a list and the training data fits it, else every answer of the training data.
         prompt: captioning: text that every caption starts with; it is given, not learned.
-        classes: classification: the classes; empty takes those of the training data, sorted.
+        classes: classification: the classes; empty takes those of the training data, sorted. segmentation: their names by their
+            numbers in the masks, from 0; empty takes the numbers themselves.
         templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
             averaged.
         base_to_new: classification: learn the first half of the classes in alphabetical order (of those listed, in their order),
             and score each half among its own classes: `accuracy` of the base half, `new_accuracy`, and their `harmonic_mean`.
         question: classification by a model that writes: what it is asked, to rank the classes as answers.
+        ignore: segmentation: the number of pixels in masks that are neither learned nor scored.
         java_metrics: captioning: also METEOR and SPICE (need Java and `vlatrain[captions]`; a minute for some thousand captions).
         temperature: retrieval, classification: temperature of the softmax over similarities; null uses the backbone's own.
         matching: retrieval: also train image-text matching with hard negatives, where the backbone has a head for it or
@@ -82,6 +84,7 @@ class TaskConfig:
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     base_to_new: bool = False
     question: str = "what is in the picture?"
+    ignore: Annotated[int, NOT_NEGATIVE] = 255
     java_metrics: bool = False
     temperature: Annotated[float | None, POSITIVE] = None
     matching: bool = True

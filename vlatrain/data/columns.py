@@ -23,6 +23,7 @@ DEFAULTS = {
     "weights": ("weights",),
     "captions": ("caption", "captions"),
     "label": ("label",),
+    "mask": ("mask",),
     "conversations": ("conversations", "messages"),
 }
 # Names seen in public data sets, for "did you mean"; they are never taken without being asked for.
@@ -32,6 +33,7 @@ USUAL = {
     "answers": ("label", "labels", "multiple_choice_answer", "target", "response"),
     "captions": ("text", "texts", "sentence", "sentences", "description", "title", "alt"),
     "label": ("labels", "class", "class_name", "category", "target", "answer"),
+    "mask": ("masks", "segmentation", "segmentation_mask", "mask_path", "annotation", "gt", "seg_map", "label"),
     "conversations": ("conversation", "chat", "dialogue", "dialog", "turns", "texts"),
 }
 BESIDE = ("system", "tools")  # columns that belong to a conversation, where there are such
@@ -211,7 +213,7 @@ def _guess(
 def _fitting(field: str, column: str, record: Mapping[str, Any] | None) -> str | None:
     """A column, or a key below it, if a field can be of what it holds."""
     value = (record or {}).get(column)
-    if field == "image":
+    if field in ("image", "mask"):
         holds = not NO_PATH.search(column) and not isinstance(value, int | float) and "://" not in str(value)[:12]
         return column if holds else None
     if value is None or field in ("id", "conversations", "weights"):

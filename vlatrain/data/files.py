@@ -21,7 +21,7 @@ from vlatrain.data.arrow import arrow_rows
 from vlatrain.data.cells import clipped
 from vlatrain.data.checks import Problems
 from vlatrain.data.finder import Finder
-from vlatrain.data.folders import read_folder
+from vlatrain.data.folders import read_folder, read_masked
 from vlatrain.data.layouts import arrange
 from vlatrain.data.tables import Row, Table
 
@@ -35,7 +35,9 @@ BOMS = (
 LONGEST_CELL = 2**31 - 1  # characters: an image as base64 text has millions, and csv takes 131,072 unless told
 
 
-def read_table(path: str, problems: Problems, option: str = "", finder: Finder | None = None) -> Table | None:
+def read_table(
+    path: str, problems: Problems, option: str = "", finder: Finder | None = None, masked: bool = False
+) -> Table | None:
     """Read a data file, or the samples in a folder.
 
     Args:
@@ -43,6 +45,7 @@ def read_table(path: str, problems: Problems, option: str = "", finder: Finder |
         problems: where to report what is wrong with it.
         option: the configuration key that named it, for messages (`data.train`).
         finder: finds images that are not named by their path; by default below the file's folder.
+        masked: whether the samples in a folder are images with masks.
 
     Returns:
         The table with every row that could be read, or None if the file as a whole could not be.
@@ -52,7 +55,7 @@ def read_table(path: str, problems: Problems, option: str = "", finder: Finder |
     if fault := data_files.fault(path):
         problems.add("data files", f"{where}: {fault}")
         return None
-    reader = read_folder if file.is_dir() else READERS[file.suffix.lower()]
+    reader = (read_masked if masked else read_folder) if file.is_dir() else READERS[file.suffix.lower()]
     table = Table(path, delimited=reader is _read_delimited)
     before = len(problems)
     try:

@@ -33,6 +33,7 @@ MASKS = (
     "annotations",
     "segmentation",
 )  # and of folders
+IMAGES = ("image", "images", "img", "imgs", "jpegimages")  # folders beside them
 FEWEST = 2  # JSON files that make a folder of samples; a single one beside images describes the whole
 
 
@@ -95,6 +96,39 @@ def read_folder(path: Path, table: Table, problems: Problems) -> None:
             f"{table.name}: a folder without a layout of samples ({', '.join(layout.name for layout in LAYOUTS)}): "
             + (f"it has the hub's, set data=hub data.path={table.name}" if hub else hint),
         )  # fmt: skip
+
+
+def read_masked(path: Path, table: Table, problems: Problems) -> None:
+    """Put images with masks into a table: a mask is called like its image, with `_mask` or the like behind its name, or in a folder
+    `masks` or the like beside that of the images. Folders of splits are read as such.
+
+    Args:
+        path: the folder.
+        table: where they go.
+        problems: where to report images without masks, and masks without images.
+    """
+    folder, table.layout = _listed(path), "images with masks"
+    images: dict[tuple[str, ...], str] = {}
+    masks: dict[tuple[str, ...], str] = {}
+    for name in sorted([*folder.images, *folder.masks]):
+        *above, stem = os.path.splitext(name)[0].split(os.sep)
+        named = MASK.fullmatch(stem)
+        places = [part for part in above if part.lower() not in (*MASKS, *IMAGES)]
+        masked = bool(named) or any(part.lower() in MASKS for part in above)
+        (masks if masked else images)[(*places, named[1] if named else stem)] = name
+    slash = "" if table.name.endswith(os.sep) else os.sep
+    split = all(len(key) > 1 and key[0].lower() in SPLITS for key in images)
+    for key in masks.keys() - images.keys():
+        problems.add(
+            "masks without images", f"{table.name}{slash}{masks[key]}: a mask, and there is no image of its name"
+        )
+    rows = []
+    for key, image in images.items():
+        if key not in masks:
+            problems.add("images without masks", f"{table.name}{slash}{image}: there is no mask of its name")
+            continue
+        rows.append((f"{slash}{image}", {"image": image, "mask": masks[key], **({"split": key[0]} if split else {})}))
+    table.extend(rows)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Files:
     def _arranged(self, path: str, option: str, annotations: str | None, answers: str) -> Table | None:
         """A file's table, joined with its annotations, its images found; what it was recognised as is said."""
         finder = Finder(_root(self.config, path))
-        table = read_table(path, self.problems, option, finder)
+        table = read_table(path, self.problems, option, finder, "mask" in self.spec.fields and self.labelled)
         joined = read_table(annotations, self.problems, answers) if annotations else None
         if table is None or (annotations and joined is None):
             return None

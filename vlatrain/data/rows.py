@@ -130,6 +130,7 @@ class Builder:
         question, label = self._text("question", record, source), self._text("label", record, source)
         answers, weights = self._answers(record, source)
         captions = self._texts("captions", record, source)
+        mask = self._mask(record, source)
         identifier = self._id(record, place, source)
         if picture is None:
             return
@@ -149,7 +150,9 @@ class Builder:
                 self._captions[key] = (len(self.samples), list(captions))
             self._ids[identifier] = source
             turns = said.turns if said else ()
-            sample = Sample(identifier, picture, question, answers, weights, captions, source, label=label, turns=turns)
+            sample = Sample(
+                identifier, picture, question, answers, weights, captions, source, label=label, turns=turns, mask=mask
+            )
             self.samples.append(sample if self._groups is None else self._described(sample, record))
 
     def _described(self, sample: Sample, record: Mapping[str, Any]) -> Sample:
@@ -179,6 +182,20 @@ class Builder:
         except CellError as error:
             where = f"column {names}: " if names else ""
             self._problems.add("bad image cells", f"{source}: {where}{error}")
+        return None
+
+    def _mask(self, record: Mapping[str, Any], source: str) -> Picture | None:
+        """The mask of a row; None if the task has none, or it is missing, which is reported."""
+        if "mask" not in self._columns or not self._labelled:
+            return None
+        column = self._columns["mask"]
+        try:
+            return self._pictures.one(cells(column.of(record), self._delimited), f"{source}: mask")
+        except SeveralImagesError:
+            self._problems.add("bad mask cells", f"{source}: column '{column.name}': several masks of one image")
+        except CellError as error:
+            said = "no mask" if str(error) == "empty image" else error
+            self._problems.add("bad mask cells", f"{source}: column '{column.name}': {said}")
         return None
 
     def _images(self, field: str, record: Mapping[str, Any]) -> list[Any]:

@@ -57,6 +57,7 @@ class Sample:
         subtask: joint training: name of the subtask that it belongs to.
         label: name of its class (classification).
         turns: the conversation about it (instruction following).
+        mask: the picture of its pixels' classes (segmentation).
         extra: the data's other columns, as far as they hold plain values: name and value of each; nothing is learned from them.
         groups: names of those by which scores are given.
     """
@@ -71,6 +72,7 @@ class Sample:
     subtask: str = ""
     label: str = ""
     turns: tuple[Turn, ...] = ()
+    mask: Picture | None = None
     extra: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     groups: tuple[str, ...] = field(default=(), compare=False)
 
@@ -78,10 +80,11 @@ class Sample:
 def fingerprint(samples: Iterable[Sample]) -> str:
     """What tells a set of samples from another, without reading an image: their number, and a hash of ids, texts and file names."""
     digest, number = hashlib.sha256(), 0
-    said = [field.name for field in fields(Sample) if field.name not in ("image", "source", "extra", "groups")]
+    said = [field.name for field in fields(Sample) if field.name not in ("image", "mask", "source", "extra", "groups")]
     for number, sample in enumerate(samples, start=1):  # noqa: B007, the last is their number
         name = str(getattr(sample.image, "path", "")).rpartition("/")[2]
-        digest.update(repr([name, *(getattr(sample, field) for field in said)]).encode())
+        masks = [str(getattr(sample.mask, "path", "")).rpartition("/")[2]] if sample.mask is not None else []
+        digest.update(repr([name, *(getattr(sample, field) for field in said), *masks]).encode())
     return f"{number} samples, {digest.hexdigest()[:16]}"
 
 

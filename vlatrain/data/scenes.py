@@ -117,6 +117,37 @@ class Scene:
         return Image.fromarray(render(self))
 
 
+@dataclass(frozen=True)
+class SceneMask:
+    """What each pixel of a scene shows: 0 for the canvas, else the place of the figure's kind in `KINDS`, from 1. A `Picture`.
+
+    Attributes:
+        scene: the scene.
+        names: what the classes are called.
+    """
+
+    scene: Scene
+    names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Content identity."""
+        return f"{self.scene.key}-mask"
+
+    def ids(self) -> np.ndarray:
+        """(64, 64): pixels that a figure covers in part, its edge, are 255, which is ignored."""
+        found = np.zeros((CANVAS, CANVAS), dtype=np.int32)
+        for figure in self.scene.figures:
+            share = cover(figure)
+            found[share > 0] = 255
+            found[share == GRID * GRID] = 1 + KINDS.index(figure.kind)
+        return found
+
+    def load(self) -> Image.Image:
+        """The classes as an image: 64 x 64, one number a pixel."""
+        return Image.fromarray(self.ids().astype(np.uint8))
+
+
 def cover(figure: Figure) -> np.ndarray:
     """How much of each pixel the figure covers: (64, 64) uint8, 0 to 16."""
     step = UNIT // GRID

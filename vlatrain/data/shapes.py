@@ -1,4 +1,4 @@
-"""The built-in data: five small tasks on generated scenes that the tiny backbones were not pre-trained for.
+"""The built-in data: six small tasks on generated scenes that the tiny backbones were not pre-trained for.
 
 The backbones know colours, shapes, counts and places (scripts/tiny_grammar.py is all that they were taught). The tasks
 here ask for something else that can be seen in the same pictures, so that an adapter has a job:
@@ -9,6 +9,7 @@ here ask for something else that can be seen in the same pictures, so that an ad
 - retrieval: a catalogue's vocabulary ("maroon hoop with navy gem"), where pre-training had "a red ring and a blue
   diamond";
 - classification: the kind of the one large shape among small ones, in the same vocabulary ("hoop");
+- segmentation: which shape each pixel shows, by its kind in that vocabulary; pixels that are partly covered are ignored;
 - instruct: conversations of one or two turns, the second of which refers to the first ("is it large or small?").
 
 `build` is deterministic: the same arguments give the same samples, pixels included, on every machine.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, make_scene, pick, shuffled
+from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, SceneMask, make_scene, pick, shuffled
 
 CORNERS = {"circle": "0", "ring": "0", "triangle": "3", "rectangle": "4", "diamond": "4"}
 TONES = {"warm": ("red", "orange", "yellow", "pink", "brown"), "cool": ("green", "blue", "teal", "purple")}
@@ -122,6 +123,12 @@ def _classification(rng: random.Random, number: int) -> Sample:
     return Sample("", scene, label=HOUSE_KIND[kind])
 
 
+def _segmentation(rng: random.Random, number: int) -> Sample:
+    """Up to three shapes, and what each pixel shows."""
+    scene = _scene(rng, 1 + int(rng.random() * 3))
+    return Sample("", scene, mask=SceneMask(scene, ("background", *(HOUSE_KIND[kind] for kind in KINDS))))
+
+
 def _instruct(rng: random.Random, number: int) -> Sample:
     """A description alone or after a count, or a shape's colour and then its size."""
     scene = _scene(rng, 1 + int(rng.random() * 3))
@@ -146,6 +153,7 @@ _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "retrieval": _retrieval,
     "classification": _classification,
     "instruct": _instruct,
+    "segmentation": _segmentation,
 }
 SETS = tuple(_MAKERS)
 _DISTINCT = ("retrieval",)  # sets in whose evaluation and test no two samples share a caption
@@ -155,7 +163,7 @@ def build(name: str, split: str, size: int, seed: int) -> list[Sample]:
     """Samples of a built-in set.
 
     Args:
-        name: "vqa", "captioning", "retrieval", "classification" or "instruct".
+        name: "vqa", "captioning", "retrieval", "classification", "instruct" or "segmentation".
         split: "train", "eval" or "test". No two splits share a scene; in retrieval no two samples of eval, or of test,
             share a caption.
         size: number of samples. A longer list begins with a shorter one.

@@ -19,6 +19,7 @@ from vlatrain.config.joint import JOINT, subtasks
 from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.features import check_shown
+from vlatrain.data.masks import check_masks
 from vlatrain.data.sample import Sample
 from vlatrain.data.splits import few_shots
 
@@ -88,6 +89,10 @@ def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> di
         problems.raise_if_any()
         if "train" in samples:
             samples["train"] = _by_class(config, samples["train"])
+    if "mask" in config.task.spec.fields:
+        problems = Problems()
+        check_masks(samples, config.task.classes, config.task.ignore, problems)
+        problems.raise_if_any()
     return samples
 
 

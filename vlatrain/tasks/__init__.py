@@ -13,6 +13,7 @@ from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.retrieval_matching import Matching
+from vlatrain.tasks.segmentation import Segmentation
 from vlatrain.tasks.vqa import Vqa
 from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
@@ -39,6 +40,7 @@ TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
     "retrieval": _retrieval,
     "classification": classification_on,
     "instruct": Instruct,
+    "segmentation": Segmentation,
     JOINT: _joint,
 }
 

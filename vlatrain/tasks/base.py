@@ -64,8 +64,8 @@ class Batches(Protocol):
         ...
 
 
-Answer = str | tuple[str, float]
-"""A text, or a text with its score."""
+Answer = str | tuple[str, float] | tuple[str, float, str]
+"""A text, or a text with its score, and perhaps the mask that shows where."""
 Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
 """What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
 

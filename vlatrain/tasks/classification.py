@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from vlatrain.backbones.base import Backbone, Classifier, Embedder, Generator, blank_text, unit
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.masks import names_of
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
@@ -453,7 +454,10 @@ def resolve_classes(config: TaskConfig, backbone: Backbone, train: Sequence[Samp
     Returns:
         The settings with the classes.
     """
-    classes = config.classes or sorted({sample.label for sample in train})
+    found = (
+        names_of(train, config.ignore) if "mask" in config.spec.fields else sorted({sample.label for sample in train})
+    )
+    classes = config.classes or found
     cast(Classifier, backbone).take_classes(classes)
     return replace(config, classes=classes)
 

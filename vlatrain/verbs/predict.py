@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,11 +43,13 @@ class Hit:
     Attributes:
         text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
         score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
-            (search); None for captions and replies.
+            (search), share of the image (segmentation); None for captions and replies.
+        mask: segmentation: the class of each pixel of the image as the tower is given it, a PNG in a data: URI.
     """
 
     text: str
     score: float | None
+    mask: str = ""
 
 
 class Predictor:
@@ -157,7 +159,7 @@ class Predictor:
             yield
 
 
-def _scored(answer: Answer) -> tuple[str, float | None]:
+def _scored(answer: Answer) -> tuple[Any, ...]:
     return (answer, None) if isinstance(answer, str) else answer
 
 
@@ -246,7 +248,8 @@ def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> 
     for sample, found in zip(samples, hits, strict=True):
         question = sample.turns[-1].user if sample.turns else sample.question
         asked = {"question": question} if question else {}
-        yield {"id": sample.id, **asked, "prediction": found[0].text, "hits": _plain(found)}
+        mask = {"mask": found[0].mask} if found[0].mask else {}
+        yield {"id": sample.id, **asked, "prediction": found[0].text, **mask, "hits": _plain(found)}
 
 
 def _fewer(config: PredictConfig, predictor: Predictor) -> str:
@@ -281,7 +284,7 @@ def _texts(config: PredictConfig) -> list[str]:
 
 
 def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
-    return [asdict(hit) for hit in hits]
+    return [{"text": hit.text, "score": hit.score} for hit in hits]
 
 
 def _table(records: list[dict[str, Any]]) -> Table:

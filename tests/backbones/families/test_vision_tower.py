@@ -134,7 +134,7 @@ def test_the_tiny_one_is_the_image_tower_of_tiny_clip() -> None:
         ("dinov2", "tip_adapter", {}, "adapter=tip_adapter: works on the features of image and text"),
         ("dinov2", "coop", {}, "adapter=coop"),
         ("clip", "linear_probe", {}, "adapter=linear_probe: model=clip has no head of its own"),
-        ("clip", "knn", {}, "adapter=knn: model=clip has no head of its own"),
+        ("clip", "knn", {}, "adapter=knn: task=classification on model=clip has no head"),
         ("tiny_vit", "linear_probe", {}, ""),
         ("convnext", "knn", {}, ""),
     ],

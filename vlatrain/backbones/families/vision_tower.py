@@ -47,6 +47,9 @@ class VisionTower(Backbone):
         self.options = options_as(VisionOptions, self.config)
         self.towers = self.config.tasks[self.task].towers
         registers = getattr(self.model.config.vision_config, "num_register_tokens", 0)
+        self.dense = bool(self.config.tasks[self.task].config.get("dense"))
+        if self.dense and self.image_processor is not None:
+            _see_all(self.image_processor, *self.image_shape)
         self.leading = int("class" in self.options.pools) + registers  # states in front of those of patches
 
     @classmethod
@@ -132,6 +135,9 @@ class VisionTower(Backbone):
         """
         if questions is not None:
             raise ValueError("a vision tower is asked no questions")
+        if self.dense:  # squeezed, so that a mask can be, too
+            height, width = self.image_shape
+            images = [image.resize((width, height), self.image_processor.resample) for image in images]
         return {"pixels": self.pixels(images)}
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> Inputs:
@@ -208,6 +214,15 @@ class VisionTower(Backbone):
         """Of each image a logit for each class: (B, classes)."""
         return exact(self.model.head, self.image_features(inputs))
 
+    def patch_logits(self, inputs: Inputs) -> Tensor:
+        """Of each patch a logit for each class: (B, classes, h, w)."""
+        states, _ = self._states(inputs)
+        logits = exact(self.model.head, states[:, self.leading :])  # (B, P, classes)
+        height, width = self.image_shape
+        down = round((logits.shape[1] * height / width) ** 0.5)  # patches are square
+        in_grid: Tensor = logits.transpose(1, 2).unflatten(-1, (down, -1))
+        return in_grid
+
 
 def _headed(config: ModelConfig, task: str, vision: Any) -> HeadedConfig:
     """The settings of a tower with a new head as a description says."""
@@ -217,8 +232,19 @@ def _headed(config: ModelConfig, task: str, vision: Any) -> HeadedConfig:
         vision_class=submodel.architecture,
         vision_norm=submodel.norm,
         pool=options_as(VisionOptions, config).pool,
+        dense=bool(config.tasks[task].config.get("dense")),
         id2label={0: "0", 1: "1"},  # until the data says which there are
     )
+
+
+def _see_all(processor: Any, height: int, width: int) -> None:
+    """Let an image processor take images of such a size as they are, without cropping."""
+    if set(processor.size) != {"shortest_edge"} or not hasattr(processor, "crop_pct"):
+        processor.size = {"height": height, "width": width}
+    if hasattr(processor, "crop_pct"):
+        processor.crop_pct = 1.0
+    if hasattr(processor, "do_center_crop"):
+        processor.do_center_crop = False
 
 
 def _whole(kind: str) -> str:
