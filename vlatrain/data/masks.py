@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,6 @@ from vlatrain.data.images import BAD_IMAGE, explain, size_of
 from vlatrain.data.sample import Picture, Sample
 
 MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # of PIL: one number a pixel; a palette's colours are for people
-FEW = 65_536  # classes that a mask of 16 bits can tell apart
 
 
 def ids_of(mask: Picture) -> np.ndarray:
@@ -60,9 +59,13 @@ class Content:
     pixels: Mapping[int, int]
 
 
-@lru_cache(maxsize=1_000_000)
-def content_of(mask: Any) -> Content:
+def content_of(mask: Picture) -> Content:
     """What is in a mask, read once. Raises `UserError` as `ids_of` does."""
+    return _content_of(cast(Any, mask))
+
+
+@lru_cache(maxsize=1_000_000)
+def _content_of(mask: Any) -> Content:
     ids = ids_of(mask)
     numbers, counts = np.unique(ids, return_counts=True)
     return Content((ids.shape[1], ids.shape[0]), dict(zip(numbers.tolist(), counts.tolist(), strict=True)))

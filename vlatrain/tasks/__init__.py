@@ -8,7 +8,8 @@ from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
-from vlatrain.tasks.classification import classification_on, resolve_classes
+from vlatrain.tasks.class_head import ByHead, resolve_classes
+from vlatrain.tasks.classification import classification_on
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
@@ -30,6 +31,10 @@ def _vqa(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -
     return (Answering if isinstance(backbone, Answerer) else Vqa)(config, backbone, train)
 
 
+def _classification(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:
+    return (ByHead if isinstance(backbone, Classifier) else classification_on)(config, backbone, train)
+
+
 def _retrieval(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Retrieval:
     return (Matching if isinstance(backbone, Matcher) else Retrieval)(config, backbone, train)
 
@@ -38,7 +43,7 @@ TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
     "vqa": _vqa,
     "captioning": Captioning,
     "retrieval": _retrieval,
-    "classification": classification_on,
+    "classification": _classification,
     "instruct": Instruct,
     "segmentation": Segmentation,
     JOINT: _joint,

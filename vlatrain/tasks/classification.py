@@ -7,8 +7,6 @@ classification; in training the cross-entropy over all classes is learned, in bo
 
 A backbone that writes (`Generator`) is asked a question and ranks the classes as answers to it; it learns to answer with the class.
 
-A vision tower alone (`Classifier`) has a head with a row for each class, which trains.
-
 Deviation: an underscore in a class's name is read as a blank, as names of folders have it.
 """
 
@@ -22,11 +20,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 
-from vlatrain.backbones.base import Backbone, Classifier, Embedder, Generator, blank_text, unit
+from vlatrain.backbones.base import Backbone, Embedder, Generator, blank_text
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.data.masks import names_of
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
@@ -242,50 +239,6 @@ class ByFeatures(Classification):
         return torch.is_grad_enabled() and not features.requires_grad and not context_of(self.backbone.model).dropped
 
 
-class ByHead(Classification):
-    """Classification on a `Classifier` backbone."""
-
-    def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
-        super().__init__(config, backbone, train)
-        self.classifier = cast(Classifier, backbone)
-
-    def images(self, samples: Sequence[Sample]) -> ImageBatch:
-        """Images."""
-        return {"ids": [sample.id for sample in samples], "inputs": self.inputs(samples)}
-
-    def collate(self, samples: Sequence[Sample]) -> ClassBatch:
-        """Images and their classes."""
-        return {**self.images(samples), "label": torch.tensor([self.place[sample.label] for sample in samples])}
-
-    def loss(self, batch: ClassBatch) -> Tensor:
-        """Cross-entropy over the classes."""
-        return cross_entropy(self.classifier.class_logits(batch["inputs"]), batch["label"])
-
-    def known(self, over: Over = map) -> None:
-        """Nothing: what is known of the classes is in the head."""
-
-    def scores(self, batch: ImageBatch, known: None) -> Tensor:
-        """The head's logits (B, C)."""
-        return self.classifier.class_logits(batch["inputs"])
-
-    def pairs(self, batch: ClassBatch) -> tuple[Tensor, Tensor]:
-        """Unit features (B, D) of a training batch's images, and their classes as one-hot rows (B, C)."""
-        features = unit(self.classifier.image_features(batch["inputs"]))
-        return features, one_hot(batch["label"], len(self.config.classes)).to(features.dtype)
-
-    def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """Images of the first class."""
-        logits = self.classifier.class_logits(self.backbone.blank(batch_size, device))
-        return cross_entropy(logits, torch.zeros(batch_size, dtype=torch.long, device=device))
-
-    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
-        """Logits."""
-        self.classifier.class_logits(self.backbone.blank(batch_size, device))
-
-    def _settings(self) -> dict[str, Any]:
-        return {"pool": self.backbone.config.options.get("pool", "class")}
-
-
 class ByWords(Classification):
     """Classification on a `Generator` backbone: the answer to a question, of a list.
 
@@ -443,28 +396,7 @@ def classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sa
     return BaseToNew(whole) if config.base_to_new else whole
 
 
-def resolve_classes(config: TaskConfig, backbone: Backbone, train: Sequence[Sample]) -> TaskConfig:
-    """Give a backbone with a head the classes that it is to tell apart: `task.classes`, else those of the training data.
-
-    Args:
-        config: the task's settings.
-        backbone: a `Classifier`, before anything is put into it.
-        train: the training samples; none for a finished run, which has its classes in its settings.
-
-    Returns:
-        The settings with the classes.
-    """
-    found = (
-        names_of(train, config.ignore) if "mask" in config.spec.fields else sorted({sample.label for sample in train})
-    )
-    classes = config.classes or found
-    cast(Classifier, backbone).take_classes(classes)
-    return replace(config, classes=classes)
-
-
 def _classification_on(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Classification:
-    if isinstance(backbone, Classifier):
-        return ByHead(config, backbone, train)
     described = backbone.config.tasks[backbone.task].features
     by_features = isinstance(backbone, Embedder) and (described or not isinstance(backbone, Generator))
     return (ByFeatures if by_features else ByWords)(config, backbone, train)
