@@ -239,10 +239,10 @@ def _headed(config: ModelConfig, task: str, vision: Any) -> HeadedConfig:
 
 def _see_all(processor: Any, height: int, width: int) -> None:
     """Let an image processor take images of such a size as they are, without cropping."""
-    if set(processor.size) != {"shortest_edge"} or not hasattr(processor, "crop_pct"):
-        processor.size = {"height": height, "width": width}
-    if hasattr(processor, "crop_pct"):
+    if hasattr(processor, "crop_pct"):  # ConvNeXt's: it enlarges an image before it crops the middle
         processor.crop_pct = 1.0
+    else:
+        processor.size = {"height": height, "width": width}
     if hasattr(processor, "do_center_crop"):
         processor.do_center_crop = False
 

@@ -116,6 +116,11 @@ CONDITIONS = (
         "task={c.task.name} takes no {key}, its samples have no classes; task=classification does (data.train_size=N caps any)",
     ),
     Condition(
+        ("data.crop", "data.flip", "data.views"),
+        lambda c: "mask" not in c.task.spec.fields,
+        "task={c.task.name} takes no {key}, the masks would not be cropped and flipped with the images; other tasks do",
+    ),
+    Condition(
         ("data.views",),
         lambda c: c.data.crop < 1 or c.data.flip > 0,
         "images as they are take no {key}; data.crop=0.5 and data.flip=0.5 do",
