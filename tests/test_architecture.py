@@ -101,7 +101,16 @@ NAMES_TASKS = {
     "config/joint.py": {"joint"},  # the task that has subtasks
     "config/spec.py": {"captioning", "vqa", "instruct"},  # keys of `model.prompts`
     "config/task.py": {"vqa"},  # the default
-    "data/shapes.py": {"vqa", "captioning", "retrieval", "classification", "instruct"},  # the built-in sets
+    "data/columns.py": {"segmentation"},  # what a column of masks is often called
+    "data/folders.py": {"segmentation"},  # and a folder of them
+    "data/shapes.py": {
+        "vqa",
+        "captioning",
+        "retrieval",
+        "classification",
+        "instruct",
+        "segmentation",
+    },  # the built-in sets
 }
 
 
