@@ -110,6 +110,7 @@ NAMES_TASKS = {
         "classification",
         "instruct",
         "segmentation",
+        "grounding",
     },  # the built-in sets
 }
 

@@ -26,7 +26,8 @@ MANY = {"model": ("blip", "composite"), "adapter": ("bottleneck", "fusion", "mix
 def served(model: str) -> list[str]:
     """The tasks in a backbone's YAML and those that it extends."""
     values = yaml.safe_load((conf_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8"))
-    bases = [name for name in values["defaults"] if (conf_dir() / "model" / f"{name}.yaml").is_file()]
+    named = ["/".join(*base.items()) if isinstance(base, dict) else base for base in values.get("defaults", [])]
+    bases = [name for name in named if (conf_dir() / "model" / f"{name}.yaml").is_file()]
     return [*(task for base in bases for task in served(base)), *values.get("tasks", {})]
 
 

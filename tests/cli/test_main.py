@@ -167,7 +167,7 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
         (
             ["task=vqq", "adapter=null", "trainer=gpu"],
             [
-                "classification, instruct, joint, retrieval, vqa; did you mean vqa?",
+                "instruct, joint, retrieval, segmentation, vqa; did you mean vqa?",
                 f"there are {', '.join(METHODS)}",
                 "trainer=gpu: there is none any more: trainer.batch_size=auto",
             ],
@@ -459,7 +459,11 @@ def test_printing_the_configuration(calls: Calls, run: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("vlatrain task=", "task=captioning task=classification task=instruct task=joint task=retrieval task=vqa"),
+        (
+            "vlatrain task=",
+            "task=captioning task=classification task=grounding task=grounding_words task=instruct task=joint task=retrieval "
+            "task=segmentation task=vqa",
+        ),
         ("vlatrain adapter.d", "adapter.dim= adapter.drop_layers= adapter.drop_random= adapter.dropout="),
         ("vlatrain eval spl", "split="),
         ("vlatrain predict ques", "question="),

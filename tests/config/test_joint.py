@@ -75,7 +75,7 @@ def test_a_sound_one_has_no_problems() -> None:
         (
             {"easy": {"name": "vaq"}},
             {},
-            "task.subtasks.easy.name=vaq: must be one of captioning, classification, instruct",
+            "task.subtasks.easy.name=vaq: must be one of captioning, classification, grounding",
         ),
         ({"easy": {"name": "joint"}}, {}, "task.subtasks.easy.name=joint"),
         ({"a/b": {"name": "vqa"}}, {}, "task.subtasks.a/b: a subtask's name"),
@@ -145,7 +145,7 @@ def test_clip_serves_no_joint_task() -> None:
     made.model = model_config("clip")
     (problem,) = validate.problems(made)
     assert problem.startswith(
-        "task=joint: model=clip cannot do it; it can do retrieval, classification, vqa; joint: blip, "
+        "task=joint: model=clip cannot do it; it can do retrieval, classification, vqa, grounding; joint: blip, "
     )
 
 

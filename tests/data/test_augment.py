@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.conftest import make_samples
 from vlatrain.config import DataConfig, TaskConfig, TrainConfig
 from vlatrain.data.augment import Augmented, View, augmented
-from vlatrain.data.images import BytesPicture
+from vlatrain.data.images import BytesPicture, FilePicture
 
 WIDTH, HEIGHT = 64, 48
 
@@ -88,3 +89,30 @@ def test_subtasks_of_a_joint_run_have_their_own() -> None:
     assert isinstance(drawn, Augmented)
     every = drawn.every() or []
     assert Counter(type(sample.image) is View for sample in every) == {False: len(samples) // 2, True: len(samples)}
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.3])
+@pytest.mark.parametrize("lying", [False, True])
+def test_boxes_go_with_every_view(crop: float, lying: bool, tmp_path: Path) -> None:
+    """A white patch lies where its box is, in whatever is left of the picture, mirrored or not; none is cut."""
+    image = Image.new("RGB", (80, 48))
+    image.paste((255, 255, 255), (20, 12, 44, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if lying else 1
+    image.save(tmp_path / "a.png", exif=exif)
+    picture = FilePicture(tmp_path / "a.png")
+    upright = picture.load()
+    box = np.array(upright.convert("L").getbbox()) / np.tile(upright.size, 2)
+    sample = replace(make_samples()[0], image=picture, boxes=(tuple(box.tolist()),), question="the Left patch, bright")
+    mirrored = 0
+    for found in Augmented([sample], {"": DataConfig(crop=crop, flip=0.5, views=30)}).every() or ():
+        seen = found.image.load()
+        expected = np.array(seen.convert("L").getbbox()) / np.tile(seen.size, 2)
+        assert found.boxes[0] == pytest.approx(expected.tolist(), abs=1e-9)
+        mirrored += found.question == "the right patch, bright"
+        assert found.question in ("the Left patch, bright", "the right patch, bright")
+    assert 5 < mirrored < 25
+
+
+def test_views_without_boxes_are_those_they_were() -> None:
+    assert View(picture(), 3, 0.5, 0.5).key == "c3b2b9465a44a3b89d95477f6974c099"

@@ -133,5 +133,5 @@ def test_a_folder_without_a_layout(name, remedy, tmp_path):
     (tmp_path / name).write_text("x")
     assert problems_of(files(tmp_path)) == [
         f"{tmp_path}: a folder without a layout of samples (class folders, a JSON file for each sample, a text beside each image, "
-        f"a data set saved by save_to_disk): {remedy.format(folder=tmp_path)}"
+        f"a data set saved by save_to_disk, Pascal VOC's annotations): {remedy.format(folder=tmp_path)}"
     ]

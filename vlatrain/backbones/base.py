@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, model_class, transformers_config
 from vlatrain.backbones.attention import masks_once
+from vlatrain.backbones.box_words import LOCATION
 from vlatrain.backbones.describe import positions_in
 from vlatrain.backbones.lengths import UNLIMITED, Room, rooms
 from vlatrain.backbones.plain_text import joined, marked, special_tokens, splits_at_signs, unmarked
@@ -32,6 +33,7 @@ from vlatrain.backbones.pretrained import (
 from vlatrain.backbones.search import generate_settings, word_start
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.config.spec import TOLD_QUESTION
 from vlatrain.metrics.precision import full_precision
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ class Backbone:
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
         stacks: the stacks of layers with such attention that are called with masks.
         reader: the tower that questions and texts enter.
+        box_towers: the towers whose states a head for boxes reads: those of patches, those of words.
         shares_beams: whether the beams of a row have the keys and values of what they attend to in common.
         more_room: what leaves more room for texts, for messages.
     """
@@ -126,6 +129,7 @@ class Backbone:
     reader: ClassVar[str] = "text"
     more_room = "a model of more positions"
     scoring: ClassVar[tuple[str, ...]] = ()
+    box_towers: ClassVar[tuple[str, str]] = ("vision", "text")
     shares_beams: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
@@ -135,10 +139,11 @@ class Backbone:
         self.prefix_replay: PrefixReplay | None = None
         # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
         self.cache: Any = None
+        self.writes_places = False  # whether the special tokens that are places are words, which a task is to write
         self.jpeg_side = 0  # pixels that no side of an image need have more of, see `vlatrain.data.images.load_at`
         self.looked_at: dict[str, dict[Any, Any]] = {}  # what `vlatrain.tasks.looks` has seen of texts
         self._back: dict[str, str] = {}  # texts as they come back, see `as_written`
-        keep = set(model._keep_in_fp32_modules_strict or ()) | set(self.scoring)  # as transformers says it
+        keep = set(model._keep_in_fp32_modules_strict or ()) | {*self.scoring, "box_head"}  # as transformers says it
         model._keep_in_fp32_modules_strict = keep
         for tokenizer in (getattr(processor, name, None) for name in ("tokenizer", "qformer_tokenizer")):
             if tokenizer is not None:  # what is too long is cut, whatever transformers' warning says
@@ -332,11 +337,23 @@ class Backbone:
 
     def clean(self, text: str) -> str:
         """A user's text as tokenizers get it: what looks like a special token is text, see `vlatrain.backbones.plain_text`."""
+        if self._locations and LOCATION.search(text):
+            found = [marked(part, self._special_tokens) for part in LOCATION.split(text)]
+            places = [*LOCATION.findall(text), ""]
+            return "".join(said + place for said, place in zip(found, places, strict=True))
         return marked(text, self._special_tokens)
 
     def written(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """Tokens (N, L), or of N texts, as texts without special tokens, as people write them."""
-        texts = map(unmarked, self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        if self._locations:
+            special, rows = (
+                set(self.tokenizer.all_special_ids) - self._locations,
+                ids if isinstance(ids, Sequence) else ids.tolist(),
+            )
+            decoded = self.tokenizer.batch_decode([[one for one in row if one not in special] for row in rows])
+        else:
+            decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = map(unmarked, decoded)
         return [joined(text) if self._splits_at_signs else text for text in texts]
 
     def as_written(self, texts: Sequence[str]) -> list[str]:
@@ -355,9 +372,33 @@ class Backbone:
         said = repr((type(self).__qualname__, backend and backend.to_str(), written, dict(self.config.prompts)))
         return hashlib.sha256(said.encode()).hexdigest() if backend else ""
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether the states of patches are those of a square grid, so that a head for boxes knows where each lies."""
+        return True
+
+    @property
+    def asked(self) -> str:
+        """The prompt of tasks that are asked questions, `{question}` in place of the question."""
+        prompts = self.config.prompts
+        return prompts.get(self.task, prompts[TOLD_QUESTION])
+
     @cached_property
     def _special_tokens(self) -> re.Pattern[str] | None:
         return special_tokens(self.processor)
+
+    @property
+    def _locations(self) -> frozenset[int]:
+        return self._location_tokens if self.writes_places else frozenset()
+
+    @cached_property
+    def _location_tokens(self) -> frozenset[int]:
+        """Special tokens that are places in an image."""
+        special = set(self.tokenizer.all_special_ids)
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(
+            number for number, token in added if LOCATION.fullmatch(str(token)) and (token.special or number in special)
+        )
 
     @cached_property
     def _splits_at_signs(self) -> bool:
@@ -588,6 +629,16 @@ class Classifier(Protocol):
 
     def patch_logits(self, inputs: Inputs) -> Tensor:
         """Of each patch, in the grid that they make, a logit for each class: (B, classes, h, w)."""
+        ...
+
+
+@runtime_checkable
+class Grounder(Protocol):
+    """A backbone that says of an image and a text what a head for boxes reads (`vlatrain.backbones.box_head`)."""
+
+    def grounding_states(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images and what is asked about them: states of patches (B, S, P), the cells of a square grid last, row by row;
+        states of words (B, L, W) and their mask (B, L)."""
         ...
 
 

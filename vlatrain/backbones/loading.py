@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from vlatrain.backbones import reuse
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import Backbone
+from vlatrain.backbones.box_head import add_box_head, see_whole
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.families.blip import Blip
 from vlatrain.backbones.families.blip2 import Blip2
@@ -113,7 +115,7 @@ def load_without_weights(config: ModelConfig, task: str, texts: Iterable[str] = 
         with _explained(config, task, source), quiet():
             processor = family.processor_of(config, task, source)
     with torch.device("meta"):
-        model = family.build(config, task, settings)
+        model = _with_head(family.build(config, task, settings), processor, config, task)
     return family(config, task, model, processor, source)
 
 
@@ -127,7 +129,7 @@ def write(backbone: Backbone, model: PreTrainedModel, folder: Path) -> None:
 def meta_model(config: ModelConfig, task: str) -> PreTrainedModel:
     """The architecture without weights, on the meta device: for counting, in a moment, with no network."""
     with torch.device("meta"):
-        return family_of(config).build(config, task, settings_of(config, task))
+        return _with_head(family_of(config).build(config, task, settings_of(config, task)), None, config, task)
 
 
 def family_of(config: ModelConfig) -> type[Backbone]:
@@ -147,6 +149,7 @@ def _pretrained(config: ModelConfig, task: str, checkpoint: str, seed: int, stor
     before = torch.random.get_rng_state()
     with _explained(config, task, checkpoint), quiet():
         model, processor = family.read(config, task, checkpoint, stored)
+    model = _with_head(model, processor, config, task, checkpoint)
     drawn = not torch.equal(before, torch.random.get_rng_state())
     names = config.checkpoint or config.tasks[task].checkpoint
     names = names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint)
@@ -177,7 +180,17 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
     with torch.device("meta" if config.quantize else "cpu"):
         torch.manual_seed(seed)
         model = family.build(config, task, family.with_tokens(config, settings, processor))
+        model = _with_head(model, processor, config, task)
     return Source(model, processor, f"random weights (seed {seed})", seed)
+
+
+def _with_head(
+    model: PreTrainedModel, processor: Any, config: ModelConfig, task: str, checkpoint: str = ""
+) -> PreTrainedModel:
+    """A model with the head for boxes, if its description names one, and its processor made fit for that."""
+    add_box_head(model, config, task, family_of(config).box_towers, checkpoint)
+    see_whole(processor, config, task)
+    return model
 
 
 def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:

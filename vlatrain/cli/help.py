@@ -69,12 +69,13 @@ _VERB_TEXTS = {
         "vlatrain predict run=FOLDER image=... [question=... | text=... | texts=[...]] [KEY=VALUE ...]",
         "Asks a trained model. Text is taken as you type it inside your shell's quotes.\n"
         "  image=FILE or FOLDER    what to look at\n"
-        "  question=TEXT           VQA: what to answer; instruct: what the user says\n"
+        "  question=TEXT           VQA: what to answer; instruct: what the user says; grounding: what to find\n"
         "  text=TEXT               retrieval: find the images of image=FOLDER that fit\n"
         "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"
         "  input=FILE              many at once: a file of samples as for data=files\n"
         "  subtask=NAME            a joint run: the subtask that is asked, where the query fits several\n"
         "  output=FILE             results as JSONL\n"
+        "  draw=FOLDER             grounding: images with the boxes drawn\n"
         "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
         "  vlatrain predict run=outputs/captioning/blip/NAME image=photos/ output=captions.jsonl\n"

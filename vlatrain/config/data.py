@@ -15,6 +15,10 @@ SPLIT_VALUES = {
 """By split, what a column that tells splits apart usually says. Karpathy's split of COCO adds `restval` to its training set."""
 
 
+BOX_FORMS = ("xyxy", "xywh", "xyxy_normalised", "xywh_normalised", "cxcywh_normalised", "xyxy_1000")
+"""How boxes may be written, see `vlatrain.data.boxes`."""
+
+
 @dataclass
 class ColumnsConfig:
     """Which column of the user's data holds what. Null means: the column of that name, where there is one. `a.b` is the `b` in the
@@ -30,6 +34,7 @@ class ColumnsConfig:
         captions: one caption or a list; null looks for `caption`, then `captions`.
         label: name of the class.
         mask: path relative to `data.root`, or an image, whose pixels are the numbers of their classes; null looks for `mask`.
+        boxes: one box or a list, as `data.boxes` says; null looks for `box`, `boxes`, then `bbox`.
         conversations: a list of messages, LLaVA's or chat messages; null looks for `conversations`, then `messages`.
         split: files: the split that a row belongs to, see `SplitConfig`; empty: no column says it.
     """
@@ -42,6 +47,7 @@ class ColumnsConfig:
     captions: str | None = None
     label: str | None = None
     mask: str | None = None
+    boxes: str | None = None
     conversations: str | None = None
     split: str | None = None
 
@@ -77,6 +83,9 @@ class DataConfig:
         split: files: what the split column says.
         root: image root; null: the folder of the data file.
         columns: column map.
+        boxes: how boxes are written: by edges (xyxy) or corner and sides (xywh) in pixels of the upright image; the same in shares
+            of its size (xyxy_normalised, xywh_normalised), or centre and sides (cxcywh_normalised); or edges in thousandths
+            (xyxy_1000). Layouts that say it themselves are read as they say.
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
         text_only: what becomes of conversations without an image: train (as text), drop (left out) or refuse.
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
@@ -110,6 +119,7 @@ class DataConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     root: str | None = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    boxes: Annotated[str, Choice(*BOX_FORMS)] = "xyxy"
     skip_broken: Annotated[float, DROP_RATE] = 0.0
     text_only: Annotated[str, Choice("train", "drop", "refuse")] = "train"
     train_size: Annotated[int | None, AT_LEAST_ONE] = None

@@ -19,6 +19,7 @@ class DualOptions:
         start: by name, the value that a parameter has where weights are random and transformers' start is not the paper's.
         pad_to_end: texts are padded to the longest the model can take, and padding is attended to, as SigLIP was trained.
         states_norm: the norm that the image's last states must still go through before they are handed to the text tower.
+        words: path of the module that makes the states of words, where the tower's own last ones are projected (AltCLIP).
         pool: how the image's features come from these states: `first` (a state) or `mean`, and paths of modules.
     """
 
@@ -29,6 +30,7 @@ class DualOptions:
     start: dict[str, float] = field(default_factory=dict)
     pad_to_end: bool = False
     states_norm: str = "vision_model.post_layernorm"
+    words: str = ""
     pool: Sequence[str] = ("first", "visual_projection")
 
 

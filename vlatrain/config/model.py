@@ -144,7 +144,10 @@ class ModelConfig:
         submodels: of a composite, the models that it is made of: `vision` and `language`.
         towers: the towers by name.
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
-        prompts: by task, what a model that continues text is told: `{question}` stands for the question.
+        prompts: by task, what a model that continues text is told: `{question}` stands for the question. A task that is asked
+            questions and is not named is told what `vqa` is.
+        box_words: how it writes boxes: as florence2, paligemma, qwen2_5_vl or qwen3_vl was trained to, or in digits; see
+            `vlatrain.backbones.box_words`.
         options: what only this family has.
     """
 
@@ -160,4 +163,5 @@ class ModelConfig:
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
+    box_words: Annotated[str, Choice("digits", "florence2", "paligemma", "qwen2_5_vl", "qwen3_vl")] = "digits"
     options: dict[str, Any] = field(default_factory=dict)

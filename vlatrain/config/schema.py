@@ -108,11 +108,12 @@ class PredictConfig(TrainConfig):
         source: the run folder (`run=FOLDER` on the command line).
         subtask: joint training: name of the subtask that is asked; null: the only one that the query fits.
         image: an image, or a folder of images.
-        question: VQA: the question. Instruction following: what the user says.
+        question: VQA: the question. Instruction following: what the user says. Grounding: the expression.
         text: retrieval: a text query over `image=FOLDER`.
         texts: retrieval: a list of texts, or a text file with one a line, for `image=FILE`.
         input: a file of samples (the formats of `data=files`).
         output: JSONL file of the results; null: only the terminal.
+        draw: grounding: a folder for the images with their boxes drawn; null: nothing is drawn.
         top_k: number of answers, classes or hits shown for each query; of generated answers at most `task.decode.num_beams`.
     """
 
@@ -124,6 +125,7 @@ class PredictConfig(TrainConfig):
     texts: list[str] = field(default_factory=list)
     input: str | None = None
     output: str | None = None
+    draw: str | None = None
     top_k: Annotated[int, AT_LEAST_ONE] = 5
 
 

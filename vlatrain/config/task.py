@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Choice, OrAuto
+from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Choice, OrAuto
 from vlatrain.config.spec import TaskSpec, shipped_spec
 
 UNSEEN = 20  # tokens that texts are generated of at most, where no data has said how long they get
@@ -63,6 +63,8 @@ class TaskConfig:
             with in a step; as many as the batch has, if that is fewer.
         negatives_per_step: retrieval by features: so many samples of a step are contrasted with each other, whatever a pass holds
             and however many processes there are; null: those of a pass of a process.
+        several: grounding: whether an expression names several things of a class, or none, and average precision is scored.
+        threshold: grounding with `several`: the least score of boxes that a prediction shows.
         max_length: longest question, answer, caption or conversation, in tokens; longer ones are cut, and so are those for which
             the model has no positions. auto: the least that cuts nothing of the data, but for texts of more than four times the
             99th percentile.
@@ -91,6 +93,8 @@ class TaskConfig:
     rerank: Annotated[int, NOT_NEGATIVE] = 0
     negatives: Annotated[int, AT_LEAST_ONE] = 15
     negatives_per_step: Annotated[int | None, AT_LEAST_ONE] = None
+    several: bool = False
+    threshold: Annotated[float, PROBABILITY] = 0.3
     max_length: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = "auto"
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     subtasks: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -18,11 +19,13 @@ from PIL import Image
 
 from vlatrain.config import DataConfig, TrainConfig
 from vlatrain.config.joint import subtasks
-from vlatrain.data.images import is_shown, load_at
+from vlatrain.data.boxes import Box
+from vlatrain.data.images import is_shown, load_at, upright_size
 from vlatrain.data.sample import Picture, Sample
 
 RATIO = 4 / 3  # the widest side to the other that a crop has; the inverse the narrowest
 TRIES = 10
+SIDE, SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE), {"left": "right", "right": "left"}
 MANY = 2**31
 
 
@@ -35,17 +38,21 @@ class View:
         number: which of its views.
         crop: least share of the area that is left; 1: all of it is.
         flip: probability of mirroring it.
+        keep: what a crop must not cut: left, top, right, bottom in shares of the picture; None: nothing. Then its pixels are
+            those of the whole picture, never of one decoded small, so that it is known without them where the crop lies.
     """
 
     picture: Picture
     number: int
     crop: float
     flip: float
+    keep: Box | None = None
 
     @property
     def key(self) -> str:
         """Identity of the content."""
         about = f"{self.picture.key} view {self.number} crop {self.crop} flip {self.flip}"
+        about += f" keep {self.keep}" if self.keep else ""
         return hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
 
     @property
@@ -59,10 +66,34 @@ class View:
 
     def load_at(self, side: int) -> Image.Image:
         """See `vlatrain.data.images.load_at`; what a crop leaves has so many pixels."""
-        image, draw = load_at(self.picture, math.ceil(side / math.sqrt(self.crop))), random.Random(self.key)
+        image = load_at(self.picture, 0 if self.keep else math.ceil(side / math.sqrt(self.crop)))
+        region, mirrored = self._drawn(*image.size)
         if self.crop < 1:
-            image = image.crop(_box(*image.size, self.crop, draw))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < self.flip else image
+            image = image.crop(region)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    def placed(self, boxes: Sequence[Box]) -> tuple[tuple[Box, ...], bool]:
+        """Boxes of the picture, which `keep` holds, where they are in the view, in shares of it; and whether it is mirrored."""
+        width, height = upright_size(self.picture)
+        (left, top, right, bottom), mirrored = self._drawn(width, height)
+        across, down = right - left, bottom - top
+        found: list[Box] = []
+        for box in boxes:
+            start, end = ((edge * width - left) / across for edge in (box[0], box[2]))
+            high, low = ((edge * height - top) / down for edge in (box[1], box[3]))
+            found.append((1 - end, high, 1 - start, low) if mirrored else (start, high, end, low))
+        return tuple(found), mirrored
+
+    def _drawn(self, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
+        """Left, top, right and bottom in pixels of what is left of a picture of a size, and whether it is mirrored."""
+        draw = random.Random(self.key)
+        left, top, right, bottom = 0, 0, width, height
+        if self.crop < 1:
+            left, top, right, bottom = _box(width, height, self.crop, draw)
+        if self.keep:
+            left, top = min(left, math.floor(self.keep[0] * width)), min(top, math.floor(self.keep[1] * height))
+            right, bottom = max(right, math.ceil(self.keep[2] * width)), max(bottom, math.ceil(self.keep[3] * height))
+        return (left, top, right, bottom), draw.random() < self.flip
 
 
 def _box(width: int, height: int, least: float, draw: random.Random) -> tuple[int, int, int, int]:
@@ -135,4 +166,17 @@ def augments(settings: DataConfig) -> bool:
 def _viewed(sample: Sample, settings: DataConfig, number: int) -> Sample:
     if not is_shown(sample.image):
         return sample
-    return replace(sample, image=View(sample.image, number, settings.crop, settings.flip))
+    if not sample.boxes:
+        return replace(sample, image=View(sample.image, number, settings.crop, settings.flip))
+    lefts, tops, rights, bottoms = zip(*sample.boxes, strict=True)
+    view = View(sample.image, number, settings.crop, settings.flip, (min(lefts), min(tops), max(rights), max(bottoms)))
+    boxes, mirrored = view.placed(sample.boxes)
+    return replace(
+        sample, image=view, boxes=boxes, question=other_side(sample.question) if mirrored else sample.question
+    )
+
+
+def other_side(text: str) -> str:
+    """What an expression says of a mirrored image: left is right there, and right is left. As in MDETR's code (Kamath et al., ICCV
+    2021), though of words and their beginnings (leftmost), and not of "bright"."""
+    return SIDE.sub(lambda found: SIDES[found[0].lower()], text)

@@ -24,6 +24,7 @@ DEFAULTS = {
     "captions": ("caption", "captions"),
     "label": ("label",),
     "mask": ("mask",),
+    "boxes": ("box", "boxes", "bbox"),
     "conversations": ("conversations", "messages"),
 }
 # Names seen in public data sets, for "did you mean"; they are never taken without being asked for.
@@ -34,6 +35,7 @@ USUAL = {
     "captions": ("text", "texts", "sentence", "sentences", "description", "title", "alt"),
     "label": ("labels", "class", "class_name", "category", "target", "answer"),
     "mask": ("masks", "segmentation", "segmentation_mask", "mask_path", "annotation", "gt", "seg_map", "label"),
+    "boxes": ("bboxes", "bounding_box", "bounding_boxes", "box_2d", "bbox_2d", "region"),
     "conversations": ("conversation", "chat", "dialogue", "dialog", "turns", "texts"),
 }
 BESIDE = ("system", "tools")  # columns that belong to a conversation, where there are such
@@ -115,6 +117,8 @@ def find_columns(
         if field == "id" and mapped == "":
             continue
         names = (mapped,) if mapped is not None else DEFAULTS[field]
+        if mapped is None and field == "question" and "boxes" in spec.fields:
+            names = (*names, "expression")
         column = next((made for candidate in names if (made := _column(candidate, mapped is not None, columns))), None)
         try:
             column = _composed(field, column, columns, labelled, records) or column
@@ -216,7 +220,7 @@ def _fitting(field: str, column: str, record: Mapping[str, Any] | None) -> str |
     if field in ("image", "mask"):
         holds = not NO_PATH.search(column) and not isinstance(value, int | float) and "://" not in str(value)[:12]
         return column if holds else None
-    if value is None or field in ("id", "conversations", "weights"):
+    if value is None or field in ("id", "conversations", "weights", "boxes"):
         return column
     if key := text_key(value):
         return f"{column}.{key}" if field in ("captions", "answers") or not isinstance(value, list) else None

@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
+from vlatrain.data.boxes import Boxes
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.checks import Problems
 from vlatrain.data.finder import is_image
@@ -34,6 +36,7 @@ MASKS = (
     "segmentation",
 )  # and of folders
 IMAGES = ("image", "images", "img", "imgs", "jpegimages")  # folders beside them
+ANNOTATIONS = "Annotations"  # the folder of Pascal VOC's
 FEWEST = 2  # JSON files that make a folder of samples; a single one beside images describes the whole
 
 
@@ -236,7 +239,7 @@ def captioned(folder: Folder, table: Table, problems: Problems) -> Iterator[Row]
 def is_by_class(folder: Folder) -> bool:
     """Whether images are in folders. A single one beside JSON files has the images of these."""
     classes = {name.split(os.sep)[0] for name in folder.images if os.sep in name}
-    return len(classes) > is_each(folder) and not is_saved(folder)
+    return len(classes) > is_each(folder) and not is_saved(folder) and not is_voc(folder)
 
 
 def by_class(folder: Folder, table: Table, problems: Problems) -> Iterator[Row]:
@@ -252,9 +255,45 @@ def by_class(folder: Folder, table: Table, problems: Problems) -> Iterator[Row]:
         yield f"{'' if table.name.endswith(os.sep) else os.sep}{name}", {"image": name, **labels}
 
 
+def is_voc(folder: Folder) -> bool:
+    """Whether there are annotations in XML, as of Pascal VOC."""
+    return ANNOTATIONS in folder.folders and any((folder.path / ANNOTATIONS).glob("*.xml"))
+
+
+def voc(folder: Folder, table: Table, problems: Problems) -> Iterator[Row]:
+    """Pascal VOC's annotations, and labelImg's: a row for each image and class, with its boxes. Images are in `JPEGImages`, or
+    wherever below one of the name is; lists in `ImageSets/Main` tell the splits."""
+    images = {os.path.splitext(os.path.basename(name))[0]: name for name in reversed(folder.images)}
+    splits: dict[str, str] = {}
+    for name in SPLITS:
+        file = folder.path / "ImageSets" / "Main" / f"{name}.txt"
+        splits |= (
+            {line.strip(): name for line in file.read_text().split("\n") if line.strip()} if file.is_file() else {}
+        )
+    for file in sorted((folder.path / ANNOTATIONS).glob("*.xml")):
+        place = f"{'' if table.name.endswith(os.sep) else os.sep}{ANNOTATIONS}/{file.name}"
+        try:
+            root = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            problems.add("bad lines", f"{table.name}{place}: not XML: {error}")
+            continue
+        sides = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
+        size = (int(sides[0]), int(sides[1])) if all(side.isdecimal() for side in sides) else None
+        boxes: dict[str, list[list[str | None]]] = {}
+        for thing in root.iter("object"):
+            edges = [thing.findtext(f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+            boxes.setdefault(thing.findtext("name", "").strip(), []).append(edges)
+        split = {"split": splits.get(file.stem, "")} if splits else {}
+        image = images.get(file.stem, root.findtext("filename", f"{file.stem}.jpg"))
+        for name, own in boxes.items():
+            row = {"image": image, "question": name, "label": name, "boxes": Boxes(own, "xyxy", size)}
+            yield f"{place}#{name}", {**row, **split}
+
+
 LAYOUTS = (
     FolderLayout("class folders", is_by_class, by_class),
     FolderLayout("a JSON file for each sample", is_each, each),
     FolderLayout("a text beside each image", is_captioned, captioned),
     FolderLayout("a data set saved by save_to_disk", is_saved, saved),
+    FolderLayout("Pascal VOC's annotations", is_voc, voc),
 )

@@ -127,7 +127,17 @@ def read_split(
             log.info("%s: %s", name, said)
         root = os.path.expanduser(config.root or (config.path if os.path.isdir(config.path) else ""))
         absent = "" if "image" in columns else absent_column("image", config.columns, names, name, seen)
-        builder = Builder(columns, spec, name, root, problems, text_only=config.text_only, absent=absent, groups=groups)
+        builder = Builder(
+            columns,
+            spec,
+            name,
+            root,
+            problems,
+            text_only=config.text_only,
+            absent=absent,
+            form=config.boxes,
+            groups=groups,
+        )
         if not config.streaming:
             _add_all(dataset, columns, builder, name, [] if groups is None else _plain(dataset.features))
         elif seen:

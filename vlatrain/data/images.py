@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlatrain.config.errors import UserError
 
@@ -47,6 +47,7 @@ class Header(NamedTuple):
         mode: as PIL has it: RGB, L, RGBA, ...
         format: PNG, JPEG, ...
         bytes: size of the file.
+        orientation: EXIF's, 1 to 8: how it is to be turned upright; 1: not at all.
     """
 
     width: int
@@ -54,6 +55,7 @@ class Header(NamedTuple):
     mode: str
     format: str
     bytes: int
+    orientation: int = 1
 
 
 class FilePicture:
@@ -210,7 +212,7 @@ def header_of(picture: Picture) -> Header | None:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(0)
                 with Image.open(file) as image:
-                    picture.header = Header(*image.size, image.mode, str(image.format), size)  # type: ignore[attr-defined]
+                    picture.header = Header(*image.size, image.mode, str(image.format), size, _orientation(image))  # type: ignore[attr-defined]
         except BAD_IMAGE:
             return None
     return getattr(picture, "header", None)
@@ -220,6 +222,14 @@ def size_of(picture: Picture) -> tuple[int, int] | None:
     """Width and height in pixels, before it is turned upright; None for what has no header."""
     header = header_of(picture)
     return (header.width, header.height) if header else None
+
+
+def upright_size(picture: Picture) -> tuple[int, int]:
+    """Width and height in pixels of a picture as `load` gives it. Raises `UserError` if it cannot be read."""
+    if (header := header_of(picture)) is None:
+        return picture.load().size  # what is generated
+    width, height = header.width, header.height
+    return (height, width) if header.orientation > 4 else (width, height)
 
 
 def picture_files(folder: str | Path) -> list[Path]:
@@ -282,6 +292,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, as far as the header tells: behind a PNG's pixels it is not looked for, which would mean to read them."""
+    try:
+        known = image.format != "PNG" or "exif" in image.info
+        found = image.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
+        return found if found in range(1, 9) else 1
+    except BAD_IMAGE:
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

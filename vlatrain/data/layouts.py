@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.config.data import SPLIT_VALUES
+from vlatrain.data.boxes import Boxes
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.checks import Problems
 from vlatrain.data.finder import ID_COLUMNS, Finder
@@ -132,7 +133,8 @@ def karpathy(value: Document, finder: Finder) -> Iterator[Row]:
 def is_coco(value: Document) -> bool:
     """Whether annotations name their images by ids that other objects give paths to."""
     images, annotations = first(value, "images"), first(value, "annotations")
-    return {"id", "file_name"} <= images.keys() and "image_id" in annotations and "questions" not in value
+    named = {"id", "file_name"} <= images.keys() and "image_id" in annotations and "questions" not in value
+    return named and not is_instances(value)
 
 
 def coco(value: Document, finder: Finder) -> Iterator[Row]:
@@ -140,6 +142,37 @@ def coco(value: Document, finder: Finder) -> Iterator[Row]:
     names = {image.get("id"): image.get("file_name") for image in value["images"] if isinstance(image, dict)}
     for place, annotation in _objects(value, "annotations"):
         yield place, {"image": names.get(annotation.get("image_id")), **annotation}
+
+
+def is_instances(value: Document) -> bool:
+    """Whether annotations are boxes of images that are named by ids."""
+    images, annotations = first(value, "images"), first(value, "annotations")
+    return (
+        {"id", "file_name"} <= images.keys()
+        and {"image_id", "bbox"} <= annotations.keys()
+        and "caption" not in annotations
+    )
+
+
+def instances(value: Document, finder: Finder) -> Iterator[Row]:
+    """COCO's instances: a row for each image and category, with the boxes of its annotations; crowds are left out. RefCOCO's
+    expressions, as MDETR has them, are captions of images, each of which is there once for each."""
+    images = {image.get("id"): image for image in value["images"] if isinstance(image, dict)}
+    kinds = (
+        {kind.get("id"): kind.get("name") for _, kind in _objects(value, "categories")} if "categories" in value else {}
+    )
+    rows: dict[tuple[Any, Any], Row] = {}
+    for place, annotation in _objects(value, "annotations"):
+        image = images.get(annotation.get("image_id"), {})
+        said = image.get("caption") or kinds.get(annotation.get("category_id"))
+        if annotation.get("iscrowd"):
+            continue
+        wide, high = image.get("width"), image.get("height")
+        size = (wide, high) if isinstance(wide, int) and isinstance(high, int) else None
+        found = {"image": image.get("file_name"), "question": said, "label": said, "boxes": Boxes([], "xywh", size)}
+        known = rows.setdefault((annotation.get("image_id"), said), (place, found))[1]
+        known["boxes"] = replace(known["boxes"], values=[*known["boxes"].values, annotation.get("bbox")])
+    yield from rows.values()
 
 
 def is_questions(value: Document) -> bool:
@@ -199,6 +232,7 @@ def by_split(value: Document, finder: Finder) -> Iterator[Row]:
 LAYOUTS = (
     Layout("Karpathy's splits", is_karpathy, karpathy),
     Layout("COCO's images and annotations", is_coco, coco),
+    Layout("COCO's instances", is_instances, instances),
     Layout("VQA v2's questions", is_questions, questions, lambda value: not answered(value)),
     Layout(ANSWERS, is_answers, answers),
     Layout("samples by id", is_keyed, keyed),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
+from vlatrain.data.boxes import gather
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.files import read_table
@@ -103,6 +104,8 @@ class Files:
         if len(self.problems) > before:
             return None
         told = [table.layout, f"joined with {annotations}" if joined else "", name_images(table, finder)]
+        if "boxes" in self.spec.fields:
+            told.append(gather(table, self.config.columns, self.config.boxes))
         if said := "; ".join(filter(None, told)):
             log.info("%s: %s", path, said)
         return table
@@ -148,6 +151,7 @@ class Files:
             table.delimited,
             self.config.text_only if self.labelled else "train",
             absent,
+            self.config.boxes,
             self.config.groups if self.labelled else None,
         )
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.config.spec import TaskSpec
+from vlatrain.data.boxes import Box, Suspicion, in_shares, read_boxes
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, hint
-from vlatrain.data.images import NoPicture, identity
+from vlatrain.data.features import FeaturePicture
+from vlatrain.data.images import NoPicture, header_of, identity, upright_size
 from vlatrain.data.pictures import Pictures, SeveralImagesError, cells
 from vlatrain.data.sample import Picture, Sample
 from vlatrain.data.tables import Row
@@ -67,6 +69,7 @@ class Builder:
         delimited: whether a cell's text may be a list, as in CSV and TSV.
         text_only: what becomes of conversations without an image: train, drop or refuse.
         absent: what to say where no row has an image, and there is no column of images.
+        form: how boxes are written, see `vlatrain.data.boxes`.
         groups: the columns by which scores are given; then samples keep all other columns that hold plain values. None: nothing
             is kept.
     """
@@ -82,6 +85,7 @@ class Builder:
         delimited: bool = False,
         text_only: str = "train",
         absent: str = "",
+        form: str = "xyxy",
         groups: Sequence[str] | None = None,
     ) -> None:
         self.samples: list[Sample] = []
@@ -95,11 +99,12 @@ class Builder:
         self.root = root
         self._problems = problems
         self._pictures = Pictures(root)
-        self._on_text_only, self._absent = text_only, absent
+        self._on_text_only, self._absent, self._form = text_only, absent, form
         self._groups = None if groups is None else tuple(groups)
         self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
         self._count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
+        self._suspicious = Suspicion(form)
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
         # texts that were read as lists of bare numbers, and the first of them
@@ -131,6 +136,7 @@ class Builder:
         answers, weights = self._answers(record, source)
         captions = self._texts("captions", record, source)
         mask = self._mask(record, source)
+        boxes = self._boxes(record, picture, source)
         identifier = self._id(record, place, source)
         if picture is None:
             return
@@ -151,7 +157,17 @@ class Builder:
             self._ids[identifier] = source
             turns = said.turns if said else ()
             sample = Sample(
-                identifier, picture, question, answers, weights, captions, source, label=label, turns=turns, mask=mask
+                identifier,
+                picture,
+                question,
+                answers,
+                weights,
+                captions,
+                source,
+                label=label,
+                turns=turns,
+                mask=mask,
+                boxes=boxes,
             )
             self.samples.append(sample if self._groups is None else self._described(sample, record))
 
@@ -214,6 +230,8 @@ class Builder:
             if len(captions) > len(self.samples[index].captions):
                 self.samples[index] = replace(self.samples[index], captions=tuple(captions))
         self._finish_images()
+        if said := self._suspicious.said():
+            self._problems.add("forms of boxes", f"{self.name}: {said}")
         return self.samples
 
     def _finish_images(self) -> None:
@@ -321,6 +339,25 @@ class Builder:
         if not answers and "answers" in self._required:
             self._problems.add("empty answers", f"{source}: no answer (column '{self._columns['answers'].name}')")
         return answers, weights
+
+    def _boxes(self, record: Mapping[str, Any], picture: Picture | None, source: str) -> tuple[Box, ...]:
+        """The boxes of a row in shares of its image; none where the image cannot be read, which is reported elsewhere."""
+        if "boxes" not in self._columns:
+            return ()
+        column = self._columns["boxes"].name
+        try:
+            if column not in record and "boxes" in self._required:
+                raise CellError("no box; a row in whose image nothing is to be found has an empty list")
+            read = read_boxes(self._columns["boxes"].of(record), self._form)
+            if isinstance(picture, FeaturePicture):
+                raise CellError("boxes are found in images, and this is a file of features")
+            if picture is None or (header := header_of(picture)) is None:
+                return ()
+            self._suspicious.look(read, upright_size(picture), source)
+            return in_shares(read, upright_size(picture), header.orientation)
+        except CellError as error:
+            self._problems.add("bad boxes", f"{source}: column '{column}': {error}")
+            return ()
 
     def _conversation(self, record: Mapping[str, Any], source: str) -> Conversation | None:
         """The conversation of a row; None if the task has none, or it is bad, which is reported."""

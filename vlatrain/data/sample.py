@@ -58,6 +58,7 @@ class Sample:
         label: name of its class (classification).
         turns: the conversation about it (instruction following).
         mask: the picture of its pixels' classes (segmentation).
+        boxes: where what the question names is (grounding): left, top, right, bottom of each, in shares of the upright image.
         extra: the data's other columns, as far as they hold plain values: name and value of each; nothing is learned from them.
         groups: names of those by which scores are given.
     """
@@ -73,6 +74,7 @@ class Sample:
     label: str = ""
     turns: tuple[Turn, ...] = ()
     mask: Picture | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
     extra: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     groups: tuple[str, ...] = field(default=(), compare=False)
 
@@ -80,11 +82,13 @@ class Sample:
 def fingerprint(samples: Iterable[Sample]) -> str:
     """What tells a set of samples from another, without reading an image: their number, and a hash of ids, texts and file names."""
     digest, number = hashlib.sha256(), 0
-    said = [field.name for field in fields(Sample) if field.name not in ("image", "mask", "source", "extra", "groups")]
+    apart = ("image", "mask", "source", "boxes", "extra", "groups")
+    said = [field.name for field in fields(Sample) if field.name not in apart]
     for number, sample in enumerate(samples, start=1):  # noqa: B007, the last is their number
         name = str(getattr(sample.image, "path", "")).rpartition("/")[2]
         masks = [str(getattr(sample.mask, "path", "")).rpartition("/")[2]] if sample.mask is not None else []
         digest.update(repr([name, *(getattr(sample, field) for field in said), *masks]).encode())
+        digest.update(repr(sample.boxes).encode() if sample.boxes else b"")  # others are as before there were boxes
     return f"{number} samples, {digest.hexdigest()[:16]}"
 
 

@@ -10,7 +10,8 @@ here ask for something else that can be seen in the same pictures, so that an ad
   diamond";
 - classification: the kind of the one large shape among small ones, in the same vocabulary ("hoop");
 - segmentation: which shape each pixel shows, by its kind in that vocabulary; pixels that are partly covered are ignored;
-- instruct: conversations of one or two turns, the second of which refers to the first ("is it large or small?").
+- instruct: conversations of one or two turns, the second of which refers to the first ("is it large or small?");
+- grounding: the box of the one shape that an expression fits ("the small red shape", "the shape left of the ring").
 
 `build` is deterministic: the same arguments give the same samples, pixels included, on every machine.
 """
@@ -22,7 +23,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.data.scenes import COLOURS, KINDS, Figure, Scene, SceneMask, make_scene, pick, shuffled
+from vlatrain.data.scenes import (
+    CANVAS,
+    COLOURS,
+    KINDS,
+    UNIT,
+    Figure,
+    Scene,
+    SceneMask,
+    make_scene,
+    pick,
+    shuffled,
+)  # fmt: skip
 
 CORNERS = {"circle": "0", "ring": "0", "triangle": "3", "rectangle": "4", "diamond": "4"}
 TONES = {"warm": ("red", "orange", "yellow", "pink", "brown"), "cool": ("green", "blue", "teal", "purple")}
@@ -39,6 +51,8 @@ HOUSE_COLOUR = {
     "pink": "soft", "brown": "olive", "gray": "silver", "black": "night", "white": "blank", "teal": "cyan",
 }  # fmt: skip
 NUMBER = ("no", "one", "two", "three")
+SIDES = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))
+CLEAR = 5.0  # pixels by which one shape must be beyond another to be said to be
 SPLITS = ("train", "eval", "test")
 
 
@@ -146,6 +160,44 @@ def _instruct(rng: random.Random, number: int) -> Sample:
     return Sample("", scene, turns=(Turn("how many shapes are there?", count), described), extra=(("topic", topic),))
 
 
+def _expressions(scene: Scene) -> list[tuple[str, str, list[Figure]]]:
+    """What can be said of a shape: the kind of expression, the expression, and the shapes that it fits."""
+    figures = scene.figures
+    said: list[tuple[str, str, list[Figure]]] = []
+    for one in figures:
+        colour, kind, size = one.colour, one.kind, size_word(one)
+        fits = {
+            "colour": (f"the {colour} shape", [f for f in figures if f.colour == colour]),
+            "kind": (f"the {kind}", [f for f in figures if f.kind == kind]),
+            "both": (f"the {colour} {kind}", [f for f in figures if (f.colour, f.kind) == (colour, kind)]),
+            "size": (f"the {size} {kind}", [f for f in figures if (size_word(f), f.kind) == (size, kind)]),
+            "tint": (f"the {size} {colour} shape", [f for f in figures if (size_word(f), f.colour) == (size, colour)]),
+        }
+        said += [(form, text, named) for form, (text, named) in fits.items()]
+        if [f.kind for f in figures].count(kind) == 1:
+            for side, axis, sign in SIDES:
+                beyond = [f for f in figures if sign * (f.centre[axis] - one.centre[axis]) > 0]
+                near = [f for f in figures if f is not one and abs(f.centre[axis] - one.centre[axis]) < CLEAR]
+                said.append(("side", f"the shape {side} the {kind}", beyond if not near else []))
+    return said
+
+
+def _grounding(rng: random.Random, number: int) -> Sample:
+    """The box of the one shape that an expression fits, among two to four, some of the same colour or kind."""
+    count = 2 + int(rng.random() * 3)
+    hues, kinds = shuffled(rng, tuple(COLOURS))[:3], shuffled(rng, KINDS)[:3]
+    looks = shuffled(rng, [(hue, kind) for hue in hues for kind in kinds])[:count]
+    sizes = lambda: [SMALL if rng.random() < 0.6 else LARGE for _ in looks]  # noqa: E731
+    scene = _drawn(rng, [hue for hue, _ in looks], [kind for _, kind in looks], sizes)
+    fitting = [found for found in _expressions(scene) if len(found[2]) == 1]
+    if not fitting:
+        return _grounding(rng, number)
+    form = pick(rng, sorted({form for form, _, _ in fitting}))
+    _, text, (figure,) = pick(rng, [found for found in fitting if found[0] == form])
+    left, top, right, bottom = (edge / (CANVAS * UNIT) for edge in figure.box)
+    return Sample("", scene, question=text, boxes=((left, top, right, bottom),), extra=(("form", form),))
+
+
 #: By the name that a task's description has for it (`spec.builtin`).
 _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "vqa": _vqa,
@@ -154,6 +206,7 @@ _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "classification": _classification,
     "instruct": _instruct,
     "segmentation": _segmentation,
+    "grounding": _grounding,
 }
 SETS = tuple(_MAKERS)
 _DISTINCT = ("retrieval",)  # sets in whose evaluation and test no two samples share a caption
@@ -163,7 +216,7 @@ def build(name: str, split: str, size: int, seed: int) -> list[Sample]:
     """Samples of a built-in set.
 
     Args:
-        name: "vqa", "captioning", "retrieval", "classification", "instruct" or "segmentation".
+        name: "vqa", "captioning", "retrieval", "classification", "instruct", "segmentation" or "grounding".
         split: "train", "eval" or "test". No two splits share a scene; in retrieval no two samples of eval, or of test,
             share a caption.
         size: number of samples. A longer list begins with a shorter one.

@@ -242,6 +242,7 @@ def _targets(config: AdapterConfig, sites: Sites) -> list[str]:
 
 
 # what marks the parameters of our adapters and of PEFT's: the prefix of each of its methods
+NEW_HEADS = ("box_head.", "head.")  # heads of a backbone that no checkpoint has
 _PREFIXES = tuple({tuner.prefix for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values() if getattr(tuner, "prefix", "")})
 
 
@@ -251,7 +252,7 @@ def group_of(name: str) -> Group:
         return "head"
     if any(part.startswith(_PREFIXES) for part in name.split(".")):
         return "adapter"
-    return "head" if bare(name).startswith("head.") else "trunk"  # a vision tower's own
+    return "head" if bare(name).startswith(NEW_HEADS) else "trunk"
 
 
 @contextmanager

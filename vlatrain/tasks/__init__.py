@@ -10,6 +10,8 @@ from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
 from vlatrain.tasks.class_head import ByHead, resolve_classes
 from vlatrain.tasks.classification import classification_on
+from vlatrain.tasks.grounding import Grounding
+from vlatrain.tasks.grounding_words import GroundingWords
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.retrieval import Retrieval
@@ -46,6 +48,8 @@ TASKS: dict[str, Callable[[TaskConfig, Backbone, Sequence[Sample]], Task]] = {
     "classification": _classification,
     "instruct": Instruct,
     "segmentation": Segmentation,
+    "grounding": Grounding,
+    "grounding_words": GroundingWords,
     JOINT: _joint,
 }
 

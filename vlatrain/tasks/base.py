@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -64,8 +64,27 @@ class Batches(Protocol):
         ...
 
 
-Answer = str | tuple[str, float] | tuple[str, float, str]
-"""A text, or a text with its score, and perhaps the mask that shows where."""
+class Found(NamedTuple):
+    """Where something is.
+
+    Attributes:
+        text: the box as text.
+        score: how sure it is, 0 to 1.
+        box: left, top, right, bottom in pixels of the upright image; None: the text is none.
+    """
+
+    text: str
+    score: float
+    box: tuple[float, float, float, float] | None
+
+    @classmethod
+    def of(cls, box: tuple[float, float, float, float], score: float) -> Found:
+        """A box with its text."""
+        return cls(", ".join(f"{edge:.1f}" for edge in box), score, box)
+
+
+Answer = str | tuple[str, float] | tuple[str, float, str] | Found
+"""A text, a text with its score and perhaps the mask that shows where, or a box."""
 Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
 """What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
 

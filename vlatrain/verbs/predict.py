@@ -24,6 +24,7 @@ from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import Given, check_shown, picture_from, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
+from vlatrain.reporting.boxes import Drawings
 from vlatrain.tasks import subtasks_of
 from vlatrain.tasks.base import Answer, ImageBatch
 from vlatrain.tasks.lengths import check_lengths
@@ -45,11 +46,13 @@ class Hit:
         score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
             (search), share of the image (segmentation); None for captions and replies.
         mask: segmentation: the class of each pixel of the image as the tower is given it, a PNG in a data: URI.
+        box: of what has a place, left, top, right, bottom in pixels of the upright image; else None.
     """
 
     text: str
     score: float | None
     mask: str = ""
+    box: tuple[float, float, float, float] | None = None
 
 
 class Predictor:
@@ -206,6 +209,8 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
             records.append(record)
             progress.advance(bar)
     console.print(_table(records[:SHOWN]))
+    if config.draw:
+        console.print(f"Boxes drawn in [bold]{config.draw}[/]")
     if fewer := _fewer(config, predictor):
         console.print(fewer, style="dim")
     if config.output:
@@ -245,11 +250,15 @@ def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None,
 
 def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
     hits = predictor.ask(samples, config.top_k if config.task.spec.alternatives else 1)
+    drawings = Drawings(Path(config.draw)) if config.draw and rank() == 0 else None
     for sample, found in zip(samples, hits, strict=True):
         question = sample.turns[-1].user if sample.turns else sample.question
         asked = {"question": question} if question else {}
-        mask = {"mask": found[0].mask} if found[0].mask else {}
-        yield {"id": sample.id, **asked, "prediction": found[0].text, **mask, "hits": _plain(found)}
+        shown: dict[str, Any] = {"mask": found[0].mask} if found and found[0].mask else {}
+        if drawings is not None:
+            boxes = [(hit.box, hit.score or 0.0) for hit in found if hit.box]
+            shown["drawn"] = drawings.add(f"{sample.id} {question}", sample.image.load(), boxes)
+        yield {"id": sample.id, **asked, "prediction": found[0].text if found else "", "hits": _plain(found), **shown}
 
 
 def _fewer(config: PredictConfig, predictor: Predictor) -> str:
@@ -284,14 +293,17 @@ def _texts(config: PredictConfig) -> list[str]:
 
 
 def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
-    return [{"text": hit.text, "score": hit.score} for hit in hits]
+    return [{"text": hit.text, "score": hit.score} | ({"box": hit.box} if hit.box else {}) for hit in hits]
+
+
+NOTHING = {"text": "(nothing)", "score": None}  # several boxes were asked for, and none is sure enough
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
     table = Table("asked", "found", "score")
     for record in records:
         asked = " · ".join(str(record[key]) for key in ("id", "question", "text") if key in record)
-        for position, hit in enumerate(record["hits"]):
+        for position, hit in enumerate(record["hits"] or [NOTHING]):
             score = "" if hit["score"] is None else f"{hit['score']:.3f}"
             table.add_row("" if position else asked, hit["text"], score)
     return table

@@ -68,7 +68,7 @@ def told(key: str, verb: str = "train", **values: Any) -> str:
         (
             "task.decode.num_beams",
             {"task__name": "retrieval"},
-            "task=retrieval takes no task.decode.num_beams; task=captioning, task=instruct and task=vqa do",
+            "task=retrieval takes no task.decode.num_beams; task=captioning, task=grounding_words, task=instruct and task=vqa do",
         ),
         ("task.answer_list", {}, "task.answers=generate takes no task.answer_list; task.answers=rank does"),
         ("task.decode.num_beams", {"task__answers": "rank"}, "task.answers=rank takes no task.decode.num_beams"),

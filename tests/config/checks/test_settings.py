@@ -137,7 +137,7 @@ def test_a_backbone_that_cannot_do_the_task_says_what_it_can_and_who_could() -> 
     )
     (problem,) = validate.problems(config)
     told, _, able = problem.rpartition("; captioning: ")
-    assert told == "task=captioning: model=clip cannot do it; it can do retrieval, classification, vqa"
+    assert told == "task=captioning: model=clip cannot do it; it can do retrieval, classification, vqa, grounding"
     assert {"blip", "tiny_blip"} <= set(able.split(", "))  # tiny_blip has it from the file that it extends
     assert not {"clip", "siglip"} & set(able.split(", "))
 

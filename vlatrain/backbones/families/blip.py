@@ -182,6 +182,7 @@ class Blip(Backbone):
     stacks = (BlipTextEncoder,)
     reader = "fusion"
     scoring = ("itm_head",)
+    box_towers = ("vision", "fusion")
     shares_beams = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -219,6 +220,20 @@ class Blip(Backbone):
                 encoder_attention_mask=mask,
             )
         return {"states": fused.last_hidden_state, "mask": question.mask, **exported(self.model)}
+
+    def grounding_states(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Grounder`: the image's states, and those of the text after it has attended to them."""
+        question = inputs["question"]
+        with self._asked(question):
+            states = self._image_states(inputs)
+        mask = states.new_ones(states.shape[:2], dtype=torch.long)
+        fused = self.model.text_encoder(
+            input_ids=question.ids,
+            attention_mask=question.mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+        )
+        return states, fused.last_hidden_state, question.mask
 
     def target(self, texts: Sequence[str], max_length: int, prompt: str = "") -> tuple[Text, int]:
         """`[DEC] prompt text [SEP]`."""

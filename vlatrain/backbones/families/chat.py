@@ -33,7 +33,7 @@ from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
-from vlatrain.config.spec import TOLD_IMAGE, TOLD_QUESTION, TOLD_TURNS
+from vlatrain.config.spec import TOLD_IMAGE, TOLD_TURNS
 from vlatrain.injection.context import provide, reads_other
 
 if TYPE_CHECKING:
@@ -156,9 +156,7 @@ class Chat(Backbone):
         told = self.config.prompts
         texts = [told[TOLD_IMAGE]] * len(images)
         if questions is not None:
-            texts = [
-                told[TOLD_QUESTION].replace("{question}", self._said(question, max_length)) for question in questions
-            ]
+            texts = [self.asked.replace("{question}", self._said(question, max_length)) for question in questions]
         return self._processed(images, [[(text, "")] for text in texts])
 
     def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:

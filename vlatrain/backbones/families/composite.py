@@ -38,7 +38,7 @@ from vlatrain.backbones.pretrained import (
     refuse_tokens,
 )
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
-from vlatrain.config.spec import TOLD_IMAGE, TOLD_QUESTION
+from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
 from vlatrain.injection.context import provide, reads_other, restore
 
@@ -185,7 +185,7 @@ class Composite(Backbone):
     def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
         if questions is None:
             return self._prompt([self.config.prompts[TOLD_IMAGE]] * count)
-        template = self.config.prompts[TOLD_QUESTION]
+        template = self.asked
         return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> CompositeInputs:
@@ -257,6 +257,11 @@ class Composite(Backbone):
         lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
         length = SLACK + prompt.ids.shape[1]
         return rooms(config, read, write, image=image, prompt=length, lead=lead, one=self.causal)
+
+    @property
+    def has_grid(self) -> bool:
+        """Not where images come as features."""
+        return self.model.vision is not None
 
     @cached_property
     def visual_tokens(self) -> int:

@@ -49,6 +49,7 @@ class CausalComposite(Composite):
     """
 
     reader = "decoder"
+    box_towers = ("decoder", "decoder")  # the image's states as they are projected
 
     @cached_property
     def script(self) -> Script | None:
@@ -102,6 +103,20 @@ class CausalComposite(Composite):
                 logits_to_keep=last,
             ).logits
             return logits
+
+    def grounding_states(self, inputs: CompositeInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Grounder`: the image's projected states, and those of the prompt behind it."""
+        context = self.context(inputs)
+        ids = context["ids"]
+        embeddings, mask = self._embedded(context, ids, context["mask"])
+        with self._shown(context):
+            states = self.language.base_model(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                use_cache=False,
+            ).last_hidden_state
+        return context["visual"], states[:, -ids.shape[1] :], context["mask"]
 
     def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedy or beam search, key-value cached."""
@@ -177,6 +192,7 @@ class Seq2SeqComposite(Composite):
     """An encoder-decoder language model: image and prompt in the encoder, the answer in the decoder. `Generator`."""
 
     causal = False
+    box_towers = ("text", "text")
 
     def _prompt(self, texts: Sequence[str]) -> Text:
         return self._padded([self.tokenizer(text)["input_ids"] for text in texts])
@@ -197,6 +213,11 @@ class Seq2SeqComposite(Composite):
         with self._shown(visual):
             states = self.language.get_encoder()(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
         return {**visual, "states": states, "mask": mask, **exported(self.model)}
+
+    def grounding_states(self, inputs: CompositeInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Grounder`: the image's projected states, and the encoder's of the prompt behind it."""
+        context, length = self.context(inputs), inputs["prompt"].ids.shape[1]
+        return context["visual"], context["states"][:, -length:], context["mask"][:, -length:]
 
     def logits(self, context: Context, target: Text) -> Tensor:
         """Next-token logits, (N, L, vocabulary)."""

@@ -199,11 +199,24 @@ class Dual(AnswerList, Backbone):
         size = images.shape[-1] ** 0.5  # makes the entries of a unit vector, and those of the product, around one
         return exact(self.model.classifier, torch.cat([size * questions, size**2 * questions * images], dim=-1))
 
+    def grounding_states(self, inputs: DualInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Grounder`: the last states of both towers. The text tower is handed the image's, if anything there reads them."""
+        text, states = inputs["question"], self.image_features(inputs)[1]
+        with provide(self.model, "text", *self._handed(states)) if self.matches else nullcontext():
+            read = self.model.get_submodule(self.options.words) if self.options.words else self.model.get_text_features
+            words = read(input_ids=text.ids, attention_mask=text.mask).last_hidden_state
+        return states, words, text.mask
+
     def _handed(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """An image's last states as the text tower is handed them, and their mask (N, S)."""
         mask = states.any(dim=-1).long() if self._in_patches else None
         norm = self.options.states_norm
         return self.model.get_submodule(norm)(states) if norm else states, mask
+
+    @property
+    def has_grid(self) -> bool:
+        """Not where images come in any aspect ratio."""
+        return not self._in_patches
 
     @property
     def _in_patches(self) -> bool:

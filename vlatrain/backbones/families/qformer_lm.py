@@ -21,7 +21,6 @@ from vlatrain.backbones.chat_template import cut
 from vlatrain.backbones.families.chat import Chat, ChatInputs
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, ended, rooms
 from vlatrain.config import DecodeConfig, TaskConfig
-from vlatrain.config.spec import TOLD_QUESTION
 from vlatrain.injection.context import exported, restore
 
 
@@ -45,7 +44,7 @@ class Prefix(Chat):
         own = getattr(self.processor, "qformer_tokenizer", None)
         if own is None:
             return said
-        prompt = self.config.prompts[TOLD_QUESTION].replace("{question}", "")
+        prompt = self.asked.replace("{question}", "")
         room = (self.positions("qformer") or UNLIMITED) - len(own(prompt)["input_ids"]) - SLACK
         return cut(own, said, room)
 

@@ -121,6 +121,16 @@ CONDITIONS = (
         "task={c.task.name} takes no {key}, the masks would not be cropped and flipped with the images; other tasks do",
     ),
     Condition(
+        ("data.boxes", "data.columns.boxes"),
+        lambda c: "boxes" in c.task.spec.fields,
+        "task={c.task.name} takes no {key}, it finds no boxes; task=grounding does",
+    ),
+    Condition(
+        ("model.box_words",),
+        lambda c: bool(c.task.subtasks or ("boxes" in c.task.spec.fields and c.task.spec.served_as)),
+        "task={c.task.name} takes no {key}, it writes no boxes; task=grounding_words does",
+    ),
+    Condition(
         ("data.views",),
         lambda c: c.data.crop < 1 or c.data.flip > 0,
         "images as they are take no {key}; data.crop=0.5 and data.flip=0.5 do",

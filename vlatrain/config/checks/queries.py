@@ -24,6 +24,8 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         yield f"input={config.input}: {fault}"
     if bool(config.image) == bool(config.input):
         yield "set either image=FILE (or a folder of images) or input=FILE of samples, and not both"
+    if config.draw and "boxes" not in task.spec.fields:
+        yield f"draw={config.draw}: boxes are found by task=grounding; this run's task is {task.name}"
     if config.input and config.question:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     else:
