@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ def served(model: str) -> list[str]:
     """The tasks in a backbone's YAML and those that it extends."""
     values = yaml.safe_load((conf_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8"))
     named = ["/".join(*base.items()) if isinstance(base, dict) else base for base in values.get("defaults", [])]
-    bases = [name for name in named if (conf_dir() / "model" / f"{name}.yaml").is_file()]
+    within = [str(Path(model).parent / name) for name in named]
+    bases = [name for name in within if (conf_dir() / "model" / f"{name}.yaml").is_file()]
     return [*(task for base in bases for task in served(base)), *values.get("tasks", {})]
 
 

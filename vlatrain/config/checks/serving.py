@@ -34,7 +34,8 @@ def _tasks(name: str, files: dict[str, Path]) -> set[str]:
     for base in values.get("defaults") or []:
         if isinstance(base, dict):  # a group of its own beside it
             base = "/".join(map(str, next(iter(base.items()))))
-            files = {**files, base: files[name].parent / f"{base}.yaml"}
-        if base in files and base != name:
-            found |= _tasks(base, files)
+        within = (Path(name).parent / str(base)).as_posix()  # names are those of the file's own group
+        known = files if within in files else {**files, within: files[name].parent / f"{base}.yaml"}
+        if within != name and known[within].is_file():
+            found |= _tasks(within, known)
     return found
