@@ -139,7 +139,7 @@ def test_own_data_in_a_folder_and_with_the_predicted_masks_of_a_run(tmp_path: Pa
         "model=tiny_vit",
         "trainer.device=cpu",
         "trainer.max_steps=20",
-        "trainer.batch_size=8",
+        "trainer.batch_size=4",
     ]
     own = [f"data.train={tmp_path / 'own'}", f"run.dir={tmp_path / 'run'}"]
     names = "task.classes=[background,disk,box,arrow,sun,plus,hoop,gem]"
