@@ -58,4 +58,6 @@ def test_it_is_among_those_that_could_where_another_cannot(own: Path, capsys: py
     (own / "conf" / "model" / "asked.yaml").write_text("defaults: [blip, _self_]\nname: asked\n")
     assert command("--config-dir", str(own / "conf"), "task=captioning", "model=mine") == 2
     told = capsys.readouterr().err
-    assert "model=mine cannot do it; it can do retrieval, classification; captioning: asked, blip" in told
+    assert (
+        "model=mine cannot do it; it can do retrieval, classification, vqa, grounding; captioning: asked, blip" in told
+    )

@@ -74,6 +74,5 @@ def test_a_task_is_trained_scored_again_and_asked(name: str, task: str, tmp_path
 
 
 def test_every_family_is_among_them() -> None:
-    assert {full_size(name).family for name in BY_FAMILY} == FAMILIES.keys() - {
-        "clip"
-    }  # an older name of dual encoders
+    apart = {"clip", "vision_tower"}  # an older name of dual encoders; and what has not been tried in bf16
+    assert {full_size(name).family for name in BY_FAMILY} == FAMILIES.keys() - apart
