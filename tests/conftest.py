@@ -44,7 +44,7 @@ QUICK_CELLS = {
     "tests/injection/test_methods.py::test_runs_in_a_bf16_trunk": OF_EACH_KIND,
     "tests/injection/test_methods.py::test_saves_exactly_its_own_and_loads_everywhere": f"(?!{PEFTS_OWN})[^,]*",
     "tests/cli/test_main.py::test_wrong_input_is_refused": "argv([0-9]|1[012])-.*",
-    "tests/gpu_free/test_stored_type.py::test_types_on_a_gpu": "blip-vqa-decoder.*|clip-retrieval.*",
+    "tests/gpu_free/test_stored_type.py::test_types_on_a_gpu": "blip-vqa-decoder.*",
     "tests/verbs/test_new_tasks.py::test_a_run_keeps_what_it_needs_and_scores_the_same_again": "instruct",
     "tests/injection/test_methods.py::test_loads_with_transformers_alone": "(bottleneck|lora|prompt|mixed|cross_modal|full)-.*",
     "tests/injection/test_methods.py::test_loads_with_the_tensors_of_the_file_in_place": "(bottleneck|lora|prompt|mixed)-.*",

@@ -54,6 +54,7 @@ def test_a_yaml_of_ones_own_is_a_backbone(own: Path, capsys: pytest.CaptureFixtu
     assert again["metrics"] == pytest.approx(metrics["metrics"])
 
 
+@pytest.mark.slow
 def test_it_is_among_those_that_could_where_another_cannot(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "conf" / "model" / "asked.yaml").write_text("defaults: [blip, _self_]\nname: asked\n")
     assert command("--config-dir", str(own / "conf"), "task=captioning", "model=mine") == 2

@@ -40,7 +40,7 @@ def touched(monkeypatch: pytest.MonkeyPatch, call: Any) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("count", [3, 50])
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_switching_touches_the_old_and_the_new_adapter_only(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, places = resident(count)
     model.set_adapter("a1")
@@ -66,6 +66,7 @@ def test_adding_one_leaves_the_resident_ones_in_their_place_and_as_they_were() -
     )
 
 
+@pytest.mark.slow
 def test_only_the_new_one_is_walked_through_when_it_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many modules are looked at with 50 resident adapters as with 3."""
     counts = []

@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_example_trains_evaluates_and_predicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (train, evaluate, predict) = blocks()[1]
     runpy.run_path("my_task.py", run_name="my_task")

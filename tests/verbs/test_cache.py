@@ -15,6 +15,11 @@ from rich.console import Console
 from tests.disk import killed_while_writing
 from vlatrain.cli.main import main
 from vlatrain.config import memo
+from vlatrain.data import stored
+from vlatrain.data.images import FilePicture
+from vlatrain.data.mapped import write
+from vlatrain.data.sample import Sample
+from vlatrain.tasks.looks import KEPT
 from vlatrain.training.prefix_cache.store import Disk
 from vlatrain.verbs.cache import show
 
@@ -104,10 +109,41 @@ def test_a_file_is_no_place(
     assert "is a file; set it to a folder" in capsys.readouterr().err
 
 
-def test_data_reports_go_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_reports_and_counts_go_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
     memo.keep_result("a", 1)
+    counts = tmp_path / KEPT.format("b" * 32)
+    counts.touch()
     show(["older_than=1"], Console(file=io.StringIO()))
     assert memo.load_result("a") == 1
+    assert counts.exists()
     show(["prune=all"], Console(file=io.StringIO()))
     assert memo.load_result("a") is None
+    assert not counts.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [([], [A, B]), (["prune=all"], []), (["prune=bb"], [A]), (["older_than=30"], [B]), (["older_than=50"], [A, B])],
+)
+def test_tables_of_samples_are_listed_and_removed(
+    words: list[str], left: list[str], kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = kept / stored.FOLDER
+    for name in (A, B):
+        (tables / name).mkdir(parents=True)
+        sample = Sample("1", FilePicture("a.png"), "q")
+        write(tables / name, {"train": [sample] * 1234, "eval": [sample]}, [], lambda path: None, [])
+        (tables / name).with_suffix(stored.LOCK).touch()
+        shutil.rmtree(kept / name)
+    long_ago = time.time() - 40 * 86_400
+    os.utime(tables / A, (long_ago, long_ago))
+    assert main(["cache", *words]) == 0
+    out = capsys.readouterr().out
+    if words:
+        assert f"Removed {2 - len(left)} of 2 tables of samples" in out
+    else:
+        assert out.count("1,234 train, 1 eval") == 2
+        assert "40 days ago" in out
+    assert sorted(path.stem for path in tables.glob("*")) == sorted(2 * left)
+    assert tables.exists() == bool(left)

@@ -54,6 +54,7 @@ def test_a_run_keeps_what_it_needs_and_scores_the_same_again(task: str, runs: di
         assert read_config(runs[task])["task"]["classes"] == sorted(HOUSE)
 
 
+@pytest.mark.slow
 def test_images_are_put_into_classes(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     run = f"run={runs['classification']}"
     records = asked(tmp_path / "a.jsonl", run, f"image={images}", "top_k=3")

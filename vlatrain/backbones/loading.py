@@ -71,7 +71,7 @@ def load(
         UserError: the weights cannot be had, or are not for this task.
     """
     checkpoint, stored = checkpoint_of(config, task), dtype != torch.float32
-    texts = list(texts)
+    texts = list(texts) if config.random_init else ()
 
     def read() -> Source:
         with torch.random.fork_rng(devices=[]):

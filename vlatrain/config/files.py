@@ -23,6 +23,15 @@ def kept_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("VLATRAIN_CACHE") or "~/.cache/vlatrain/prefixes"))
 
 
+def state_of(path: str) -> list[int] | None:
+    """When a file was last changed, and its size; None: there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return [about.st_mtime_ns, about.st_size]
+
+
 def replace_file(path: Path, data: str | bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it. Its folder is made if it is missing.
 

@@ -19,6 +19,7 @@ from vlatrain.data.reading import Files
 from vlatrain.data.rows import Builder
 from vlatrain.data.sample import Picture, Sample
 from vlatrain.data.splits import cap, hold_out
+from vlatrain.data.stored import Loaded, stored_or_read
 
 __all__ = ["BytesPicture", "FilePicture", "Picture", "Sample", "load", "load_inputs", "open_rgb", "picture_files"]
 
@@ -28,7 +29,9 @@ SHOWN = 3  # samples that are left out, in a message; the run's log has all
 SHAPES_SIZE = {"train": 4000, "eval": 500, "test": 500}  # where the configuration names no size
 
 
-def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
+def load(
+    config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int = 1
+) -> dict[str, Sequence[Sample]]:
     """The samples of the splits asked for.
 
     Where `data.eval` is null, `data.eval_fraction` of the training data is split off by image, whichever of the two
@@ -43,7 +46,7 @@ def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size
         batch_size: fewest training samples allowed.
 
     Returns:
-        Split -> samples, in the order of the data.
+        Split -> samples, in the order of the data: a list, or of many rows a sequence that is mapped from disk.
 
     Raises:
         UserError: with everything that is wrong with the data, by file and row.
@@ -66,10 +69,20 @@ def load(config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size
         if config.groups:
             samples = {s: own if s == "train" else _grouped(own, config.groups, problems) for s, own in samples.items()}
         check_sizes(samples, task, batch_size, problems)
-    else:
-        samples = _load_stored(config, task, splits, batch_size, problems)
+        problems.raise_if_any()
+        return {**samples}
+
+    def read() -> Loaded:
+        loaded = _load_stored(config, task, splits, batch_size, problems)
+        problems.raise_if_any()
+        return loaded
+
+    found = stored_or_read(config, task, splits, read)
+    check_sizes(
+        {split: found[split] for split in splits}, task, batch_size, problems
+    )  # which depends on the training, too
     problems.raise_if_any()
-    return samples
+    return found
 
 
 def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]:
@@ -94,7 +107,7 @@ def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]
 
 def _load_stored(
     config: DataConfig, task: TaskConfig, splits: Sequence[str], batch_size: int, problems: Problems
-) -> dict[str, list[Sample]]:
+) -> Loaded:
     builders, split_off = _read(config, task, splits, problems)
     found = {split: builder.samples for split, builder in builders.items()}
     by_class = config.stratify and "label" in task.spec.fields
@@ -131,7 +144,9 @@ def _load_stored(
     for builder in {id(builder): builder for split, builder in builders.items() if split not in whole}.values():
         report_faults(*faults[id(builder)], problems, builder.root)
     unasked = ["test"] if "test" in builders and "test" not in splits else []
-    return {split: found.get(split, []) for split in [*splits, *unasked]}
+    broken = [fault.picture for of_builder, _ in faults.values() for fault in of_builder]
+    rows = sum(builder.count for builder in unique.values())
+    return Loaded({split: found.get(split, []) for split in [*splits, *unasked]}, rows, broken)
 
 
 def _read(

@@ -20,6 +20,7 @@ from vlatrain.config.task import TaskConfig
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, Header, explain, identity, to_rgb
+from vlatrain.data.lazy import column
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Picture, Sample
@@ -126,21 +127,22 @@ def check_labels(
         metric: what chooses the best checkpoint.
         problems: where to report.
     """
-    known = set(classes or (sample.label for sample in samples.get("train", ())))
+    known = set(classes or column(samples.get("train", ()), "label"))
     if len(known) < 2:
         problems.add("classes", f"data.train: a single class ({listed(sorted(known))}); a choice needs two or more")
         return
     for found in samples.values():
         sources: dict[str, list[str]] = {}
-        for sample in found:
-            sources.setdefault(sample.label, []).append(sample.source)
-        for label in [label for label in sources if label not in known]:
+        for label, source in zip(column(found, "label"), column(found, "source"), strict=True):
+            if label not in known:
+                sources.setdefault(label, []).append(source)
+        for label in sources:
             more = f", and {len(sources[label]) - 1:,} more of it" if len(sources[label]) > 1 else ""
             why = f"none of the {len(known):,} in task.classes{did_you_mean(label, sorted(known))}"
             if not classes:
                 why = "no training sample is; task.classes=[...] can name what is not trained on"
             problems.add("unknown classes", f"{sources[label][0]}: of class '{clipped(label)}'{more}: {why}")
-    absent = sorted(known - {sample.label for sample in samples.get("eval", ())})
+    absent = sorted(known - set(column(samples.get("eval", ()), "label")))
     if metric == "auroc" and "eval" in samples and absent:
         named = listed(absent, 5)
         problems.add("classes", f"task.metric=auroc: takes samples of every class, and data.eval has none of {named}")

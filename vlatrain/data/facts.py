@@ -21,6 +21,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.data.duplicates import same_content
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import FilePicture, header_of, identity, is_shown
+from vlatrain.data.lazy import distinct as each_once
 from vlatrain.data.sample import Picture, Sample
 
 SHARED_CAPTIONS = "shared captions"  # the kind of finding that a run tells with what its scores can reach
@@ -61,7 +62,7 @@ def facts_of(
     Returns:
         `splits`: facts by split; `warnings`: each finding with `kind` and `message`.
     """
-    distinct = {split: list({sample.id: sample for sample in given}.values()) for split, given in samples.items()}
+    distinct = {split: list(each_once(given)) for split, given in samples.items()}
     content = same_content(sample.image for given in distinct.values() for sample in given)
     seen = {answer for sample in distinct.get("train", ()) for answer in sample.answers}
     splits = {}

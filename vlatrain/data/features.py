@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from vlatrain.config import ModelConfig
 from vlatrain.config.errors import UserError
 from vlatrain.data.images import NO_SUCH_IMAGE, BytesPicture, FilePicture, is_shown
+from vlatrain.data.lazy import pictures
 from vlatrain.data.sample import Picture, Sample
 
 Given = Image.Image | bytes | str | Path
@@ -83,7 +84,7 @@ def picture_from(given: Given, name: str) -> Picture:
     return picture_of(str(Path(given).expanduser()))
 
 
-def check_shown(model: ModelConfig, samples: Iterable[Sample]) -> None:
+def check_shown(model: ModelConfig, samples: Sequence[Sample]) -> None:
     """Make sure that samples come as the model takes them: as images, or as features of its width.
 
     Raises:
@@ -95,9 +96,11 @@ def check_shown(model: ModelConfig, samples: Iterable[Sample]) -> None:
         raise UserError([*problems[:SHOWN], *more])
 
 
-def _problems(model: ModelConfig, samples: Iterable[Sample]) -> Iterator[str]:
+def _problems(model: ModelConfig, samples: Sequence[Sample]) -> Iterator[str]:
     vision = model.submodels.get("vision")
     width = model.config["vision_config"]["hidden_size"] if vision and vision.architecture == "features" else 0
+    if not width and not any(isinstance(picture, FeaturePicture) for picture in pictures(samples)):
+        return
     seen: set[str] = set()
     for sample in samples:
         picture, where = sample.image, f"{sample.source}: " if sample.source else ""

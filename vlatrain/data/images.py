@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -65,12 +66,17 @@ class FilePicture:
         path: the file.
     """
 
-    __slots__ = ("_key", "header", "path")
+    __slots__ = ("_key", "_note", "header", "path")
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
         self.header: Header | None = None
         self._key = ""
+        self._note: Callable[[str], object] | None = None
+
+    def know(self, key: str, note: Callable[[str], object] | None = None) -> None:
+        """Take over the content's key, if it is known; else `note` is called with it once it is."""
+        self._key, self._note = key, note
 
     @property
     def key(self) -> str:
@@ -81,6 +87,8 @@ class FilePicture:
                     self._key = _hash(file)
             except OSError as error:
                 raise UserError(f"{self.path}: {explain(error)}") from error
+            if self._note:
+                self._note(self._key)
         return self._key
 
     @property
@@ -130,6 +138,10 @@ class BytesPicture:
         self.name = name
         self.header: Header | None = None
         self._key = ""
+
+    def know(self, key: str) -> None:
+        """Take over the content's key."""
+        self._key = key
 
     @classmethod
     def from_image(cls, image: Image.Image, name: str = "image") -> BytesPicture:

@@ -102,7 +102,7 @@ class Builder:
         self._on_text_only, self._absent, self._form = text_only, absent, form
         self._groups = None if groups is None else tuple(groups)
         self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
-        self._count = 0
+        self.count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
         self._suspicious = Suspicion(form)
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
@@ -125,7 +125,7 @@ class Builder:
         place, record = row
         source = f"{self.name}{place}"
         before = len(self._problems)
-        self._count += 1
+        self.count += 1
         said = self._conversation(record, source)
         if picture is None:
             picture = self.picture(record, source, said)
@@ -242,9 +242,9 @@ class Builder:
                 f"{several.first}: several images{several.more}: this version takes one image a sample: write a row for each, or "
                 "leave such rows out",
             )
-        if text_only.number and text_only.number == self._count and self._absent:
+        if text_only.number and text_only.number == self.count and self._absent:
             self._problems.add("absent columns", self._absent)
-        elif text_only.number == self._count and self._labelled and self._count:
+        elif text_only.number == self.count and self._labelled and self.count:
             self._problems.add("conversations without images", f"{self.name}: none of the conversations has an image")
         elif text_only.number and self._on_text_only == "refuse":
             self._problems.add(

@@ -8,7 +8,7 @@ content (`Picture.key`) without decoding anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +81,8 @@ class Sample:
 
 def fingerprint(samples: Iterable[Sample]) -> str:
     """What tells a set of samples from another, without reading an image: their number, and a hash of ids, texts and file names."""
+    if known := getattr(samples, "fingerprint", ""):  # found when they were written to disk
+        return str(known)
     digest, number = hashlib.sha256(), 0
     apart = ("image", "mask", "source", "boxes", "extra", "groups")
     said = [field.name for field in fields(Sample) if field.name not in apart]
@@ -92,10 +94,8 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     return f"{number} samples, {digest.hexdigest()[:16]}"
 
 
-def texts_of(samples: Sequence[Sample]) -> list[str]:
+def texts_of(samples: Iterable[Sample]) -> Iterator[str]:
     """Every text of the samples."""
-    found = []
     for sample in samples:
         said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
-        found += [text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text]
-    return found
+        yield from (text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text)

@@ -14,6 +14,7 @@ from vlatrain.config.data import SPLIT_VALUES, ColumnsConfig, SplitConfig
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.checks import Problems
 from vlatrain.data.images import identity
+from vlatrain.data.lazy import column, select
 from vlatrain.data.sample import Sample
 from vlatrain.data.tables import Row, Table
 
@@ -176,7 +177,7 @@ def _counted(by_split: Mapping[str, Sequence[Row]]) -> str:
     return ", ".join(f"{len(of_split):,} {split}" for split, of_split in by_split.items() if of_split)
 
 
-def few_shots(samples: Sequence[Sample], shots: int, seed: str) -> list[Sample]:
+def few_shots(samples: Sequence[Sample], shots: int, seed: str) -> Sequence[Sample]:
     """At most `shots` samples of each class, drawn at random and kept in the order given.
 
     Fewer shots are among more, and those of a class do not depend on which other classes there are.
@@ -187,13 +188,13 @@ def few_shots(samples: Sequence[Sample], shots: int, seed: str) -> list[Sample]:
         seed: seed of the draw.
     """
     by_label: dict[str, list[int]] = {}
-    for place, sample in enumerate(samples):
-        by_label.setdefault(sample.label, []).append(place)
+    for place, label in enumerate(column(samples, "label")):
+        by_label.setdefault(label, []).append(place)
     chosen: list[int] = []
     for label, places in by_label.items():
         random.Random(f"shots {seed} {label}").shuffle(places)
         chosen += places[:shots]
-    return [samples[place] for place in sorted(chosen)]
+    return select(samples, sorted(chosen))
 
 
 def _shuffled(items: list[Item], seed: str, labels: Mapping[Item, str]) -> list[Item]:

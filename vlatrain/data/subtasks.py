@@ -12,13 +12,13 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.config.joint import JOINT, subtasks
 from vlatrain.data import load
 from vlatrain.data.checks import Problems, check_labels
 from vlatrain.data.features import check_shown
+from vlatrain.data.lazy import column, joined, named, select
 from vlatrain.data.masks import check_masks
 from vlatrain.data.sample import Sample
 from vlatrain.data.splits import few_shots
@@ -28,7 +28,7 @@ log = logging.getLogger("vlatrain")
 SHOWN = 5  # classes that a message names
 
 
-def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sample]]:
+def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, Sequence[Sample]]:
     """The samples of a run.
 
     Args:
@@ -46,14 +46,12 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
     fewest = size if isinstance(size, int) else 1
     if config.task.name != JOINT:
         return _load(config, splits, fewest)
-    found: dict[str, dict[str, list[Sample]]] = {split: {} for split in splits}
+    found: dict[str, dict[str, Sequence[Sample]]] = {split: {} for split in splits}
     problems: list[str] = []
     for name, subtask in subtasks(config).items():
         try:
             for split, samples in _load(subtask, splits).items():
-                found.setdefault(split, {})[name] = [
-                    replace(sample, id=f"{name}/{sample.id}", subtask=name) for sample in samples
-                ]
+                found.setdefault(split, {})[name] = named(samples, name)
         except UserError as error:
             problems += [f"subtask {name}: {problem}" for problem in error.problems]
     if problems:
@@ -66,23 +64,21 @@ def load_run(config: TrainConfig, splits: Sequence[str]) -> dict[str, list[Sampl
             "%s samples are left out, as they are those of %s alone (%s): a joint score needs all subtasks'; set %s",
             split, ", ".join(own), f"{sum(map(len, own.values())):,}", ", ".join(lacking),
         )  # fmt: skip
-    joined = {
-        split: [sample for samples in by_subtask.values() for sample in samples] for split, by_subtask in found.items()
-    }
-    if "train" in joined:
-        joined["train"] = sampled(found["train"], config.task, config.seed)
-        if (count := len(joined["train"])) < fewest:
+    together = {split: joined(by_subtask.values()) for split, by_subtask in found.items()}
+    if "train" in together:
+        together["train"] = sampled(found["train"], config.task, config.seed)
+        if (count := len(together["train"])) < fewest:
             raise UserError(
                 f"the subtasks have {count} training samples in all, fewer than one batch of {fewest}: set "
                 f"trainer.batch_size={count} or less"
             )
-    return joined
+    return together
 
 
-def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, list[Sample]]:
+def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> dict[str, Sequence[Sample]]:
     """The samples of a run that is not joint, or of a subtask."""
     samples = load(config.data, config.task, splits, batch_size)
-    check_shown(config.model, [sample for found in samples.values() for sample in found])
+    check_shown(config.model, joined(samples.values()))
     if "label" in config.task.spec.fields:
         problems = Problems()
         check_labels(samples, config.task.classes, config.task.metric, problems)
@@ -96,11 +92,11 @@ def _load(config: TrainConfig, splits: Sequence[str], batch_size: int = 1) -> di
     return samples
 
 
-def _by_class(config: TrainConfig, train: list[Sample]) -> list[Sample]:
+def _by_class(config: TrainConfig, train: Sequence[Sample]) -> Sequence[Sample]:
     """The training samples with as many of each class as `data.shots` and `data.balance` say."""
     shots = config.data.shots
     if shots is not None:
-        counts = Counter(sample.label for sample in train)
+        counts = Counter(column(train, "label"))
         # fewer than a batch are no mistake here: a step takes all of them
         train = few_shots(train, shots, f"{config.data.seed}/{config.seed}")
         if few := [label for label, count in counts.items() if count < shots]:
@@ -109,13 +105,14 @@ def _by_class(config: TrainConfig, train: list[Sample]) -> list[Sample]:
             log.warning(message, shots, len(few), len(counts), named)
     if config.data.balance == "none":
         return train
-    groups: dict[str, list[Sample]] = {}
-    for sample in train:
-        groups.setdefault(sample.label, []).append(sample)
-    return _repeated(groups, dict.fromkeys(groups, max(map(len, groups.values()))), config.seed)
+    groups: dict[str, list[int]] = {}
+    for place, label in enumerate(column(train, "label")):
+        groups.setdefault(label, []).append(place)
+    most = max(map(len, groups.values()))
+    return select(train, [place for label, own in groups.items() for place in _repeated(own, most, label, config.seed)])
 
 
-def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> list[Sample]:
+def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: int) -> Sequence[Sample]:
     """The training samples of all subtasks by the sampling rule, one subtask's after the other's.
 
     Args:
@@ -124,17 +121,14 @@ def sampled(samples: Mapping[str, Sequence[Sample]], config: TaskConfig, seed: i
         seed: seed of the draw that fills up a subtask whose samples are repeated.
     """
     counts = shares({name: len(own) for name, own in samples.items()}, config.sampling, config.sampling_temperature)
-    return _repeated(samples, counts, seed)
+    return joined(select(own, _repeated(range(len(own)), counts[name], name, seed)) for name, own in samples.items())
 
 
-def _repeated(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, int], seed: int) -> list[Sample]:
-    """So many samples of each group, one group's after the other's: all of them as often as they go into it, and a seeded draw."""
-    made: list[Sample] = []
-    for name, own in samples.items():
-        whole, rest = divmod(counts[name], len(own))
-        # seeded by text: the same on every machine, and for a subtask whatever the others are
-        made += [*own] * whole + random.Random(f"{seed}/{name}").sample(own, rest)
-    return made
+def _repeated(places: Sequence[int], count: int, name: str, seed: int) -> list[int]:
+    """So many places of a group: all of them as often as they go into it, and a seeded draw."""
+    whole, rest = divmod(count, len(places))
+    # seeded by text: the same on every machine, and for a subtask whatever the others are
+    return [*places] * whole + random.Random(f"{seed}/{name}").sample(places, rest)
 
 
 def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:

@@ -7,7 +7,7 @@ one that always says "yes" 26 %. A score is worth as much as it is above these.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 WORDINGS = 10_000  # wordings of questions that are told apart: of larger data the most frequent ones
@@ -68,6 +68,6 @@ def best_constants(
     return Constants(likeliest(overall), {key: likeliest(worth[key]) for key, _ in often.most_common(wordings)})
 
 
-def majority(labels: Sequence[str]) -> str:
+def majority(labels: Iterable[str]) -> str:
     """The most frequent label, of equals the first that occurs; empty without labels."""
-    return Counter(labels).most_common(1)[0][0] if labels else ""
+    return next((label for label, _ in Counter(labels).most_common(1)), "")

@@ -11,6 +11,7 @@ from typing import Any
 from vlatrain import __version__
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.config import TrainConfig
+from vlatrain.config.files import state_of
 from vlatrain.config.joint import subtasks
 from vlatrain.config.memo import key_of, load_result
 
@@ -46,15 +47,6 @@ def key_of_files(config: TrainConfig) -> str:
                 files.append((os.path.abspath(path), *state))
     settings = (asdict(config.task), asdict(config.model), asdict(config.data), config.seed, config.trainer.batch_size)
     return key_of(FORM, __version__, os.getcwd(), settings, files, tokenizer_files(config))
-
-
-def state_of(path: str) -> list[int] | None:
-    """When a file was last changed, and its size; None: there is none."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return None
-    return [about.st_mtime_ns, about.st_size]
 
 
 def tokenizer_files(config: TrainConfig) -> list[Hashable]:

@@ -14,12 +14,14 @@ from vlatrain import __version__
 from vlatrain.backbones.describe import SHIPPED
 from vlatrain.config import TrainConfig
 from vlatrain.config.checks.serving import serving
+from vlatrain.config.files import state_of
 from vlatrain.config.joint import subtasks
 from vlatrain.config.memo import keep_result, key_of, load_result
 from vlatrain.data.facts import facts_of
 from vlatrain.data.images import FilePicture, identity
+from vlatrain.data.lazy import Lazy, by_subtask, pictures
 from vlatrain.data.sample import Picture, Sample, fingerprint
-from vlatrain.reporting.data_lookup import FORM, key_of_files, state_of, tokenizer_files
+from vlatrain.reporting.data_lookup import FORM, key_of_files, tokenizer_files
 
 TEXTS = "texts"  # the kind of warnings that the checks of lengths give, too
 DECODED, PATIENCE = 4, 0.2  # images of each split, and seconds, that the short form before a training costs at most
@@ -63,8 +65,7 @@ def report_of(
             return dict(report)
     report = {"subtasks": {}, "warnings": []}
     for name in subtasks(config):
-        own = {split: [one for one in given if one.subtask == name or not name] for split, given in samples.items()}
-        facts = _facts(key_of(FORM, __version__, data, name), own, brief)
+        facts = _facts(key_of(FORM, __version__, data, name), by_subtask(samples, name), brief)
         report["subtasks"][name] = {"splits": facts["splits"]}
         subtask = f"subtask {name}: " if name else ""
         if config.data.name != "shapes":  # what is generated is as it is
@@ -88,26 +89,27 @@ def _remember(
 ) -> None:
     """Keep by the state of the data files under what their report is kept."""
     if key := key_of_files(config):
-        files = {one.image.path for given in samples.values() for one in given if isinstance(one.image, FilePicture)}
+        files = {one.path for given in samples.values() for one in pictures(given) if isinstance(one, FilePicture)}
         images = [[path, *(state_of(path) or [])] for path in sorted(files)]
         keep_result(key, {"about": about, "images": images, "said": [list(one) for one in said]})
 
 
 def _facts(key: str, samples: Mapping[str, Sequence[Sample]], brief: bool) -> dict[str, Any]:
     """The facts that need no backbone, which those of other tasks and backbones on the same data share."""
-    if facts := load_result(key):
-        return dict(facts)
+    for known in (key, f"{key}-brief")[: 1 + brief]:
+        if facts := load_result(known):
+            return dict(facts)
     facts = facts_of(samples, DECODED, PATIENCE) if brief else facts_of(samples)
-    if not brief:
-        keep_result(key, facts)
+    keep_result(f"{key}-brief" if brief else key, facts)
     return facts
 
 
 def _key_of_data(samples: Mapping[str, Sequence[Sample]]) -> str:
     """A hash of samples and of the state of their image files."""
-    pictures = {id(sample.image): sample.image for given in samples.values() for sample in given}
-    stamps = sorted({_stamp(picture) for picture in pictures.values()}, key=str)
-    return key_of({split: fingerprint(given) for split, given in samples.items()}, stamps)
+    held = [given for given in samples.values() if not isinstance(given, Lazy)]
+    stamps = sorted({_stamp(picture) for given in held for picture in pictures(given)}, key=str)
+    mapped = [given.stamp for given in samples.values() if isinstance(given, Lazy)]  # with the state of their images
+    return key_of({split: fingerprint(given) for split, given in samples.items()}, stamps, *mapped)
 
 
 def _stamp(picture: Picture) -> Hashable:

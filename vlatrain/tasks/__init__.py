@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from vlatrain.backbones.base import Answerer, Backbone, Classifier, Matcher
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.config.joint import JOINT, tasks
+from vlatrain.data.lazy import of_subtask
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Batch, Batches, Evaluation, Task
 from vlatrain.tasks.captioning import Captioning
@@ -22,10 +23,7 @@ from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
 
 def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Joint:
-    subtasks = {
-        name: build(subtask, backbone, [sample for sample in train if sample.subtask == name])
-        for name, subtask in tasks(config).items()
-    }
+    subtasks = {name: build(subtask, backbone, of_subtask(train, name)) for name, subtask in tasks(config).items()}
     return Joint(config, backbone, subtasks)
 
 

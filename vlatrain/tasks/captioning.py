@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Generator, Text, blank_text
 from vlatrain.config import TaskConfig
+from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import caption as metric
 from vlatrain.metrics.bootstrap import Statistic, mean
@@ -148,7 +149,7 @@ class Captioning(Task):
 
     def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
         """The caption that scores most as the caption of every image."""
-        return asdict(best_constant([sample.captions for sample in train])) if train else {}
+        return asdict(best_constant([*column(train, "captions")])) if train else {}
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
         """A constant caption."""

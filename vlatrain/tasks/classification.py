@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from vlatrain.backbones.base import Backbone, Embedder, Generator, blank_text
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.lazy import column, select
 from vlatrain.data.sample import Sample
 from vlatrain.injection.context import context_of
 from vlatrain.metrics import classification as metric
@@ -62,7 +63,7 @@ class Classification(Task):
 
     def __init__(self, config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> None:
         if not config.classes:
-            config = replace(config, classes=sorted({sample.label for sample in train}))
+            config = replace(config, classes=sorted(set(column(train, "label"))))
         super().__init__(config, backbone)
         self.place = {name: place for place, name in enumerate(config.classes)}
 
@@ -116,7 +117,7 @@ class Classification(Task):
 
     def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
         """The most frequent class."""
-        return {"label": majority([sample.label for sample in train])}
+        return {"label": majority(column(train, "label"))}
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
         """The most frequent class, always."""
@@ -325,9 +326,9 @@ class BaseToNew(Task):
             _classification_on(replace(plain, classes=own), whole.backbone) for own in (classes[:half], classes[half:])
         )
 
-    def learned(self, samples: Sequence[Sample]) -> list[Sample]:
+    def learned(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Those of the base half."""
-        return [sample for sample in samples if sample.label in self.base.place]
+        return select(samples, [n for n, label in enumerate(column(samples, "label")) if label in self.base.place])
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples of the base half."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.images import is_shown, load_at
+from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
 from vlatrain.metrics.baselines import Constants, best_constants
@@ -175,7 +176,7 @@ class Instruct(Task):
 
     def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
         """The most frequent last reply, and the most frequent one to each wording of what the user says before it."""
-        last = [sample.turns[-1] for sample in train if sample.turns]
+        last = (turns[-1] for turns in column(train, "turns") if turns)
         return asdict(best_constants(((turn.user, {turn.reply: 1.0}) for turn in last if turn.reply), normalise))
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:

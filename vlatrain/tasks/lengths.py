@@ -18,6 +18,7 @@ from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.lazy import Images, by_subtask, distinct, joined
 from vlatrain.tasks.looks import Form, Seen, looked_at, reading, writing
 
 if TYPE_CHECKING:
@@ -177,9 +178,9 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
     problems: list[str] = []
     with quiet():  # tokenizers tell of texts that are too long
         for task in [*tasks.values()][:1]:  # all have the same backbone
-            task.backbone.measure([one.image for found in samples.values() for one in found])
+            task.backbone.measure(Images(joined(samples.values())))
         for name, task in tasks.items():
-            own = {split: [one for one in found if one.subtask == name or not name] for split, found in samples.items()}
+            own = by_subtask(samples, name)
             report = _Report(task, f"task.subtasks.{name}." if name else "task.", f"subtask {name}: " if name else "")
             report.look(own)
             problems += report.problems
@@ -224,8 +225,9 @@ class _Report:
 
     def _split(self, split: str, samples: Sequence[Sample], use: Use) -> None:
         """What there is to say of one kind of text in one split."""
-        every = [one for one in {sample.id: sample for sample in samples}.values() if use.of(one)]
-        some = looked_at(every)
+        every = distinct(samples)
+        looked = looked_at(every)
+        some = [one for one in looked if use.of(one)]
         texts = list(dict.fromkeys(text for sample in some for text in use.of(sample)))
         if not texts:
             return
@@ -233,7 +235,7 @@ class _Report:
         most = self.task.longest(use.room) if use.setting == LIMIT else self.task.config.decode.most_new
         cut = [sample for sample in some if any(seen[text].tokens > most for text in use.of(sample))]
         lost = [sample for sample in some if not any(_counts(seen[text], most, use) for text in use.of(sample))]
-        of = f"{len(some):,}" + (f" looked at (of {len(every):,})" if len(some) < len(every) else "")
+        of = f"{len(some):,}" + (f" looked at (of {len(every):,})" if len(looked) < len(every) else "")
         where = f"{self.subtask}{'input' if split == 'asked' else f'data.{split}'}"
         longest = max(seen[text].tokens for text in texts)
         if lost:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.lengths import UNLIMITED
 from vlatrain.config.files import kept_folder, replace_file
+from vlatrain.data.lazy import select
 
 if TYPE_CHECKING:
-    from vlatrain.data.sample import Turn
+    from vlatrain.data.sample import Sample, Turn
 
 log = logging.getLogger("vlatrain")
 
@@ -31,7 +34,6 @@ WORTH_KEEPING = 5_000  # texts that take a while to look at
 KEPT = "texts-{}.npy"  # what was seen of so many
 NONE = -1  # in such a file, for `Seen.first`
 
-Item = TypeVar("Item")
 Form = Callable[[str], Hashable]
 """The form in which a metric compares a text."""
 
@@ -52,11 +54,11 @@ class Seen(NamedTuple):
     returns: bool = True
 
 
-def looked_at(samples: Sequence[Item]) -> Sequence[Item]:
+def looked_at(samples: Sequence[Sample]) -> Sequence[Sample]:
     """The samples that are looked at: all, or a seeded draw of `AT_MOST`, in their order."""
     if len(samples) <= AT_MOST:
         return samples
-    return [samples[place] for place in sorted(random.Random("looked at").sample(range(len(samples)), AT_MOST))]
+    return select(samples, sorted(random.Random("looked at").sample(range(len(samples)), AT_MOST)))
 
 
 class Look:
@@ -88,6 +90,7 @@ class Look:
         with suppress(OSError, ValueError, EOFError):
             table = np.load(file, allow_pickle=False)
             if table.shape == (len(texts), len(Seen._fields)):
+                os.utime(file)
                 return [
                     Seen(int(tokens), None if first == NONE else int(first), bool(unknown), bool(returns))
                     for tokens, first, unknown, returns in table.tolist()
@@ -100,6 +103,13 @@ class Look:
         with suppress(OSError):  # it is looked at again
             replace_file(file, stream.getvalue())
         return found
+
+
+def counts() -> list[Path]:
+    """The files of what was seen of many texts."""
+    with suppress(OSError):
+        return [*kept_folder().glob(KEPT.format("*"))]
+    return []
 
 
 def reading(backbone: Backbone) -> Look:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +13,18 @@ from vlatrain.backbones.limits import refusal, widest_ratio
 from vlatrain.config import UserError
 from vlatrain.data.checks import Problems
 from vlatrain.data.images import identity, size_of
+from vlatrain.data.lazy import pictures
 from vlatrain.data.sample import Sample
 
 NARROW = 8  # longer side to shorter one: up to it every known image processor takes an image
 
 
-def check_samples(backbone: Backbone, samples: Iterable[Sample]) -> None:
+def check_samples(backbone: Backbone, samples: Sequence[Sample]) -> None:
     """Make sure that a backbone's processor can take samples.
 
     Raises:
         UserError: its image processor refuses images for their shape; row by row.
     """
-    samples = list(samples)
     problems = Problems()
     _check_shapes(backbone, samples, problems)
     problems.raise_if_any()
@@ -53,6 +53,8 @@ def images_named(backbone: Backbone, samples: Sequence[Sample], images: Sequence
 
 def _check_shapes(backbone: Backbone, samples: Sequence[Sample], problems: Problems) -> None:
     """Report images that the image processor refuses for their shape: blank ones of the narrowest shapes are tried on it."""
+    if not any(_ratio(size) > NARROW for picture in pictures(samples) if (size := size_of(picture))):
+        return
     first: dict[str, Sample] = {}  # by image: it is the first whose header was read when the data was checked
     for sample in samples:
         first.setdefault(identity(sample.image), sample)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlatrain.backbones.architecture import quiet
+from vlatrain.data.lazy import distinct
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Task
 from vlatrain.tasks.lengths import LIMIT, NEW, Use
@@ -31,9 +32,8 @@ def text_facts(task: Task, samples: Mapping[str, Sequence[Sample]]) -> dict[str,
     found: dict[str, list[dict[str, Any]]] = {}
     with quiet():  # tokenizers tell of texts that are too long
         for split, given in samples.items():
-            distinct = list({sample.id: sample for sample in given}.values())
             uses = [use for use in task.uses() if use.splits in ("all", "train" if split == "train" else "asked")]
-            found[split] = [facts for use in uses if (facts := _facts(task, use, looked_at(distinct)))]
+            found[split] = [facts for use in uses if (facts := _facts(task, use, looked_at(distinct(given))))]
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Context, Generator, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
+from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
 from vlatrain.metrics import vqa as metric
 from vlatrain.metrics.baselines import Constants, best_constants
@@ -75,7 +76,7 @@ class Vqa(Task):
         if not isinstance(backbone, self.takes):
             raise UserError(f"model.family={backbone.config.family}: gives no answers that task={config.name} can take")
         if config.answers == "rank" and not config.answer_list:
-            seen = Counter(answer for sample in train for answer in sample.answers)
+            seen = Counter(answer for answers in column(train, "answers") for answer in answers)
             config = replace(config, answer_list=[answer for answer, _ in seen.most_common()])
         super().__init__(config, backbone)
         self.generator = cast(Generator, backbone)
@@ -229,7 +230,8 @@ class Vqa(Task):
 
     def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
         """The answers that score most where they are given to every question, and to each one of the same wording."""
-        asked = ((sample.question, metric.worth(sample.answers)) for sample in train)
+        both = zip(column(train, "question"), column(train, "answers"), strict=True)
+        asked = ((question, metric.worth(answers)) for question, answers in both)
         return asdict(best_constants(asked, metric.normalise))
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:

@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vlatrain.backbones.base import Answerer, Backbone
 from vlatrain.config import TaskConfig
+from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.vqa import normalise
 from vlatrain.tasks.base import ImageBatch
@@ -132,23 +133,23 @@ def resolve_answers(config: TaskConfig, backbone: Backbone, train: Sequence[Samp
 
 def _chosen(own: list[str], train: Sequence[Sample]) -> list[str]:
     known = _places(own)
-    answerable = sum(any(normalise(answer) in known for answer in sample.answers) for sample in train)
+    answerable = sum(any(normalise(one) in known for one in answers) for answers in column(train, "answers"))
     if answerable >= ENOUGH * len(train):
         share = 100 * answerable / max(1, len(train))
         log.info("Answers: the %s of the checkpoint, for %.1f %% of the training questions", f"{len(own):,}", share)
         return own
     counts: dict[str, Counter[str]] = {}  # by normal form, how often each form of an answer occurs
-    for sample in train:
-        for answer in sample.answers:
+    for answers in column(train, "answers"):
+        for answer in answers:
             counts.setdefault(normalise(answer), Counter())[answer] += 1
     often = sorted(counts.values(), key=lambda forms: -forms.total())
-    answers = [forms.most_common(1)[0][0] for forms in often[:MOST]]
-    new = sum(answer not in own for answer in answers)
+    usual = [forms.most_common(1)[0][0] for forms in often[:MOST]]
+    new = sum(answer not in own for answer in usual)
     log.info(
         "Answers: %s of the training data's %s, of which the classifier has yet to learn %s",
-        f"{len(answers):,}", f"{len(often):,}", f"{new:,}",
+        f"{len(usual):,}", f"{len(often):,}", f"{new:,}",
     )  # fmt: skip
-    return answers
+    return usual
 
 
 def _places(answers: Sequence[str]) -> dict[str, int]:

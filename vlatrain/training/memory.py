@@ -23,6 +23,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.quantise import BYTES, layers_of, linears
 from vlatrain.config import TrainConfig
 from vlatrain.config.methods import components, is_peft
+from vlatrain.data.lazy import of_subtask
 from vlatrain.data.sample import Sample
 from vlatrain.tasks import Task, build, subtasks_of
 from vlatrain.tasks.base import TYPICAL
@@ -103,8 +104,7 @@ def on_meta(backbone: Backbone, model: nn.Module) -> tuple[nn.Module, nn.Module]
 def lengths_of(task: Task, samples: Sequence[Sample], size: int) -> dict[str, dict[str, int]]:
     """By subtask, how long the texts of the largest batch are: see `longest_texts`."""
     subtasks = subtasks_of(task)
-    by_task = {name: [one for one in samples if not name or one.subtask == name] for name in subtasks}
-    return {name: longest_texts(own, by_task[name], size) for name, own in subtasks.items()}
+    return {name: longest_texts(own, of_subtask(samples, name), size) for name, own in subtasks.items()}
 
 
 def largest_passes(

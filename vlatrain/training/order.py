@@ -47,7 +47,7 @@ class Order:
     accumulate: int = 1
     processes: int = 1
     seed: int = 0
-    _epoch: tuple[int, list[int]] = field(default=(-1, []), repr=False)
+    _epoch: tuple[int, torch.Tensor] = field(default=(-1, torch.empty(0)), repr=False)
 
     @property
     def step_size(self) -> int:
@@ -62,7 +62,7 @@ class Order:
     def step(self, step: int) -> list[int]:
         """Positions of the samples of a step, counted from 0 over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        return self._permutation(epoch)[within * self.step_size : (within + 1) * self.step_size]
+        return self._permutation(epoch)[within * self.step_size : (within + 1) * self.step_size].tolist()
 
     def micro_batches(self, step: int, rank: int = 0) -> list[MicroBatch]:
         """The forward passes of a step in one process. Every process has the same number of them."""
@@ -75,8 +75,8 @@ class Order:
             micro_batches.append(MicroBatch(tuple(together[low:high] or together[:1]), weight))
         return micro_batches
 
-    def _permutation(self, epoch: int) -> list[int]:
+    def _permutation(self, epoch: int) -> torch.Tensor:
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self._epoch = (epoch, torch.randperm(self.samples, generator=generator).tolist())
+            self._epoch = (epoch, torch.randperm(self.samples, generator=generator))
         return self._epoch[1]

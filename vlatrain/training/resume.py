@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vlatrain.config import UserError
+from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
 from vlatrain.injection.saved import differences, shapes_of
 from vlatrain.training import rng
@@ -30,9 +31,11 @@ def identity(
     train: Sequence[Sample], order: Order, total: int, parameters: Mapping[str, nn.Parameter], frozen_hash: str
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to continue a training, as readable key and value."""
-    ids = hashlib.sha256("\n".join(sample.id for sample in train).encode()).hexdigest()
+    ids = hashlib.sha256()
+    for place, one in enumerate(column(train, "id")):
+        ids.update(("\n" * (place > 0) + one).encode())
     return {
-        "training samples": f"{len(train)} ({ids[:12]})",
+        "training samples": f"{len(train)} ({ids.hexdigest()[:12]})",
         "samples per step": order.step_size,
         "steps": total,
         "seed": order.seed,

@@ -20,6 +20,7 @@ from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
+from vlatrain.data.lazy import Images, by_subtask, joined
 from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
@@ -112,7 +113,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
     # images that the processor refuses are told before any is processed to see how many tokens it comes to
-    check_samples(backbone, (sample for split in samples.values() for sample in split))
+    check_samples(backbone, joined(samples.values()))
     task = with_lengths(build(prepare(config.task, backbone, train), backbone, train), samples)
     config = replace(config, task=task.config)
     check_lengths(subtasks_of(task), samples)
@@ -178,7 +179,7 @@ def load_setup(
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
     task = build(prepare(config.task, backbone), backbone)
-    check_samples(backbone, (sample for split in samples.values() for sample in split))
+    check_samples(backbone, joined(samples.values()))
     check_lengths(subtasks_of(task), samples)
     if precision == "fp16":
         keep_from_overflow(backbone.model)
@@ -205,11 +206,10 @@ def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> to
 
 def with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
     """A task with numbers for the lengths that are `auto`."""
-    task.backbone.measure([one.image for found in samples.values() for one in found])
+    task.backbone.measure(Images(joined(samples.values())))
     known: dict[str, TaskConfig] = {}
     for name, subtask in subtasks_of(task).items():
-        by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
-        known[name] = found = settled(subtask, by_split)
+        known[name] = found = settled(subtask, by_subtask(samples, name))
         key, new = f"task.subtasks.{name}." if name else "task.", found.decode.max_new_tokens
         written = f", {key}decode.max_new_tokens={new}" if new != "auto" else ""
         log.info("Lengths: %smax_length=%s%s", key, found.max_length, written)

@@ -1,4 +1,5 @@
-"""`vlatrain cache`: the prefixes that runs have kept on disk, what they are of, and how to be rid of them; data reports, too."""
+"""`vlatrain cache`: the prefixes and the tables of samples that runs have kept on disk, what they are of, and how to be rid of
+them; data reports and counts of tokens, too."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from rich.table import Table
 from vlatrain.config import UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.memo import results
+from vlatrain.data import stored
+from vlatrain.tasks.looks import counts
 from vlatrain.training.prefix_cache import store
 
 DAY = 86_400
@@ -24,11 +27,12 @@ KEYS = ("prune", "older_than")
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of kept states.
+    """A folder of kept states, or of samples.
 
     Attributes:
-        path: the folder; its name is the hash of the prefix.
-        note: what it is of: model, source, task, prefix, precision; empty if nothing whole is in it.
+        path: the folder; its name is the hash of the prefix, or of the data.
+        note: what it is of: model, source, task, prefix, precision; of samples their number by split; empty if nothing whole is in
+            it.
         bytes: of what is in it.
         days: since it was last used.
     """
@@ -51,6 +55,16 @@ def folders() -> list[Folder]:
     return sorted(found, key=lambda folder: folder.days)
 
 
+def tables() -> list[Folder]:
+    """The tables of samples that are kept, the last used first."""
+    found = []
+    for path in stored.tables():
+        with suppress(FileNotFoundError):  # another process has just removed it
+            days = (time.time() - path.stat().st_mtime) / DAY
+            found.append(Folder(path, stored.numbers_of(path), stored.table_bytes(path), days))
+    return found
+
+
 def show(words: Sequence[str], console: Console | None = None) -> None:
     """List what is kept, or prune it.
 
@@ -63,17 +77,22 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
     """
     console = console or Console()
     asked = _asked(words)
-    found = folders()
-    chosen = [folder for folder in found if folder.days >= asked.get("older_than", 0.0)]
-    if (name := asked.get("prune", "all")) != "all":
-        chosen = [folder for folder in chosen if folder.path.name.startswith(name)]
-        if not chosen:
-            raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
+    found, of_samples = folders(), tables()
+    name, days = asked.get("prune", "all"), asked.get("older_than", 0.0)
+    chosen, doomed = (
+        [one for one in kept if one.days >= days and (name == "all" or one.path.name.startswith(name))]
+        for kept in (found, of_samples)
+    )
+    if name != "all" and not chosen and not doomed:
+        raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
     if asked:
         freed = store.clear(folder.path for folder in chosen)
         if name == "all":
-            _remove_reports(asked.get("older_than", 0.0))
+            _remove_files(days)
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
+        if of_samples:
+            freed = sum(stored.remove(folder.path) for folder in doomed)
+            console.print(f"Removed {len(doomed)} of {len(of_samples)} tables of samples, {freed / 1e9:.2f} GB")
         return
     table = Table(
         "name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.kept_folder()}"
@@ -82,14 +101,19 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
         table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
     console.print(table)
-    console.print(
-        f"{sum(folder.bytes for folder in found) / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes"
-    )
+    if of_samples:
+        table = Table("name", "samples", "GB", "last used", title=f"Samples kept in {stored.tables_folder()}")
+        for folder in of_samples:
+            numbers = ", ".join(f"{number:,} {split}" for split, number in folder.note.items()) or "?"
+            table.add_row(folder.path.name[:12], numbers, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
+        console.print(table)
+    size = sum(folder.bytes for folder in [*found, *of_samples])
+    console.print(f"{size / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes")
 
 
-def _remove_reports(days: float) -> None:
-    """Remove the data reports that were last used so many days ago or more."""
-    for file in results():
+def _remove_files(days: float) -> None:
+    """Remove the data reports, and the counts of tokens, that were last used so many days ago or more."""
+    for file in [*results(), *counts()]:
         with suppress(OSError):
             if time.time() - file.stat().st_mtime >= days * DAY:
                 file.unlink()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +42,7 @@ def check(config: CheckConfig, console: RichConsole | None = None) -> dict[str, 
             for level, message in said:
                 log.log(level, "%s", message)
         else:
-            with _without_collector():
-                report, said = _looked(config)
+            report, said = _looked(config)
     problems = report.pop("problems", [])
     warned = dict.fromkeys(message for level, message in said if level >= logging.WARNING)
     report["warnings"] = [*({"kind": "data", "message": message} for message in warned), *report["warnings"]]
@@ -60,32 +57,23 @@ def check(config: CheckConfig, console: RichConsole | None = None) -> dict[str, 
     return report
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """While inside, the garbage collector does not go through the samples again and again: a fourth of the time of a large set."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
 def _looked(config: CheckConfig) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     """The report, and what was logged when the samples were read. A report that is kept needs none of what is imported here."""
+    from vlatrain.data.stored import without_collector
     from vlatrain.data.subtasks import load_run
     from vlatrain.reporting.data_report import report_of
 
     tests = any(subtask.data.test for subtask in subtasks(config).values())
-    with collected(logging.INFO) as said:
-        samples = load_run(config, ["train", "eval", "test"] if tests else ["train", "eval"])
-    return report_of(config, samples, lambda: _texts(config, samples), said=said), said
+    with without_collector():
+        with collected(logging.INFO) as said:
+            samples = load_run(config, ["train", "eval", "test"] if tests else ["train", "eval"])
+        return report_of(config, samples, lambda: _texts(config, samples), said=said), said
 
 
 def _texts(config: CheckConfig, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """What the backbone's tokenizer and image processor make of the samples, as before a training."""
     from vlatrain.backbones.loading import load_without_weights
+    from vlatrain.data.lazy import by_subtask, joined
     from vlatrain.data.sample import texts_of
     from vlatrain.reporting.data_report import TEXTS
     from vlatrain.tasks import build, prepare, subtasks_of
@@ -100,7 +88,7 @@ def _texts(config: CheckConfig, samples: Mapping[str, Sequence[Sample]]) -> dict
     except UserError as error:  # the rest is shown all the same
         return {"texts": {}, "warnings": [], "problems": error.problems}
     try:
-        check_samples(backbone, [sample for given in samples.values() for sample in given])
+        check_samples(backbone, joined(samples.values()))
     except UserError as error:  # lengths cannot be counted beside an image that the processor refuses
         return {"texts": {}, "warnings": [], "problems": error.problems}
     with collected() as said:
@@ -112,7 +100,6 @@ def _texts(config: CheckConfig, samples: Mapping[str, Sequence[Sample]]) -> dict
             problems += error.problems
     facts = {}
     for name, own in tasks.items():
-        by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
-        facts[name] = text_facts(own, by_split)
+        facts[name] = text_facts(own, by_subtask(samples, name))
     warnings = [{"kind": TEXTS, "message": message} for message in dict.fromkeys(message for _, message in said)]
     return {"texts": facts, "warnings": warnings, "problems": problems}

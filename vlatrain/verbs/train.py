@@ -11,12 +11,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from vlatrain import __version__
 from vlatrain.backbones.reuse import give_back
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks, tasks
+from vlatrain.config.memo import keep_result, key_of, load_result
 from vlatrain.data.augment import augmented
 from vlatrain.data.facts import SHARED_CAPTIONS
+from vlatrain.data.lazy import by_subtask
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.injection.attach import check, group_of, save
@@ -32,6 +35,7 @@ from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known, subtasks_of
+from vlatrain.tasks.looks import AT_MOST
 from vlatrain.tasks.text_facts import text_facts
 from vlatrain.tasks.yardsticks import Yardsticks
 from vlatrain.training.contrast import passes_together
@@ -115,7 +119,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     build_sample_cache(setup, samples["train"], config, console)
     _announce(config, setup)
     # of several processes one is enough: nothing that is computed together depends on it
-    constants = setup.task.constants(samples["train"]) if main else {}
+    constants = _constants(setup, samples["train"], data["train"]) if main else {}
     yardsticks = {
         split: setup.task.yardsticks(samples[split], constants) for split in samples if split != "train" and main
     }
@@ -165,6 +169,17 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     give_back(loop.parameters.values())
 
 
+def _constants(setup: TrainingSetup, train: Sequence[Sample], data: str) -> dict[str, Any]:
+    """The constants of a task, from disk where they were found before: of many samples finding them takes longer than all else that
+    is done with their texts."""
+    if len(train) <= AT_MOST:
+        return setup.task.constants(train)
+    key = key_of("constants", __version__, data, len(train), dataclasses.asdict(setup.task.config))
+    if (known := load_result(key)) is None:
+        keep_result(key, known := setup.task.constants(train))
+    return dict(known)
+
+
 def describe_yardsticks(config: TrainConfig, yardsticks: Mapping[str, Yardsticks]) -> None:
     """Log what the scores of each split will be compared with, before they are there."""
     for split, found in yardsticks.items():
@@ -187,8 +202,7 @@ def _report_data(
     def texts() -> dict[str, Any]:
         facts = {}
         for name, task in subtasks_of(setup.task).items():
-            by_split = {split: [one for one in found if one.subtask == name] for split, found in samples.items()}
-            facts[name] = text_facts(task, by_split)
+            facts[name] = text_facts(task, by_subtask(samples, name))
         return {"texts": facts, "warnings": [], "problems": []}
 
     report = report_of(config, samples, texts, brief=True)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.backbones.prefix import Enough, PrefixReplay
 from vlatrain.data.images import load_at
+from vlatrain.data.lazy import select
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.sample_checks import images_named
 from vlatrain.training.batches import PREFETCH, batches_by
@@ -63,10 +64,11 @@ class Builder:
             workers: data-loading processes.
         """
         began, done = time.perf_counter(), 0
-        alike: dict[int, list[Sample]] = {}  # by what their questions are cut to; 0: none are asked
-        for sample in samples:
-            alike.setdefault(cache.lengths[sample.subtask] if self.asked(sample) else 0, []).append(sample)
-        for length, part in sorted(alike.items()):
+        alike: dict[int, list[int]] = {}  # by what their questions are cut to; 0: none are asked
+        for place, sample in enumerate(samples):
+            alike.setdefault(cache.lengths[sample.subtask] if self.asked(sample) else 0, []).append(place)
+        for length, places in sorted(alike.items()):
+            part = select(samples, places)
             keys = [range(start, min(start + size, len(part))) for start in range(0, len(part), size)]
             collate = partial(loaded, self.backbone, length)
             batches = batches_by(keys, part, collate, min(workers, len(keys)), self.backbone.device)

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.files import kept_folder
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
+from vlatrain.data.lazy import joined, select
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
 from vlatrain.training.display import Display
@@ -156,7 +157,7 @@ def cache_prefix(
     where = from_main(work.place(places, samples, uses, runs) if rank() == 0 else None)
     if where is None:
         return None
-    work.fill(where, [s for split in samples.values() for s in split])
+    work.fill(where, joined(samples.values()))
     backbone.prefix_replay, backbone.cache = work.prefix_replay, work.result
     return work.result
 
@@ -198,16 +199,16 @@ class _Work:
     ) -> str | None:
         """Where to keep the states, the first of the places (disk, memory) that has room; None: in none, or it would not pay."""
         auto = self.config.trainer.cache == "auto"
-        every = [sample for split in samples.values() for sample in split]
+        every = joined(samples.values())
         need = 0
         for where in places:
             self.result.stores = self._stores(where)
-            missing = self._missing(every)
-            if not missing:
+            if next(self._lacking(every), None) is None:
                 return where
             uses = {name: of_run.get(name, 1) * (runs if where == "disk" else 1) for name in samples}
             if auto and not self._again(samples, uses):
                 continue
+            missing = self._missing(every)
             need = self._bytes(missing)
             if not self._room(where, need):
                 continue
@@ -248,15 +249,20 @@ class _Work:
         note = {"model": self.config.model.name, "source": self.backbone.source, "task": self.config.task.name}
         return Disk(kept_folder() / name, name, {**note, "prefix": boundary.name, "precision": self.precision})
 
-    def _missing(self, samples: Sequence[Sample]) -> list[Sample]:
+    def _missing(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Those whose states are not all there, one of those with the same states."""
-        found: dict[tuple[str, ...], Sample] = {}
-        for sample in samples:
+        found: dict[tuple[str, ...], int] = {}
+        for place, keys in self._lacking(samples):
+            found.setdefault(keys, place)
+        return select(samples, list(found.values()))
+
+    def _lacking(self, samples: Sequence[Sample]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Place, and the keys of the states, of each sample whose states are not all there."""
+        for place, sample in enumerate(samples):
             towers = self.result.towers(self.builder.asked(sample))
             keys = tuple(self.result.key(tower, sample) for tower in towers)
             if not all(key in self.result.stores[tower] for tower, key in zip(towers, keys, strict=True)):
-                found.setdefault(keys, sample)
-        return list(found.values())
+                yield place, keys
 
     def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> float:
         """How often a sample is seen that has been seen before."""
@@ -357,11 +363,11 @@ class _Work:
         length = self.result.lengths[samples[0].subtask] if self.builder.asked(samples[0]) else 0
         return at_once(self._pass, need, size_of(loaded(self.backbone, length, samples[:1])), workers)
 
-    def _share(self, where: str, missing: Sequence[Sample]) -> list[Sample]:
+    def _share(self, where: str, missing: Sequence[Sample]) -> Sequence[Sample]:
         """What this process computes: on disk all of them share the work, in memory those that share it, if any do."""
         together = list(range(count())) if where == "disk" else self.machine if self.shares else [rank()]
         place = together.index(rank())
-        return [sample for sample in missing if self._number(sample) % len(together) == place]
+        return select(missing, [n for n, one in enumerate(missing) if self._number(one) % len(together) == place])
 
     def _join(self, missing: Sequence[Sample], fault: str) -> int:
         """Wait for all processes, and know what they have kept; of how many prefixes that cannot be said, is told and returned."""

@@ -1,0 +1,110 @@
+"""What many rows cost before the first step, held in memory and mapped from disk: rows/s, seconds and memory.
+
+    python scripts/bench_data.py 10000 100000 1000000
+
+Made-up questions (`bench_check.py`), a training and an evaluation file. Each row of the table is one process of its own, which does
+with the data what a training does up to its first step, with `tiny_blip` on the CPU and the kept prefix off. `first`: nothing is
+kept yet; `again`: the same once more. `in memory` is the way of small files, forced upon all. MB are of the process at the first
+step, with torch and all else that it has imported: all that it has in memory (RSS), and what is its own alone (USS).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bench_check import write
+
+WAYS = {"in memory": 10**12, "mapped": 0}  # rows from which samples are mapped
+
+
+def at_first_step(words: list[str], fewest: int) -> dict[str, Any]:
+    """Run a training up to its first step, in this process; what it took."""
+    import psutil
+
+    from vlatrain import compose
+    from vlatrain.config.files import kept_folder
+    from vlatrain.data import stored
+    from vlatrain.data import subtasks as run_samples
+    from vlatrain.training.loop import Loop
+    from vlatrain.verbs import train as verb
+
+    stored.FEWEST = fewest
+    stored.SMALLEST = 0
+    config = compose(*words)
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    load_run = run_samples.load_run
+
+    def timed(*args: Any) -> Any:
+        found = load_run(*args)
+        seconds["reading"] = time.perf_counter() - started
+        return found
+
+    class FirstStepError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise FirstStepError
+
+    verb.load_run = timed
+    Loop._step = stop  # type: ignore[method-assign]
+    with suppress(FirstStepError):
+        verb.train(config)
+    seconds["start"] = time.perf_counter() - started
+    memory = psutil.Process().memory_full_info()
+    kept = kept_folder() / stored.FOLDER
+    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else 0
+    return {**seconds, "rss": memory.rss / 2**20, "uss": memory.uss / 2**20, "disk": size / 2**20}
+
+
+def in_a_process(words: list[str], fewest: int, cache: Path) -> dict[str, Any]:
+    """The same in a process of its own."""
+    environment = {**os.environ, "VLATRAIN_CACHE": str(cache)}
+    command = [sys.executable, __file__, "--one", str(fewest), *words]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(sizes: list[int]) -> None:
+    """Print the table."""
+    print(
+        "| rows | samples | | rows/s | start, s | RSS, MB | USS, MB | on disk, MB |\n|---|---|---|---|---|---|---|---|"
+    )
+    for rows in sizes:
+        starts: dict[tuple[str, str], dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory() as place:
+            train, evaluation = write(Path(place), rows)
+            data = ["task=vqa", "model=tiny_blip", "data=files", f"data.train={train}", f"data.eval={evaluation}"]
+            for way, fewest in WAYS.items():
+                for time_of in ("first", "again"):
+                    number = len(starts)
+                    words = [*data, "trainer.cache=off", "trainer.epochs=1", f"run.dir={place}/run{number}"]
+                    found = starts[way, time_of] = in_a_process(words, fewest, Path(place) / way.replace(" ", "-"))
+                    print(
+                        f"| {rows:,} | {way} | {time_of} | {1.1 * rows / found['reading']:,.0f} | {found['start']:.1f} | "
+                        f"{found['rss']:,.0f} | {found['uss']:,.0f} | {found['disk']:,.0f} |",
+                        flush=True,
+                    )
+        held, maps = starts["in memory", "again"], starts["mapped", "again"]
+        ratios = ", ".join(f"{what} {held[what] / maps[what]:.1f}" for what in ("reading", "start", "rss", "uss"))
+        print(f"\n{rows:,} rows, again: in memory / mapped: {ratios}\n", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(at_first_step(sys.argv[3:], int(sys.argv[2]))))
+    else:
+        main([int(word) for word in sys.argv[1:]] or [10_000, 100_000, 1_000_000])
