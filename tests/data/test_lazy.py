@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlatrain.data import arrow_columns
 from vlatrain.data.images import FilePicture
 from vlatrain.data.lazy import (
     Images,
@@ -28,10 +29,13 @@ from vlatrain.data.mapped import opened, write
 from vlatrain.data.sample import Sample, fingerprint, texts_of
 
 
-@pytest.fixture
-def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[Sample], Sequence[Sample]]]:
+@pytest.fixture(params=[arrow_columns.NEAR, 0], ids=["at once", "one by one"])
+def both(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[list[Sample], Sequence[Sample]]]:
     """Two splits, held and mapped."""
     monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(arrow_columns, "NEAR", request.param)
     shown = [FilePicture(tmp_path / f"{number}.png") for number in range(5)]
     for picture in shown:
         Image.new("RGB", (2, 3)).save(picture.path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.data.writing import files, problems_of, write_images, write_records
-from vlatrain.config import DataConfig, TaskConfig, TrainConfig
+from vlatrain.config import DataConfig, TaskConfig, TrainConfig, disk_cache
 from vlatrain.data import load, reading, stored
 from vlatrain.data.lazy import Lazy
 from vlatrain.data.subtasks import load_run
@@ -122,7 +122,7 @@ def test_few_rows_are_held_in_memory(data: DataConfig, monkeypatch: pytest.Monke
         with monkeypatch.context() as patch:
             patch.setattr(stored, name, value)
             assert isinstance(load(data, TASK, ["train"])["train"], list)
-    assert not stored.tables()
+    assert not disk_cache.folders(stored.FOLDER)
 
 
 def test_what_depends_on_the_training_is_checked_each_time(data: DataConfig) -> None:
@@ -133,7 +133,7 @@ def test_what_depends_on_the_training_is_checked_each_time(data: DataConfig) -> 
 def test_a_damaged_table_is_made_anew(data: DataConfig, reads: list[str], caplog: pytest.LogCaptureFixture) -> None:
     whole = train(data)
     for number, name in enumerate(("about.json", "train.arrow", "pictures.arrow"), start=2):
-        (table,) = stored.tables()
+        (table,) = disk_cache.folders(stored.FOLDER)
         (table / name).write_bytes((table / name).read_bytes()[:40])
         caplog.clear()
         assert train(data) == whole
@@ -161,9 +161,9 @@ def test_nothing_half_written_is_left(data: DataConfig, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "flush", full)
+        patch.setattr(disk_cache, "flush", full)
         assert isinstance(load(data, TASK, ["train"])["train"], list)
-    assert [path.suffix for path in stored.tables_folder().iterdir()] == [stored.LOCK]
+    assert [path.suffix for path in disk_cache.place_of(stored.FOLDER).iterdir()] == [disk_cache.LOCK]
     train(data)
 
 
@@ -172,10 +172,10 @@ def test_the_least_used_go(data: DataConfig, monkeypatch: pytest.MonkeyPatch, re
     for seed in (1, 2, 1, 3):
         data.seed = seed
         train(data)
-        for table in stored.tables():
+        for table in disk_cache.folders(stored.FOLDER):
             touched(table, -(10**9))
     assert len(reads) == 3
-    assert len(stored.tables()) == 2
+    assert len(disk_cache.folders(stored.FOLDER)) == 2
     data.seed = 1
     train(data)
     assert len(reads) == 3
@@ -208,7 +208,7 @@ def test_of_processes_that_begin_together_one_reads(data: DataConfig) -> None:
         process.join()
     assert all(samples == answers[0][0] for samples, _ in answers)
     assert sum(count for _, count in answers) == 1
-    assert len(stored.tables()) == 1
+    assert len(disk_cache.folders(stored.FOLDER)) == 1
 
 
 def labelled(data: DataConfig, **settings: object) -> TrainConfig:
@@ -229,7 +229,7 @@ def test_the_samples_of_a_run_are_the_same(
     config = labelled(data, **settings, **({} if "eval_fraction" in settings else {"eval_fraction": 0.4}))
     mapped = load_run(config, ["train", "eval"])
     monkeypatch.setattr(stored, "FEWEST", 10**9)
-    stored.remove(stored.tables()[0])
+    disk_cache.remove(disk_cache.folders(stored.FOLDER)[0])
     held = load_run(config, ["train", "eval"])
     assert all(isinstance(samples, Lazy) for samples in mapped.values())
     assert not any(isinstance(samples, Lazy) for samples in held.values())
@@ -267,4 +267,4 @@ def test_a_training_is_bit_for_bit_the_same(
             [data_of, [{key: line.get(key) for key in ("step", "loss", "grad_norm", "eval/loss")} for line in lines]]
         )
     assert losses[0] == losses[1] == losses[2]
-    assert len(stored.tables()) == 1 + (task == "joint")
+    assert len(disk_cache.folders(stored.FOLDER)) == 1 + (task == "joint")

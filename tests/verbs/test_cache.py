@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.disk import killed_while_writing
 from vlatrain.cli.main import main
-from vlatrain.config import memo
+from vlatrain.config import disk_cache, memo
 from vlatrain.data import stored
 from vlatrain.data.images import FilePicture
 from vlatrain.data.mapped import write
@@ -134,14 +134,14 @@ def test_tables_of_samples_are_listed_and_removed(
         (tables / name).mkdir(parents=True)
         sample = Sample("1", FilePicture("a.png"), "q")
         write(tables / name, {"train": [sample] * 1234, "eval": [sample]}, [], lambda path: None, [])
-        (tables / name).with_suffix(stored.LOCK).touch()
+        (tables / name).with_suffix(disk_cache.LOCK).touch()
         shutil.rmtree(kept / name)
     long_ago = time.time() - 40 * 86_400
     os.utime(tables / A, (long_ago, long_ago))
     assert main(["cache", *words]) == 0
     out = capsys.readouterr().out
     if words:
-        assert f"Removed {2 - len(left)} of 2 tables of samples" in out
+        assert f"Removed {2 - len(left)} of 2 folders of samples" in out
     else:
         assert out.count("1,234 train, 1 eval") == 2
         assert "40 days ago" in out

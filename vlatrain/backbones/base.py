@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -34,6 +34,7 @@ from vlatrain.backbones.search import generate_settings, word_start
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.spec import TOLD_QUESTION
+from vlatrain.data.images import load_at
 from vlatrain.metrics.precision import full_precision
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class Backbone:
         # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
         self.cache: Any = None
         self.writes_places = False  # whether the special tokens that are places are words, which a task is to write
+        # what has images kept resized (`vlatrain.training.resized`)
+        self.resized: Callable[[Picture], Any] | None = None
         self.jpeg_side = 0  # pixels that no side of an image need have more of, see `vlatrain.data.images.load_at`
         self.looked_at: dict[str, dict[Any, Any]] = {}  # what `vlatrain.tasks.looks` has seen of texts
         self._back: dict[str, str] = {}  # texts as they come back, see `as_written`
@@ -228,11 +231,19 @@ class Backbone:
     def scale_jpegs(self) -> None:
         """Let large JPEGs be decoded small, with twice the pixels a side that the image processor makes them to. Nothing is done
         where that goes by an image's own size."""
+        self.jpeg_side = 2 * self.fixed_side
+
+    @property
+    def fixed_side(self) -> int:
+        """The longer side that the image processor makes images to; 0: it goes by an image's own size."""
         processor = self.image_processor
         size = dict(getattr(processor, "size", None) or {})
         fixed = {*size} in ({"height", "width"}, {"shortest_edge"}) and getattr(processor, "do_resize", True)
-        if fixed and not getattr(processor, "image_grid_pinpoints", None):
-            self.jpeg_side = 2 * max(size.values())
+        return max(size.values()) if fixed and not getattr(processor, "image_grid_pinpoints", None) else 0
+
+    def load(self, picture: Picture) -> Any:
+        """The image of a picture, for `inputs`: decoded, or kept from an earlier time. Runs in data-loading workers."""
+        return self.resized(picture) if self.resized else load_at(picture, self.jpeg_side)
 
     @property
     def device(self) -> torch.device:

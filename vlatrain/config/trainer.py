@@ -39,7 +39,7 @@ class TrainerConfig:
         patience: stop after this many evaluations without a better metric; 0: never.
         workers: data-loading processes; 0 loads in the training process; auto: on a CPU 0, on a GPU by what a pass takes to load.
         cache: whether the states before the first trainable layer are computed once and kept: auto (where that is faster and there
-            is room), off, memory or disk.
+            is room), off, memory or disk. Where none of images are, auto and disk keep large images resized.
         cache_gb: most that all runs together may keep on disk, in GB.
         threads: CPU threads of torch; 0 leaves torch's choice.
     """

@@ -17,6 +17,8 @@ import pyarrow
 
 from vlatrain.data.sample import Turn
 
+NEAR = 8_000_000  # bytes of texts that are read at once, though not all are asked for
+
 
 class NotStorableError(Exception):
     """There is something in the samples that files cannot give back as it is, and what."""
@@ -25,12 +27,8 @@ class NotStorableError(Exception):
 class Values(Protocol):
     """A column."""
 
-    def at(self, place: int) -> Any:
-        """The value at a place."""
-        ...
-
-    def between(self, start: int, end: int) -> list[Any]:
-        """The values from a place on, up to another."""
+    def among(self, places: np.ndarray) -> list[Any]:
+        """The values at some places."""
         ...
 
 
@@ -40,13 +38,9 @@ class Same:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def at(self, place: int) -> Any:
-        """The value."""
-        return self.value
-
-    def between(self, start: int, end: int) -> list[Any]:
+    def among(self, places: np.ndarray) -> list[Any]:
         """The value, as often."""
-        return [self.value] * (end - start)
+        return [self.value] * len(places)
 
 
 class Numbers:
@@ -55,13 +49,9 @@ class Numbers:
     def __init__(self, array: Any) -> None:
         self.array = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype(), len(array))
 
-    def at(self, place: int) -> int:
-        """One of them."""
-        return int(self.array[place])
-
-    def between(self, start: int, end: int) -> list[Any]:
-        """Some of them."""
-        return self.array[start:end].tolist()  # type: ignore[no-any-return]
+    def among(self, places: np.ndarray) -> list[Any]:
+        """Those at some places."""
+        return self.array[places].tolist()  # type: ignore[no-any-return]
 
 
 class Encoded:
@@ -72,27 +62,32 @@ class Encoded:
         self.offsets = np.frombuffer(offsets, np.int64, len(array) + 1)
         self.data = memoryview(data) if data else memoryview(b"")
 
-    def at(self, place: int) -> Any:
-        """One of them."""
-        return bytes(self.data[self.offsets[place] : self.offsets[place + 1]])
+    def among(self, places: np.ndarray) -> list[Any]:
+        """Those at some places."""
+        starts, ends = self.offsets[places], self.offsets[places + 1]
+        first = int(starts.min(initial=len(self.data)))
+        last = int(ends.max(initial=first))
+        if last - first > NEAR:
+            return [
+                self._cut(self.data[start:end], [0], [end - start])[0] for start, end in zip(starts, ends, strict=True)
+            ]
+        return self._cut(self.data[first:last], (starts - first).tolist(), (ends - first).tolist())
 
-    def between(self, start: int, end: int) -> list[Any]:
-        """Some of them."""
-        bounds = self.offsets[start : end + 1].tolist()
-        block = bytes(self.data[bounds[0] : bounds[-1]])
-        return [block[low - bounds[0] : high - bounds[0]] for low, high in pairwise(bounds)]
+    def _cut(self, block: memoryview, starts: list[int], ends: list[int]) -> list[Any]:
+        """The values in some bytes."""
+        return [bytes(block[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 class Texts(Encoded):
     """Texts, as UTF-8."""
 
-    def at(self, place: int) -> Any:
-        """One of them."""
-        return str(self.data[self.offsets[place] : self.offsets[place + 1]], "utf-8")
-
-    def between(self, start: int, end: int) -> list[Any]:
-        """Some of them."""
-        return [text.decode() for text in super().between(start, end)]
+    def _cut(self, block: memoryview, starts: list[int], ends: list[int]) -> list[Any]:
+        whole = bytes(block)
+        bounds = zip(starts, ends, strict=True)
+        if whole.isascii():
+            text = whole.decode()
+            return [text[start:end] for start, end in bounds]
+        return [whole[start:end].decode() for start, end in bounds]
 
 
 class Lists:
@@ -102,15 +97,13 @@ class Lists:
         self.offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1)
         self.items = Texts(array.values)
 
-    def at(self, place: int) -> tuple[str, ...]:
-        """One of them."""
-        return tuple(self.items.between(int(self.offsets[place]), int(self.offsets[place + 1])))
-
-    def between(self, start: int, end: int) -> list[Any]:
-        """Some of them."""
-        bounds = self.offsets[start : end + 1].tolist()
-        flat = self.items.between(bounds[0], bounds[-1])
-        return [tuple(flat[low - bounds[0] : high - bounds[0]]) for low, high in pairwise(bounds)]
+    def among(self, places: np.ndarray) -> list[Any]:
+        """Those at some places."""
+        starts, ends = self.offsets[places], self.offsets[places + 1]
+        bounds = np.concatenate([[0], np.cumsum(ends - starts)])  # of each tuple, in the texts of all
+        # place of each text: that of its tuple's first, and how many texts of the tuple are before it
+        flat = self.items.among(np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], ends - starts))
+        return [tuple(flat[start:end]) for start, end in pairwise(bounds.tolist())]
 
 
 class Documents(Texts):
@@ -124,13 +117,9 @@ class Documents(Texts):
         super().__init__(array)
         self.field = field
 
-    def at(self, place: int) -> Any:
-        """One of them."""
-        return _from_json(self.field, super().at(place))
-
-    def between(self, start: int, end: int) -> list[Any]:
-        """Some of them."""
-        return [_from_json(self.field, text) for text in super().between(start, end)]
+    def among(self, places: np.ndarray) -> list[Any]:
+        """Those at some places."""
+        return [_from_json(self.field, text) for text in super().among(places)]
 
 
 def _to_json(field: str, value: Any) -> str:

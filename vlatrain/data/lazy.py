@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -25,16 +24,16 @@ class Lazy(Sequence[Sample]):
     """Samples that are built on access. A slice of them is as lazy."""
 
     @abstractmethod
-    def at(self, place: int) -> Sample:
-        """The sample at a place from 0 on."""
+    def among(self, places: np.ndarray) -> Iterator[Sample]:
+        """The samples at some places, from 0 on."""
 
     @abstractmethod
-    def column(self, field: str) -> Iterator[Any]:
-        """What each sample has in a field."""
+    def column_among(self, field: str, places: np.ndarray) -> Iterator[Any]:
+        """What the samples at some places have in a field."""
 
     @abstractmethod
-    def pictures(self) -> Iterator[Picture]:
-        """Each distinct picture, in the order of the first samples that have it."""
+    def pictures_among(self, places: np.ndarray) -> Iterator[Picture]:
+        """Each distinct picture of the samples at some places, in the order of the first that have it."""
 
     @property
     @abstractmethod
@@ -55,10 +54,10 @@ class Lazy(Sequence[Sample]):
             return select(self, range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return self.at(index % len(self))
+        return next(self.among(np.array([index % len(self)])))
 
     def __iter__(self) -> Iterator[Sample]:
-        return map(self.at, range(len(self)))
+        return self.among(np.arange(len(self)))
 
 
 class Selection(Lazy):
@@ -77,41 +76,42 @@ class Selection(Lazy):
     def __len__(self) -> int:
         return self.starts[-1] if self.places is None else len(self.places)
 
-    def _source_of(self, place: int) -> tuple[str, Sequence[Sample], int]:
-        """Subtask, source, and place in it."""
-        place = place if self.places is None else int(self.places[place])
-        number = bisect_right(self.starts, place) - 1
-        return *self.sources[number], place - self.starts[number]
+    def _among(self, places: np.ndarray) -> Iterator[tuple[str, Sequence[Sample], np.ndarray]]:
+        """Places as runs of one source each: its subtask, the source, and the places in it."""
+        if self.places is not None:
+            places = self.places[places]
+        numbers = np.searchsorted(self.starts, places, side="right") - 1
+        ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(places)] if len(places) else []
+        for start, end in pairwise([0, *ends]):
+            number = int(numbers[start])
+            yield *self.sources[number], places[start:end] - self.starts[number]
 
-    def at(self, place: int) -> Sample:
-        """The sample at a place from 0 on."""
-        subtask, source, own = self._source_of(place)
-        sample = source[own]
-        return replace(sample, id=f"{subtask}/{sample.id}", subtask=subtask) if subtask else sample
+    def among(self, places: np.ndarray) -> Iterator[Sample]:
+        """The samples at some places, from 0 on."""
+        for subtask, source, own in self._among(places):
+            found = source.among(own) if isinstance(source, Lazy) else map(source.__getitem__, own.tolist())
+            for one in found:
+                yield replace(one, id=f"{subtask}/{one.id}", subtask=subtask) if subtask else one
 
-    def column(self, field: str) -> Iterator[Any]:
-        """What each sample has in a field."""
-        if self.places is None and not any(subtask for subtask, _ in self.sources):
-            return chain.from_iterable(column(source, field) for _, source in self.sources)
-        return (self._value(place, field) for place in range(len(self)))
+    def column_among(self, field: str, places: np.ndarray) -> Iterator[Any]:
+        """What the samples at some places have in a field."""
+        for subtask, source, own in self._among(places):
+            if subtask and field == "subtask":
+                yield from [subtask] * len(own)
+                continue
+            lazy = isinstance(source, Lazy)
+            values = source.column_among(field, own) if lazy else column(select(source, own.tolist()), field)  # type: ignore
+            yield from (f"{subtask}/{value}" for value in values) if subtask and field == "id" else values
 
-    def _value(self, place: int, field: str) -> Any:
-        subtask, source, own = self._source_of(place)
-        if subtask and field == "subtask":
-            return subtask
-        value = source.value(own, field) if hasattr(source, "value") else getattr(source[own], field)
-        return f"{subtask}/{value}" if subtask and field == "id" else value
-
-    def pictures(self) -> Iterator[Picture]:
-        """Each distinct picture, in the order of the first samples that have it; those of each source by themselves."""
-        places = np.arange(len(self)) if self.places is None else self.places
+    def pictures_among(self, places: np.ndarray) -> Iterator[Picture]:
+        """Each distinct picture of the samples at some places; those of each source by themselves."""
+        found = places if self.places is None else self.places[places]
         for number, (_, source) in enumerate(self.sources):
             start, end = self.starts[number : number + 2]
-            own = places[(places >= start) & (places < end)] - start
-            if hasattr(source, "pictures_at"):
-                yield from source.pictures_at(own)
-            else:
-                yield from pictures([source[place] for place in own.tolist()])
+            own = found[(found >= start) & (found < end)] - start
+            yield from (
+                source.pictures_among(own) if isinstance(source, Lazy) else pictures(select(source, own.tolist()))
+            )
 
     @property
     def stamp(self) -> str:
@@ -180,13 +180,15 @@ def by_subtask(samples: Mapping[str, Sequence[Sample]], subtask: str) -> dict[st
 
 def column(samples: Sequence[Sample], field: str) -> Iterator[Any]:
     """What each sample has in a field."""
-    return samples.column(field) if isinstance(samples, Lazy) else (getattr(sample, field) for sample in samples)
+    if isinstance(samples, Lazy):
+        return samples.column_among(field, np.arange(len(samples)))
+    return (getattr(sample, field) for sample in samples)
 
 
 def pictures(samples: Sequence[Sample]) -> Iterator[Picture]:
     """Each distinct picture, in the order of the first samples that have it."""
     if isinstance(samples, Lazy):
-        return samples.pictures()
+        return samples.pictures_among(np.arange(len(samples)))
     found: dict[str, Picture] = {}
     for sample in samples:
         found.setdefault(identity(sample.image), sample.image)
@@ -194,7 +196,7 @@ def pictures(samples: Sequence[Sample]) -> Iterator[Picture]:
 
 
 def distinct(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples, each once, whose number some may be repeated."""
+    """The samples, those that are repeated once."""
     if isinstance(samples, Selection) and samples.places is not None:
         first = np.unique(samples.places, return_index=True)[1]
         return samples if len(first) == len(samples) else select(samples, np.sort(first))

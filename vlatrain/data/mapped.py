@@ -23,12 +23,14 @@ from vlatrain.data.lazy import Lazy
 from vlatrain.data.sample import Picture, Sample, fingerprint
 
 ABOUT, PICTURES = "about.json", "pictures"
-AT_ONCE = 4096  # samples that are built at a time where all are
+AT_ONCE = 4096  # samples that are built at a time where many are
+RECENT = 16_384  # pictures that are held
 KINDS = (FilePicture, FeaturePicture, BytesPicture, NoPicture)
 FILE, FEATURES, BYTES, NONE = range(len(KINDS))
 SHOWN = ("image", "mask")  # fields that hold pictures: their columns are numbers of these
 NOTHING = -1  # number of the mask of a sample without one; number in a header that there is not
-PLAIN = [field.name for field in fields(Sample) if field.name not in SHOWN]
+FIELDS = [field.name for field in fields(Sample)]
+PLAIN = [name for name in FIELDS if name not in SHOWN]
 NO_HEADER = Header(**{name: "" if name in ("mode", "format") else NOTHING for name in Header._fields})  # type: ignore[arg-type]
 
 
@@ -45,6 +47,7 @@ class Album:
         self.columns = read_columns(folder, PICTURES, about)
         self.number = int(about["numbers"][PICTURES])
         self.keys: np.ndarray | None = None
+        self.recent: dict[int, Picture] = {}
 
     def __reduce__(self) -> Any:
         return _album, (self.folder,)
@@ -52,17 +55,28 @@ class Album:
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, place: int) -> Picture:
-        values = {name: column.at(place) for name, column in self.columns.items() if name != "data"}
-        picture: FilePicture | BytesPicture
+    def among(self, numbers: Sequence[int]) -> list[Picture]:
+        """The pictures of some numbers; of the same number it is the same."""
+        new = np.array([number for number in dict.fromkeys(numbers) if number not in self.recent], dtype=np.int64)
+        if len(self.recent) + len(new) > RECENT:
+            self.recent.clear()
+            new = np.array([*dict.fromkeys(numbers)], dtype=np.int64)
+        if len(new):
+            values = {name: column.among(new) for name, column in self.columns.items()}
+            for place, number in enumerate(new.tolist()):
+                self.recent[number] = self._built(number, {name: own[place] for name, own in values.items()})
+        return [self.recent[number] for number in numbers]
+
+    def _built(self, number: int, values: Mapping[str, Any]) -> Picture:
         if values["kind"] == NONE:
             return NoPicture(values["path"])
+        picture: FilePicture | BytesPicture
         if values["kind"] == BYTES:
-            picture = BytesPicture(self.columns["data"].at(place), values["name"])
+            picture = BytesPicture(values["data"], values["name"])
             picture.know(values["key"])
         else:
             picture = (FeaturePicture if values["kind"] == FEATURES else FilePicture)(values["path"])
-            picture.know("" if self.keys is None else self.keys[place].decode(), partial(self._remember, place))
+            picture.know("" if self.keys is None else self.keys[number].decode(), partial(self._remember, number))
         if values["width"] != NOTHING:
             picture.header = Header(**{name: values[name] for name in Header._fields})
         return picture
@@ -74,9 +88,8 @@ class Album:
 
     def files(self) -> Iterator[tuple[str, list[int]]]:
         """Path, time of the last change and size of each picture in a file, as they were when the folder was written."""
-        names = ("kind", "path", "changed", "size")
-        for start in range(0, self.number, AT_ONCE):
-            some = [self.columns[name].between(start, min(start + AT_ONCE, self.number)) for name in names]
+        for places in _blocks(np.arange(self.number)):
+            some = [self.columns[name].among(places) for name in ("kind", "path", "changed", "size")]
             for kind, path, changed, size in zip(*some, strict=True):
                 if kind in (FILE, FEATURES):
                     yield path, [changed, size]
@@ -114,45 +127,34 @@ class Mapped(Lazy):
         """What was found when the folder was written."""
         return self._fingerprint
 
-    def at(self, place: int) -> Sample:
-        """The sample at a place from 0 on."""
-        return Sample(**{name: self.value(place, name) for name in (*SHOWN, *PLAIN)})
+    def among(self, places: np.ndarray) -> Iterator[Sample]:
+        """The samples at some places."""
+        for block in _blocks(places):
+            yield from map(Sample, *(self._values(field, block) for field in FIELDS))
 
-    def value(self, place: int, field: str) -> Any:
-        """What one sample has in a field."""
-        value = self.columns[field].at(place)
-        if field in SHOWN:
-            return None if value == NOTHING else self.album[value]
-        return value
+    def column_among(self, field: str, places: np.ndarray) -> Iterator[Any]:
+        """What the samples at some places have in a field."""
+        for block in _blocks(places):
+            yield from self._values(field, block)
 
-    def __iter__(self) -> Iterator[Sample]:
-        last, picture = -1, None
-        for start in range(0, self.number, AT_ONCE):
-            end = min(start + AT_ONCE, self.number)
-            some = [self.columns[name].between(start, end) for name in (*SHOWN, *PLAIN)]
-            for number, mask, *own in zip(*some, strict=True):
-                if number != last or picture is None:
-                    last, picture = number, self.album[number]
-                drawn = None if mask == NOTHING else self.album[mask]
-                yield Sample(image=picture, mask=drawn, **dict(zip(PLAIN, own, strict=True)))
+    def _values(self, field: str, places: np.ndarray) -> list[Any]:
+        values = self.columns[field].among(places)
+        if field not in SHOWN:
+            return values
+        if NOTHING not in values:
+            return [*self.album.among(values)]
+        return [None if number == NOTHING else self.album.among([number])[0] for number in values]
 
-    def column(self, field: str) -> Iterator[Any]:
-        """What each sample has in a field."""
-        if field in SHOWN:
-            yield from (self.value(place, field) for place in range(self.number))
-            return
-        for start in range(0, self.number, AT_ONCE):
-            yield from self.columns[field].between(start, min(start + AT_ONCE, self.number))
-
-    def pictures(self) -> Iterator[Picture]:
-        """Each distinct picture, in the order of the first samples that have it."""
-        return self.pictures_at(np.arange(self.number))
-
-    def pictures_at(self, places: np.ndarray) -> Iterator[Picture]:
+    def pictures_among(self, places: np.ndarray) -> Iterator[Picture]:
         """The distinct pictures of the samples at some places."""
-        numbers = np.asarray(self.columns["image"].between(0, self.number), dtype=np.int64)[places]
+        numbers = np.asarray(self.columns["image"].among(places), dtype=np.int64)
         first = np.sort(np.unique(numbers, return_index=True)[1])
-        return (self.album[number] for number in numbers[first].tolist())
+        for block in _blocks(numbers[first]):
+            yield from self.album.among(block.tolist())
+
+
+def _blocks(places: np.ndarray) -> Iterator[np.ndarray]:
+    return (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE))
 
 
 # -- reading --

@@ -14,8 +14,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,8 +23,9 @@ from pathlib import Path
 import pyarrow
 
 from vlatrain import __version__
+from vlatrain.config import disk_cache
 from vlatrain.config.data import DataConfig
-from vlatrain.config.files import PARTIAL, flush, kept_folder, state_of
+from vlatrain.config.files import kept_folder, state_of
 from vlatrain.config.memo import key_of
 from vlatrain.config.task import TaskConfig
 from vlatrain.data import mapped
@@ -39,9 +38,7 @@ RULES = "vlatrain-samples-1"  # raise it whenever rows become other samples, or 
 FEWEST = 100_000  # rows that are worth it: of fewer the objects take little memory and little time
 SMALLEST = 1_000_000  # bytes of data files, of which fewer hold no so many rows
 FOLDER = "samples"  # below `kept_folder()`
-LOCK = ".lock"  # ends the name of the file by which processes wait for each other
 MOST = 20  # tables that are kept; of more, those that were used last
-LEFT = 86_400  # seconds after which what is half written was left by a process that was killed
 SHARE = 0.5  # of the free disk that images in the rows may take
 # options that change nothing of what is read
 FREE = ("crop", "flip", "views", "scale_jpegs", "save_images", "shots", "balance", "subtasks")
@@ -75,7 +72,7 @@ def stored_or_read(
     """
     if not (name := _name(config, task, splits)):
         return {**read().samples}
-    folder = tables_folder() / name
+    folder = disk_cache.place_of(FOLDER) / name
     with _turn(folder) as waited:
         if (found := _opened(folder)) is not None:
             return found
@@ -84,42 +81,12 @@ def stored_or_read(
     return _read_and_keep(folder, read)  # whoever was first kept nothing; those who waited need not wait for each other
 
 
-def tables_folder() -> Path:
-    """Where tables are kept."""
-    return kept_folder() / FOLDER
-
-
-def tables() -> list[Path]:
-    """The tables that are kept, the last used first; what is half written is not among them."""
-    with suppress(OSError):
-        found = [path for path in tables_folder().iterdir() if path.is_dir() and path.suffix != PARTIAL]
-        return sorted(found, key=lambda path: -_last_used(path))
-    return []
-
-
-def remove(folder: Path) -> int:
-    """Remove a table; bytes that were freed. Processes that have it mapped go on."""
-    size = table_bytes(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.with_suffix(LOCK).unlink(missing_ok=True)
-        folder.parent.rmdir()  # if it is empty
-    return size
-
-
 def numbers_of(folder: Path) -> dict[str, int]:
     """The number of samples of each split of a table; empty if it is damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((folder / mapped.ABOUT).read_text(encoding="utf-8"))
         return {split: int(about["numbers"][split]) for split in about["fingerprints"]}
     return {}
-
-
-def table_bytes(folder: Path) -> int:
-    """Bytes of a table."""
-    with suppress(OSError):
-        return sum(path.stat().st_size for path in folder.iterdir())
-    return 0
 
 
 def _name(config: DataConfig, task: TaskConfig, splits: Sequence[str]) -> str:
@@ -170,8 +137,7 @@ def _opened(folder: Path) -> dict[str, Sequence[Sample]] | None:
         album = next(iter(found.values())).album
         if any((state_of(path) or [-1, -1]) != state for path, state in album.files()):
             return None
-        with suppress(OSError):
-            os.utime(folder)
+        disk_cache.use(folder)
     except (OSError, ValueError, KeyError, IndexError, TypeError, pyarrow.ArrowException) as error:
         log.warning(
             "Data: %s cannot be read (%s), and is made anew",
@@ -208,40 +174,20 @@ def _read_and_keep(folder: Path, read: Callable[[], Loaded]) -> dict[str, Sequen
 
 def _keep(folder: Path, loaded: Loaded, said: Sequence[tuple[int, str]]) -> bool:
     """Write a table as a whole; whether that could be done."""
-    partial = None
     try:
+        images = sum(len(getattr(one.image, "data", b"")) for own in loaded.samples.values() for one in own)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        images = sum(
-            len(data) for own in loaded.samples.values() for one in own if (data := getattr(one.image, "data", b""))
-        )
         if images > SHARE * shutil.disk_usage(folder.parent).free:
             raise OSError(f"{images / 1e9:.1f} GB of images have no room")
-        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=PARTIAL, dir=folder.parent))
-        mapped.write(partial, loaded.samples, loaded.left_out, state_of, said)
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        if folder.exists():  # its images have changed, or it is damaged
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not (folder / mapped.ABOUT).is_file():  # else another process has just been first
-                raise
-        flush(folder.parent)
+        disk_cache.put(folder, lambda into: mapped.write(into, loaded.samples, loaded.left_out, state_of, said))
     except mapped.NotStorableError as error:
         log.info("Data: held in memory, in each process: %s", error)
         return False
     except (OSError, pyarrow.ArrowException) as error:
         _warn(f"{folder.parent} cannot be written ({getattr(error, 'strerror', None) or error})")
         return False
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-    for old in tables()[MOST:]:
-        remove(old)
-    for left in folder.parent.glob(f"*{PARTIAL}"):
-        if time.time() - _last_used(left) > LEFT:
-            shutil.rmtree(left, ignore_errors=True)
+    for old in disk_cache.folders(FOLDER)[MOST:]:
+        disk_cache.remove(old)
     return True
 
 
@@ -262,17 +208,14 @@ def _turn(folder: Path) -> Iterator[bool]:
         import fcntl
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = open(folder.with_suffix(LOCK), "wb")  # noqa: SIM115, closed below, which unlocks it
+        file = open(folder.with_suffix(disk_cache.LOCK), "wb")  # noqa: SIM115, closed below, which unlocks it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
             fcntl.flock(file, fcntl.LOCK_EX)
-    except (
-        ImportError,
-        OSError,
-    ):  # Windows; or a folder that cannot be written, which is said if there is something to keep
-        pass
+    except (ImportError, OSError):
+        pass  # Windows; or a folder that cannot be written, which is said if there is something to keep
     try:
         yield waited
     finally:
@@ -318,9 +261,3 @@ def _give_back_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _last_used(path: Path) -> float:
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from vlatrain.backbones.base import Backbone, Context, Embedder, Generator, Inputs, Text, blank_text
 from vlatrain.backbones.keys_values import kept_in_search
 from vlatrain.config import TaskConfig
-from vlatrain.data.images import load_at
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.bootstrap import Statistic
 from vlatrain.tasks.lengths import Use
@@ -260,7 +259,7 @@ class Task(ABC):
             found = self.backbone.given(len(samples), questions, length)
             if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):
                 return {**found, "prefix": prefix}
-        images = [load_at(sample.image, self.backbone.jpeg_side) for sample in samples]
+        images = [self.backbone.load(sample.image) for sample in samples]
         with images_named(self.backbone, samples, images):
             return self.backbone.inputs(images, questions, length)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.data.images import is_shown, load_at
+from vlatrain.data.images import is_shown
 from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.metrics import instruct as metric
@@ -214,8 +214,7 @@ class Instruct(Task):
         hidden = {} if all(shown) else {"shown": shown}
         if cache and (prefix := cache.read(samples, asked=False)):
             return {"prefix": prefix}, None, conversations, hidden
-        side = self.backbone.jpeg_side
-        return {}, [load_at(sample.image, side) for sample in samples], conversations, hidden
+        return {}, [self.backbone.load(sample.image) for sample in samples], conversations, hidden
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""

@@ -1,5 +1,5 @@
-"""`vlatrain cache`: the prefixes and the tables of samples that runs have kept on disk, what they are of, and how to be rid of
-them; data reports and counts of tokens, too."""
+"""`vlatrain cache`: the prefixes, tables of samples and resized images that runs have kept on disk, what they are of, and how
+to be rid of them; data reports and counts of tokens, too."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlatrain.config import UserError
+from vlatrain.config import UserError, disk_cache
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.memo import results
 from vlatrain.data import stored
 from vlatrain.tasks.looks import counts
+from vlatrain.training import resized
 from vlatrain.training.prefix_cache import store
 
 DAY = 86_400
 KEYS = ("prune", "older_than")
+OTHERS = {stored.FOLDER: stored.numbers_of, resized.FOLDER: resized.numbers_of}
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,15 @@ def folders() -> list[Folder]:
     return sorted(found, key=lambda folder: folder.days)
 
 
-def tables() -> list[Folder]:
-    """The tables of samples that are kept, the last used first."""
+def others() -> list[Folder]:
+    """The tables of samples, and the resized images, that are kept, the last used first."""
     found = []
-    for path in stored.tables():
-        with suppress(FileNotFoundError):  # another process has just removed it
-            days = (time.time() - path.stat().st_mtime) / DAY
-            found.append(Folder(path, stored.numbers_of(path), stored.table_bytes(path), days))
-    return found
+    for kind, numbers_of in OTHERS.items():
+        for path in disk_cache.folders(kind):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                days = (time.time() - path.stat().st_mtime) / DAY
+                found.append(Folder(path, numbers_of(path), disk_cache.bytes_of(path), days))
+    return sorted(found, key=lambda folder: folder.days)
 
 
 def show(words: Sequence[str], console: Console | None = None) -> None:
@@ -77,11 +80,11 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
     """
     console = console or Console()
     asked = _asked(words)
-    found, of_samples = folders(), tables()
+    found, of_data = folders(), others()
     name, days = asked.get("prune", "all"), asked.get("older_than", 0.0)
     chosen, doomed = (
         [one for one in kept if one.days >= days and (name == "all" or one.path.name.startswith(name))]
-        for kept in (found, of_samples)
+        for kept in (found, of_data)
     )
     if name != "all" and not chosen and not doomed:
         raise UserError(f"prune={name}: nothing is kept under this name; vlatrain cache lists what is")
@@ -90,9 +93,11 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         if name == "all":
             _remove_files(days)
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
-        if of_samples:
-            freed = sum(stored.remove(folder.path) for folder in doomed)
-            console.print(f"Removed {len(doomed)} of {len(of_samples)} tables of samples, {freed / 1e9:.2f} GB")
+        if of_data:
+            freed = sum(disk_cache.remove(folder.path) for folder in doomed)
+            console.print(
+                f"Removed {len(doomed)} of {len(of_data)} folders of samples and images, {freed / 1e9:.2f} GB"
+            )
         return
     table = Table(
         "name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.kept_folder()}"
@@ -101,13 +106,13 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
         table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
     console.print(table)
-    if of_samples:
-        table = Table("name", "samples", "GB", "last used", title=f"Samples kept in {stored.tables_folder()}")
-        for folder in of_samples:
+    if of_data:
+        table = Table("name", "samples, or resized images", "GB", "last used")
+        for folder in of_data:
             numbers = ", ".join(f"{number:,} {split}" for split, number in folder.note.items()) or "?"
             table.add_row(folder.path.name[:12], numbers, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
         console.print(table)
-    size = sum(folder.bytes for folder in [*found, *of_samples])
+    size = sum(folder.bytes for folder in [*found, *of_data])
     console.print(f"{size / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes")
 
 

@@ -45,6 +45,7 @@ from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 from vlatrain.training.processes import count, rank, together
 from vlatrain.training.progress import Result
 from vlatrain.training.pruning import MedianRule
+from vlatrain.training.resized import keep_resized
 from vlatrain.training.sample_cache import build_sample_cache
 from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
 from vlatrain.verbs.predictions import write_predictions
@@ -143,6 +144,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         write_json(files.constants, constants)
         keep_processor(setup, folder)
     cache = cache_prefix(setup.backbone, config, samples, loop.uses, loop.precision, console, COMMAND.get().alike)
+    keep_resized(setup.backbone, config.trainer, samples, loop.uses, cache, COMMAND.get().alike)
     if main:
         files.note_resolved(_resolved(config, setup, loop, cache))
     result = loop.run()

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from vlatrain.backbones.base import Backbone, Inputs, Text
 from vlatrain.backbones.prefix import Enough, PrefixReplay
-from vlatrain.data.images import load_at
 from vlatrain.data.lazy import select
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.sample_checks import images_named
@@ -102,7 +101,7 @@ class Builder:
 def loaded(backbone: Backbone, length: int, samples: Sequence[Sample]) -> Inputs:
     """The inputs of samples, with their questions cut to so many tokens (0: none are asked). Runs in data-loading workers."""
     questions = [sample.question for sample in samples] if length else None
-    images = [load_at(sample.image, backbone.jpeg_side) for sample in samples]
+    images = [backbone.load(sample.image) for sample in samples]
     with images_named(backbone, samples, images):
         return backbone.inputs(images, questions, length)
 
