@@ -2,20 +2,24 @@
 
     python scripts/real_results.py DATA [SET ...] [--rows NAME ...] [--seeds 0 1 2] [--runs FOLDER] [--out FILE]
 
-What is run is data: `real_results.yaml` has the sets, and of each its rows, the words of a command line. A set whose data are not
-in DATA is left out, and said. Runs that are finished in FOLDER are read and not run again, so that a table goes on where it was
-stopped. Real towers: `make real-towers`.
+What is run is data: `real_results.yaml` has the sets, and of each its rows. A set whose data are not in DATA is left out, and said.
+Runs that are finished in FOLDER are read and not run again, so that a table goes on where it was stopped. Real towers: `make
+real-towers`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import random
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,65 @@ import yaml
 from real_towers import default_folder
 
 HERE = Path(__file__).resolve().parent
-HEAD = ["", "score", "interval or deviation", "baseline", "trainable", "wall, s", "peak MB"]
+HEAD = ["", "score", "95 % interval, or deviation", "baseline", "trainable", "wall, s", "peak MB", "chosen"]
+CELLS = {"RBC": "red blood cells", "WBC": "white blood cells", "Platelets": "platelets"}
+HELD_OUT = 50  # photographs of cells for validation, and as many for the test
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        words: of its command line, behind those of its set.
+        steps: of its training; None: as the command line says.
+        tries: words of which those with the best score on the validation data are taken.
+    """
+
+    words: str
+    steps: int | None = None
+    tries: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of a set, each made if it is not there.
+
+    Attributes:
+        folder: where.
+        words: of every command line.
+        places: what stands for `{data}`, `{towers}` and `{made}` in it.
+    """
+
+    folder: Path
+    words: str
+    places: Mapping[str, Path]
+
+    def metrics(self, name: str, words: str) -> dict[str, Any]:
+        """The `metrics.json` of a run; empty if it failed."""
+        run = self.folder / name
+        file = run / "metrics.json"
+        if not file.is_file():
+            typed = [word.format(**self.places) for word in shlex.split(f"{self.words} {words}")]
+            print(f"{run} ...", file=sys.stderr, flush=True)
+            run.parent.mkdir(parents=True, exist_ok=True)
+            with (run.parent / f"{run.name}.txt").open("w", encoding="utf-8") as log:
+                command = [sys.executable, "-m", "vlatrain", *typed, f"run.dir={run}", "resume=auto"]
+                ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+            if ended.returncode:
+                print(f"{run}: failed, see {log.name}", file=sys.stderr)
+                return {}
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def chosen(self, name: str, row: Row) -> str:
+        """The words of the try that is best on the validation data, with one seed and a third of the steps."""
+        scores = {}
+        for number, words in enumerate(row.tries):
+            steps = f"trainer.max_steps={max(1, (row.steps or 0) // 3)}"
+            if found := self.metrics(f"{name}/try-{number}", f"{row.words} {words} {steps} data.test=null seed=0"):
+                scores[words] = float(found["metrics"][found["metric"]])
+        return max(scores, key=lambda words: scores[words], default="")
 
 
 def main() -> int:
@@ -32,31 +94,37 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("sets", nargs="*")
     parser.add_argument("--rows", nargs="+", default=[])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     known: dict[str, Any] = yaml.safe_load((HERE / "real_results.yaml").read_text(encoding="utf-8"))
     if unknown := [name for name in asked.sets if name not in known]:
         parser.error(f"no set {', '.join(unknown)}; there are {', '.join(known)}")
+    made = asked.runs.resolve() / "made"
+    write_files(asked.data, made)
+    places = {"data": asked.data.resolve(), "towers": default_folder(), "made": made}
     lines, failed = [], False
     for name in asked.sets or known:
         one = known[name]
         if not (asked.data / one["needs"]).exists():
             print(f"{name}: left out, there is no {asked.data / one['needs']}", file=sys.stderr)
             continue
-        rows = {row: words for row, words in one["rows"].items() if not asked.rows or row in asked.rows}
+        runs = Runs(asked.runs / name, one["words"], places)
         lines += ["", f"{name}: {one['about']}", "", _line(HEAD), _line(["---"] * len(HEAD))]
-        for row, words in rows.items():
-            found = []
-            for seed in asked.seeds:
-                run = asked.runs / name / row.replace(" ", "-").replace(",", "") / f"seed-{seed}"
-                if metrics := result(run, f"{one['words']} {words} seed={seed}", asked.data):
-                    found.append(metrics)
-                else:
-                    failed = True
-            if found:
-                lines.append(_line(cells(row, found)))
+        for title, values in one["rows"].items():
+            if asked.rows and title not in asked.rows:
+                continue
+            row, folder = Row(**values), title.replace(" ", "-").replace(",", "")
+            words = runs.chosen(folder, row)
+            steps = f"trainer.max_steps={row.steps}" if row.steps else ""
+            found = [
+                runs.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
+                for seed in asked.seeds
+            ]
+            failed = failed or not all(found)
+            if found := [metrics for metrics in found if metrics]:
+                lines.append(_line([title, *cells(found), words]))
     text = "\n".join(lines).strip() + "\n"
     print(text)
     if asked.out:
@@ -64,46 +132,93 @@ def main() -> int:
     return int(failed)
 
 
-def result(run: Path, words: str, data: Path) -> dict[str, Any]:
-    """The `metrics.json` of a run, which is made if there is none; empty if that failed."""
-    file = run / "metrics.json"
-    if not file.is_file():
-        filled = [word.format(data=data.resolve(), towers=default_folder()) for word in shlex.split(words)]
-        print(f"{run} ...", file=sys.stderr, flush=True)
-        run.parent.mkdir(parents=True, exist_ok=True)
-        with (run.parent / f"{run.name}.txt").open("w", encoding="utf-8") as log:
-            ended = subprocess.run(
-                [sys.executable, "-m", "vlatrain", *filled, f"run.dir={run}", "resume=auto"],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        if ended.returncode:
-            print(f"{run}: failed, see {log.name}", file=sys.stderr)
-            return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def cells(row: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+def cells(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """A row of a table: means over the seeds, of the test data where there are any."""
-    scores = [scored(one) for one in found]
+    scores = [one.get("test") or one for one in found]
     name = found[0]["metric"]
     values = [float(one["metrics"][name]) for one in scores]
     interval = scores[0].get("intervals", {}).get(name)
     spread = f"± {statistics.stdev(values):.1f} ({len(values)} seeds)" if len(values) > 1 else _between(interval)
     baseline = max((one["metrics"].get(name, 0) for one in scores[0].get("baselines", {}).values()), default=None)
-    share = found[0]["parameters"]["percent"]
     wall = statistics.mean(one["speed"]["wall_s"] for one in found)
     peak = max(one["memory"]["peak_mb"] for one in found)
     return [
-        row, f"{statistics.mean(values):.1f}", spread, "" if baseline is None else f"{baseline:.1f}", f"{share:.2f} %",
-        f"{wall:.0f}", f"{peak:.0f}",
+        f"{statistics.mean(values):.1f}", spread, "" if baseline is None else f"{baseline:.1f}",
+        f"{found[0]['parameters']['percent']:.2f} %", f"{wall:.0f}", f"{peak:.0f}",
     ]  # fmt: skip
 
 
-def scored(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was scored last: the test data, else the evaluation's."""
-    return metrics.get("test") or metrics
+def write_files(data: Path, into: Path) -> None:
+    """Write the files that sets are made of, where what they are of is there."""
+    into.mkdir(parents=True, exist_ok=True)
+    if (data / "bccd/boxes.csv").exists():
+        for split, lines in cell_counts(data / "bccd/boxes.csv").items():
+            _write(into / f"cells-{split}.jsonl", lines)
+    for split, most in (("train", 400), ("test", 200)):
+        if (file := data / f"easy_vqa/{split}.jsonl").exists():
+            captions, chats = captions_and_chats(file, most)
+            _write(into / f"captions-{split}.jsonl", captions)
+            _write(into / f"chats-{split}.jsonl", chats)
+
+
+def cell_counts(boxes: Path) -> dict[str, list[dict[str, str]]]:
+    """By split, a question and answer for each photograph and kind of cell: how many there are."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    with boxes.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            counts[row["filename"]][row["cell_type"]] += 1
+    images = sorted(counts)
+    random.Random(0).shuffle(images)
+    cuts = {
+        "test": images[:HELD_OUT],
+        "validation": images[HELD_OUT : 2 * HELD_OUT],
+        "train": images[2 * HELD_OUT :],
+    }
+    return {
+        split: [
+            {"image": image, "question": f"how many {words} are there?", "answer": str(counts[image][kind])}
+            for image in own
+            for kind, words in CELLS.items()
+        ]
+        for split, own in cuts.items()
+    }
+
+
+def captions_and_chats(questions: Path, most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of images of easy-VQA a caption each, of those whose questions tell colour and shape, and of the first ones a conversation of
+    all that is asked."""
+    captions = [
+        {"image": image, "caption": f"a {color} {shape}"} for image, (color, shape) in looks_of(questions).items()
+    ]
+    chats = []
+    for image, rows in [*_by_image(questions).items()][:most]:
+        turns = [turn for row in rows for turn in (("user", row["question"]), ("assistant", row["answer"]))]
+        chats.append({"image": image, "messages": [{"role": role, "content": text} for role, text in turns]})
+    return captions[:most], chats
+
+
+def looks_of(questions: Path) -> dict[str, tuple[str, str]]:
+    """By image of easy-VQA colour and shape, of those whose questions tell both."""
+    found = {}
+    for image, rows in _by_image(questions).items():
+        asked = [row for row in rows if row["question"].startswith("what")]
+        color = {row["answer"] for row in asked if "color" in row["question"]}
+        shape = {row["answer"] for row in asked if "color" not in row["question"]}
+        if color and shape:
+            found[image] = (color.pop(), shape.pop())
+    return found
+
+
+def _by_image(questions: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    with questions.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            found[row["image"]].append(row)
+    return found
+
+
+def _write(file: Path, lines: Iterable[Any]) -> None:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def _between(interval: Any) -> str:

@@ -5,11 +5,8 @@ They are made by `make real-towers`, or here where a package registry can be rea
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,30 +21,7 @@ from vlatrain.config import DecodeConfig
 from vlatrain.data.sample import Turn
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "real_towers.py"
 RECIPE = "experiment=real_towers"
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_towers", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def towers() -> Path:
-    """The folder with both."""
-    made = script()
-    folder: Path = made.default_folder()
-    if not made.made(folder):
-        try:
-            made.make(folder)
-        except RuntimeError as error:
-            pytest.skip(f"no real towers: {error}")
-    return folder
 
 
 def loaded(task: str) -> Any:

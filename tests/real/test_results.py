@@ -1,0 +1,74 @@
+"""The tables of results on real data: what their files are made of, and that every command line is one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import vlatrain
+from tests.real.conftest import SCRIPTS
+
+SETS = yaml.safe_load((SCRIPTS / "real_results.yaml").read_text(encoding="utf-8"))
+LINES = [(name, title, row) for name, one in SETS.items() for title, row in one["rows"].items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "title", "row"), LINES, ids=[f"{name}: {title}" for name, title, _ in LINES])
+def test_every_line_is_a_training(
+    name: str, title: str, row: dict[str, str], results: ModuleType, towers: Path, tmp_path: Path
+) -> None:
+    known = results.Row(**row)
+    places = {"data": tmp_path / "data", "made": tmp_path / "made", "towers": towers}
+    for words in known.tries or [""]:
+        typed = shlex.split(f"{SETS[name]['words']} {known.words} {words}".format(**places))
+        for path in (Path(word.partition("=")[2]) for word in typed if str(tmp_path) in word):
+            file = path if path.suffix else path / "shirt/0.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        assert vlatrain.compose(*typed).data.train.startswith(str(tmp_path))
+
+
+def test_the_best_try_on_validation_is_taken(results: ModuleType, tmp_path: Path) -> None:
+    runs = results.Runs(tmp_path, "task=classification", {})
+    for number, score in enumerate((71.5, 80.25, 12.0)):
+        (tmp_path / f"row/try-{number}").mkdir(parents=True)
+        found = {"metric": "accuracy", "metrics": {"accuracy": score}}
+        (tmp_path / f"row/try-{number}/metrics.json").write_text(json.dumps(found))
+    assert runs.chosen("row", results.Row("adapter=full", 90, ["a", "b", "c"])) == "b"
+    assert runs.chosen("row", results.Row("adapter=knn")) == ""
+
+
+def test_cells_are_counted_by_photograph(results: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "boxes.csv"
+    boxes = [("x1.jpg", "RBC"), ("x1.jpg", "WBC"), ("x1.jpg", "RBC"), *((f"y{n}.jpg", "Platelets") for n in range(110))]
+    file.write_text("filename,cell_type,xmin\n" + "".join(f"{image},{kind},3\n" for image, kind in boxes))
+    splits = results.cell_counts(file)
+    assert {split: len(rows) for split, rows in splits.items()} == {"test": 150, "validation": 150, "train": 33}
+    of_one = {row["question"]: row["answer"] for rows in splits.values() for row in rows if row["image"] == "x1.jpg"}
+    assert of_one == {
+        "how many red blood cells are there?": "2",
+        "how many white blood cells are there?": "1",
+        "how many platelets are there?": "0",
+    }
+
+
+def test_looks_captions_and_chats_are_what_questions_say(results: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        ("0.png", "what is the blue shape?", "rectangle"),
+        ("0.png", "what color is the shape?", "blue"),
+        ("1.png", "is there a circle?", "no"),
+    ]
+    file = tmp_path / "train.jsonl"
+    file.write_text(
+        "".join(json.dumps(dict(zip(("image", "question", "answer"), row, strict=True))) + "\n" for row in rows)
+    )
+    assert results.looks_of(file) == {"0.png": ("blue", "rectangle")}
+    captions, chats = results.captions_and_chats(file, 2)
+    assert captions == [{"image": "0.png", "caption": "a blue rectangle"}]
+    assert [len(chat["messages"]) for chat in chats] == [4, 2]
+    assert chats[1]["messages"][1] == {"role": "assistant", "content": "no"}
