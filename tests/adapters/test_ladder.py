@@ -158,7 +158,7 @@ def recording(forward: Any, name: str, seen: list[tuple[str, Tensor]]) -> Any:
 def test_states_do_not_outlive_their_call() -> None:
     backbone, _model = adapted(small_config("blip"), "retrieval", ["end"])
     expected = loss_of(backbone)
-    assert all(not carried for carried in context_of(backbone.model).carried.values())
+    assert all(not carried for carried in context_of(backbone.model).call.carried.values())
     last = backbone.model.text_encoder.encoder.layer[1]
     handle = last.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -237,7 +237,7 @@ def test_what_the_encoder_leaves_is_taken_along_with_its_rows() -> None:
     assert_close(found, expected, model)
     with pytest.raises(ValueError, match="but the last one, of text, has run for"):
         model.language(**{**arguments, "encoder_outputs": (torch.zeros(3, 5, 32),), "attention_mask": None})
-    context_of(model).exported.clear()
+    context_of(model).call.exported.clear()
     with pytest.raises(ValueError, match="but none has run"):
         model.language(**arguments)
 
@@ -281,7 +281,7 @@ def test_a_chain_of_towers_in_blip(task: str) -> None:
     loss = loss_of(backbone)
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters() if p.requires_grad)
-    assert all(not carried for carried in context_of(backbone.model).carried.values())
+    assert all(not carried for carried in context_of(backbone.model).call.carried.values())
 
 
 def test_a_side_that_the_heads_do_not_divide_is_refused_with_one_that_they_do() -> None:

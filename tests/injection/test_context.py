@@ -45,12 +45,12 @@ def test_what_is_handed_is_over_with_its_block_whatever_happens() -> None:
     first, second = torch.zeros(1, 3, 2), torch.ones(1, 3, 2)
     with provide(model, "text", first):
         with provide(model, "text", second):
-            assert context_of(model).handed["text"] == (second, None)
-        assert context_of(model).handed["text"] == (first, None)
+            assert context_of(model).call.handed["text"] == (second, None)
+        assert context_of(model).call.handed["text"] == (first, None)
         with pytest.raises(RuntimeError), provide(model, "text", second):
             model(torch.ones(1, 3))
-        assert context_of(model).handed["text"] == (first, None)
-    assert not context_of(model).handed
+        assert context_of(model).call.handed["text"] == (first, None)
+    assert not context_of(model).call.handed
     with (
         pytest.raises(ValueError, match=r"text: states \(1, 3, 2\).* mask \(1, 2\)"),
         provide(model, "text", first, torch.ones(1, 2)),
@@ -65,8 +65,8 @@ def test_a_recomputed_call_is_in_the_context_it_was_made_in() -> None:
         _, again = recomputed(model)()
     for _ in range(2):  # a graph that is kept is recomputed as often as it is walked
         with again:
-            assert context_of(model).handed["text"][0] is states
-        assert not context_of(model).handed
+            assert context_of(model).call.handed["text"][0] is states
+        assert not context_of(model).call.handed
 
 
 def test_states_of_another_number_of_rows_are_refused() -> None:

@@ -95,7 +95,7 @@ def test_another_number_of_names_than_rows_is_refused(call: Callable[..., Tensor
     """Two names for four rows were once taken for two beams of two rows."""
     with pytest.raises(ValueError, match=LENGTH.format(count)):
         call(*blip, adapter_names=(NAMES * 2)[:count])
-    assert context_of(blip[0]).rows is None
+    assert context_of(blip[0]).call.rows is None
 
 
 def test_images_alone_have_rows_too() -> None:

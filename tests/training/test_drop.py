@@ -62,7 +62,7 @@ def test_layers_are_drawn_in_steps_and_not_in_evaluations(tmp_path: Path, monkey
 
         def watch(self, name: str, call: Any, model: Any) -> Any:
             def watched(*args: Any) -> Any:
-                seen[name].append(context_of(model).dropped)
+                seen[name].append(context_of(model).without)
                 return call(*args)
 
             return watched

@@ -1,16 +1,21 @@
 """What the adapters of a model must know of the call they are in, and cannot see from their place.
 
-A model has one context, which all its adapters share. Whoever runs the model sets it for the time of a call: the backbone
-hands states of the other modality to towers that get none (`hand`), the task says its name (`for_task`), a batch of several
-adapters says which row is whose (`rows`).
+A model has one context, which all its adapters share, and of it each thread has a part of its own: the call that it makes. Whoever
+runs the model sets that for the time of a call: the backbone hands states of the other modality to towers that get none
+(`provide`), the task says its name (`for_task`), a batch of several adapters says which row is whose (`rows`).
+
+The part of a call is a `threading.local` and no `contextvars.ContextVar`: torch.compile looks into the one, and breaks the graph at
+the other (torch 2.13). A thread that somebody else starts, as autograd does for a GPU's backward pass, has none; what it computes anew
+brings its own along (`recomputed`).
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,9 +25,15 @@ BASE = "__base__"  # the name of no adapter, as in PEFT
 LEFT = "left."  # what the names of `exported` start with
 
 
-@dataclass
-class Context:
-    """The context of a model.
+class ThisThread(threading.local):
+    """Values that every thread has for itself; a copy has none of them, as tensors with a graph cannot be copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+class CallState(ThisThread):
+    """The call that a thread is in.
 
     Attributes:
         handed: by tower, states (B, S, width) of the other modality and their mask (B, S).
@@ -30,29 +41,50 @@ class Context:
         task: name of the task; empty if there is only one.
         rows: adapter of each row of the batch; None: the active ones for all.
         repeats: how many rows of a tower's batch there may be for one of these; None: any number.
-        dropped: adapters in so many of the lowest layers of each tower are left out.
-        readers: the sites with adapters that read states of the other modality.
+        dropped: adapters in so many of the lowest layers of each tower are left out; None: as the model has it.
         carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
         exported: by adapter and tower, what its modules have left to those of towers to come (of the last one to do so).
+    """
+
+    def __init__(self) -> None:
+        self.handed: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.heard: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.task = ""
+        self.rows: list[str] | None = None
+        self.repeats: frozenset[int] | None = None
+        self.dropped: int | None = None
+        self.carried: dict[tuple[str, str], dict[str, Any]] = {}
+        self.exported: dict[str, dict[str, Tensor]] = {}
+
+
+@dataclass
+class Context:
+    """The context of a model.
+
+    Attributes:
+        call: of the call that the asking thread is in.
+        dropped: adapters in so many of the lowest layers of each tower are left out, where a call does not say otherwise.
+        readers: the sites with adapters that read states of the other modality.
         trunk: names of the trunk's own parameters that train in place.
     """
 
-    handed: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    heard: tuple[Tensor | None, Tensor | None] = (None, None)
-    task: str = ""
-    rows: list[str] | None = None
-    repeats: frozenset[int] | None = None
+    call: CallState = field(default_factory=CallState)
     dropped: int = 0
     readers: list[Any] = field(default_factory=list)
-    carried: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    exported: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     trunk: list[str] = field(default_factory=list)
 
+    @property
+    def without(self) -> int:
+        """In how many of the lowest layers adapters are left out now."""
+        return self.dropped if self.call.dropped is None else self.call.dropped
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
-        """A copy without what is of a call: its tensors may be of no use, and cannot be copied while they have a graph."""
-        kept = replace(self, carried={}, exported={}, handed={}, heard=(None, None))
+        """A copy, of a call that sets the same; not with what is of a forward pass."""
         memo[id(self)] = copied = Context()
-        vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(kept).items()})
+        for name in ("dropped", "readers", "trunk"):
+            setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
+        for name in ("task", "rows", "repeats", "dropped"):
+            setattr(copied.call, name, copy.deepcopy(getattr(self.call, name), memo))
         return copied
 
 
@@ -73,14 +105,14 @@ def reads_other(model: nn.Module, tower: str) -> bool:
 
 @contextmanager
 def setting(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Set attributes of a model's context for the time of a call; whatever happens, they are as before after it."""
-    context = context_of(model)
-    before = {name: getattr(context, name) for name in values}
-    vars(context).update(values)
+    """Set attributes of the calls that this thread makes of a model; whatever happens, they are as before afterwards."""
+    call = context_of(model).call
+    before = {name: getattr(call, name) for name in values}
+    vars(call).update(values)
     try:
         yield
     finally:
-        vars(context).update(before)
+        vars(call).update(before)
 
 
 @contextmanager
@@ -98,7 +130,7 @@ def provide(model: nn.Module, tower: str, states: Tensor, mask: Tensor | None = 
     """
     if mask is not None and mask.shape != states.shape[:2]:
         raise ValueError(f"{tower}: states {tuple(states.shape)} are handed on with a mask {tuple(mask.shape)}")
-    with setting(model, handed={**context_of(model).handed, tower: (states, mask)}):
+    with setting(model, handed={**context_of(model).call.handed, tower: (states, mask)}):
         yield
 
 
@@ -126,7 +158,7 @@ def exported(model: nn.Module) -> dict[str, Tensor]:
 
     What goes on with other rows, or later, than those that the towers ran for takes this along and gives it back by `bring`.
     """
-    found = context_of(model).exported
+    found = context_of(model).call.exported
     return {f"{LEFT}{adapter}.{tower}": states for adapter, own in found.items() for tower, states in own.items()}
 
 
@@ -149,19 +181,20 @@ def recomputed(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[No
     Args:
         model: the model.
     """
-    context = context_of(model)
-    return lambda: (nullcontext(), _Again(context))
+    call = context_of(model).call
+    return lambda: (nullcontext(), _Again(call))
 
 
 class _Again:
-    """The context as it is now, again: as often as it is entered."""
+    """The call as it is now, again: as often as it is entered, in whatever thread."""
 
-    def __init__(self, context: Context) -> None:
-        self.context, self.then, self.now = context, replace(context), context
+    def __init__(self, call: CallState) -> None:
+        self.call, self.then = call, dict(vars(call))
+        self.now = self.then
 
     def __enter__(self) -> None:
-        self.now = replace(self.context)
-        vars(self.context).update(vars(self.then))
+        self.now = dict(vars(self.call))  # of the thread that enters
+        vars(self.call).update(self.then)
 
     def __exit__(self, *error: object) -> None:
-        vars(self.context).update(vars(self.now))
+        vars(self.call).update(self.now)

@@ -10,7 +10,7 @@ from typing import Any
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from vlatrain.injection.context import BASE, rows
+from vlatrain.injection.context import BASE, Context, context_of, rows
 
 # they have a row for each sample, whatever else a model takes
 INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids")
@@ -45,7 +45,7 @@ def named_rows(
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                handle = module.register_forward_pre_hook(partial(_with_names, list(names)), with_kwargs=True)
+                handle = module.register_forward_pre_hook(partial(_with_names, context_of(model)), with_kwargs=True)
                 stack.callback(handle.remove)
         stack.enter_context(rows(model, names, _repeats(model, kwargs)))
         yield
@@ -65,9 +65,12 @@ def _repeats(model: nn.Module, kwargs: Mapping[str, Any]) -> frozenset[int]:
 
 
 def _with_names(
-    names: list[str], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook of a trained head: each row its own adapter's, or the frozen one where that has none."""
+    context: Context, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pre-hook of a trained head: each row its own adapter's, or the frozen one where that has none. Calls of other threads, which
+    name no rows, are as they were."""
+    if not (names := context.call.rows):
+        return None
     times = max(len(args[0]) // len(names), 1)
     own = [name if name in module.modules_to_save else BASE for name in names for _ in range(times)]
     return args, {**kwargs, "adapter_names": own}

@@ -12,12 +12,23 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from vlatrain.adapters import Adapter, Call
-from vlatrain.injection.context import Context
+from vlatrain.injection.context import Context, ThisThread
 
 METHOD = "vlatrain"  # PEFT's name of the method; transformers derives the key prefix from it
 UNITS = f"{METHOD}_unit"  # the ModuleDict of adapters in a site, by adapter name; starts with PEFT's prefix
 CHILD = "adapter"  # the child of an adapted module; must not contain PEFT's prefix, or `delete_adapter` skips it
 OTHER = ("encoder_hidden_states", "encoder_attention_mask")  # a layer's arguments for the other modality's states
+
+
+class Heard(ThisThread):
+    """What the hooks of a site have heard in the call that a thread is in.
+
+    Attributes:
+        inputs: the first argument of the module whose input is wanted.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | None = None
 
 
 class Site(nn.Module, BaseTunerLayer):
@@ -41,7 +52,7 @@ class Site(nn.Module, BaseTunerLayer):
         self.listening: dict[str, Any] = {}  # what has hooks already, and their handles
         self.around = False  # whether its adapters go around a whole layer: only they have something to hand on
         self.hears_other = False  # whether `listening` has hooks for it; torch.compile cannot look in there
-        self.inputs: Tensor | None = None  # what the hook of this call has heard
+        self.heard = Heard()
 
     @property
     def units(self) -> nn.ModuleDict:
@@ -52,9 +63,9 @@ class Site(nn.Module, BaseTunerLayer):
     @property
     def reads_other(self) -> bool:
         """Whether an adapter at work here reads states of the other modality."""
-        if self._disable_adapters or self.layer < self.context.dropped:
+        if self._disable_adapters or self.layer < self.context.without:
             return False
-        names = self.active_adapters if self.context.rows is None else self.context.rows
+        names = self.active_adapters if self.context.call.rows is None else self.context.call.rows
         units: list[Any] = [self.units[name] for name in names if name in self.units]
         return any(unit.reads_other for unit in units)
 
@@ -100,7 +111,7 @@ class Site(nn.Module, BaseTunerLayer):
 
     def hear_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the module whose input is wanted: its first argument, whatever it is called."""
-        self.inputs = args[0] if args else next(iter(kwargs.values()))
+        self.heard.inputs = args[0] if args else next(iter(kwargs.values()))
 
     def hear_other(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the layer: the states of the other modality that it is called with, by position or by name.
@@ -111,17 +122,17 @@ class Site(nn.Module, BaseTunerLayer):
             args[place] if 0 <= place < len(args) else kwargs.get(name)
             for name, place in zip(OTHER, self.positions, strict=True)
         ]
-        self.context.heard = (heard[0], heard[1])
+        self.context.call.heard = (heard[0], heard[1])
 
     def forget_other(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Hook of the layer: what it was called with is over."""
-        self.context.heard = (None, None)
+        self.context.call.heard = (None, None)
 
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the target: its arguments as the active adapters that go around it want them."""
-        if self._disable_adapters or self.layer < self.context.dropped:
+        if self._disable_adapters or self.layer < self.context.without:
             return None
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         for name in self._at_work():
@@ -132,12 +143,12 @@ class Site(nn.Module, BaseTunerLayer):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the target: its output, (B, L, width), with the active adapters' added."""
-        inputs, self.inputs = self.inputs, None
-        if self._disable_adapters or self.layer < self.context.dropped:
+        inputs, self.heard.inputs = self.heard.inputs, None
+        if self._disable_adapters or self.layer < self.context.without:
             return output
         states: Tensor = output[0] if isinstance(output, tuple) else output
         given, mask = self._other(len(states))
-        if self.context.rows is None:
+        if self.context.call.rows is None:
             adapted = read = states
             for name in reversed(self._at_work()):  # what entered last leaves first
                 if not self.units[name].residual:
@@ -169,8 +180,8 @@ class Site(nn.Module, BaseTunerLayer):
     def _call(
         self, name: str, inputs: Tensor | None = None, other: Tensor | None = None, mask: Tensor | None = None
     ) -> Call:
-        carried = self.context.carried.setdefault((self.tower, name), {}) if self.around else {}
-        exported = self.context.exported.setdefault(name, {}) if self.around else {}
+        carried = self.context.call.carried.setdefault((self.tower, name), {}) if self.around else {}
+        exported = self.context.call.exported.setdefault(name, {}) if self.around else {}
         return Call(inputs, other, mask, self.frozen[name], carried, exported)
 
     def _at_work(self) -> list[str]:
@@ -179,9 +190,9 @@ class Site(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: some rows of the batch have one that changes whole sequences, and others do not.
         """
-        names = self.active_adapters if self.context.rows is None else self.context.rows
+        names = self.active_adapters if self.context.call.rows is None else self.context.call.rows
         found = [name for name in dict.fromkeys(names) if name in self.units]
-        for name in found if self.context.rows is not None else ():
+        for name in found if self.context.call.rows is not None else ():
             unit: Any = self.units[name]
             if not unit.residual or unit.exclusive:
                 raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
@@ -189,7 +200,7 @@ class Site(nn.Module, BaseTunerLayer):
 
     def _by_rows(self, states: Tensor, inputs: Tensor | None, other: Tensor | None, mask: Tensor | None) -> Tensor:
         """Each row with its own adapter."""
-        names = self._repeated(self.context.rows or [], len(states))
+        names = self._repeated(self.context.call.rows or [], len(states))
         adapted = states
         for name in self._at_work():
             own = torch.tensor([row for row, wanted in enumerate(names) if wanted == name], device=states.device)
@@ -199,7 +210,7 @@ class Site(nn.Module, BaseTunerLayer):
         return adapted
 
     def _repeated(self, names: list[str], rows: int) -> list[str]:
-        allowed = self.context.repeats
+        allowed = self.context.call.repeats
         if not names or rows % len(names) or (allowed is not None and rows // len(names) not in allowed):
             raise ValueError(f"{self.tower}: adapters are named for {len(names)} rows, but the batch has {rows}")
         return [name for name in names for _ in range(rows // len(names))]
@@ -208,7 +219,7 @@ class Site(nn.Module, BaseTunerLayer):
         """States of the other modality: what the tower has been handed, else what the layer was called with."""
         if not self.hears_other:
             return None, None
-        states, mask = self.context.handed.get(self.tower, self.context.heard)
+        states, mask = self.context.call.handed.get(self.tower, self.context.call.heard)
         if states is None:
             return None, None
         if rows % len(states):
@@ -278,11 +289,11 @@ class ByTask(nn.Module):
         Raises:
             ValueError: the context names no task that there is one for.
         """
-        if self.context.task not in self.tasks:
+        if self.context.call.task not in self.tasks:
             raise ValueError(
-                f"task-specific adapters for {', '.join(self.tasks)}: none for {self.context.task or 'a call without task'}"
+                f"task-specific adapters for {', '.join(self.tasks)}: none for {self.context.call.task or 'a call without task'}"
             )
-        return self.units[f"task_{self.context.task}"]
+        return self.units[f"task_{self.context.call.task}"]
 
     def __getattr__(self, name: str) -> Any:
         if name in ("reads", "reads_inputs", "residual", "reads_other", "exclusive"):  # the same for all

@@ -237,7 +237,7 @@ class ByFeatures(Classification):
         if not any(parameter.requires_grad for parameter in self.backbone.model.parameters()):
             return True
         # without gradients, or in a step that goes without some of the adapters, they do not tell
-        return torch.is_grad_enabled() and not features.requires_grad and not context_of(self.backbone.model).dropped
+        return torch.is_grad_enabled() and not features.requires_grad and not context_of(self.backbone.model).without
 
 
 class ByWords(Classification):
