@@ -135,6 +135,11 @@ BAD = {  # name of the file -> its bytes -> what is reported after the path
         [":2: not UTF-8 (at character 36): save the file as UTF-8"],
     ),
     "e.jsonl": ("\n\n", [": no samples in this file"]),
+    "digits.jsonl": (
+        f'{row()}\n{{"image": "a.png", "question": "?", "answer": {"1" * 5001}}}',
+        [":2: not JSON: a number of 5,001 digits at column 47"],
+    ),
+    "digits.json": (f'[{row()},\n{{"answer": {"7" * 5001}}}]', [":2: not JSON: a number of 5,001 digits at column 12"]),
     "deep.jsonl": (f"{row()}\n" + "[" * 100_000, [":2: not JSON that can be read: nested too deep"]),
     "a.json": (f"[\n{row()},\n{row()}\n{row()}]", [":4: not JSON: Expecting ',' delimiter at column 1"]),
     "b.json": (f"[\n{row()}\n] x", [":3: not JSON: Extra data at column 3"]),

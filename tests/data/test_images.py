@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import re
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,11 +19,11 @@ from PIL import Image
 
 from tests.data.writing import pixels_of
 from vlatrain.config import UserError
-from vlatrain.data import BytesPicture, FilePicture, open_rgb, picture_files
+from vlatrain.data import BytesPicture, FilePicture, images, open_rgb, picture_files
 from vlatrain.data.augment import View
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.images import identity, load_at, size_of, to_rgb
+from vlatrain.data.images import allow, decoding, identity, load_at, size_of, to_rgb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -175,6 +183,82 @@ def test_a_folder_and_a_huge_image_are_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(UserError, match=r"a\.png: image too large"):
         open_rgb(tmp_path / "a.png")
+
+
+@pytest.fixture
+def allowed() -> Iterator[None]:
+    """The limit of pixels is as it was afterwards, ours and PIL's."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    allow(images.MOST_MEGAPIXELS)
+    Image.MAX_IMAGE_PIXELS = before
+
+
+def test_a_bomb_is_refused_from_its_header_and_what_is_allowed_is_not(tmp_path, allowed):
+    claims = io.BytesIO()
+    Image.new("L", (1, 1)).save(claims, "PNG")
+    head = claims.getvalue()
+    size = struct.pack(">II", 13_000, 13_001)  # 169 megapixels, which nothing stands for
+    body = b"IHDR" + size + head[24:29]
+    bomb = head[:12] + body + struct.pack(">I", zlib.crc32(body)) + head[33:]
+    (tmp_path / "big.png").write_bytes(bomb)
+    said = r"image of 13,000 x 13,001 pixels: 169 megapixels, and 64 are allowed; .* set data\.max_megapixels=170"
+    problems = Problems()
+    check_pictures([(FilePicture(tmp_path / "big.png"), "t.jsonl:3")], problems)
+    (line,) = problems.messages()
+    assert re.fullmatch(rf"t\.jsonl:3: {said}: \S+big\.png", line)
+    with pytest.raises(UserError, match=said):
+        BytesPicture(bomb, "row 7").load()
+    allow(400)  # twice PIL's own limit
+    with pytest.raises(UserError, match="row 7: image is cut off"):
+        BytesPicture(bomb, "row 7").load()
+    allow(0.00001)
+    with pytest.raises(UserError, match="3 x 5 pixels"):
+        BytesPicture.from_image(Image.new("RGB", (3, 5))).load()
+
+
+def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(images, "AT_ONCE", 100)
+    now, most, lock = 0, 0, threading.Lock()
+
+    def decode(size: tuple[int, int]) -> None:
+        nonlocal now, most
+        image = Image.new("L", size)
+        with decoding(image):
+            with lock:
+                now += size[0] * size[1]
+                most = max(most, now)
+            time.sleep(0.002)
+            with lock:
+                now -= size[0] * size[1]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(decode, [(10, 4), (3, 7), (12, 11), (9, 9)] * 6)
+        )  # one is larger than all the room: it goes alone
+    assert 81 <= most <= 132
+    assert now == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    picture = FilePicture(tmp_path / "a.png")
+    for ask in (picture.load, lambda: picture.key, lambda: open_rgb(tmp_path / "a.png")):
+        with pytest.raises(UserError, match=r"a\.png: image cannot be read \(it is a pipe or a device, not a file\)"):
+            ask()
+    problems = Problems()
+    check_pictures([(picture, "t.jsonl:1")], problems)
+    assert "a pipe or a device" in problems.messages()[0]
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    with pytest.raises(UserError, match=r"a\.png: not an image \(no format that can be read\)"):
+        FilePicture(tmp_path / "a.png").load()
+    assert ".eps" not in images.endings()
+    assert {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".jp2"} <= images.endings()
+    assert set(images.formats()) <= set(Image.OPEN)
 
 
 def test_key_is_the_content(tmp_path):

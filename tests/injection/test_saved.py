@@ -19,6 +19,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, UserError
+from vlatrain.config.files import MANIFEST
 from vlatrain.injection.attach import FULL, attach, restore, save
 from vlatrain.injection.saved import WEIGHTS, differences
 from vlatrain.injection.trunk import FILE
@@ -67,7 +68,9 @@ ways = pytest.mark.parametrize("way", WAYS)
 
 
 def edited(file: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    """A file of tensors with a change."""
+    """A file of tensors with a change, as from somebody who writes no hash."""
+    (file.parent / MANIFEST).unlink(missing_ok=True)
+    (file.parent.parent / MANIFEST).unlink(missing_ok=True)
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
@@ -217,12 +220,35 @@ def head_of(tensors: dict[str, Tensor]) -> str:
 
 def test_a_folder_without_weights_or_with_damaged_ones_is_one_line(tmp_path: Path) -> None:
     saved(tmp_path)
+    (tmp_path / MANIFEST).unlink()
     (tmp_path / WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(UserError, match=rf"{WEIGHTS}: the weights cannot be read"):
         restore(fresh(), METHOD, tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(UserError, match=rf"{WEIGHTS}: the weights cannot be read"):
         restore(fresh(), METHOD, tmp_path)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "adapter_config.json"])
+def test_a_bit_that_flipped_or_a_file_that_is_gone_is_refused(file: str, tmp_path: Path) -> None:
+    path = saved(tmp_path) / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    with pytest.raises(UserError, match=rf"{file} has changed since it was written: it is not what was trained\. Copy"):
+        restore(fresh(), METHOD, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{file} is missing|there is no {file}"):
+        restore(fresh(), METHOD, tmp_path)
+    path.write_bytes(whole)
+    (tmp_path / "README.md").write_text("a card is completed by hand")
+    restore(fresh(), METHOD, tmp_path)
+
+
+def test_an_adapter_of_before_has_no_hash_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (saved(tmp_path) / MANIFEST).unlink()
+    with caplog.at_level("INFO", "vlatrain"):
+        restore(fresh(), METHOD, tmp_path)
+    assert [line for line in caplog.messages if "has no hash" in line]
 
 
 def test_a_frozen_adapter_stays_frozen_when_it_is_switched_off_and_on(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vlatrain import __version__
 from vlatrain.cli import help as texts
 from vlatrain.config.errors import UserError
+from vlatrain.reporting.stream import Forgiving
 from vlatrain.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def entry() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # PEFT imports it where it is installed; on a CPU it tells of the kernels that it goes without, and of casts
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    sys.stderr = Forgiving(sys.stderr)
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vlatrain.config.limits import AREA, AT_LEAST_ONE, DROP_RATE, NOT_NEGATIVE, PROBABILITY, SPLIT, Choice
+from vlatrain.config.limits import AREA, AT_LEAST_ONE, DROP_RATE, NOT_NEGATIVE, POSITIVE, PROBABILITY, SPLIT, Choice
 
 SPLIT_VALUES = {
     "train": ("train", "training", "restval"),
@@ -87,6 +87,7 @@ class DataConfig:
             of its size (xyxy_normalised, xywh_normalised), or centre and sides (cxcywh_normalised); or edges in thousandths
             (xyxy_1000). Layouts that say it themselves are read as they say.
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
+        max_megapixels: images of more are refused before they are decoded.
         text_only: what becomes of conversations without an image: train (as text), drop (left out) or refuse.
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
         eval_size: the same for evaluation and test.
@@ -121,6 +122,7 @@ class DataConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     boxes: Annotated[str, Choice(*BOX_FORMS)] = "xyxy"
     skip_broken: Annotated[float, DROP_RATE] = 0.0
+    max_megapixels: Annotated[float, POSITIVE] = 64.0
     text_only: Annotated[str, Choice("train", "drop", "refuse")] = "train"
     train_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_size: Annotated[int | None, AT_LEAST_ONE] = None

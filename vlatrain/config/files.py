@@ -3,10 +3,11 @@ before or what is new, never half of it. No torch here."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from vlatrain.config.errors import UserError
 
 PARTIAL = ".tmp"  # ends the name of what is being written
+MANIFEST = "manifest.json"  # of a folder: size and SHA-256 of each of its files
 
 
 def kept_folder() -> Path:
@@ -109,6 +111,42 @@ def remove_folder(folder: Path) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
             os.rename(folder, doomed)
         shutil.rmtree(doomed)
+
+
+def write_manifest(folder: Path, leave_out: Sequence[str] = ()) -> None:
+    """Write down size and SHA-256 of each file in a folder and below, but for files of some names. Raises `OSError`."""
+    without = (MANIFEST, *leave_out)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files of a folder's manifest, each of which is as it was written.
+
+    Raises:
+        FileNotFoundError: it has no manifest.
+        ValueError: a file is missing or has changed, or the manifest cannot be read.
+    """
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    try:
+        entries = json.loads(text)["files"]
+        for name, entry in entries.items():
+            file = folder / name
+            if not file.is_file():
+                raise ValueError(f"{name} is missing")
+            if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+                raise ValueError(f"{name} has changed since it was written")
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from error
+    return [*entries]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -14,7 +14,7 @@ from vlatrain.config.spec import TaskSpec
 from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Fault, Problems, check_pictures, check_sizes, find_faults, report_faults
 from vlatrain.data.columns import check_groups
-from vlatrain.data.images import BytesPicture, FilePicture, identity, open_rgb, picture_files
+from vlatrain.data.images import BytesPicture, FilePicture, allow, identity, open_rgb, picture_files
 from vlatrain.data.reading import Files
 from vlatrain.data.rows import Builder
 from vlatrain.data.sample import Picture, Sample
@@ -72,6 +72,8 @@ def load(
         problems.raise_if_any()
         return {**samples}
 
+    allow(config.max_megapixels)
+
     def read() -> Loaded:
         loaded = _load_stored(config, task, splits, batch_size, problems)
         problems.raise_if_any()
@@ -96,6 +98,7 @@ def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]
     Raises:
         UserError: with everything that is wrong with the file.
     """
+    allow(config.max_megapixels)
     problems = Problems()
     builder = Files(config, task.spec, problems, labelled=False).all(path, "input")
     if builder is not None:

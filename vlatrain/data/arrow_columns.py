@@ -64,26 +64,26 @@ class Encoded:
 
     def among(self, places: np.ndarray) -> list[Any]:
         """Those at some places."""
-        starts, ends = self.offsets[places], self.offsets[places + 1]
+        starts, stops = self.offsets[places], self.offsets[places + 1]
         first = int(starts.min(initial=len(self.data)))
-        last = int(ends.max(initial=first))
+        last = int(stops.max(initial=first))
         if last - first > NEAR:
             return [
-                self._cut(self.data[start:end], [0], [end - start])[0] for start, end in zip(starts, ends, strict=True)
+                self._cut(self.data[start:end], [0], [end - start])[0] for start, end in zip(starts, stops, strict=True)
             ]
-        return self._cut(self.data[first:last], (starts - first).tolist(), (ends - first).tolist())
+        return self._cut(self.data[first:last], (starts - first).tolist(), (stops - first).tolist())
 
-    def _cut(self, block: memoryview, starts: list[int], ends: list[int]) -> list[Any]:
+    def _cut(self, block: memoryview, starts: list[int], stops: list[int]) -> list[Any]:
         """The values in some bytes."""
-        return [bytes(block[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return [bytes(block[start:end]) for start, end in zip(starts, stops, strict=True)]
 
 
 class Texts(Encoded):
     """Texts, as UTF-8."""
 
-    def _cut(self, block: memoryview, starts: list[int], ends: list[int]) -> list[Any]:
+    def _cut(self, block: memoryview, starts: list[int], stops: list[int]) -> list[Any]:
         whole = bytes(block)
-        bounds = zip(starts, ends, strict=True)
+        bounds = zip(starts, stops, strict=True)
         if whole.isascii():
             text = whole.decode()
             return [text[start:end] for start, end in bounds]
@@ -99,10 +99,10 @@ class Lists:
 
     def among(self, places: np.ndarray) -> list[Any]:
         """Those at some places."""
-        starts, ends = self.offsets[places], self.offsets[places + 1]
-        bounds = np.concatenate([[0], np.cumsum(ends - starts)])  # of each tuple, in the texts of all
+        starts, stops = self.offsets[places], self.offsets[places + 1]
+        bounds = np.concatenate([[0], np.cumsum(stops - starts)])  # of each tuple, in the texts of all
         # place of each text: that of its tuple's first, and how many texts of the tuple are before it
-        flat = self.items.among(np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], ends - starts))
+        flat = self.items.among(np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], stops - starts))
         return [tuple(flat[start:end]) for start, end in pairwise(bounds.tolist())]
 
 

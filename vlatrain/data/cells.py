@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,24 @@ KEYS_SHOWN = 6  # keys of an object in a message
 
 class CellError(Exception):
     """What is wrong with a cell, in a few words."""
+
+
+def json_of(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        json.JSONDecodeError: it is none, or has a number of more digits than Python reads.
+        RecursionError: it is nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # `sys.set_int_max_str_digits`: a few MB of digits would take minutes
+        found = re.search(rf"\d{{{sys.get_int_max_str_digits() + 1},}}", text)
+        if found is None:
+            raise json.JSONDecodeError(str(error), text, 0) from error
+        raise json.JSONDecodeError(f"a number of {len(found.group()):,} digits", text, found.start()) from error
 
 
 def clipped(value: Any, most: int = SHOWN) -> str:
@@ -135,7 +155,7 @@ def parse_list(value: str) -> Any:
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return value
     try:
-        return json.loads(stripped)
+        return json_of(stripped)
     except (json.JSONDecodeError, RecursionError):
         pass
     try:

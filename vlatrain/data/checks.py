@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from vlatrain.config.errors import UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.spec import SmallestSpec
 from vlatrain.config.task import TaskConfig
 from vlatrain.data.cells import clipped, listed
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.images import BAD_IMAGE, NO_SUCH_IMAGE, Header, explain, identity, to_rgb
+from vlatrain.data.images import (
+    BAD_IMAGE,
+    NO_SUCH_IMAGE,
+    Header,
+    decoding,
+    explain,
+    formats,
+    identity,
+    opened,
+    to_rgb,
+)
 from vlatrain.data.lazy import column
 
 if TYPE_CHECKING:
@@ -221,11 +229,12 @@ def fault_of(picture: Picture) -> str:
         with opener() as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            with Image.open(file) as image:
+            with opened(file) as image:
                 # headers are read once, see `header_of`
                 picture.header = Header(*image.size, image.mode, str(image.format), size)  # type: ignore[attr-defined]
                 if image.format not in WHOLE:
-                    to_rgb(image)
+                    with decoding(image):
+                        to_rgb(image)
                     return ""
                 file.seek(0)
                 head = file.read(12)
@@ -234,7 +243,7 @@ def fault_of(picture: Picture) -> str:
                 file.seek(0)
                 if whole and not (image.format == "PNG" and size <= SMALL):
                     return ""
-            with Image.open(file) as image:
+            with opened(file) as image, decoding(image):
                 image.verify() if whole else to_rgb(image)
     except BAD_IMAGE as error:
         return explain(error)
@@ -245,7 +254,7 @@ def _faults(pictures: list[tuple[Picture, str]]) -> Iterator[str]:
     """`fault_of` each, in order, in threads."""
     if not pictures:
         return
-    Image.init()  # left to the threads, one that comes second finds the formats half registered and knows no image
+    formats()  # left to the threads, one that comes second finds the formats half registered and knows no image
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool, _progress(len(pictures)) as advance:
         rest = iter(pictures)
         # Bounded rounds: one future for each of a million pictures would take gigabytes.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vlatrain.config.checks import data_files
 from vlatrain.data.arrow import arrow_rows
-from vlatrain.data.cells import clipped
+from vlatrain.data.cells import clipped, json_of
 from vlatrain.data.checks import Problems
 from vlatrain.data.finder import Finder
 from vlatrain.data.folders import read_folder, read_masked
@@ -76,7 +76,7 @@ def _read_jsonl(file: Path, table: Table, problems: Problems) -> None:
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
+            value = json_of(text)
         except json.JSONDecodeError as error:
             problems.add("bad lines", f"{table.name}:{line}: not JSON: {error.msg} at column {error.colno}")
             continue
@@ -94,7 +94,7 @@ def _read_json(file: Path, table: Table, problems: Problems, finder: Finder) -> 
         _read_jsonl(file, table, problems)
         return
     try:
-        value = json.loads(text)
+        value = json_of(text)
     except json.JSONDecodeError as error:
         problems.add("bad lines", f"{table.name}:{error.lineno}: not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
@@ -107,7 +107,7 @@ def _is_lines(text: str) -> bool:
     """Whether this is JSON lines, often found under the ending .json: each of the first two lines is an object."""
     lines = [match.group() for match in islice(re.finditer(r"[^\r\n]*\S[^\r\n]*", text), 2)]
     try:
-        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+        return len(lines) == 2 and all(isinstance(json_of(line), dict) for line in lines)
     except (json.JSONDecodeError, RecursionError):
         return False
 

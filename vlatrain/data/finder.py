@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from vlatrain.data.images import endings
 
 ID_COLUMNS = ("image_id", "imageId", "img_id")  # COCO's and VQA's, GQA's, and VinVL's
 COCO = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
@@ -21,12 +20,7 @@ FIRST = (
 
 def is_image(name: str) -> bool:
     """Whether a file's ending is one of an image."""
-    return os.path.splitext(name)[1].lower() in _endings()
-
-
-@cache
-def _endings() -> frozenset[str]:
-    return frozenset(Image.registered_extensions())
+    return os.path.splitext(name)[1].lower() in endings()
 
 
 class Finder:

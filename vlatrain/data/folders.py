@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vlatrain.data.boxes import Boxes
-from vlatrain.data.cells import clipped, listed
+from vlatrain.data.cells import clipped, json_of, listed
 from vlatrain.data.checks import Problems
 from vlatrain.data.finder import is_image
 from vlatrain.data.layouts import SPLITS, ambiguous
@@ -207,7 +207,7 @@ def each(folder: Folder, table: Table, problems: Problems) -> Iterator[Row]:
     for name in folder.ending(".json"):
         place = f"{'' if table.name.endswith(os.sep) else os.sep}{name}"
         try:
-            value = json.loads((folder.path / name).read_text(encoding="utf-8-sig"))
+            value = json_of((folder.path / name).read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             problems.add("bad lines", f"{table.name}{place}: not JSON: {error}")
             continue

@@ -3,6 +3,9 @@
 The rules: the first frame of an animation; turned upright as EXIF says; transparency composited on white; 16-bit grey
 scaled to 8 bits over its full range, not clipped; 32-bit and floating-point grey scaled from the range its values fit
 in ([0, 1], [0, 255] or [0, 65535], else from the least to the greatest value). Colour profiles are not applied.
+
+A file may be hostile: only formats that PIL decodes itself are opened (EPS would start Ghostscript), only files (a pipe would be
+waited for), no image of more pixels than allowed, and no more of them at once than memory has room for.
 """
 
 from __future__ import annotations
@@ -10,9 +13,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
+import stat
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -27,6 +35,11 @@ if TYPE_CHECKING:
 # Part of every key: raise it whenever a rule above changes, so that nothing cached under the old rules is used again.
 RULES = b"vlatrain-rgb-1"
 NO_SUCH_IMAGE = "no such image"
+FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "TGA", "PCX", "ICO", "SGI", "DDS",
+)  # fmt: skip
+MOST_MEGAPIXELS = 64.0  # where nobody says otherwise
+AT_ONCE = 256_000_000  # pixels that the threads of a process decode at a time; a larger image alone
 BAD_IMAGE = (
     OSError,
     SyntaxError,
@@ -83,7 +96,7 @@ class FilePicture:
         """Hash of the file's bytes, computed when first asked for. Raises `UserError` if the file cannot be read."""
         if not self._key:
             try:
-                with open(self.path, "rb") as file:
+                with self.open() as file:
                     self._key = _hash(file)
             except OSError as error:
                 raise UserError(f"{self.path}: {explain(error)}") from error
@@ -110,7 +123,8 @@ class FilePicture:
         return open_rgb(Path(self.path), side=side)
 
     def open(self) -> BinaryIO:
-        """The stored bytes, as a file to be closed."""
+        """The stored bytes, as a file to be closed. Raises `OSError`."""
+        refuse_devices(self.path)
         return open(self.path, "rb")
 
     def __eq__(self, other: object) -> bool:
@@ -223,7 +237,7 @@ def header_of(picture: Picture) -> Header | None:
             with opener() as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(0)
-                with Image.open(file) as image:
+                with opened(file) as image:
                     picture.header = Header(*image.size, image.mode, str(image.format), size, _orientation(image))  # type: ignore[attr-defined]
         except BAD_IMAGE:
             return None
@@ -253,11 +267,102 @@ def picture_files(folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    endings = Image.registered_extensions()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings() and path.is_file())
     if not found:
         raise UserError(f"{folder}: no image in this folder")
     return found
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are opened, as this installation of PIL has them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def endings() -> frozenset[str]:
+    """How the names of files of these formats end, in lower case."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats())
+
+
+def opened(stream: str | Path | BinaryIO) -> Image.Image:
+    """PIL's image of a file, whose pixels have not been read. Raises what PIL raises, and `TooLargeError`."""
+    image = Image.open(stream, formats=formats())
+    if image.width * image.height > _allowed["megapixels"] * 1e6:
+        size = f"{image.width:,} x {image.height:,}"
+        image.close()
+        raise TooLargeError(size, image.width * image.height / 1e6)
+    return image
+
+
+_allowed = {"megapixels": MOST_MEGAPIXELS}
+
+
+def allow(megapixels: float) -> None:
+    """Refuse images of more megapixels, from now on, in this process and those that it forks."""
+    _allowed["megapixels"] = megapixels
+    # PIL has a limit of its own, which is lower than what may be set here
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, int(megapixels * 1e6)) or None
+
+
+class TooLargeError(ValueError):
+    """An image has more pixels than allowed.
+
+    Args:
+        size: its size in words.
+        megapixels: how many it has.
+    """
+
+    def __init__(self, size: str, megapixels: float) -> None:
+        super().__init__(
+            f"image of {size} pixels: {megapixels:,.0f} megapixels, and {_allowed['megapixels']:g} are allowed; make it smaller, "
+            f"or set data.max_megapixels={math.ceil(megapixels)}"
+        )
+
+
+def refuse_devices(path: str | Path) -> None:
+    """Refuse what is no file: who opens a pipe waits until somebody writes into it.
+
+    Raises:
+        OSError: it is none, or is not there.
+    """
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a folder says that it is one
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+
+
+class _Room:
+    """Room for pixels, for which threads wait."""
+
+    def __init__(self) -> None:
+        self.used, self.changed = 0, threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + pixels <= AT_ONCE)
+            self.used += pixels
+
+    def give(self, pixels: int) -> None:
+        with self.changed:
+            self.used -= pixels
+            self.changed.notify_all()
+
+
+_room = _Room()
+if hasattr(os, "register_at_fork"):  # a fork in the midst of another thread's decoding would wait for that for ever
+    os.register_at_fork(after_in_child=_room.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def decoding(image: Image.Image) -> Iterator[None]:
+    """Decode within, once there is room beside what other threads decode."""
+    pixels = image.width * image.height
+    _room.take(pixels)
+    try:
+        yield
+    finally:
+        _room.give(pixels)
 
 
 def load_at(picture: Picture, side: int) -> Image.Image:
@@ -285,10 +390,13 @@ def open_rgb(source: str | Path | bytes | BinaryIO, name: str = "", side: int = 
         name = name or os.fspath(source)
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(stream) as image:
+        if isinstance(stream, str | Path):
+            refuse_devices(stream)
+        with opened(stream) as image:
             if side and image.format == "JPEG":
                 image.draft(None, (side, side))
-            return to_rgb(image)
+            with decoding(image):
+                return to_rgb(image)
     except BAD_IMAGE as error:
         raise UserError(f"{name or getattr(source, 'name', None) or 'image'}: {explain(error)}") from error
 
@@ -358,6 +466,8 @@ def explain(error: BaseException) -> str:
         return "not an image (no format that can be read)"
     if isinstance(error, Image.DecompressionBombError):
         return f"image too large: {text}"
+    if isinstance(error, TooLargeError):
+        return text
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return "not a path, which is shorter"
     if isinstance(error, OSError) and error.strerror:

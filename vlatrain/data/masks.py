@@ -17,7 +17,7 @@ from PIL import Image
 from vlatrain.config.errors import UserError
 from vlatrain.data.cells import listed
 from vlatrain.data.checks import Problems
-from vlatrain.data.images import BAD_IMAGE, explain, size_of
+from vlatrain.data.images import BAD_IMAGE, explain, opened, size_of
 from vlatrain.data.sample import Picture, Sample
 
 MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # of PIL: one number a pixel; a palette's colours are for people
@@ -35,7 +35,7 @@ def ids_of(mask: Picture) -> np.ndarray:
     name, opener = getattr(mask, "name", "mask"), getattr(mask, "open", None)
     assert opener is not None, "a stored picture"
     try:
-        with opener() as file, Image.open(file) as image:
+        with opener() as file, opened(file) as image:
             if image.mode not in MODES:
                 raise UserError(
                     f"{name}: the mask has colours ({image.mode}), and each pixel is to be the number of its class: "

@@ -19,6 +19,7 @@ from torch import nn
 from vlatrain.adapters import DESIGNS, Adapter, Facts, options_of
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
+from vlatrain.config.files import write_manifest
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, PROBE, is_peft, others_having
 from vlatrain.config.optim import Group
@@ -30,6 +31,7 @@ from vlatrain.injection.points import Place, Point, Sites, parse
 from vlatrain.injection.saved import differences, load_peft, shapes_in, shapes_of
 from vlatrain.injection.sources import read_sources
 from vlatrain.injection.trunk import at_points, bare, chosen, load_trunk, save_trunk, train_in_place
+from vlatrain.runs import refuse_changed
 
 # a place that any design can be made for, to see whether it takes its options
 EXAMPLE = Facts(width=64, other_width=64, tower="x", site="x", role="out", inputs=64)
@@ -285,6 +287,7 @@ def save(model: nn.Module, folder: Path) -> None:
         trained := {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     ):
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in trained.items()}, str(folder / FULL))
+    write_manifest(folder, leave_out=["README.md"])  # the card, which people complete
 
 
 def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites | None = None) -> nn.Module:
@@ -302,6 +305,8 @@ def restore(model: nn.Module, config: AdapterConfig, folder: Path, where: Sites 
     """
     if config.name == "none":
         return model
+    if folder.is_dir():
+        refuse_changed(folder)
     if config.name == PROBE:
         load_trunk(model, folder, _beside(model, config, where) if where else [])
         return model

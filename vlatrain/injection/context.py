@@ -5,8 +5,8 @@ runs the model sets that for the time of a call: the backbone hands states of th
 (`provide`), the task says its name (`for_task`), a batch of several adapters says which row is whose (`rows`).
 
 The part of a call is a `threading.local` and no `contextvars.ContextVar`: torch.compile looks into the one, and breaks the graph at
-the other (torch 2.13). A thread that somebody else starts, as autograd does for a GPU's backward pass, has none; what it computes anew
-brings its own along (`recomputed`).
+the other (torch 2.13). A thread that somebody else starts, as autograd does for a GPU's backward pass, has none; what it computes
+anew brings its own along (`recomputed`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.methods import BARE
 from vlatrain.injection.points import Place, Point
-from vlatrain.runs import RunFolder, is_run, read_config
+from vlatrain.runs import RunFolder, is_run, read_config, refuse_changed
 
 OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
 TRUNK = "trunk.safetensors"  # weights of the trunk that trained with an adapter, beside it
@@ -94,6 +94,8 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
             continue
         name, inside = path.resolve().name, RunFolder(path).adapter.name
         try:
+            if (path / inside).is_dir():
+                refuse_changed(path / inside)
             run, adapter = read_config(path), _read_adapter(path)
         except UserError as error:
             problems += [f"{key}: {problem}" for problem in error.problems]

@@ -6,7 +6,6 @@ The room stands just above the configuration, as all above it read or write run 
 from vlatrain.runs.folder import COMMAND, Command, RunFolder, steps_in, versions
 from vlatrain.runs.naming import evaluation_named, job_name, named, new_name, run_folder, within
 from vlatrain.runs.reading import (
-    MANIFEST,
     STATE,
     Run,
     config_text,
@@ -14,6 +13,7 @@ from vlatrain.runs.reading import (
     is_run,
     list_runs,
     read_config,
+    refuse_changed,
     runs_below,
     save_config,
     saved_config,
@@ -22,7 +22,6 @@ from vlatrain.runs.sweep import Outcome, SweepFolder
 
 __all__ = [
     "COMMAND",
-    "MANIFEST",
     "STATE",
     "Command",
     "Outcome",
@@ -38,6 +37,7 @@ __all__ = [
     "named",
     "new_name",
     "read_config",
+    "refuse_changed",
     "run_folder",
     "runs_below",
     "save_config",

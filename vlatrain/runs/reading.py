@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import write_file
+from vlatrain.config.files import MANIFEST, files_in, write_file
 from vlatrain.config.keys import nearest
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.spec import with_shipped_specs
@@ -24,7 +24,7 @@ from vlatrain.runs.naming import ROOT
 log = logging.getLogger("vlatrain")
 
 LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends a config.yaml
-MANIFEST, STATE = "manifest.json", "state.json"  # files of a checkpoint
+STATE = "state.json"  # of a checkpoint: all that is no tensor
 RENAMED = {"pure": "cacheable_inputs", "ends": "output_towers", "other": "other_modality", "parts": "subtasks"}
 """Keys in the description of a backbone, as configurations saved before have them."""
 PARTS = {"task": "subtasks", "data": "subtasks", "adapter": "components", "model": "submodels"}
@@ -222,6 +222,26 @@ def _rename_parts(values: Any, new: str) -> None:
     inner = values.get(new)
     for value in inner.values() if isinstance(inner, dict) else ():
         _rename_parts(value, new)
+
+
+def refuse_changed(folder: Path) -> None:
+    """Refuse what was trained if a file of it is not as it was written: a bit that flipped is in no way to be seen otherwise.
+
+    Args:
+        folder: the folder of an adapter; of earlier versions there is no hash, which is said.
+
+    Raises:
+        UserError: a file has changed or is missing.
+    """
+    try:
+        files_in(folder)
+    except FileNotFoundError:
+        log.info("%s has no hash, as those of before had none: whether it has changed cannot be told", folder)
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: {error}: it is not what was trained. Copy it again from where it was; or, in its run folder, the "
+            "training's command with resume=auto writes it anew from the checkpoint"
+        ) from error
 
 
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:

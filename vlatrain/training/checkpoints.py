@@ -10,7 +10,6 @@ Tensors are in safetensors, everything else in JSON: nothing in a checkpoint can
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlatrain.config import UserError
-from vlatrain.config.files import flush, remove_folder, replace_file
-from vlatrain.runs import MANIFEST, STATE, steps_in
+from vlatrain.config.files import files_in, flush, remove_folder, replace_file, write_manifest
+from vlatrain.runs import STATE, steps_in
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,9 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            for name, entry in manifest["files"].items():
-                if (folder / name).stat().st_size != entry["bytes"] or _sha256(folder / name) != entry["sha256"]:
-                    raise ValueError(f"{name} has changed since it was written")
+            names = files_in(folder)
             state = json.loads((folder / STATE).read_text())
-            tensors = {
-                Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")
-            }
+            tensors = {Path(name).stem: load_file(folder / name) for name in names if name.endswith(".safetensors")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ValueError(f"{folder} is damaged ({error})") from error
         self._bests[step] = state.get("best_step")
@@ -138,10 +132,8 @@ class Checkpoints:
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
             save_file(plain, folder / f"{name}.safetensors")
         (folder / STATE).write_text(json.dumps(state))
-        files = sorted(folder.iterdir())
-        entries = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-        (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
-        for path in (*files, folder / MANIFEST, folder):
+        write_manifest(folder)
+        for path in (*folder.iterdir(), folder):
             flush(path)
 
     def _point(self, name: str, step: int | None) -> None:
@@ -166,8 +158,3 @@ class Checkpoints:
             except (OSError, ValueError):
                 self._bests[step] = None
         return self._bests[step]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.features import Given, check_shown, picture_from, picture_of
+from vlatrain.data.images import allow
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.reporting.boxes import Drawings
@@ -69,6 +70,7 @@ class Predictor:
     """
 
     def __init__(self, config: TrainConfig, run: Path, subtask: str = "", shared: bool = False) -> None:
+        allow(config.data.max_megapixels)
         self.device = own(choose_device(config.trainer.device))
         self.precision = choose_precision(config.trainer.precision, self.device)
         task = load_setup(config, run, self.device, self.precision, shared=shared).task

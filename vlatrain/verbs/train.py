@@ -60,6 +60,7 @@ FREE = (
     "trainer.workers", "trainer.threads", "trainer.log_every", "trainer.keep", "trainer.eval_batch_size",
     "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen", "trainer.shard",
     "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
+    "data.max_megapixels", "data.subtasks.*.max_megapixels",
 )  # fmt: skip
 
 
