@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from tests.numerics import assert_close
 from tests.training.conftest import SmallTask, load_adapter, make_config, make_model, make_samples, same
 from vlatrain.config import UserError
 from vlatrain.tasks.base import Evaluation
+from vlatrain.training.checkpoints import Saved
 from vlatrain.training.modes import FrozenWeightsMoved, fingerprint, trainable
+from vlatrain.training.resume import CONTENT
 
 
 class Records:
@@ -248,7 +251,7 @@ def test_a_begun_run_is_not_overwritten(small: SimpleNamespace) -> None:
 OTHERS = {
     "seed": lambda config: setattr(config, "seed", 9),
     "samples per step": lambda config: setattr(config.trainer, "batch_size", 3),
-    "steps": lambda config: setattr(config.trainer, "epochs", 2),
+    "steps": lambda config: setattr(config.trainer, "max_steps", 5),
 }
 
 
@@ -266,6 +269,56 @@ def test_a_checkpoint_of_another_training_is_refused(small: SimpleNamespace, wha
         OTHERS[what](config)
     with pytest.raises(UserError, match=f"is of another training .*{what}: .* there, .* now"):
         small.loop(config=config, **settings).run()
+
+
+@pytest.mark.parametrize("what", ["a text", "an image", "the order"])
+def test_samples_that_say_or_show_something_else_are_told_though_their_ids_are_the_same(
+    small: SimpleNamespace, what: str
+) -> None:
+    small.loop(config=make_config(epochs=1)).run()
+    train = make_samples(22)
+    if what == "a text":
+        train[3] = replace(train[3], answers=("corrected",))
+    elif what == "an image":
+        train[3] = replace(train[3], image=train[4].image)
+    else:
+        train[3], train[4] = replace(train[4], id=train[3].id), replace(train[3], id=train[4].id)
+    with pytest.raises(
+        UserError, match=r"is of another training \(texts or images of the training samples, or their order: "
+    ):
+        small.loop(config=make_config(epochs=1), train=train).run()
+
+
+def test_a_checkpoint_of_before_says_nothing_of_contents(small: SimpleNamespace) -> None:
+    small.loop(config=make_config(epochs=1)).run()
+    loop = small.loop(config=make_config(epochs=1))
+    state = loop.checkpointer.checkpoints.load(6).state
+    del state["identity"][CONTENT]
+    loop.checkpointer._refuse_other(Saved(6, state, {}))
+    state["identity"]["seed"] = 9
+    with pytest.raises(UserError, match="seed: 9 there"):
+        loop.checkpointer._refuse_other(Saved(6, state, {}))
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["finished", "stopped"])
+def test_more_steps_continue_as_if_they_had_always_been_planned(
+    small: SimpleNamespace, interrupted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def config(epochs: int) -> Any:
+        made = make_config(epochs=epochs)
+        made.optim.schedule, made.optim.warmup = "constant", 0
+        return made
+
+    whole = small.loop("whole", config=config(3)).run()
+    first = small.loop(config=config(1))
+    if interrupted:  # a kill after the checkpoint of the last step
+        first._finish = lambda: None
+    first.run()
+    with caplog.at_level(logging.INFO, "vlatrain"):
+        more = small.loop(config=config(3)).run()
+    assert "There were to be 6 steps: the learning rate goes on as in a training of 18" in caplog.text
+    assert (more.resumed_from, more.steps, more.best_step) == (6, 18, whole.best_step)
+    assert same(load_adapter(small.folder / "run"), load_adapter(small.folder / "whole"))
 
 
 def test_a_finished_run_is_finished_again_at_once(small: SimpleNamespace) -> None:

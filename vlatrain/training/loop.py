@@ -496,6 +496,13 @@ class Loop:
             self.resumed_from = self.saved = progress.step
             self.logged_samples = progress.samples
             log.info("Continuing after step %d of %d", progress.step, self.total)
+            if self.total > (planned := self.checkpointer.planned):
+                before, now = (rate(progress.step, steps, self.config.optim) for steps in (planned, self.total))
+                log.info(
+                    "There were to be %d steps: the learning rate goes on as in a training of %d, at %.0f %% of its peak (it was "
+                    "at %.0f %%)",
+                    planned, self.total, 100 * now, 100 * before,
+                )  # fmt: skip
 
     def _leave(self) -> NoReturn:
         name = "Ctrl-C" if self.stopping == signal.SIGINT else "SIGTERM"

@@ -14,8 +14,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from vlatrain.config import UserError
-from vlatrain.data.lazy import column
-from vlatrain.data.sample import Sample
+from vlatrain.data.augment import Augmented
+from vlatrain.data.images import header_of
+from vlatrain.data.images import identity as picture_id
+from vlatrain.data.lazy import column, pictures
+from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.injection.saved import differences, shapes_of
 from vlatrain.training import rng
 from vlatrain.training.checkpoints import Checkpoints, Saved
@@ -29,11 +32,23 @@ IDS = 10_000  # ids of samples that are hashed at once
 
 log = logging.getLogger("vlatrain")
 
+STEPS, CONTENT = "steps", "texts or images of the training samples, or their order"  # keys of an identity
+
+
+def content(samples: Sequence[Sample]) -> str:
+    """A hash of what samples say and show: their texts and order, and of each image in a file what its header says, with its size
+    in bytes. Others are known by their content."""
+    own = samples.samples if isinstance(samples, Augmented) else samples
+    found = hashlib.sha256(fingerprint(own).encode())
+    for picture in pictures(own):
+        found.update(repr(header_of(picture) or picture_id(picture)).encode())
+    return found.hexdigest()[:12]
+
 
 def identity(
     train: Sequence[Sample], order: Order, total: int, parameters: Mapping[str, nn.Parameter], frozen_hash: str
 ) -> dict[str, Any]:
-    """What must be the same for a checkpoint to continue a training, as readable key and value."""
+    """What must be the same for a checkpoint to continue a training, as readable key and value; of `steps`, there may be more."""
     ids = hashlib.sha256()
     each, before = column(train, "id"), ""
     while block := list(islice(each, IDS)):
@@ -41,8 +56,9 @@ def identity(
         before = "\n"
     return {
         "training samples": f"{len(train)} ({ids.hexdigest()[:12]})",
+        CONTENT: content(train),
         "samples per step": order.step_size,
-        "steps": total,
+        STEPS: total,
         "seed": order.seed,
         "trained parameters": sum(parameter.numel() for parameter in parameters.values()),
         "frozen weights": frozen_hash[:12],
@@ -75,6 +91,7 @@ class Checkpointer:
         self.checkpoints, self.accelerator, self.model = checkpoints, accelerator, model
         self.parameters, self.optimizer, self.identity = parameters, optimizer, dict(identity)
         self.config = config
+        self.planned = 0  # steps that the training was to have when the checkpoint was written that it continues
 
     def save(self, progress: Progress, seconds: float) -> None:
         """Write a checkpoint.
@@ -144,6 +161,7 @@ class Checkpointer:
             log.warning(
                 "There were %d processes, now %d: random draws differ", len(states), self.accelerator.num_processes
             )
+        self.planned = int(saved.state["identity"][STEPS])
         return Progress(**saved.state["progress"])
 
     def load_weights(self, step: int) -> bool:
@@ -157,8 +175,11 @@ class Checkpointer:
 
     def _refuse_other(self, saved: Saved) -> None:
         then = saved.state["identity"]
+        # what checkpoints of before do not say is not held against them
         differing = [
-            f"{key}: {then.get(key)} there, {now} now" for key, now in self.identity.items() if now != then.get(key)
+            f"{key}: {then[key]} there, {now} now"
+            for key, now in self.identity.items()
+            if now != then.get(key, now) and not (key == STEPS and now > then[key])
         ]
         if differing:
             raise UserError(

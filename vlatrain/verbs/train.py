@@ -61,6 +61,7 @@ FREE = (
     "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen", "trainer.shard",
     "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
     "data.max_megapixels", "data.subtasks.*.max_megapixels",
+    "trainer.epochs", "trainer.max_steps",  # there may be more: a checkpoint knows how many there were to be
 )  # fmt: skip
 
 
