@@ -163,7 +163,13 @@ def test_killed_while_saving(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "trainer"),
-    [(signal.SIGTERM, 143, {}), (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, {"workers": 2})],
+    [
+        (signal.SIGTERM, 143, {}),
+        (signal.SIGINT, 130, {}),
+        pytest.param(signal.SIGTERM, 143, {"workers": 2}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, {}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 128 + signal.SIGUSR1, {"signal": "USR1"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_signal_saves_says_how_to_continue_and_continues(

@@ -7,16 +7,13 @@ import ctypes
 import gc
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -302,23 +299,6 @@ class Jobs:
                 file.write(text)
             text += f"the log: {log}\n"
         return text
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let a cluster's SIGTERM end a sweep as Ctrl-C does, wherever it comes: a job saves, or is left, and the rest is told of."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _give_back_memory() -> None:

@@ -23,6 +23,7 @@ from vlatrain import __version__
 from vlatrain.cli import help as texts
 from vlatrain.config.errors import UserError
 from vlatrain.reporting.stream import Forgiving
+from vlatrain.training.signals import ending, name_of, signal_of
 from vlatrain.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments after the program's name.
 
     Returns:
-        Exit status: 0, 1 (a bug, or a failed run of a sweep), 2 (the user's to mend) or 130 (interrupted).
+        Exit status: 0, 1 (a bug, or a failed run of a sweep), 2 (the user's to mend), or 128 plus the number of a signal.
     """
     try:
         verb, rest = split_verb(argv)
@@ -71,8 +72,9 @@ def main(argv: Sequence[str]) -> int:
         if verb == "cache":
             VERBS[verb].call(rest)
             return 0
-        jobs = run_jobs(verb, rest, ["vlatrain", *argv])
-        return jobs.finish() if jobs else 0
+        with ending():
+            jobs = run_jobs(verb, rest, ["vlatrain", *argv])
+            return jobs.finish() if jobs else 0
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
@@ -80,9 +82,10 @@ def main(argv: Sequence[str]) -> int:
 
         report(error)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = signal_of(error)
+        print(f"Stopped by {name_of(number)}", file=sys.stderr)
+        return 128 + number
 
 
 def split_verb(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -128,7 +131,7 @@ def run_jobs(verb: str, rest: Sequence[str], words: Sequence[str]) -> Jobs | Non
 
     from vlatrain.cli.compose import Prepared, explained, prepare
     from vlatrain.cli.compose import run as run_alone
-    from vlatrain.cli.jobs import Jobs, interruptible
+    from vlatrain.cli.jobs import Jobs
     from vlatrain.cli.overrides import Request, literal
     from vlatrain.cli.registry import register
     from vlatrain.config.folder import conf_dir
@@ -155,7 +158,7 @@ def run_jobs(verb: str, rest: Sequence[str], words: Sequence[str]) -> Jobs | Non
     if request.sweeps and not tells:
         jobs.begin(Path(prepared.folder or f"outputs/sweeps/{jobs.stamp}"), prepared.notes)
         overrides.append(f"hydra.sweep.dir={literal(str(jobs.folder))}")
-    with _argv([*flags, *overrides]), _raising(), interruptible() if request.sweeps else contextlib.nullcontext():
+    with _argv([*flags, *overrides]), _raising(), ending():
         try:
             if request.sweeps or tells or arguments.config_path or arguments.experimental_rerun:
                 decorated()

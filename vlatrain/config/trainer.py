@@ -37,6 +37,7 @@ class TrainerConfig:
         log_every: optimizer steps between lines of `metrics.jsonl`.
         keep: checkpoints kept before the last, to fall back to (the best and the last are always kept).
         patience: stop after this many evaluations without a better metric; 0: never.
+        signal: an early warning that is taken like SIGTERM: USR1 or USR2 (Slurm: `--signal=USR1@120`); null: none.
         workers: data-loading processes; 0 loads in the training process; auto: on a CPU 0, on a GPU by what a pass takes to load.
         cache: whether the states before the first trainable layer are computed once and kept: auto (where that is faster and there
             is room), off, memory or disk. Where none of images are, auto and disk keep large images resized.
@@ -64,6 +65,7 @@ class TrainerConfig:
     log_every: Annotated[int, AT_LEAST_ONE] = 10
     keep: Annotated[int, NOT_NEGATIVE] = 1
     patience: Annotated[int, NOT_NEGATIVE] = 0
+    signal: Annotated[str | None, Choice("USR1", "USR2")] = None
     workers: Annotated[int | str, OrAuto(NOT_NEGATIVE)] = 0
     cache: Annotated[str, Choice("auto", "off", "memory", "disk")] = "auto"
     cache_gb: Annotated[float, POSITIVE] = 50.0

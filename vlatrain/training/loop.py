@@ -62,7 +62,7 @@ from vlatrain.training.progress import Progress, Result
 from vlatrain.training.resume import Checkpointer, identity
 from vlatrain.training.sharding import shard
 from vlatrain.training.shares import EvaluationStopped
-from vlatrain.training.signals import Interrupted, Signals
+from vlatrain.training.signals import Interrupted, Signals, name_of, named
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.validation import mean_loss, without_adapters
 
@@ -128,7 +128,7 @@ class Loop:
         self.model = model = trained.model
         self.folder, self.display, self.sinks = folder, display, sinks
         self.progress = Progress()
-        self.signals = Signals()
+        self.signals = Signals(named(self.trainer.signal))
         self.stopping = 0  # signal on which all processes have agreed to stop
         self.saved = -1  # step of the last checkpoint
         self.resumed_from: int | None = None
@@ -505,10 +505,9 @@ class Loop:
                 )  # fmt: skip
 
     def _leave(self) -> NoReturn:
-        name = "Ctrl-C" if self.stopping == signal.SIGINT else "SIGTERM"
         raise Interrupted(
             self.stopping,
-            f"Stopped by {name} after step {self.progress.step} of {self.total}; saved. "
+            f"Stopped by {name_of(self.stopping)} after step {self.progress.step} of {self.total}; saved. "
             f"To continue: the same command with resume=auto run.dir={self.folder}",
         )
 

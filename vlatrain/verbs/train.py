@@ -48,6 +48,8 @@ from vlatrain.training.pruning import MedianRule
 from vlatrain.training.resized import keep_resized
 from vlatrain.training.sample_cache import build_sample_cache
 from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
+from vlatrain.training.signals import Interrupted, ending, name_of, signal_of
+from vlatrain.training.signals import named as named_signals
 from vlatrain.verbs.predictions import write_predictions
 
 log = logging.getLogger("vlatrain")
@@ -61,6 +63,7 @@ FREE = (
     "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen", "trainer.shard",
     "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
     "data.max_megapixels", "data.subtasks.*.max_megapixels",
+    "trainer.signal",
     "trainer.epochs", "trainer.max_steps",  # there may be more: a checkpoint knows how many there were to be
 )  # fmt: skip
 
@@ -95,13 +98,26 @@ def _train(config: TrainConfig) -> Run:
     main = rank() == 0
     files = RunFolder(run_folder(config))
     console = Console(quiet=not main)
-    with files.taken() if main else nullcontext():
-        if main:
-            _refuse_other_run(config, files)
-        config = _continued(config, files)
-        with logged(console, files.log if main else None):
-            _train_into(files, config, console, main)
+    try:
+        with ending(*named_signals(config.trainer.signal)), files.taken() if main else nullcontext():
+            if main:
+                _refuse_other_run(config, files)
+            config = _continued(config, files)
+            with logged(console, files.log if main else None):
+                _train_into(files, config, console, main)
+    except KeyboardInterrupt as error:
+        raise Interrupted(signal_of(error), f"Stopped by {name_of(signal_of(error))}{_kept(files)}") from error
     return Run(files.path)
+
+
+def _kept(files: RunFolder) -> str:
+    """What is left of a training that a signal ended outside of its steps, and how to go on."""
+    again = f"To continue: the same command with resume=auto run.dir={files.path}"
+    if steps := steps_in(files.checkpoints):
+        done = "all steps are done, and" if files.adapter.exists() else "the last one saved is"
+        trained = "what was trained is saved" if files.adapter.exists() else f"step {max(steps)}"
+        return f": {done} {trained}. {again}"
+    return " before the first checkpoint: nothing is kept but what was computed for the cache; the same command begins anew"
 
 
 def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
