@@ -106,11 +106,11 @@ def _train(config: TrainConfig) -> Run:
             with logged(console, files.log if main else None):
                 _train_into(files, config, console, main)
     except KeyboardInterrupt as error:
-        raise Interrupted(signal_of(error), f"Stopped by {name_of(signal_of(error))}{_kept(files)}") from error
+        raise Interrupted(signal_of(error), f"Stopped by {name_of(signal_of(error))}{_saved_so_far(files)}") from error
     return Run(files.path)
 
 
-def _kept(files: RunFolder) -> str:
+def _saved_so_far(files: RunFolder) -> str:
     """What is left of a training that a signal ended outside of its steps, and how to go on."""
     again = f"To continue: the same command with resume=auto run.dir={files.path}"
     if steps := steps_in(files.checkpoints):
