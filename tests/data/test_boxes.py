@@ -23,6 +23,7 @@ WRITTEN = {
     "xyxy_normalised": [0.25, 0.5, 0.5, 0.75],
     "xywh_normalised": [0.25, 0.5, 0.25, 0.25],
     "cxcywh_normalised": [0.375, 0.625, 0.25, 0.25],
+    "xyxy_padded": [0.25, 0.5, 0.5, 0.625],
     "xyxy_1000": [250, 500, 500, 750],
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from vlatrain.backbones.describe import crossed, sites, stacks, widths
-from vlatrain.backbones.head_checks import ALONE, ill_headed
+from vlatrain.backbones.head_checks import ALONE, gridless, ill_headed
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.checks.composites import ill_composed
 from vlatrain.config.checks.owners import compares_features
@@ -37,6 +37,7 @@ def incompatibilities(config: TrainConfig) -> list[str]:
     if config.model.family in COMPOSITES:
         found += ill_composed(config)
     found += ill_headed(config)
+    found += gridless(config)
     if config.adapter.name in BARE and (config.adapter.drop_layers or config.adapter.drop_random):
         found.append(Incompatible(_no_drop(config.adapter)))
     if config.adapter.components:

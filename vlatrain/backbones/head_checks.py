@@ -1,16 +1,18 @@
-"""Whether a vision tower's head can be had as a configuration asks: what the descriptions alone can tell. No torch here."""
+"""Whether a vision tower's head, or one for boxes, can be had as a configuration asks: what the descriptions alone can tell. No
+torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlatrain.backbones.describe import has_trained_head
+from vlatrain.backbones.describe import has_trained_head, settings_of
 from vlatrain.config import TrainConfig
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import VISION_TOWERS
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.methods import BARE, PROBE, components
 
+BOXES = "box_head"  # of the modules that a task trains, that which finds boxes
 ALONE = "vision towers alone do (model=dinov2, vit, clip_vision, ...)"
 
 
@@ -35,4 +37,20 @@ def ill_headed(config: TrainConfig) -> Iterator[str]:
         yield Incompatible(
             f"adapter=none: the head of model={model.name} is new and would take all classes alike; "
             f"adapter=knn trains nothing, adapter={PROBE} trains the head alone"
+        )
+
+
+def gridless(config: TrainConfig) -> Iterator[str]:
+    """That a head for boxes would read patches of which nobody knows where they lie: those of images of any aspect ratio, as
+    SigLIP 2 NaFlex has them, and features that were extracted before."""
+    model, task = config.model, config.task.name
+    if BOXES not in model.tasks[task].trained:
+        return
+    vision = model.submodels.get("vision")
+    features = vision is not None and vision.architecture == "features"
+    if features or settings_of(model, task).get("vision_config", {}).get("num_patches"):
+        why = "images come as features" if features else "its images come in any aspect ratio"
+        yield Incompatible(
+            f"task={task}: model={model.name} has no square grid of patches, {why}; a head for boxes needs one: model=siglip2 "
+            "has, and task=grounding_words needs none"
         )

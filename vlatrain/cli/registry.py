@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,7 +18,7 @@ from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
 from vlatrain.config.schema import AS_TRAIN, CheckConfig, EvalConfig, MergeConfig, PredictConfig, TrainConfig
-from vlatrain.config.spec import TaskSpec, with_shipped_specs
+from vlatrain.config.spec import TaskSpec, described, with_shipped_specs
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
@@ -55,10 +57,17 @@ def _together(*lists: list[Any]) -> list[Any]:
     return [item for items in lists for item in items]
 
 
-def _times(one: float, other: float) -> float:
-    """`${times:A,B}` in a YAML: the product, whole where it is a whole number."""
-    product = one * other
+def _times(*factors: float) -> float:
+    """`${times:A,B,...}` in a YAML: the product, whole where it is a whole number."""
+    product = math.prod(factors)
     return int(product) if product == int(product) else product
+
+
+def _slowest(*, _root_: DictConfig) -> float:
+    """`${slowest:}` in a YAML: the least `rate` of the subtasks of a joint task."""
+    subtasks = [(name, own) for name, own in (_root_.task.get("subtasks") or {}).items() if isinstance(own, Mapping)]
+    rates = [own.get("rate", described(own.get("name", name)).get("rate", 1.0)) for name, own in subtasks]
+    return float(min(rates, default=1.0))
 
 
 def register_resolvers() -> None:
@@ -66,6 +75,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("served", _served, replace=True)
     OmegaConf.register_new_resolver("together", _together, replace=True)
     OmegaConf.register_new_resolver("times", _times, replace=True)
+    OmegaConf.register_new_resolver("slowest", _slowest, replace=True)
 
 
 @cache

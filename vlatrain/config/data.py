@@ -15,7 +15,9 @@ SPLIT_VALUES = {
 """By split, what a column that tells splits apart usually says. Karpathy's split of COCO adds `restval` to its training set."""
 
 
-BOX_FORMS = ("xyxy", "xywh", "xyxy_normalised", "xywh_normalised", "cxcywh_normalised", "xyxy_1000")
+BOX_FORMS = (
+    "xyxy", "xywh", "xyxy_normalised", "xywh_normalised", "cxcywh_normalised", "xyxy_padded", "xyxy_1000",
+)  # fmt: skip
 """How boxes may be written, see `vlatrain.data.boxes`."""
 
 
@@ -84,8 +86,9 @@ class DataConfig:
         root: image root; null: the folder of the data file.
         columns: column map.
         boxes: how boxes are written: by edges (xyxy) or corner and sides (xywh) in pixels of the upright image; the same in shares
-            of its size (xyxy_normalised, xywh_normalised), or centre and sides (cxcywh_normalised); or edges in thousandths
-            (xyxy_1000). Layouts that say it themselves are read as they say.
+            of its size (xyxy_normalised, xywh_normalised), or centre and sides (cxcywh_normalised); edges in shares of the
+            square that the image is padded to (xyxy_padded), or in thousandths (xyxy_1000). Layouts that say it themselves are read
+            as they say.
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
         max_megapixels: images of more are refused before they are decoded.
         text_only: what becomes of conversations without an image: train (as text), drop (left out) or refuse.

@@ -41,6 +41,8 @@ class TaskConfig:
     Attributes:
         name: one of `conf/task/`, joint for several of them in one run, or a task of one's own (`vlatrain/tasks/README.md`).
         points: default injection points of the task, as patterns; `adapter.points` overrides them.
+        rate: the task's learning rate as a factor on `model.adapter_lr`, where what it trains in the backbone learns slower than
+            its own new head does, which has `model.adapter_lr`; of a joint task the least of its subtasks'.
         metric: the metric that selects the best checkpoint (higher is better).
         answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
         answer_list: VQA with `answers=rank`, and on a backbone that answers by choice (ViLT): the candidate answers; empty takes
@@ -78,6 +80,7 @@ class TaskConfig:
 
     name: str = "vqa"
     points: list[str] = field(default_factory=list)
+    rate: Annotated[float, POSITIVE] = 1.0
     metric: str = "accuracy"
     answers: Annotated[str, Choice("generate", "rank")] = "generate"
     answer_list: list[str] = field(default_factory=list)

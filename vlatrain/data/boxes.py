@@ -1,10 +1,10 @@
 """What a cell with boxes may hold, in which form; and rows of which each has one box of an image.
 
 A sample's boxes are left, top, right, bottom in shares of the upright image, and so the same at any size. A form says how a cell
-has
-them: by its edges or by its corner and sides, in pixels, in shares (0 to 1), or in thousandths (0 to 1000). Pixels are those of the
-upright image; where a source says the image's width and height, and these are those of an image that lies on its side, they are
-those of the image as it lies (annotation tools that pass over EXIF), and the box is turned with it.
+has them: by its edges or by its corner and sides, in pixels, in shares (0 to 1) of the image or of the square that it is padded to,
+or in thousandths (0 to 1000). Pixels are those of the upright image; where a source says the image's width and height, and these
+are those of an image that lies on its side, they are those of the image as it lies (annotation tools that pass over EXIF), and the
+box is turned with it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ FORMS: dict[str, tuple[Callable[[Box], Box], float]] = {
     "xyxy_normalised": (lambda box: box, 1.0),
     "xywh_normalised": (_sides, 1.0),
     "cxcywh_normalised": (_around, 1.0),
+    "xyxy_padded": (lambda box: box, 1.0),
     "xyxy_1000": (lambda box: box, 1000.0),
 }
-"""By form, a box by its edges, and what the image's sides are in its unit; 0: pixels. YOLO's text files have
-`cxcywh_normalised`."""
+"""By form, a box by its edges, and what the image's sides are in its unit; 0: pixels. YOLO's text files have `cxcywh_normalised`,
+LLaVA's conversations `xyxy_padded`: the image lies in the middle of a square as wide as its longer side."""
+ROUNDED = 0.005  # of the square: what two decimals leave out
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,13 @@ def in_shares(boxes: Boxes, size: tuple[int, int], orientation: int = 1) -> tupl
     lying = orientation > 4 and boxes.size == (size[1], size[0]) and size[0] != size[1]
     width, height = boxes.size if lying and boxes.size else size
     across, down = (unit, unit) if unit else (float(width), float(height))
+    before = above = 0.0
+    slack = (SLACK / width, SLACK / height)
+    if boxes.form == "xyxy_padded":
+        side = max(width, height)
+        before, above = (side - width) // 2 / side, (side - height) // 2 / side
+        across, down = width / side, height / side
+        slack = (slack[0] + ROUNDED / across, slack[1] + ROUNDED / down)
     found = []
     for number, value in enumerate(boxes.values):
         left, top, right, bottom = edges(value)
@@ -119,8 +128,7 @@ def in_shares(boxes: Boxes, size: tuple[int, int], orientation: int = 1) -> tupl
             )
         if right == left or bottom == top:
             raise CellError(f"an empty box: {said}")
-        slack = (SLACK / width, SLACK / height)
-        box = left / across, top / down, right / across, bottom / down
+        box = (left - before) / across, (top - above) / down, (right - before) / across, (bottom - above) / down
         if min(box[0] + slack[0], box[1] + slack[1]) < 0 or box[2] > 1 + slack[0] or box[3] > 1 + slack[1]:
             raise CellError(f"a box outside of the image, which is {width} x {height} pixels: {said}")
         inside: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
@@ -165,7 +173,7 @@ class Suspicion:
             return f"all {self.number:,} boxes lie in 0..1 and are read as pixels: data.boxes={edges}_normalised takes shares"
         if not unit and 2 * self.outside > self.number and self.most <= 1000 and edges == "xyxy":
             return f"most boxes reach beyond their images, and all lie in 0..1000: data.boxes={edges}_1000 takes thousandths"
-        if unit == "normalised" and self.most > 1 + SLACK:
+        if unit in ("normalised", "padded") and self.most > 1 + SLACK:
             return f"boxes have numbers up to {self.most:g} and are read as shares of the image: data.boxes={edges} takes pixels"
         return ""
 

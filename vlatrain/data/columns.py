@@ -10,6 +10,7 @@ from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
 from vlatrain.config.spec import TaskSpec
+from vlatrain.data.box_turns import spoken
 from vlatrain.data.cells import CellError, clipped, listed, text, value_at
 from vlatrain.data.checks import Problems
 from vlatrain.data.composed import AmbiguousError, Composed, choices, dialogue
@@ -109,7 +110,8 @@ def find_columns(
         Field -> column, or None if one that must be there is not. Of tasks with conversations the image may be in these.
     """
     speaks = "conversations" in spec.fields
-    required = (*(() if speaks else ("image",)), *(spec.fields if labelled else spec.given))
+    talks = spoken_boxes(columns, wanted, spec, labelled)
+    required = (*(() if speaks or talks else ("image",)), *(spec.fields if labelled else spec.given))
     found: dict[str, Column] = {}
     absent = []
     for field in dict.fromkeys(("image", *required, "id", *spec.fields, *spec.optional)):
@@ -120,6 +122,8 @@ def find_columns(
         if mapped is None and field == "question" and "boxes" in spec.fields:
             names = (*names, "expression")
         column = next((made for candidate in names if (made := _column(candidate, mapped is not None, columns))), None)
+        if talks and field in talks and (field != "image" or column is None):
+            column = Column(talks[field].reads[0], False, composed=talks[field])
         try:
             column = _composed(field, column, columns, labelled, records) or column
         except AmbiguousError as error:
@@ -139,6 +143,17 @@ def find_columns(
     if wanted.image is None and {"image", "images"} <= set(columns):  # a mix of sets has either
         found["images"] = Column("images", False)
     return None if absent else found
+
+
+def spoken_boxes(
+    columns: Sequence[str], wanted: ColumnsConfig, spec: TaskSpec, labelled: bool
+) -> Mapping[str, Composed] | None:
+    """How expressions, boxes and, where there is no column with it, the image come out of the conversations of data; None: boxes
+    stand in a column, or there are no conversations. See `find_columns` for the arguments."""
+    named = (wanted.boxes, wanted.question, *DEFAULTS["boxes"], *DEFAULTS["question"], "expression")
+    if "boxes" not in spec.fields or any(name in columns for name in named if name):
+        return None
+    return spoken(columns, labelled)
 
 
 def _column(name: str | None, mapped: bool, columns: Sequence[str]) -> Column | None:
@@ -246,7 +261,9 @@ def text_key(value: Any) -> str:
 
 def said_of(columns: Mapping[str, Column]) -> list[str]:
     """What is to be told of fields that are made of several columns."""
-    return [column.composed.said for column in columns.values() if column.composed]
+    return [
+        *dict.fromkeys(column.composed.said for column in columns.values() if column.composed and column.composed.said)
+    ]
 
 
 def hint(field: str, column: Column, value: Any) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.config.spec import TaskSpec
+from vlatrain.data.box_turns import Turns
 from vlatrain.data.boxes import Box, Suspicion, in_shares, read_boxes
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
@@ -105,6 +106,8 @@ class Builder:
         self.count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
         self._suspicious = Suspicion(form)
+        talks = "boxes" in columns and columns["boxes"].composed
+        self._turns = Turns(columns["boxes"].reads, name, form, problems, labelled) if talks else None
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
         # texts that were read as lists of bare numbers, and the first of them
@@ -121,7 +124,11 @@ class Builder:
             return True
 
     def add(self, row: Row, picture: Picture | None = None) -> None:
-        """Add one row; its picture is read from the record unless given."""
+        """Add one row, or those that its conversation makes; its picture is read from the record unless given."""
+        for own in self._turns.rows(row) if self._turns else (row,):
+            self._add(own, picture)
+
+    def _add(self, row: Row, picture: Picture | None) -> None:
         place, record = row
         source = f"{self.name}{place}"
         before = len(self._problems)
@@ -230,6 +237,8 @@ class Builder:
             if len(captions) > len(self.samples[index].captions):
                 self.samples[index] = replace(self.samples[index], captions=tuple(captions))
         self._finish_images()
+        if self._turns:
+            self._turns.finish()
         if said := self._suspicious.said():
             self._problems.add("forms of boxes", f"{self.name}: {said}")
         return self.samples
@@ -346,7 +355,7 @@ class Builder:
             return ()
         column = self._columns["boxes"].name
         try:
-            if column not in record and "boxes" in self._required:
+            if column not in record and "boxes" in self._required and not self._turns:
                 raise CellError("no box; a row in whose image nothing is to be found has an empty list")
             read = read_boxes(self._columns["boxes"].of(record), self._form)
             if isinstance(picture, FeaturePicture):

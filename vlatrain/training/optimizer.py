@@ -46,7 +46,8 @@ def make_optimizer(
 
 
 def with_new_head(config: TrainConfig, parameters: Iterable[str], group_of: Callable[[str], Group]) -> OptimConfig:
-    """The optimiser's settings, where in a full fine-tuning a new head has the rate that suits what is new, unless one is set.
+    """The optimiser's settings, where a new head has the rate that suits what is new, unless one is set: in a full fine-tuning, and
+    of a task beside whose head all else learns slower (`task.rate`).
 
     Args:
         config: the configuration.
@@ -54,7 +55,8 @@ def with_new_head(config: TrainConfig, parameters: Iterable[str], group_of: Call
         group_of: the group of a parameter.
     """
     optim = config.optim
-    if config.adapter.name != "full" or "head" not in map(group_of, parameters):
+    slower = config.adapter.name == "full" or config.task.rate != 1
+    if not slower or "head" not in map(group_of, parameters):
         return optim
     return replace(optim, groups={"head": config.model.adapter_lr, **optim.groups})
 
