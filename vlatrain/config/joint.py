@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from vlatrain.config.data import DataConfig
@@ -71,10 +71,23 @@ def subtasks(config: Config) -> dict[str, Config]:
 
 
 def served(config: TrainConfig) -> dict[str, ModelTaskConfig]:
-    """How the backbone serves tasks that its description does not name: as it serves those that they say (`TaskSpec.served_as`)."""
+    """How the backbone serves tasks that its description does not name, as it serves those that they say (`TaskSpec.served_as`); and
+    a joint task with a subtask that has a head of its own, which is then the joint task's, too."""
     known, own = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
     wanted = {task.name: task.spec.served_as for task in (config.task, *own.values()) if task.name not in known}
-    return {name: known[like] for name, like in wanted.items() if like in known}
+    found = {name: known[like] for name, like in wanted.items() if like in known}
+    if JOINT in known and own:
+        found[JOINT] = _with_heads(known[JOINT], [known[task.name] for task in own.values() if task.name in known])
+    return found
+
+
+def _with_heads(joint: ModelTaskConfig, subtasks: Iterable[ModelTaskConfig]) -> ModelTaskConfig:
+    """A joint task that trains what its subtasks do. What a head reads is computed: a tower is kept only where both are."""
+    for own in subtasks:
+        if new := [path for path in own.trained if path not in joint.trained]:
+            kept = {name: of for name, of in joint.cacheable_inputs.items() if name in own.cacheable_inputs}
+            joint = dataclasses.replace(joint, trained=[*joint.trained, *new], cacheable_inputs=kept)
+    return joint
 
 
 def problems(config: TrainConfig) -> list[str]:

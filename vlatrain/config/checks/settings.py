@@ -130,6 +130,11 @@ def _subtasks(config: TrainConfig, reported: list[str]) -> Iterable[str]:
                 f"task.subtasks.{name}: model={config.model.name} cannot do {subtask.task.name} as a subtask: its "
                 f"{served.architecture}, which serves them all, is made for {', '.join(served.subtasks)}"
             )
+        elif subtask.task.spec.served_as and subtask.task.name in config.model.prompts:
+            yield (
+                f"task.subtasks.{name}: model={config.model.name} is asked for {subtask.task.name} in words of its own "
+                f"(model.prompts.{subtask.task.name}), and task=joint asks all its subtasks alike: make it a run of its own"
+            )
         data = [] if isinstance(subtask, PredictConfig) else _data(subtask)
         for problem in [*_values(subtask), *data]:
             if problem not in reported:
