@@ -40,6 +40,14 @@ def described(number: int, *captions: str) -> Sample:
     return Sample(f"d{number}", picture(number), captions=captions or (f"number {number}",), source=f"d.json:{number}")
 
 
+def boxed(number: int, *boxes: tuple[float, float, float, float], image: int | None = None) -> Sample:
+    """The thing of a number, by default in a corner of an image of its own."""
+    shown = picture(number if image is None else image)
+    return Sample(f"b{number}", shown, question="the {thing}", source=f"b.jsonl:{number}", boxes=boxes or (CORNER,))
+
+
+CORNER, MIDDLE = (0.0, 0.0, 0.4, 0.5), (0.3, 0.3, 0.7, 0.7)
+BOXED = {"train": [boxed(i) for i in range(20)], "eval": [boxed(i) for i in range(50, 60)]}
 ASKED = {"train": [asked(i) for i in range(20)], "eval": [asked(i) for i in range(50, 60)]}
 SHOWN = {
     "train": [shown(i, "ab"[i % 2]) for i in range(20)],
@@ -99,6 +107,26 @@ FAULTS = {
         "repeated captions",
         "captions that their image has already: 1 of 22 in data.train (4.55 %)",
     ),
+    "boxes of other rows": (
+        with_more(BOXED, train=boxed(30, MIDDLE, image=4)),
+        "contradictory boxes",
+        "1 expression of one image has other boxes in different rows (the first: 'the {thing}' in b.jsonl:4 and b.jsonl:30)",
+    ),
+    "a box twice": (
+        with_more(BOXED, train=boxed(30, CORNER, MIDDLE, CORNER)),
+        "repeated boxes",
+        "data.train: 1 of 21 rows have a box twice (the first: b.jsonl:30)",
+    ),
+    "a line for a box": (
+        with_more(BOXED, eval=boxed(70, (0.2, 0.1, 0.205, 0.9))),
+        "thin boxes",
+        "data.eval: 1 of 11 boxes have a side of less than 1 % of the image's (the first: b.jsonl:70)",
+    ),
+    "whole images": (
+        {**BOXED, "train": [boxed(i, (0.0, 0.0, 0.98, 1.0) if i < 3 else CORNER) for i in range(20)]},
+        "boxes of whole images",
+        "data.train: 3 of 20 boxes are nearly all of their image (the first: b.jsonl:0): is data.boxes what they are",
+    ),
     "a strip of an image": (
         with_more(ASKED, train=replace(asked(30), image=picture(30, side=9))),
         "small images",
@@ -115,7 +143,7 @@ def test_each_fault_is_found_once_and_alone(fault: str) -> None:
     assert message in found["message"]
 
 
-@pytest.mark.parametrize("samples", [ASKED, SHOWN, DESCRIBED], ids=["asked", "shown", "described"])
+@pytest.mark.parametrize("samples", [ASKED, SHOWN, DESCRIBED, BOXED], ids=["asked", "shown", "described", "boxed"])
 def test_nothing_is_found_in_a_sound_set(samples: dict[str, list[Sample]]) -> None:
     assert facts_of(samples)["warnings"] == []
 
@@ -165,3 +193,20 @@ def test_answers_and_captions_are_counted() -> None:
     assert (facts["eval"]["answers"]["unseen_share"], facts["test"]["answers"]["unseen_share"]) == (0.0, 50.0)
     captions = facts_of({"train": [described(1, "a", "b"), described(2, "a")]})["splits"]["train"]["captions"]
     assert (captions["number"], captions["distinct"], captions["shared"]) == (3, 2, 2)
+
+
+def test_boxes_are_counted_and_those_in_two_splits_named() -> None:
+    train = [boxed(1, CORNER, MIDDLE), replace(boxed(2), boxes=()), replace(boxed(3), question="a dot")]
+    facts = facts_of({"train": [*train, boxed(4)], "eval": [boxed(5, image=1)]})
+    boxes = facts["splits"]["train"]["boxes"]
+    assert (boxes["number"], boxes["without"], boxes["expressions"]) == (4, 1, 2)
+    assert boxes["each"] == {"min": 0, "median": 1.0, "max": 2}
+    assert boxes["area"] == {"min": 16.0, "median": 20.0, "max": 20.0}
+    assert boxes["classes"] == {
+        "the {thing}": {"samples": 3, "boxes": 3, "area": 20.0},
+        "a dot": {"samples": 1, "boxes": 1, "area": 20.0},
+    }
+    assert [found["kind"] for found in facts["warnings"]] == ["shared images", "shared expressions"]
+    assert "1 of its 1 expressions are in data.train, too, of the same image (the first: b.jsonl:5 = b.jsonl:1)" in str(
+        facts
+    )

@@ -71,8 +71,8 @@ def subtasks(config: Config) -> dict[str, Config]:
 
 
 def served(config: TrainConfig) -> dict[str, ModelTaskConfig]:
-    """How the backbone serves tasks that its description does not name, as it serves those that they say (`TaskSpec.served_as`); and
-    a joint task with a subtask that has a head of its own, which is then the joint task's, too."""
+    """How the backbone serves tasks that its description does not name, as it serves those that they say (`TaskSpec.served_as`);
+    and a joint task with a subtask that has a head of its own, which is then the joint task's, too."""
     known, own = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
     wanted = {task.name: task.spec.served_as for task in (config.task, *own.values()) if task.name not in known}
     found = {name: known[like] for name, like in wanted.items() if like in known}

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vlatrain.config.errors import UserError
+from vlatrain.data.box_facts import box_facts, box_findings
 from vlatrain.data.duplicates import same_content
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import FilePicture, header_of, identity, is_shown
@@ -71,13 +72,14 @@ def facts_of(
         facts: dict[str, Any] = {"samples": len(given), "images": _images(pictures, content, decoded, patience)}
         if hidden := sum(not is_shown(sample.image) for sample in given):
             facts["images"]["text_only"] = hidden
-        facts |= _classes(given) | _answers(split, given, seen) | _captions(given, content)
+        facts |= _classes(given) | _answers(split, given, seen) | _captions(given, content) | box_facts(given)
         splits[split] = facts
     findings = [
         *_shared_images(distinct, content),
         *_repeated(distinct, content),
         *_names(distinct),
         *_contradictions(distinct, content),
+        *(Finding(*found) for found in box_findings(distinct, content, _place)),
         *_unequal(splits.get("train", {})),
         *_unseen(distinct, seen),
         *_shared_captions(splits),
@@ -234,7 +236,7 @@ def _repeated(samples: Mapping[str, Sequence[Sample]], content: Mapping[str, str
         first: dict[tuple[Any, ...], Sample] = {}
         twice = []
         for one in given:
-            said = (one.question, one.answers, one.captions, one.label, one.turns)
+            said = (one.question, one.answers, one.captions, one.label, one.turns, one.boxes)
             before = first.setdefault((content[identity(one.image)], *said), one)
             if before is not one:
                 twice.append((one, before))

@@ -15,7 +15,7 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     for name, own in report["subtasks"].items():
         splits = own["splits"]
         title = f"Data{f' of subtask {name}' if name else ''}"
-        for table in (_splits(splits, title), _texts(splits), _classes(splits)):
+        for table in (_splits(splits, title), _texts(splits), _classes(splits), _boxes(splits)):
             if table is not None:
                 console.print(table)
     for warning in report["warnings"]:
@@ -38,6 +38,8 @@ def brief_lines(report: Mapping[str, Any]) -> list[str]:
             about.append(f"{images['decode_ms']:.3g} ms each to decode")
         if classes := train.get("classes"):
             about.append(f"{classes['number']:,} classes, {classes['largest_share']:.3g} % '{classes['largest']}'")
+        if boxes := train.get("boxes"):
+            about.append(f"{boxes['number']:,} boxes of usually {boxes['area']['median']:.2g} % of the image")
         for row in train.get("texts", ()):
             tokens = row["tokens"]
             usual, most = tokens["median"], tokens["longest"]
@@ -69,6 +71,12 @@ def _splits(splits: Mapping[str, Any], title: str) -> Table:
         "captions": lambda facts: _if(facts.get("captions", {}), "number", "{:,}"),
         "captions, different": lambda facts: _if(facts.get("captions", {}), "distinct", "{:,}"),
         "captions of several images": lambda facts: _if(facts.get("captions", {}), "shared", "{:,}"),
+        "boxes": lambda facts: _if(facts.get("boxes", {}), "number", "{:,}"),
+        "boxes, a row": lambda facts: _ends(facts.get("boxes", {}).get("each")),
+        "rows without a box": lambda facts: _if(facts.get("boxes", {}), "without", "{:,}"),
+        "boxes' share of the image": lambda facts: _ends(facts.get("boxes", {}).get("area"), " %"),
+        "boxes' sides, of the image's": lambda facts: _ends(facts.get("boxes", {}).get("sides"), " %"),
+        "expressions, different": lambda facts: _if(facts.get("boxes", {}), "expressions", "{:,}"),
         "classes": lambda facts: _if(facts.get("classes", {}), "number", "{:,}"),
         "largest class": lambda facts: (
             _if(facts.get("classes", {}), "largest_share", "{:.1f} %")
@@ -122,6 +130,26 @@ def _classes(splits: Mapping[str, Any], most: int = 20) -> Table | None:
     for name in names[:most]:
         table.add_row(escape(name), *(f"{counts.get(name, 0):,}" for counts in with_classes.values()))
     return table
+
+
+def _boxes(splits: Mapping[str, Any]) -> Table | None:
+    classes = {
+        split: facts["boxes"]["classes"] for split, facts in splits.items() if "classes" in facts.get("boxes", {})
+    }
+    if not classes:
+        return None
+    table = Table("boxes of", "in", "rows", "boxes", "median share of the image", title="Boxes")
+    for split, own in classes.items():
+        for name, one in own.items():
+            share = "" if one["area"] is None else f"{one['area']:.3g} %"
+            table.add_row(escape(name), split, f"{one['samples']:,}", f"{one['boxes']:,}", share)
+    return table
+
+
+def _ends(spread: Mapping[str, float] | None, unit: str = "") -> str:
+    if not spread:
+        return ""
+    return f"{spread['min']:.3g} to {spread['max']:.3g}{unit} (median {spread['median']:.3g})"
 
 
 def _sizes(images: Mapping[str, Any]) -> str:
