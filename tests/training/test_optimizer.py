@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from vlatrain.config import OptimConfig, UserError
+from vlatrain.config import AdapterConfig, ModelConfig, OptimConfig, TaskConfig, TrainConfig, UserError
 from vlatrain.config.optim import Group
-from vlatrain.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors, rate, set_rates
+from vlatrain.training.optimizer import (
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    rate,
+    set_rates,
+    with_new_head,
+)
 
 
 def parameters() -> dict[str, nn.Parameter]:
@@ -39,6 +46,29 @@ def test_groups_have_their_rate_and_vectors_no_decay() -> None:
     }
     assert set_rates(optimizer, 0.5) == {"adapter": 0.05, "head": 0.005, "trunk": 0.05}
     assert set_rates(optimizer, 0.5)["head"] == 0.005, "shares are of the peak, not of the last rate"
+
+
+@pytest.mark.parametrize(
+    ("method", "slower", "groups", "expected"),
+    [
+        ("bottleneck", 1.0, {}, {}),
+        ("bottleneck", 0.3, {}, {"head": 0.02}),
+        ("bottleneck", 0.3, {"head": 0.5, "adapter": 0.1}, {"head": 0.5, "adapter": 0.1}),
+        ("full", 1.0, {}, {"head": 0.02}),
+        ("full", 1.0, {"trunk": 0.1}, {"head": 0.02, "trunk": 0.1}),
+    ],
+)
+def test_a_new_head_has_the_rate_of_what_is_new(
+    method: str, slower: float, groups: dict[str, float], expected: dict[str, float]
+) -> None:
+    config = TrainConfig(
+        task=TaskConfig("grounding", rate=slower),
+        model=ModelConfig(adapter_lr=0.02),
+        adapter=AdapterConfig(name=method),
+        optim=OptimConfig(lr=0.006, groups=groups),
+    )
+    assert with_new_head(config, parameters(), group_of).groups == expected
+    assert with_new_head(config, ["adapter.weight"], group_of).groups == groups, "there is none"
 
 
 def test_a_rate_for_a_group_that_is_not_trained_is_refused() -> None:
