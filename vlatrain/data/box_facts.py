@@ -12,7 +12,7 @@ from vlatrain.data.images import identity
 from vlatrain.data.sample import Sample
 
 Place = Callable[[Sample], str]
-Rows = Mapping[
+Expressions = Mapping[
     str, Mapping[tuple[str, str], Sequence[Sample]]
 ]  # by split those with boxes, by the image's content and the expression
 
@@ -82,10 +82,10 @@ def box_findings(
             )
 
 
-def _contradictions(rows: Rows, place: Place) -> Iterator[tuple[str, str]]:
+def _contradictions(expressions: Expressions, place: Place) -> Iterator[tuple[str, str]]:
     """Rows of one image and expression in which there is no box that another has."""
     every: dict[tuple[str, str], list[Sample]] = {}
-    for own in rows.values():
+    for own in expressions.values():
         for key, found in own.items():
             every.setdefault(key, []).extend(found)
     pairs = [pair for found in every.values() if (pair := _apart(found))]
@@ -99,23 +99,26 @@ def _contradictions(rows: Rows, place: Place) -> Iterator[tuple[str, str]]:
         )
 
 
-def _apart(found: Sequence[Sample]) -> tuple[Sample, Sample] | None:
+def _apart(alike: Sequence[Sample]) -> tuple[Sample, Sample] | None:
     """The first row with another one in which none of its boxes is."""
-    first = found[0]
-    others = (one for one in found[1:] if max(overlap(a, b) for a in first.boxes for b in one.boxes) < OTHER)
+    first = alike[0]
+    others = (one for one in alike[1:] if max(overlap(a, b) for a in first.boxes for b in one.boxes) < OTHER)
     other = next(others, None)
     return (first, other) if other else None
 
 
-def _shared(rows: Rows, place: Place) -> Iterator[tuple[str, str]]:
+def _shared(expressions: Expressions, place: Place) -> Iterator[tuple[str, str]]:
     """Rows whose image and expression are in two splits."""
-    for one, two in combinations(rows, 2):
-        if both := [key for key in rows[two] if key in rows[one]]:
+    for one, two in combinations(expressions, 2):
+        if both := [key for key in expressions[two] if key in expressions[one]]:
+            count, pair = (
+                f"{len(both):,} of its {len(expressions[two]):,}",
+                [expressions[n][both[0]][0] for n in (two, one)],
+            )
             yield (
                 "shared expressions",
-                f"data.{two}: {len(both):,} of its {len(rows[two]):,} expressions are in data.{one}, too, of the same image (the "
-                f"first: {place(rows[two][both[0]][0])} = {place(rows[one][both[0]][0])}): what is scored there was learned; leave "
-                "them out of one",
+                f"data.{two}: {count} expressions are in data.{one}, too, of the same image (the first: {place(pair[0])} = "
+                f"{place(pair[1])}): what is scored there was learned; leave them out of one",
             )
 
 
@@ -148,12 +151,12 @@ def sides(box: Box) -> tuple[float, float]:
     return box[2] - box[0], box[3] - box[1]
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(one: Box, two: Box) -> float:
     """Intersection over union of two boxes that have an area."""
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
+    across = min(one[2], two[2]) - max(one[0], two[0])
+    down = min(one[3], two[3]) - max(one[1], two[1])
     shared = max(0.0, across) * max(0.0, down)
-    return shared / (area(one) + area(other) - shared)
+    return shared / (area(one) + area(two) - shared)
 
 
 def _plain(text: str) -> str:

@@ -155,7 +155,7 @@ class Turns:
         self.first = ""
         self.shares = ""
 
-    def rows(self, row: Row) -> Iterator[Row]:
+    def samples(self, row: Row) -> Iterator[Row]:
         """A row for each expression; what is wrong with the conversation is reported."""
         place, record = row
         self.conversations += 1

@@ -125,7 +125,7 @@ class Builder:
 
     def add(self, row: Row, picture: Picture | None = None) -> None:
         """Add one row, or those that its conversation makes; its picture is read from the record unless given."""
-        for own in self._turns.rows(row) if self._turns else (row,):
+        for own in self._turns.samples(row) if self._turns else (row,):
             self._add(own, picture)
 
     def _add(self, row: Row, picture: Picture | None) -> None:

@@ -72,10 +72,10 @@ def _splits(splits: Mapping[str, Any], title: str) -> Table:
         "captions, different": lambda facts: _if(facts.get("captions", {}), "distinct", "{:,}"),
         "captions of several images": lambda facts: _if(facts.get("captions", {}), "shared", "{:,}"),
         "boxes": lambda facts: _if(facts.get("boxes", {}), "number", "{:,}"),
-        "boxes, a row": lambda facts: _ends(facts.get("boxes", {}).get("each")),
+        "boxes, a row": lambda facts: _span(facts.get("boxes", {}).get("each")),
         "rows without a box": lambda facts: _if(facts.get("boxes", {}), "without", "{:,}"),
-        "boxes' share of the image": lambda facts: _ends(facts.get("boxes", {}).get("area"), " %"),
-        "boxes' sides, of the image's": lambda facts: _ends(facts.get("boxes", {}).get("sides"), " %"),
+        "boxes' share of the image": lambda facts: _span(facts.get("boxes", {}).get("area"), " %"),
+        "boxes' sides, of the image's": lambda facts: _span(facts.get("boxes", {}).get("sides"), " %"),
         "expressions, different": lambda facts: _if(facts.get("boxes", {}), "expressions", "{:,}"),
         "classes": lambda facts: _if(facts.get("classes", {}), "number", "{:,}"),
         "largest class": lambda facts: (
@@ -146,7 +146,7 @@ def _boxes(splits: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def _ends(spread: Mapping[str, float] | None, unit: str = "") -> str:
+def _span(spread: Mapping[str, float] | None, unit: str = "") -> str:
     if not spread:
         return ""
     return f"{spread['min']:.3g} to {spread['max']:.3g}{unit} (median {spread['median']:.3g})"
