@@ -106,6 +106,41 @@ def test_each_name_is_a_sample_of_its_own(form: str, folder: Path) -> None:
     assert [one.id for one in found] == ["d.jsonl:1", "d.jsonl:1/2"]
 
 
+REFER = [{"raw": "The dog", "sent": "dog", "tokens": ["dog"]}, {"raw": "left one", "sent": "left one"}]
+
+
+@pytest.mark.parametrize("listed", [{"sentences": REFER}, {"expressions": ["The dog", "left one"]}])
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_each_expression_of_a_box_is_a_sample(
+    listed: dict[str, Any], ending: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As REFER has them, and RefCOCO where its boxes were put beside its expressions."""
+    record = {"file_name": "0.png", "bbox": [20, 20, 20, 10], "split": "train", **listed}
+    path = write_records(folder / f"refs.{ending}", [record, {**record, "split": "testA"}])
+    options: dict[str, Any] = {"boxes": "xywh", "columns": {"image": "file_name", "split": ""}}
+    with caplog.at_level("INFO", "vlatrain"):
+        found = load_train(files(path, **options), "grounding")
+    assert [sample.question for sample in found] == ["The dog", "left one"] * 2
+    assert {sample.boxes for sample in found} == {(DOG,)}
+    assert [sample.id for sample in found[:2]] == [f"refs.{ending}[0]", f"refs.{ending}[0]/2"]
+    assert any(f"each expression in '{next(iter(listed))}' is a sample" in said for said in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "expected a list of expressions, found []"),
+        ("dog", "expected a list of expressions, found dog"),
+        ([{"tokens": ["dog"]}], "an expression needs one of raw, sent, text"),
+        ([""], "empty question"),
+    ],
+)
+def test_what_is_no_list_of_expressions_is_said(value: Any, said: str, folder: Path) -> None:
+    rows = [row(box=[20, 20, 40, 30], sentences=one) for one in (REFER, value)]
+    problems = problems_of(files(write_records(folder / "d.jsonl", rows)), "grounding")
+    assert [said in problem and "d.jsonl:2: " in problem for problem in problems] == [True]
+
+
 def test_what_says_nothing_of_places_is_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     talk = messages(
         *("What is it?", "A dog."),

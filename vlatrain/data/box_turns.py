@@ -1,6 +1,8 @@
-"""Conversations that say where something is, as expressions and their boxes: what grounding takes of data for models that talk.
+"""Rows of several expressions, each of which becomes a sample: those of one box, as RefCOCO has them, and conversations that say
+where something is.
 
-A reply marks its boxes in one of these ways:
+Expressions of one box stand in a list, as texts or as objects: REFER's `sentences` with `raw` and `sent` (Kazemzadeh et al., EMNLP
+2014), or `expressions`. In a conversation, from which models that talk learn, a reply marks its boxes in one of these ways:
 
 - `<ref>a dog</ref><box>(221,423),(569,886)</box>`: Qwen-VL (its README, "Grounding"); Qwen2-VL has `<|object_ref_start|>`,
   `<|object_ref_end|>`, `<|box_start|>` and `<|box_end|>`; InternVL `<box>[[221, 423, 569, 886]]</box>` ("Chat Data Format" of its
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlatrain.data.boxes import Boxes
-from vlatrain.data.cells import CellError, clipped, parse_list
+from vlatrain.data.cells import CellError, clipped, parse_list, text
 from vlatrain.data.checks import Problems
 from vlatrain.data.composed import Composed, dialogue
 from vlatrain.data.tables import Row
@@ -35,6 +37,10 @@ from vlatrain.data.turns import SPEAKERS, Conversation, conversation
 log = logging.getLogger("vlatrain")
 
 COLUMNS = ("conversations", "messages")
+LISTS, KEYS = (
+    ("sentences", "expressions"),
+    ("raw", "sent", "text"),
+)  # columns of several expressions, and of one in an object
 OBJECTS = "objects"
 SAID = "(said)"  # the key of a row under which the expression and its boxes stand
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -136,6 +142,70 @@ def spoken(columns: Sequence[str], labelled: bool) -> dict[str, Composed] | None
     }
 
 
+def listed_expressions(columns: Sequence[str]) -> dict[str, Composed] | None:
+    """The expressions of a box as data has several in a row; None: it has not."""
+    column = next((name for name in LISTS if name in columns), None)
+    if column is None:
+        return None
+    told = f"each expression in '{column}' is a sample"
+    return {"question": Composed(told, (column,), lambda record: record[SAID].question)}
+
+
+class Sentences:
+    """Makes a row of each expression in a list.
+
+    Args:
+        column: where the list stands.
+        name: what to call the data in messages.
+        problems: where to report.
+    """
+
+    def __init__(self, column: str, name: str, problems: Problems) -> None:
+        self.column, self.name, self.problems = column, name, problems
+
+    def samples(self, row: Row) -> Iterator[Row]:
+        """A row for each expression; what is none is reported."""
+        place, record = row
+        try:
+            value = record.get(self.column)
+            value = parse_list(value) if isinstance(value, str) else value
+            if not isinstance(value, list | tuple) or not value:
+                raise CellError(f"expected a list of expressions, found {clipped(value)}")
+            told = [Said(text(_said_in(one)), None) for one in value]
+        except CellError as error:
+            self.problems.add("bad cells", f"{self.name}{place}: column '{self.column}': {error}")
+            return
+        yield from _numbered(place, record, told)
+
+    def finish(self) -> None:
+        """Nothing concerns many rows."""
+
+
+def _said_in(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    key = next((key for key in KEYS if key in value), None)
+    if key is None:
+        raise CellError(f"an expression needs one of {', '.join(KEYS)}, found {clipped(list(value))}")
+    return value[key]
+
+
+def _numbered(place: str, record: Mapping[str, Any], told: Sequence[Said]) -> Iterator[Row]:
+    """A row for each of several samples of a row; the place and the id of all but the first are numbered."""
+    for number, said in enumerate(told, start=1):
+        own = {} if number == 1 or "id" not in record else {"id": f"{record['id']}/{number}"}
+        yield (place if number == 1 else f"{place}/{number}"), {**record, **own, SAID: said}
+
+
+def divider(
+    question: Composed | None, boxes: Composed | None, name: str, form: str, problems: Problems, labelled: bool
+) -> Turns | Sentences | None:
+    """What makes rows of several expressions into one of each, by how both fields are composed; None: each row has one."""
+    if boxes:
+        return Turns(boxes.reads, name, form, problems, labelled)
+    return Sentences(question.reads[0], name, problems) if question else None
+
+
 class Turns:
     """Makes a row of each expression in a conversation.
 
@@ -166,10 +236,8 @@ class Turns:
             named = self.column or (self.dialogue.reads[0] if self.dialogue else "")
             self.problems.add("bad conversations", f"{self.name}{place}: column '{named}': {error}")
             return
-        for number, said in enumerate(told, start=1):
-            self.made += 1
-            own = {} if number == 1 or "id" not in record else {"id": f"{record['id']}/{number}"}
-            yield (place if number == 1 else f"{place}/{number}"), {**record, **own, SAID: said}
+        self.made += len(told)
+        yield from _numbered(place, record, told)
 
     def finish(self) -> None:
         """Report, and say, what concerns many rows."""
@@ -210,12 +278,12 @@ class Turns:
             for name, boxes in found.items():
                 yield Said(name or question, boxes, talk.images)
 
-    def _marks(self, text: str, objects: Objects, place: str) -> tuple[list[str], int, dict[str, Boxes]]:
-        """The names that a text marks, how many boxes or points it has, and its boxes by the name in front of each."""
+    def _marks(self, words: str, objects: Objects, place: str) -> tuple[list[str], int, dict[str, Boxes]]:
+        """The names that words mark, how many boxes or points they have, and their boxes by the name in front of each."""
         names: list[str] = []
         found: dict[str, Boxes] = {}
         count = 0
-        for mark in MARKS.finditer(text):
+        for mark in MARKS.finditer(words):
             name, boxes = names[-1] if names else "", None
             if mark["named"]:
                 names.append(objects.next_name().strip())
@@ -259,16 +327,16 @@ def _without_system(value: Any) -> Any:
     return [one for one, speaker in zip(value, speaks, strict=True) if SPEAKERS.get(str(speaker)) != "system"]
 
 
-def _asked(text: str) -> tuple[str, bool]:
+def _asked(message: str) -> tuple[str, bool]:
     """What a message asks for, and whether it is known which of its words do; else it is all of them."""
-    known = next((found[1] for pattern in ASKED if (found := pattern.search(text))), None)
-    return (known or text).strip(), known is not None
+    known = next((found[1] for pattern in ASKED if (found := pattern.search(message))), None)
+    return (known or message).strip(), known is not None
 
 
-def _labelled(text: str) -> tuple[str, Any]:
+def _labelled(written: str) -> tuple[str, Any]:
     """The label and the box of an object in a reply. Raises `CellError`."""
     try:
-        value = json.loads(text)
+        value = json.loads(written)
     except ValueError:
-        raise CellError(f"an object with bbox_2d that is no JSON: {clipped(text)}") from None
+        raise CellError(f"an object with bbox_2d that is no JSON: {clipped(written)}") from None
     return str(value.get("label") or "").strip(), value.get("bbox_2d")

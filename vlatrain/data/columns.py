@@ -10,7 +10,7 @@ from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
 from vlatrain.config.spec import TaskSpec
-from vlatrain.data.box_turns import spoken
+from vlatrain.data.box_turns import listed_expressions, spoken
 from vlatrain.data.cells import CellError, clipped, listed, text, value_at
 from vlatrain.data.checks import Problems
 from vlatrain.data.composed import AmbiguousError, Composed, choices, dialogue
@@ -110,8 +110,11 @@ def find_columns(
         Field -> column, or None if one that must be there is not. Of tasks with conversations the image may be in these.
     """
     speaks = "conversations" in spec.fields
-    talks = spoken_boxes(columns, wanted, spec, labelled)
-    required = (*(() if speaks or talks else ("image",)), *(spec.fields if labelled else spec.given))
+    several = several_expressions(columns, wanted, spec, labelled)
+    required = (
+        *(() if speaks or (several and "image" in several) else ("image",)),
+        *(spec.fields if labelled else spec.given),
+    )
     found: dict[str, Column] = {}
     absent = []
     for field in dict.fromkeys(("image", *required, "id", *spec.fields, *spec.optional)):
@@ -122,8 +125,8 @@ def find_columns(
         if mapped is None and field == "question" and "boxes" in spec.fields:
             names = (*names, "expression")
         column = next((made for candidate in names if (made := _column(candidate, mapped is not None, columns))), None)
-        if talks and field in talks and (field != "image" or column is None):
-            column = Column(talks[field].reads[0], False, composed=talks[field])
+        if several and field in several and (field != "image" or column is None):
+            column = Column(several[field].reads[0], False, composed=several[field])
         try:
             column = _composed(field, column, columns, labelled, records) or column
         except AmbiguousError as error:
@@ -145,15 +148,15 @@ def find_columns(
     return None if absent else found
 
 
-def spoken_boxes(
+def several_expressions(
     columns: Sequence[str], wanted: ColumnsConfig, spec: TaskSpec, labelled: bool
 ) -> Mapping[str, Composed] | None:
-    """How expressions, boxes and, where there is no column with it, the image come out of the conversations of data; None: boxes
-    stand in a column, or there are no conversations. See `find_columns` for the arguments."""
-    named = (wanted.boxes, wanted.question, *DEFAULTS["boxes"], *DEFAULTS["question"], "expression")
-    if "boxes" not in spec.fields or any(name in columns for name in named if name):
+    """How expressions, boxes and the image come out of rows that have several; None: they have columns of their own. See
+    `find_columns` for the arguments."""
+    if "boxes" not in spec.fields or {wanted.question, *DEFAULTS["question"], "expression"} & set(columns):
         return None
-    return spoken(columns, labelled)
+    boxed = {wanted.boxes, *DEFAULTS["boxes"]} & set(columns)
+    return listed_expressions(columns) if boxed else spoken(columns, labelled)
 
 
 def _column(name: str | None, mapped: bool, columns: Sequence[str]) -> Column | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.config.spec import TaskSpec
-from vlatrain.data.box_turns import Turns
+from vlatrain.data.box_turns import divider
 from vlatrain.data.boxes import Box, Suspicion, in_shares, read_boxes
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
 from vlatrain.data.checks import Problems
@@ -106,8 +106,8 @@ class Builder:
         self.count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
         self._suspicious = Suspicion(form)
-        talks = "boxes" in columns and columns["boxes"].composed
-        self._turns = Turns(columns["boxes"].reads, name, form, problems, labelled) if talks else None
+        question, boxes = (columns[key].composed if key in columns else None for key in ("question", "boxes"))
+        self._divider = divider(question, boxes, name, form, problems, labelled)
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
         # texts that were read as lists of bare numbers, and the first of them
@@ -124,8 +124,8 @@ class Builder:
             return True
 
     def add(self, row: Row, picture: Picture | None = None) -> None:
-        """Add one row, or those that its conversation makes; its picture is read from the record unless given."""
-        for own in self._turns.samples(row) if self._turns else (row,):
+        """Add one row, or those of its several expressions; its picture is read from the record unless given."""
+        for own in self._divider.samples(row) if self._divider else (row,):
             self._add(own, picture)
 
     def _add(self, row: Row, picture: Picture | None) -> None:
@@ -237,8 +237,8 @@ class Builder:
             if len(captions) > len(self.samples[index].captions):
                 self.samples[index] = replace(self.samples[index], captions=tuple(captions))
         self._finish_images()
-        if self._turns:
-            self._turns.finish()
+        if self._divider:
+            self._divider.finish()
         if said := self._suspicious.said():
             self._problems.add("forms of boxes", f"{self.name}: {said}")
         return self.samples
@@ -355,7 +355,7 @@ class Builder:
             return ()
         column = self._columns["boxes"].name
         try:
-            if column not in record and "boxes" in self._required and not self._turns:
+            if column not in record and "boxes" in self._required and not self._divider:
                 raise CellError("no box; a row in whose image nothing is to be found has an empty list")
             read = read_boxes(self._columns["boxes"].of(record), self._form)
             if isinstance(picture, FeaturePicture):
