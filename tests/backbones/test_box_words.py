@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 
-from tests.conftest import small_config
+from tests.backbones.composites import LANGUAGE, small
+from tests.conftest import model_config, small_config
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.box_words import FORMATS, size_taken
 from vlatrain.backbones.loading import load_without_weights
@@ -24,8 +25,17 @@ def boxes(number: int) -> list[tuple[float, float, float, float]]:
     return [(x[0] / 100, y[0] / 100, x[1] / 100, y[1] / 100) for x, y in edges]
 
 
+FAMILIES = [
+    *(name for name in FORMATS if name != "digits"),
+    *("blip2_opt", "blip2_t5", "instructblip", "llava", "llava_onevision", "smolvlm", "tiny_blip"),
+    *(f"clip+{language}" for language in LANGUAGE),
+]
+
+
 def loaded(name: str) -> Backbone:
-    config = small_config(name)
+    vision, _, language = name.partition("+")
+    shipped = name.startswith("tiny_")  # with the tokenizer that it comes with
+    config = small(vision, language) if language else model_config(name) if shipped else small_config(name)
     config.tasks["grounding_words"] = config.tasks["vqa"]
     backbone = load_without_weights(config, "grounding_words", texts=TEXTS)
     if name == "florence2":  # the published tokenizer has them as special tokens
@@ -40,9 +50,7 @@ def near(found: list[tuple[float, ...]], wanted: list[tuple[float, ...]], bins: 
     return all(abs(edge - other) <= 1 / number for edge, other, number in edges)
 
 
-@pytest.mark.parametrize(
-    "name", ["blip", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMATS if name != "digits")]
-)
+@pytest.mark.parametrize("name", ["blip", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
 def test_a_round_trip_through_the_tokenizer_is_within_a_bin(name: str) -> None:
     backbone = loaded(name)
     words = FORMATS[backbone.config.box_words]
