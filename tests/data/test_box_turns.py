@@ -141,6 +141,23 @@ def test_what_is_no_list_of_expressions_is_said(value: Any, said: str, folder: P
     assert [said in problem and "d.jsonl:2: " in problem for problem in problems] == [True]
 
 
+@pytest.mark.parametrize(
+    ("asked", "reply", "expected"),
+    [
+        ("Find <ref>the dog</ref> and <ref>the cat</ref>.", f"{FIRST}{SECOND}", [("the dog", 1), ("the cat", 1)]),
+        ("Find <ref>the dog</ref> and <ref>the cat</ref>.", FIRST, [("Find the dog and the cat.", 1)]),
+        ("Find <ref>dogs</ref>.", f"{FIRST}{SECOND}", [("dogs", 2)]),
+        ("Find both.", f"{FIRST}{SECOND}", [("Find both.", 2)]),
+        ("<ref>the dog</ref> or <ref>the cat</ref>?", f"<ref>a cat</ref>{FIRST}", [("a cat", 1)]),
+    ],
+)
+def test_boxes_without_a_name_are_of_what_is_asked_for(
+    asked: str, reply: str, expected: list[tuple[str, int]], folder: Path
+) -> None:
+    path = write_records(folder / "d.jsonl", [row(messages=messages(asked, reply))])
+    assert [(one.question, len(one.boxes)) for one in load_train(files(path), "grounding")] == expected
+
+
 def test_what_says_nothing_of_places_is_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     talk = messages(
         *("What is it?", "A dog."),

@@ -12,9 +12,8 @@ from vlatrain.data.images import identity
 from vlatrain.data.sample import Sample
 
 Place = Callable[[Sample], str]
-Expressions = Mapping[
-    str, Mapping[tuple[str, str], Sequence[Sample]]
-]  # by split those with boxes, by the image's content and the expression
+Expressions = Mapping[str, Mapping[tuple[str, str], Sequence[Sample]]]
+"""By split the rows with boxes, by their image's content and their expression."""
 
 LISTED = 20  # expressions whose boxes are counted one by one, where each has several samples
 THIN = 0.01  # of the image's side: what is thinner is hardly seen

@@ -190,9 +190,9 @@ def _said_in(value: Any) -> Any:
     return value[key]
 
 
-def _numbered(place: str, record: Mapping[str, Any], told: Sequence[Said]) -> Iterator[Row]:
+def _numbered(place: str, record: Mapping[str, Any], samples: Sequence[Said]) -> Iterator[Row]:
     """A row for each of several samples of a row; the place and the id of all but the first are numbered."""
-    for number, said in enumerate(told, start=1):
+    for number, said in enumerate(samples, start=1):
         own = {} if number == 1 or "id" not in record else {"id": f"{record['id']}/{number}"}
         yield (place if number == 1 else f"{place}/{number}"), {**record, **own, SAID: said}
 
@@ -263,28 +263,31 @@ class Turns:
     def _of(self, value: Any, objects: Objects, place: str) -> Iterator[Said]:
         talk: Conversation = conversation(value, self.labelled)
         for turn in talk.turns:
-            names, asked_of, _ = self._marks(turn.user, objects, place)
-            question, sure = (names[0], True) if len(names) == 1 else _asked(MARKS.sub("", turn.user))
+            names, asked_of, _, plain = self._marks(turn.user, objects, place)
+            question, sure = (names[0], True) if len(names) == 1 else _asked(plain)
             if not self.labelled and not turn.reply:
                 yield Said(question, None, talk.images)
                 continue
-            _, _, found = self._marks(turn.reply, objects, place)
+            _, _, found, _ = self._marks(turn.reply, objects, place)
             if asked_of or not found:
                 self.silent += 1
                 self.first = self.first or place
                 continue
             if len(found) == 1 and (sure or "" in found):
-                found = {question: next(iter(found.values()))}
+                found = _by_name(next(iter(found.values())), names if len(names) > 1 else [question], question)
             for name, boxes in found.items():
                 yield Said(name or question, boxes, talk.images)
 
-    def _marks(self, words: str, objects: Objects, place: str) -> tuple[list[str], int, dict[str, Boxes]]:
-        """The names that words mark, how many boxes or points they have, and their boxes by the name in front of each."""
+    def _marks(self, words: str, objects: Objects, place: str) -> tuple[list[str], int, dict[str, Boxes], str]:
+        """The names that words mark, how many boxes or points they have, their boxes by the name in front of each, and the words
+        without marks."""
         names: list[str] = []
+        plain, end = "", 0
         found: dict[str, Boxes] = {}
         count = 0
         for mark in MARKS.finditer(words):
             name, boxes = names[-1] if names else "", None
+            plain, end, before_it = plain + words[end : mark.start()], mark.end(), len(names)
             if mark["named"]:
                 names.append(objects.next_name().strip())
             elif mark["name"] is not None:
@@ -299,13 +302,14 @@ class Turns:
                 boxes = Boxes([value], self.form, known=False)
             else:
                 boxes = self._bare(json.loads(mark["bare"]), place)
+            plain += "".join(names[before_it:])
             if boxes is not None:
                 count += 1
                 if all(isinstance(box, list | tuple) and len(box) == 2 for box in boxes.values):  # a point
                     continue
                 before = found.get(name, replace(boxes, values=[]))
                 found[name] = replace(boxes, values=[*before.values, *boxes.values])
-        return names, count, found
+        return names, count, found, plain + words[end:]
 
     def _bare(self, numbers: Sequence[float], place: str) -> Boxes:
         if max(numbers) > 1:
@@ -316,6 +320,13 @@ class Turns:
     @property
     def _in_shares(self) -> str:
         return self.form if self.form.endswith(("_normalised", "_padded")) else "xyxy_normalised"
+
+
+def _by_name(boxes: Boxes, names: Sequence[str], question: str) -> dict[str, Boxes]:
+    """Boxes that no name stands before: of the names that are asked for, in their order, where there are as many."""
+    if len(names) != len(boxes.values) or len({*names}) < len(names):
+        return {question: boxes}
+    return {name: replace(boxes, values=[value]) for name, value in zip(names, boxes.values, strict=True)}
 
 
 def _without_system(value: Any) -> Any:
