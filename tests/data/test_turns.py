@@ -60,6 +60,11 @@ BAD = [
     ({"from": ["human", "gpt"], "value": ["a"]}, "the lists of a conversation differ in length"),
     ([], "a conversation without messages"),
     ([{"from": "system", "value": "be brief"}], "a conversation of the system alone"),
+    (
+        [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "<ref-object> at <bbox>"}],
+        "message 2: <bbox> stands for what is in 'objects', which only task=grounding and grounding_words take; write names and "
+        "boxes into the text",
+    ),
     (["a", "b"], "message 1: expected an object, found str"),
     ([{"from": "human", "content": "a"}], "message 1: needs 'from' and 'value', or 'role' and 'content'"),
     (

@@ -261,7 +261,7 @@ class Turns:
             )  # fmt: skip
 
     def _of(self, value: Any, objects: Objects, place: str) -> Iterator[Said]:
-        talk: Conversation = conversation(value, self.labelled)
+        talk: Conversation = conversation(value, self.labelled, placeholders=True)
         for turn in talk.turns:
             names, asked_of, _, plain = self._marks(turn.user, objects, place)
             question, sure = (names[0], True) if len(names) == 1 else _asked(plain)

@@ -28,6 +28,7 @@ SPEAKERS = {
 TOOLS = ("tool", "tools", "function", "function_call", "observation", "ipython")
 FORMS = (("from", "value"), ("role", "content"))
 TEXTS = ("text", "input_text", "output_text")
+PLACEHOLDERS = ("<bbox>", "<ref-object>")  # ms-swift's, for what stands in another column
 IMAGES = ("image", "image_url", "input_image")
 PLACES = ("image", "image_url", "path", "url")  # keys of a part with the image itself
 
@@ -59,18 +60,25 @@ class Message:
     marks: int
 
 
-def conversation(value: Any, finished: bool = True, system: str = "") -> Conversation:
+def conversation(value: Any, finished: bool = True, system: str = "", placeholders: bool = False) -> Conversation:
     """A cell as a conversation.
 
     Args:
         value: a list of messages, or a string with one in it (CSV has no lists, and other formats often hold it so).
         finished: whether the last turn must have its reply.
         system: what the system says, where the row has it in a column of its own.
+        placeholders: whether texts may have marks in place of names and boxes, which the caller fills in.
 
     Raises:
         CellError: if it is none of these, or one that makes no sense.
     """
     messages = list(_messages(value))
+    for number, message in enumerate(messages, 1):
+        if not placeholders and (mark := next((mark for mark in PLACEHOLDERS if mark in message.words), None)):
+            raise CellError(
+                f"message {number}: {mark} stands for what is in 'objects', which only task=grounding and grounding_words take; "
+                "write names and boxes into the text"
+            )
     shown = [place for place, message in enumerate(messages) for _ in range(message.marks + len(message.images))]
     first = next((place for place, message in enumerate(messages) if message.speaker == "user"), 0)
     turns = _turns(messages, finished, system)
