@@ -27,7 +27,10 @@ GUIDES = [README, ROOT / "CONTRIBUTING.md", *(ROOT / name / "README.md" for name
 GUIDES += sorted((ROOT / "vlatrain").rglob("README.md"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in GUIDES]
 #: What stands for a choice of the reader's.
-PLACEHOLDERS = {"model=NAME": "model=blip", "adapter=NAME": "adapter=bottleneck", "prune=NAME": "prune=all"}
+PLACEHOLDERS = {
+    "model=NAME": "model=blip", "adapter=NAME": "adapter=bottleneck", "prune=NAME": "prune=all",
+    "adapter.points=[decoder.A-B]": "adapter.points=[decoder.1-2]",
+}  # fmt: skip
 
 
 def blocks(path: Path, language: str = "") -> list[str]:
@@ -186,7 +189,9 @@ def run_of(folder: Path, words: list[str]) -> None:
     """The configuration of a finished run, for a command line that asks about it."""
     keys = {word.partition("=")[0] for word in words}
     task = "joint" if "subtask" in keys else "retrieval" if keys & {"text", "texts"} else "vqa"
-    if "image" in keys and not keys & {"question", "text", "texts", "subtask"}:
+    if "draw" in keys:
+        task = "grounding"
+    elif "image" in keys and not keys & {"question", "text", "texts", "subtask"}:
         task = "classification"
     config = composed("train", [f"task={task}", f"run.dir={folder}", "trainer.batch_size=4", "trainer.accumulate=1"])
     save_config(resolved("train", config), folder)
@@ -210,11 +215,11 @@ def test_command_lines_compose(shown: tuple[str, ...], tmp_path: Path, monkeypat
         (tmp_path / "my_conf" / group / "mine.yaml").write_text(json.dumps({"defaults": [base, "_self_"]}))
     for word in words:
         value = word.partition("=")[2]
-        if re.fullmatch(r"[\w/]+\.(?:jsonl|jpg)", value):
+        if re.fullmatch(r"[\w/]+\.(?:jsonl|jpg|csv)", value):
             (tmp_path / value).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / value).touch()
-        elif value.endswith("/"):
-            (tmp_path / value).mkdir()
+        elif value.endswith("/") or (word.startswith("data.root=") and re.fullmatch(r"[\w/]+", value)):
+            (tmp_path / value).mkdir(parents=True)
         if word.startswith("run="):
             run_of(Path(value), words)
         for source in re.findall(r"\b[A-Z_]+\d?\b", value) if "sources" in word else ():
