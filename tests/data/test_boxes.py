@@ -62,6 +62,7 @@ def test_several_boxes_in_every_format(ending: str, folder: Path) -> None:
     [
         ([20, 20, 90, 30], "a box outside of the image, which is 80 x 40 pixels: [20.0, 20.0, 90.0, 30.0]"),
         ([-5, 20, 40, 30], "a box outside of the image"),
+        ([-0.9, 20, -0.1, 30], "a box outside of the image"),
         ([20, 20, 20, 30], "an empty box"),
         ([40, 20, 20, 30], "whose right edge is left of its left one"),
         ([20, 20, 20, 10], "these look like corner and sides: data.boxes=xywh"),

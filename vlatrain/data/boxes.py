@@ -129,9 +129,10 @@ def in_shares(boxes: Boxes, size: tuple[int, int], orientation: int = 1) -> tupl
         if right == left or bottom == top:
             raise CellError(f"an empty box: {said}")
         box = (left - before) / across, (top - above) / down, (right - before) / across, (bottom - above) / down
-        if min(box[0] + slack[0], box[1] + slack[1]) < 0 or box[2] > 1 + slack[0] or box[3] > 1 + slack[1]:
-            raise CellError(f"a box outside of the image, which is {width} x {height} pixels: {said}")
         inside: Box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0))
+        beyond = min(box[0] + slack[0], box[1] + slack[1]) < 0 or box[2] > 1 + slack[0] or box[3] > 1 + slack[1]
+        if beyond or inside[0] >= inside[2] or inside[1] >= inside[3]:
+            raise CellError(f"a box outside of the image, which is {width} x {height} pixels: {said}")
         found.append(TURNS[orientation](*inside) if lying else inside)
     return tuple(found)
 

@@ -153,9 +153,9 @@ def several_expressions(
 ) -> Mapping[str, Composed] | None:
     """How expressions, boxes and the image come out of rows that have several; None: they have columns of their own. See
     `find_columns` for the arguments."""
-    if "boxes" not in spec.fields or {wanted.question, *DEFAULTS["question"], "expression"} & set(columns):
+    if "boxes" not in spec.fields or wanted.question or {*DEFAULTS["question"], "expression"} & set(columns):
         return None
-    boxed = {wanted.boxes, *DEFAULTS["boxes"]} & set(columns)
+    boxed = wanted.boxes or {*DEFAULTS["boxes"]} & set(columns)
     return listed_expressions(columns) if boxed else spoken(columns, labelled)
 
 
