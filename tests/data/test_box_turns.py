@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.data.writing import files, load_train, problems_of, write_records
 from vlatrain.config import DataConfig, TaskConfig
-from vlatrain.data import load
+from vlatrain.data import load, load_inputs
 from vlatrain.data.boxes import Boxes, in_shares
 
 WIDTH, HEIGHT = 80, 40
@@ -216,6 +216,13 @@ def test_boxes_of_a_padded_square_are_where_the_image_is_pasted_in_it(size: tupl
     assert found == pytest.approx((8 / size[0], 12 / size[1], 24 / size[0], 30 / size[1]))
     rounded = [round(edge, 2) for edge in written]
     assert in_shares(Boxes([rounded], "xyxy_padded"), size)[0] == pytest.approx(found, abs=0.01 * side / min(size))
+
+
+@pytest.mark.parametrize("reply", [(), ("[0.25, 0.5, 0.5, 0.75]",)])
+def test_what_is_asked_needs_no_reply(reply: tuple[str, ...], folder: Path) -> None:
+    path = write_records(folder / "d.jsonl", [row(messages=messages(LLAVA, *reply))])
+    (sample,) = load_inputs(str(path), files("unused"), TaskConfig("grounding"))
+    assert (sample.question, len(sample.boxes)) == ("the dog", len(reply))
 
 
 def test_a_data_set_of_the_hub_is_read_alike(folder: Path) -> None:
