@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.gpu_free.families import NAMES, config_of, set_up
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.loading import load, write
-from vlatrain.backbones.pretrained import WEIGHTS, stored_type
+from vlatrain.backbones.weights import SAFE as WEIGHTS
+from vlatrain.backbones.weights import type_of, weight_files
 from vlatrain.config import ModelConfig, TrainConfig
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
 from vlatrain.training.setup import _trunk_type
@@ -70,7 +71,7 @@ def test_packed_weights_are_the_same_and_the_others_fp32(bits: int, tmp_path: Pa
     found = load(config, task, dtype=torch.bfloat16)
     for file in tmp_path.glob("*.safetensors"):
         save_file({key: tensor.float() for key, tensor in load_file(file).items()}, file, {"format": "pt"})
-    assert stored_type(str(tmp_path)) == torch.float32
+    assert type_of(weight_files(tmp_path, "")) == torch.float32
     assert_equal(found, load(config, task, dtype=torch.bfloat16))
     norms = [tensor for key, tensor in weights(found).items() if "norm" in key or "ln_" in key]
     assert norms
@@ -82,14 +83,14 @@ def test_the_type_is_that_of_the_files_and_not_what_the_settings_say(tmp_path: P
     config, task = stored("blip", torch.bfloat16, folder, max_shard_size="300KB")
     index = json.loads((folder / f"{WEIGHTS}.index.json").read_text())["weight_map"]
     assert len(set(index.values())) > 1
-    assert stored_type(str(folder)) == torch.bfloat16
+    assert type_of(weight_files(folder, "")) == torch.bfloat16
     assert next(load(config, task, dtype=torch.float16).model.parameters()).dtype == torch.bfloat16
 
     file = folder / index[min(index)]
     save_file({key: tensor.float() for key, tensor in load_file(file).items()}, file, {"format": "pt"})
     said = json.loads((folder / "config.json").read_text())
     assert said["dtype"] == "bfloat16"
-    assert stored_type(str(folder)) == torch.float32, "nothing of what is stored whole is rounded"
+    assert type_of(weight_files(folder, "")) == torch.float32, "nothing of what is stored whole is rounded"
 
 
 @pytest.mark.parametrize(

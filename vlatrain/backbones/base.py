@@ -27,6 +27,7 @@ from vlatrain.backbones.pretrained import (
     read_model,
     read_tokenizer,
     refuse_code,
+    refuse_family,
     refuse_images,
     refuse_tokens,
 )
@@ -119,6 +120,8 @@ class Backbone:
         fast: for attention that transformers leaves eager, the subclass that does the same by torch's fused kernel.
         stacks: the stacks of layers with such attention that are called with masks.
         reader: the tower that questions and texts enter.
+        pads_with_end: whether texts are padded with the token that ends one, where the tokenizer has none for it: masked, it is no
+            matter which.
         box_towers: the towers whose states a head for boxes reads: those of patches, those of words.
         shares_beams: whether the beams of a row have the keys and values of what they attend to in common.
         more_room: what leaves more room for texts, for messages.
@@ -130,6 +133,7 @@ class Backbone:
     reader: ClassVar[str] = "text"
     more_room = "a model of more positions"
     scoring: ClassVar[tuple[str, ...]] = ()
+    pads_with_end: ClassVar[bool] = False
     box_towers: ClassVar[tuple[str, str]] = ("vision", "text")
     shares_beams: ClassVar[bool] = False
 
@@ -175,17 +179,27 @@ class Backbone:
             OSError: they cannot be had.
             UserError: something is missing in it, or it is the checkpoint's own code.
         """
-        kind, new = cls.architecture(config, task), config.tasks[task].trained
+        kind, new, named = cls.architecture(config, task), config.tasks[task].trained, f"model.checkpoint={checkpoint}"
         refuse_code(kind, checkpoint)
+        refuse_family(kind, checkpoint, named)
         # the small thing first: it may need a package that is not there
         processor = cls.processor_of(config, task, checkpoint)
-        model = read_model(kind, checkpoint, f"model.checkpoint={checkpoint}", new, stored)
+        model = read_model(kind, checkpoint, named, new, stored, lambda: cls.used(config, task))
         refuse_tokens(
             processor.tokenizer, cls.vocabulary(model.config), checkpoint, padding=processor.tokenizer.pad_token_id
         )
         if processor.image_processor is not None and "vision" in config.towers:
             refuse_images(model, processor.image_processor, config.towers["vision"], checkpoint)
         return model, processor
+
+    @classmethod
+    def used(cls, config: ModelConfig, task: str, submodel: str = "") -> set[str] | None:
+        """The names of the weights that a task's forward passes use, in a submodel (`vision.`) if one is named; None: it cannot be
+        told."""
+        from vlatrain.backbones.touched import used_weights  # it runs what this file describes
+
+        names = used_weights(cls, config, task)
+        return names and {name.removeprefix(submodel) for name in names if name.startswith(submodel)}
 
     @classmethod
     def vocabulary(cls, settings: Any) -> int:
@@ -200,7 +214,13 @@ class Backbone:
         Raises:
             OSError: it cannot be had.
         """
-        return cls.read_processor(checkpoint)
+        processor = cls.read_processor(checkpoint)
+        tokenizer = processor.tokenizer
+        if tokenizer.pad_token is None and not (cls.pads_with_end and tokenizer.eos_token is not None):
+            raise UserError(
+                f"{checkpoint}: its tokenizer names no token for padding: set pad_token in its tokenizer_config.json"
+            )
+        return processor
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:

@@ -20,7 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlatrain.backbones.describe import widths
-from vlatrain.config import ModelConfig
+from vlatrain.config import ModelConfig, UserError
+from vlatrain.config.keys import few
 from vlatrain.metrics.precision import full_precision
 
 NAME = "box_head"  # of the module in the model, as `trained` in conf/model names it
@@ -111,17 +112,27 @@ def add_box_head(model: nn.Module, config: ModelConfig, task: str, towers: Seque
         task: the task.
         towers: the towers whose states the head reads: of patches, of words.
         checkpoint: a folder, or a name on a hub, which has none.
+
+    Raises:
+        UserError: the checkpoint has only some of the head's weights, or those of another.
     """
     if NAME not in config.tasks[task].trained:
         return
     wide = widths(config, task)
     head = BoxHead(*(wide[tower] for tower in towers))
+    own: dict[str, Tensor] = {}
     for file in sorted(Path(checkpoint).glob("*.safetensors")) if checkpoint and Path(checkpoint).is_dir() else []:
         with safe_open(file, "pt") as opened:
-            found = [name for name in opened.keys() if name.startswith(f"{NAME}.")]  # noqa: SIM118, no dict
-            own = {name.removeprefix(f"{NAME}."): opened.get_tensor(name).float() for name in found}
-            if own:
-                head.load_state_dict(own, strict=False)
+            names = [name for name in opened.keys() if name.startswith(f"{NAME}.")]  # noqa: SIM118, no dict
+            own |= {name.removeprefix(f"{NAME}."): opened.get_tensor(name).float() for name in names}
+    wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if own and (unfit := [name for name, shape in wanted.items() if name not in own or own[name].shape != shape]):
+        raise UserError(
+            f"model.checkpoint={checkpoint}: its head for boxes lacks {len(unfit)} of {len(wanted)} tensors, or has them in "
+            f"another shape: {few((f'{NAME}.{name}' for name in unfit), 10)}: it is not for this model"
+        )
+    if own:
+        head.load_state_dict({name: own[name] for name in wanted})
     model.add_module(NAME, head)
 
 

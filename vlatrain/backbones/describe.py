@@ -1,13 +1,15 @@
 """What the description of a backbone says before anything is loaded. No torch here.
 
-A backbone's layers are counted from its transformers settings: the checkpoint's `config.json` where it is a folder, else those in
-the description (`model.config`), so that patterns can be checked and a backbone inspected with neither weights nor network.
+A backbone's layers are counted from its transformers settings: the checkpoint's `config.json` where it is a folder or was fetched
+from the hub before, else those in the description (`model.config`), so that patterns can be checked and a backbone inspected with
+neither weights nor network.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
@@ -16,9 +18,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from vlatrain.config import ModelConfig, UserError
+from vlatrain.config import ModelConfig, UserError, hub
 from vlatrain.config.families import VISION_TOWERS
-from vlatrain.config.model import TowerConfig
+from vlatrain.config.model import SiteConfig, TowerConfig
 from vlatrain.injection.points import PROJECTION, Place, Sites, Stack, select
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -55,27 +57,47 @@ def checkpoints_of(config: ModelConfig, task: str) -> dict[str, str]:
     }
 
 
+def revisions_of(config: ModelConfig, task: str) -> dict[str, str | None]:
+    """The revisions of the checkpoints for a task, by submodel as in `checkpoints_of`; None: the hub's main branch."""
+    return {
+        name: (config.submodels[name].revision if name in config.submodels and not config.checkpoint else None)
+        or config.revision
+        for name in checkpoints_of(config, task)
+    }
+
+
+def folders_of(config: ModelConfig, task: str) -> dict[str, Path | None]:
+    """Where on this machine the checkpoints for a task are: folders, or what the hub's cache has of them; None: nowhere yet."""
+    names, revisions = checkpoints_of(config, task), revisions_of(config, task)
+
+    def fetched(submodel: str) -> Path | None:
+        folder = hub.cached(names[submodel], revisions[submodel])
+        # another program may have put but a part of it there
+        return folder if folder is not None and (folder / "config.json").is_file() else None
+
+    return {submodel: Path(name) if Path(name).is_dir() else fetched(submodel) for submodel, name in names.items()}
+
+
 def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
-    """The transformers settings: of the checkpoint where it is a folder, else those in the description.
+    """The transformers settings: of the checkpoint where it is a folder or in the hub's cache, else those in the description.
 
     Raises:
         UserError: the folder has no readable `config.json`.
     """
     found = _merged(config.config, config.tasks[task].config)
-    for submodel, checkpoint in checkpoints_of(config, task).items():
-        if config.random_init or not Path(checkpoint).is_dir():
+    for submodel, folder in folders_of(config, task).items() if not config.random_init else ():
+        if folder is None:
             continue
-        read, key = _read(Path(checkpoint)), SETTINGS.get(submodel, "")
+        read, key = _read(folder), SETTINGS.get(submodel, "")
         # the part of a larger model (CLIP's image tower), or a model of its own
         found = {**found, key: {"model_type": found[key]["model_type"], **read.get(key, read)}} if key else read
     return found
 
 
 def has_trained_head(config: ModelConfig, task: str) -> bool:
-    """Whether the checkpoint of a vision tower is a folder that was saved with the head that was trained on it."""
-    folders = [Path(name) for name in checkpoints_of(config, task).values()]
+    """Whether the checkpoint of a vision tower is one that was saved with the head that was trained on it."""
     return not config.random_init and any(
-        folder.is_dir() and _read(folder).get("model_type") == HEADED for folder in folders
+        folder is not None and _read(folder).get("model_type") == HEADED for folder in folders_of(config, task).values()
     )
 
 
@@ -138,7 +160,7 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
             path = tower.projection
             places[point] = Place(output=path, input=path, modules={PROJECTION: path})
             continue
-        site, layer = tower.sites[point.site], f"{tower.layers}.{point.layer}"
+        site, layer = _site(tower, point.site, settings), f"{tower.layers}.{point.layer}"
         other = served.other_modality.get(point.tower, "")
         crosses = point.layer % towers[point.tower].every.get("cross", 1) == 0
         cross = attended.get(point.tower, "") if crosses else ""
@@ -159,6 +181,21 @@ def sites(config: ModelConfig, task: str, patterns: Iterable[str]) -> Sites:
         )
     inside = {name: _inside(config.towers[name]) for name in served.towers}
     return Sites(places, towers, served.heads, served.features, served.trained, inside)
+
+
+def _site(tower: TowerConfig, name: str, settings: dict[str, Any]) -> SiteConfig:
+    """A site as the architecture with these settings has it."""
+    site = tower.sites[name]
+    for variant in tower.variants.values():
+        key, _, values = variant.when.partition("=")
+        if str(_at(settings, key)) in values.split("|") and (own := variant.sites.get(name)):
+            site = replace(
+                site,
+                output=own.output or site.output,
+                input=own.input or site.input,
+                modules=own.modules or site.modules,
+            )
+    return site
 
 
 def _path(tower: TowerConfig, path: str) -> str:
@@ -209,15 +246,20 @@ def _value(settings: dict[str, Any], key: str) -> int | None:
     """The number under a key as `TowerConfig.depth` describes them; None: there is none."""
     for alternative in key.split("|"):
         name, _, less = alternative.partition(" - ")
-        value: Any = settings
-        for part in name.split("."):
-            if isinstance(value, list | tuple) and part.isdigit():
-                value = value[int(part)] if int(part) < len(value) else None
-            else:
-                value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, int):
+        if isinstance(value := _at(settings, name), int):
             return value - int(less or 0)
     return None
+
+
+def _at(settings: dict[str, Any], name: str) -> Any:
+    """What is under a dotted key; None: nothing is."""
+    value: Any = settings
+    for part in name.split("."):
+        if isinstance(value, list | tuple) and part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _merged(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

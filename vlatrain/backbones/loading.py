@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from vlatrain.backbones.families.dual import Dual
 from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
 from vlatrain.backbones.families.vilt import Vilt
 from vlatrain.backbones.families.vision_tower import VisionTower
+from vlatrain.backbones.fetching import commits_of, located
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
 from vlatrain.backbones.reuse import Source
+from vlatrain.backbones.weights import broken_file
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.config.families import VISION_TOWERS
 from vlatrain.runs import RunFolder
@@ -70,14 +73,16 @@ def load(
     Raises:
         UserError: the weights cannot be had, or are not for this task.
     """
-    checkpoint, stored = checkpoint_of(config, task), dtype != torch.float32
+    checkpoints_of(config, task)  # a task that it does not serve
+    # what is packed is read as it is stored: layer by layer it is unpacked, so that no machine holds it in fp32
+    stored = dtype != torch.float32 or bool(config.quantize)
     texts = list(texts) if config.random_init else ()
 
     def read() -> Source:
         with torch.random.fork_rng(devices=[]):
             if config.random_init:
                 return _random(config, task, texts, seed, run)
-            return _pretrained(config, task, checkpoint, seed, stored)
+            return _pretrained(config, task, seed, stored)
 
     def key() -> str:
         return reuse.key_of(config, task, texts, run, stored)
@@ -112,8 +117,9 @@ def load_without_weights(config: ModelConfig, task: str, texts: Iterable[str] = 
         settings, source = family.with_tokens(config, settings, processor), "random weights"
     else:
         source = checkpoint_of(config, task)
-        with _explained(config, task, source), quiet():
-            processor = family.processor_of(config, task, source)
+        with _read_from(config, task, weights=False) as local, quiet():
+            processor = family.processor_of(local, task, checkpoint_of(local, task))
+        settings = settings_of(config, task)  # the checkpoint's, which may only now be here
     with torch.device("meta"):
         model = _with_head(family.build(config, task, settings), processor, config, task)
     return family(config, task, model, processor, source)
@@ -143,31 +149,65 @@ def family_of(config: ModelConfig) -> type[Backbone]:
     return FAMILIES[config.family]
 
 
-def _pretrained(config: ModelConfig, task: str, checkpoint: str, seed: int, stored: bool) -> Source:
+def _pretrained(config: ModelConfig, task: str, seed: int, stored: bool) -> Source:
     family = family_of(config)
-    torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
-    before = torch.random.get_rng_state()
-    with _explained(config, task, checkpoint), quiet():
-        model, processor = family.read(config, task, checkpoint, stored)
-    model = _with_head(model, processor, config, task, checkpoint)
+    with _read_from(config, task) as local, quiet():
+        torch.manual_seed(seed)  # of what the checkpoint does not have: a composite's projection
+        before = torch.random.get_rng_state()
+        model, processor = family.read(local, task, checkpoint_of(local, task), stored)
+        model = _with_head(model, processor, config, task, checkpoint_of(local, task))
     drawn = not torch.equal(before, torch.random.get_rng_state())
     names = config.checkpoint or config.tasks[task].checkpoint
     names = names or " + ".join(submodel.checkpoint for submodel in config.submodels.values() if submodel.checkpoint)
+    if list(checkpoints_of(config, task)) == [""]:
+        model.name_or_path = model.config.name_or_path = names  # and not where it lies in the cache
+        model.config._commit_hash = commits_of(config, task).get("")
     return Source(model, processor, names, seed if drawn else None)
 
 
 @contextmanager
-def _explained(config: ModelConfig, task: str, checkpoint: str) -> Iterator[None]:
-    """What keeps a checkpoint from being read, as a `UserError`."""
+def _read_from(config: ModelConfig, task: str, weights: bool = True) -> Iterator[ModelConfig]:
+    """The description with folders of this machine for the checkpoints; what keeps them from being had or read as a `UserError`.
+
+    Args:
+        config: the description.
+        task: the task.
+        weights: whether weights are read, too.
+    """
+    local, checkpoint = config, checkpoint_of(config, task)
     try:
-        yield
+        local = located(config, task, weights)
+        yield local
     except OSError as error:
-        raise UserError(_unreachable(config, task, checkpoint, error)) from error
+        raise UserError(_broken_settings(local, task) or _unreachable(config, task, local, error)) from error
     except ImportError as error:  # SigLIP's tokenizer is read by sentencepiece
         said = " ".join(str(error).split())
         package = re.search(r"requires the (\S+) library", said)
         way = f"pip install {package[1].lower()}" if package else said
         raise UserError(f"model={config.name}: transformers needs a package to read {checkpoint}; {way}") from error
+    except UserError as error:  # by the names that were asked for, but for files, which are where they are
+        if broken := _broken_settings(local, task):
+            raise UserError(broken) from error
+        folders = zip(checkpoints_of(local, task).values(), checkpoints_of(config, task).values(), strict=True)
+        there = [(re.compile(rf"{re.escape(folder)}(?!/\w+\.)"), name) for folder, name in folders if folder != name]
+        raise UserError(_renamed(problem, there) for problem in error.problems) from error
+
+
+def _broken_settings(local: ModelConfig, task: str) -> str:
+    """What is said of a file of settings that is no JSON, as where a download was cut, or answered by somebody else."""
+    folders = [Path(name) for name in checkpoints_of(local, task).values()]
+    for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            return broken_file(file, str(error))
+    return ""
+
+
+def _renamed(problem: str, names: Sequence[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, name in names:
+        problem = pattern.sub(lambda _, name=name: name, problem)  # type: ignore[misc]
+    return problem
 
 
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Source:
@@ -193,15 +233,16 @@ def _with_head(
     return model
 
 
-def _unreachable(config: ModelConfig, task: str, checkpoint: str, error: OSError) -> str:
-    if Path(checkpoint).is_dir():
-        return f"model.checkpoint={checkpoint}: {str(error).splitlines()[0]}"
-    keys, tiny = ["model.checkpoint=FOLDER"], "tiny_vit" if config.family in VISION_TOWERS else "tiny_blip"
-    if config.submodels and config.family not in VISION_TOWERS:
-        keys = [f"model.submodels.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
-        tiny = "tiny_composite"
+def _unreachable(config: ModelConfig, task: str, local: ModelConfig, error: OSError) -> str:
+    """What is said of a checkpoint that cannot be had; `local`: the description with folders in place of names, if these were."""
+    checkpoint, said = checkpoint_of(config, task), str(error).splitlines()[0]
+    if local is not config or Path(checkpoint).is_dir():
+        return f"model.checkpoint={checkpoint}: {said}"
+    keys = [f"model.submodels.{name}.checkpoint=FOLDER" for name in checkpoints_of(config, task) if name]
+    if not keys or config.family in VISION_TOWERS:
+        keys = ["model.checkpoint=FOLDER"]
+    tiny = "tiny_vit" if config.family in VISION_TOWERS else "tiny_composite" if config.submodels else "tiny_blip"
     return (
-        f"cannot load {checkpoint} for task={task}: it is no folder here, and the hub does not give it "
-        f"({str(error).splitlines()[0]}); set {' and '.join(keys)} to a local copy, model.random_init=true for the "
-        f"architecture with random weights, or model={tiny}"
+        f"cannot load {checkpoint} for task={task}: it is no folder here, and {said}; set {' and '.join(keys)} to a local copy, "
+        f"model.random_init=true for the architecture with random weights, or model={tiny}"
     )

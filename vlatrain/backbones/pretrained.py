@@ -7,9 +7,8 @@ silence: transformers makes an empty tokenizer where the vocabulary is missing, 
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from safetensors import safe_open
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
+from vlatrain.backbones.describe import ASSETS
+from vlatrain.backbones.weights import READING, broken_file, reconcile, type_of, weight_files
 from vlatrain.config import UserError
 from vlatrain.config.model import TowerConfig
 
@@ -33,8 +33,6 @@ log = logging.getLogger("vlatrain")
 FEWEST = 16
 OWN_CODE = "custom code"  # what transformers calls it where it refuses to run it
 WHOLE = "tokenizer.json"  # a whole tokenizer in one file; others are made from a vocabulary
-WEIGHTS = "model.safetensors"
-HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
 IMAGES = ("preprocessor_config.json", "processor_config.json")  # where the settings of an image processor may be
 
 
@@ -68,29 +66,44 @@ def refuse_code(kind: type[PreTrainedModel], checkpoint: str) -> None:
         )
 
 
-def stored_type(checkpoint: str) -> torch.dtype:
-    """The floating-point type that all weights of a checkpoint are stored in; fp32 where they differ or it cannot be told.
+def refuse_family(kind: type[PreTrainedModel], checkpoint: str, named: str, chosen: str = "") -> None:
+    """Refuse a checkpoint of another kind of model than a class reads: transformers takes defaults for what its settings lack.
 
     Args:
-        checkpoint: hub name or folder. What its `config.json` says of a type is not believed: weights would be rounded to it.
+        kind: the class that is to read it.
+        checkpoint: folder.
+        named: what the configuration calls it, for the message.
+        chosen: what the configuration calls the class, where it does.
 
     Raises:
         OSError: it cannot be had.
+        UserError: it is one.
     """
-    files = [file for name in (WEIGHTS, f"{WEIGHTS}.index.json") if (file := _cached(checkpoint, "", name))][:1]
-    if files and files[0].endswith(".json"):
-        shards = json.loads(Path(files[0]).read_text(encoding="utf-8"))["weight_map"].values()
-        files = [file for name in sorted(set(shards)) if (file := _cached(checkpoint, "", name))]
-    found = set()
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            found |= {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118, it is no mapping
-    floats = {kind for kind in found if not kind.startswith(("I", "U", "BOOL"))}  # counters of a batch norm
-    return HALVES.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
+    assert kind.config_class is not None, "a class that reads checkpoints"
+    wanted, there = kind.config_class.model_type, model_type(checkpoint)
+    if there and whole(there) != whole(wanted):
+        raise UserError(
+            f"{named} is a {there} model, and {chosen or kind.__name__} reads {whole(wanted)} models: choose "
+            + (
+                f"a checkpoint of one, or another {chosen.partition('=')[0]}"
+                if chosen
+                else "a model= that is of its kind"
+            )
+        )
+
+
+def whole(kind: str) -> str:
+    """The kind of model that a vision tower is of, which may be read from a checkpoint of the whole."""
+    return kind.removesuffix("_vision_model")
 
 
 def read_model(
-    kind: type[PreTrainedModel], checkpoint: str, named: str, new: Iterable[str] = (), stored: bool = False
+    kind: type[PreTrainedModel],
+    checkpoint: str,
+    named: str,
+    new: Iterable[str] = (),
+    stored: bool = False,
+    used: Callable[[], set[str] | None] = lambda: None,
 ) -> PreTrainedModel:
     """The weights of a checkpoint.
 
@@ -99,28 +112,38 @@ def read_model(
 
     Args:
         kind: the class of the model.
-        checkpoint: hub name or folder.
+        checkpoint: folder.
         named: what the configuration calls it, for the message.
         new: prefixes of weights that it need not have.
-        stored: read them in the type that they are stored in, instead of fp32.
+        stored: read them in the type that they are stored in, instead of fp32. What `config.json` says of a type is not believed.
+        used: gives the names of the weights that a forward pass uses, see `vlatrain.backbones.weights.reconcile`.
 
     Raises:
         OSError: they cannot be had.
-        UserError: others are missing in it.
+        UserError: some are missing in it, of another shape, or a file is broken.
     """
+    files = weight_files(Path(checkpoint), named)
+    if files[0].suffix != ".safetensors":
+        log.info(
+            "%s: its weights are in %s, no safetensors: as tensors alone, nothing in it is run", named, files[0].name
+        )
     with _refused(named):
-        loaded: Any = kind.from_pretrained(
-            checkpoint,
-            dtype=stored_type(checkpoint) if stored else torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
+        try:
+            loaded: Any = kind.from_pretrained(
+                checkpoint,
+                dtype=type_of(files) if stored else torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # it hides which; they are refused below
+                trust_remote_code=False,
+            )
+        except READING as error:
+            if len(files) == 1 and files[0].suffix != ".safetensors":
+                raise UserError(broken_file(files[0], _one_line(error)[:200])) from error
+            raise _problem(named, error) from error
+    if Path(checkpoint).is_relative_to(ASSETS):
+        loaded[1]["unexpected_keys"] = set()  # the heads of its other tasks
+    reconcile(loaded[0], loaded[1], named, new, used)
     model: PreTrainedModel = loaded[0]
-    report = loaded[1]
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(tuple(new))):
-        raise UserError(
-            f"{named} lacks {len(missing)} of the weights of {kind.__name__} ({missing[0]}, ...): it is no checkpoint for it"
-        )
     return model
 
 

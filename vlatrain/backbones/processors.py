@@ -7,6 +7,7 @@ need torchvision; a checkpoint written with such a processor has no settings for
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -14,13 +15,15 @@ from typing import Any
 
 import transformers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from vlatrain.backbones import tokenizers
 from vlatrain.backbones.architecture import image_processor_class, transformers_config
 from vlatrain.backbones.pretrained import model_type, read_image_processor, read_tokenizer
 from vlatrain.config import UserError
+
+log = logging.getLogger("vlatrain")
 
 # settings that processors want to know, under the same name
 FACTS = (
@@ -75,7 +78,24 @@ def read(checkpoint: str) -> Any:
         else read_tokenizer(checkpoint, "" if attribute == "tokenizer" else attribute)
         for attribute in found.get_attributes()
     ]
-    return found.from_args_and_dict(parts, settings)
+    processor = found.from_args_and_dict(parts, settings)
+    _take_facts(processor, found, settings, checkpoint)
+    return processor
+
+
+def _take_facts(processor: Any, kind: Any, stated: Mapping[str, Any], checkpoint: str) -> None:
+    """Take from a model's settings what its processor must know and does not state, as that of LLaVA before 2024, and say so."""
+    known = _facts(transformers_config(PretrainedConfig.get_config_dict(checkpoint)[0]))
+    asked = [
+        name for name in (*FACTS, "num_additional_image_tokens") if name in inspect.signature(kind.__init__).parameters
+    ]
+    taken = []
+    for name in (name for name in asked if name in known and name not in stated):
+        if getattr(processor, name, None) != known[name]:
+            setattr(processor, name, known[name])
+            taken.append(f"{name}={known[name]}")
+    if taken:
+        log.warning("%s: its processor does not say %s: from its config.json", checkpoint, ", ".join(taken))
 
 
 def make(

@@ -68,12 +68,10 @@ class VisionOptions:
             side), `attention` (a learned query for each head), or `own` (what the tower itself makes of them: SigLIP's attention
             pooling, ConvNeXt's normed mean).
         pools: those of these ways that there are; with `class`, its first state is a class token.
-        image_size: pixels a side that its image processor makes, where no checkpoint has been read; null: what the settings say.
     """
 
     pool: str = "class"
     pools: Sequence[str] = ("class", "mean", "both", "attention", "own")
-    image_size: int | None = None
 
 
 #: By option of a composite what it may be: its choices, or its type.

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -99,6 +99,12 @@ def did_you_mean(word: str, candidates: Iterator[str] | list[str] | tuple[str, .
     """`; did you mean adapter.dim?`, or nothing."""
     best = nearest(word, candidates)
     return f"; did you mean {best}?" if best else ""
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and whether there are more."""
+    named = list(names)
+    return ", ".join([*named[:most], *(["..."] if len(named) > most else [])])
 
 
 def type_name(hint: Any) -> str:

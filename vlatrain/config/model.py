@@ -27,6 +27,19 @@ class SiteConfig:
 
 
 @dataclass
+class VariantConfig:
+    """Sites that differ with a setting of the architecture.
+
+    Attributes:
+        when: the setting and its values, as `text_config.feed_forward_proj=gated-gelu|gated-silu`.
+        sites: the sites, each with what differs: an empty path is that of the tower, no modules are the tower's.
+    """
+
+    when: str = ""
+    sites: dict[str, SiteConfig] = field(default_factory=dict)
+
+
+@dataclass
 class TowerConfig:
     """A stack of layers, by module paths in the model.
 
@@ -46,6 +59,7 @@ class TowerConfig:
         max_positions: key of the number of its positions for tokens there, as `depth`. Texts may have any length where `positions`
             are relative, or the settings have no such number.
         sites: the sites of each layer, by name (attn, cross, ffn).
+        variants: by name, sites that differ with a setting of the architecture (T5 1.1's gated feed-forward).
         renamed: by release of transformers, the modules of the sites that it renamed, and their paths before.
     """
 
@@ -63,6 +77,7 @@ class TowerConfig:
         "text_config.max_position_embeddings|text_config.n_positions|max_position_embeddings|n_positions"
     )
     sites: dict[str, SiteConfig] = field(default_factory=dict)
+    variants: dict[str, VariantConfig] = field(default_factory=dict)
     renamed: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -116,16 +131,21 @@ class SubmodelConfig:
     Attributes:
         architecture: name of its transformers class; `features`: there is none, images come as features extracted before.
         checkpoint: hub name or folder of its pre-trained weights; a path starting with `assets:` is shipped with vlatrain.
+        revision: of a checkpoint of the hub: a branch, a tag or a commit; null: its main branch. A run keeps the commit.
         towers: the towers that it has, in the order data flows through them.
         other_modality: by tower, the tower whose states its layers can be handed.
         norm: path, in the submodel, of the norm that its last states must still go through; empty: none.
+        image_size: pixels a side that its published image processor makes, where its settings allow for more (DINOv2's positions
+            are stretched). What a checkpoint at hand makes is asked of its own.
     """
 
     architecture: str = ""
     checkpoint: str = ""
+    revision: str | None = None
     towers: list[str] = field(default_factory=list)
     other_modality: dict[str, str] = field(default_factory=dict)
     norm: str = ""
+    image_size: int | None = None
 
 
 @dataclass
@@ -136,6 +156,7 @@ class ModelConfig:
         name: name of this option.
         family: the kind of model: a key of `vlatrain.backbones.loading.FAMILIES`.
         checkpoint: hub name or local folder; null takes the task's own checkpoint below.
+        revision: of a checkpoint of the hub: a branch, a tag or a commit; null: its main branch. A run keeps the commit.
         adapter_lr: learning rate that suits adapters in it: what `optim.lr` starts from.
         full_lr: the same for `adapter=full`.
         random_init: build the architecture with random weights, no download, with a tokenizer trained on the data.
@@ -154,6 +175,7 @@ class ModelConfig:
     name: str = "tiny_blip"
     family: str = "blip"
     checkpoint: str | None = None
+    revision: str | None = None
     adapter_lr: float = 1e-3
     full_lr: float = 1e-4
     random_init: bool = False

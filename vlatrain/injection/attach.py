@@ -129,7 +129,7 @@ def _beside(model: nn.Module, config: AdapterConfig, sites: Sites) -> list[str]:
 
 def _single(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequence[str]) -> nn.Module:
     with _quiet_peft(), _as_user_error(config):
-        adapted = get_peft_model(model, peft_config(config, sites, tasks))
+        adapted = get_peft_model(model, peft_config(config, sites, tasks), revision=_revision(model))
         if "sources" in config.needs:
             fill(adapted, read_sources(config.sources, "adapter.sources"))
         return adapted
@@ -145,8 +145,14 @@ def _mixed(model: nn.Module, config: AdapterConfig, sites: Sites, tasks: Sequenc
     with _quiet_peft(), _as_user_error(config):
         refuse_overlap(configs)
         for name, found in configs.items():
-            mixed.add(name, lambda base, found=found: get_peft_model(base, found))  # type: ignore[misc]
+            mixed.add(name, lambda base, found=found: get_peft_model(base, found, revision=_revision(base)))  # type: ignore[misc]
     return mixed
+
+
+def _revision(model: nn.Module) -> str | None:
+    """The commit of the hub that a model was read from, where it was: the adapter's configuration says it beside the name."""
+    found: str | None = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return found
 
 
 def peft_config(config: AdapterConfig, sites: Sites, tasks: Sequence[str] = ()) -> PeftConfig:

@@ -14,18 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlatrain.config import UserError
+from vlatrain.config.keys import few
 from vlatrain.injection.site import CHILD, UNITS
 
 INSIDE = "base_model.model."  # what the names of a model's tensors start with inside a `PeftModel`
 MARK = "refuses_partial"
 WEIGHTS = "adapter_model.safetensors"
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def few(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, and whether there are more."""
-    named = list(names)
-    return ", ".join([*named[:most], *(["..."] if len(named) > most else [])])
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

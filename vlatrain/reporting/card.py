@@ -37,7 +37,7 @@ import vlatrain  # makes the adapter's method known to PEFT
 {load_from}
 from transformers import {architecture}
 
-backbone = {architecture}.from_pretrained("{backbone}")
+backbone = {architecture}.from_pretrained("{backbone}"{revision})
 model = {load}(backbone, "PATH/TO/THIS/FOLDER")
 ```
 {components}{by_task}{trunk}
@@ -94,6 +94,7 @@ def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) ->
     named = components(config.adapter) if config.adapter.components else {}
     text = CARD.format(
         backbone=metrics["backbone"],
+        revision=f', revision="{config.model.revision}"' if config.model.revision else "",
         task=config.task.name,
         design=config.adapter.name,
         model=config.model.name,

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from vlatrain.config.errors import UserError
+from vlatrain.config.families import VISION_TOWERS
 from vlatrain.config.files import MANIFEST, files_in, write_file
 from vlatrain.config.keys import nearest
 from vlatrain.config.schema import TrainConfig
@@ -197,6 +198,8 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
                 described[new] = described.pop(old)
         if isinstance(described, dict) and "samples_per_pass" in described:
             described["samples_per_step"] = described.pop("samples_per_pass") * described.pop("passes_per_step", 1)
+    if model.get("family") in VISION_TOWERS and "image_size" in (model.get("options") or {}):
+        model["submodels"]["vision"]["image_size"] = model["options"].pop("image_size")
     _keep_splits(values)
     return values
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlatrain.backbones.base import Backbone, Inputs
 from vlatrain.backbones.loading import family_of
 from vlatrain.backbones.prefix import CachedStates, Enough, PrefixReplay
+from vlatrain.backbones.shapes import Shapes
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.data import SHAPES_SIZE
@@ -21,7 +22,6 @@ from vlatrain.data.augment import augments
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.prefix_cache.frontier import frontiers, needed
-from vlatrain.training.shapes import Shapes
 
 
 @dataclass(frozen=True)

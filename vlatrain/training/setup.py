@@ -15,6 +15,7 @@ from torch import nn
 from vlatrain.adapters.coop import Coop
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.describe import sites
+from vlatrain.backbones.fetching import pinned
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
@@ -97,7 +98,7 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
             layers are to train.
     """
     train = samples["train"]
-    where = sites(config.model, config.task.name, config.points)
+    sites(config.model, config.task.name, config.points)  # what selects nothing is refused before anything is read
     device = choose_device(config.trainer.device)
     precision = choose_precision(config.trainer.precision, device)
     refuse_without_effect(config.trainer, device, precision)
@@ -110,6 +111,8 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
         device=own(device),
         dtype=_trunk_type(config, device, precision),
     )
+    config = replace(config, model=pinned(config.model, config.task.name))
+    where = sites(config.model, config.task.name, config.points)  # of the checkpoint, which may only now be here
     if config.data.scale_jpegs:
         backbone.scale_jpegs()
     # images that the processor refuses are told before any is processed to see how many tokens it comes to

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain import __version__
+from vlatrain.backbones.describe import checkpoints_of, revisions_of
 from vlatrain.backbones.reuse import give_back
-from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config import ModelConfig, TaskConfig, TrainConfig, TrainerConfig, UserError, hub
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks, tasks
 from vlatrain.config.memo import keep_result, key_of, load_result
@@ -315,8 +316,15 @@ def summary(
         **({"fusion": shares} if (shares := usage(setup.model)) else {}),
         "frozen_hash": result.frozen_hash,
         "backbone": setup.backbone.source,
+        **({"backbone_revision": " + ".join(commits)} if (commits := _commits(config)) else {}),
         "versions": versions(),
     }
+
+
+def _commits(config: TrainConfig) -> list[str]:
+    """The commits of the hub that the weights are of, where they are from there."""
+    found = {} if config.model.random_init else revisions_of(config.model, config.task.name)
+    return [commit for commit in found.values() if commit]
 
 
 def _announce(config: TrainConfig, setup: TrainingSetup) -> None:
@@ -372,11 +380,13 @@ def flat(values: Mapping[str, Any], key_prefix: str = "") -> dict[str, Any]:
 
 
 def _continued(config: TrainConfig, files: RunFolder) -> TrainConfig:
-    """The configuration with the passes and the lengths of texts of the run that it continues, where it leaves them open: what had
-    room goes on, and what was measured of the data."""
+    """The configuration with the passes, the lengths of texts and the commits of the run that it continues, where it leaves them
+    open: what had room goes on, what was measured of the data, and the weights that were there."""
     if config.resume != "auto" or not (run := find_config(files.path)[0]):
         return config
     config = replace(config, task=_with_lengths(config.task, run.get("task") or {}))
+    if not config.model.random_init:
+        config = replace(config, model=_with_revisions(config.model, config.task.name, run.get("model") or {}))
     trainer, size, passes = config.trainer, config.trainer.batch_size, config.trainer.accumulate
     if "auto" not in (size, passes):
         return config
@@ -396,6 +406,24 @@ def _with_lengths(task: TaskConfig, saved: Mapping[str, Any]) -> TaskConfig:
     length = saved.get("max_length", "auto") if task.max_length == "auto" else task.max_length
     subtasks = {name: _with_lengths(own, of_subtasks.get(name) or {}) for name, own in tasks(task).items()}
     return replace(task, decode=decode, max_length=length, subtasks=subtasks)
+
+
+def _with_revisions(model: ModelConfig, task: str, saved: Mapping[str, Any]) -> ModelConfig:
+    """A backbone with the commits that a run was begun with, where it leaves the revisions open or names what is still these."""
+    of_submodels = saved.get("submodels") or {}
+
+    def commit_for(own: str | None, then: str | None, submodel: str = "") -> str | None:
+        if own is None:
+            return then
+        names = checkpoints_of(model, task)
+        now = hub.cached(names.get(submodel) or next(iter(names.values())), own)
+        return then if now and now.name == then else own
+
+    submodels = {
+        name: replace(own, revision=commit_for(own.revision, (of_submodels.get(name) or {}).get("revision"), name))
+        for name, own in model.submodels.items()
+    }
+    return replace(model, revision=commit_for(model.revision, saved.get("revision")), submodels=submodels)
 
 
 def _is_free(key: str) -> bool:

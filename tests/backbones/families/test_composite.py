@@ -356,7 +356,9 @@ def test_added_tokens_enlarge_the_embedding(folders: dict[str, str]) -> None:
 
 def test_a_checkpoint_of_something_else_is_refused(folders: dict[str, str]) -> None:
     config = from_folders({"vision": folders["vision"], "language": folders["vision"]})
-    with pytest.raises(UserError, match=r"language.checkpoint=\S+ is a clip model, and \S+=GPT2LMHeadModel none"):
+    with pytest.raises(
+        UserError, match=r"language.checkpoint=\S+ is a clip model, and \S+=GPT2LMHeadModel reads gpt2 models"
+    ):
         load(config, "vqa")
 
 

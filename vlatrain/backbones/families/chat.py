@@ -79,6 +79,7 @@ class Chat(Backbone):
     model: Any
     in_front = True
     reader = "decoder"
+    pads_with_end = True
     fast = ONCE
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

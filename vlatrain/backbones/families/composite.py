@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +22,20 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from vlatrain.backbones import tokenizers
-from vlatrain.backbones.architecture import image_processor_class, model_class
 from vlatrain.backbones.base import Backbone, Context, Inputs, Pair, Text, blank_text, padded_text, square_processor
 from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.backbones.families.composite_model import Joined, JoinedConfig
 from vlatrain.backbones.lengths import SLACK, Room, ended, rooms
 from vlatrain.backbones.pretrained import (
     has_image_processor,
-    model_type,
     read_image_processor,
     read_model,
     read_tokenizer,
-    refuse_code,
     refuse_images,
     refuse_tokens,
+    whole,
 )
+from vlatrain.backbones.towers import checked_class, described_side, image_shape, read_images
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
@@ -79,6 +78,11 @@ class Composite(Backbone):
             self.more_room = f"{self.more_room}, or model.options.visual=adapters"
         settings = self.language.config
         end = settings.eos_token_id
+        if end is None:
+            raise UserError(
+                f"model.submodels.language.checkpoint={self.config.submodels['language'].checkpoint}: its config.json names no "
+                "token that ends a text: set eos_token_id in it"
+            )
         self.end: int = end[0] if isinstance(end, list) else end
         self.padding = self.end if settings.pad_token_id is None else settings.pad_token_id
         # generation is as the run says, and not as the checkpoint's authors found best for something else
@@ -110,19 +114,17 @@ class Composite(Backbone):
             model.config.visual_tokens = config.options.get("visual_tokens", 0) or model.config.visual_tokens
             return model, processor
         found = checkpoints_of(config, task)
-        kinds: dict[str, Any] = {}
-        for submodel, name in found.items():
-            key = f"model.submodels.{submodel}"
-            kinds[submodel] = model_class(config.submodels[submodel].architecture, f"{key}.architecture")
-            refuse_code(kinds[submodel], name)
-            wanted, there = kinds[submodel].config_class.model_type, model_type(name)
-            if _whole(wanted) != _whole(there):
-                raise UserError(
-                    f"{key}.checkpoint={name} is a {there} model, and {key}.architecture={kinds[submodel].__name__} none"
-                )
+        named = {submodel: f"model.submodels.{submodel}.checkpoint={name}" for submodel, name in found.items()}
+        kinds = {submodel: checked_class(config, submodel, name, named[submodel]) for submodel, name in found.items()}
         processor = cls.processor_of(config, task, checkpoint)
         models: dict[str, Any] = {
-            submodel: read_model(kinds[submodel], name, f"model.submodels.{submodel}.checkpoint={name}", stored=stored)
+            submodel: read_model(
+                kinds[submodel],
+                name,
+                named[submodel],
+                stored=stored,
+                used=partial(cls.used, config, task, f"{submodel}."),
+            )
             for submodel, name in found.items()
         }
         language, vision = models["language"], models.get("vision")
@@ -140,11 +142,8 @@ class Composite(Backbone):
         """The language model's tokenizer and the vision model's image processor; of one folder, what is there."""
         if config.checkpoint:
             return cls.read_processor(checkpoint)
-        names, images = checkpoints_of(config, task), None
-        if "vision" in names:
-            key = "model.submodels.vision.architecture"
-            kind: Any = model_class(config.submodels["vision"].architecture, key)
-            images = _read_image_processor(names["vision"], kind.config_class.model_type)
+        names = checkpoints_of(config, task)
+        images = read_images(config, names["vision"]) if "vision" in names else None
         return Pair(read_tokenizer(names["language"]), images)
 
     @classmethod
@@ -161,7 +160,8 @@ class Composite(Backbone):
         vision = settings["vision_config"]
         if "image_size" not in vision:
             return Pair(tokenizer, None)
-        return Pair(tokenizer, square_processor({**settings, "model_type": _whole(vision["model_type"])}))
+        side = {**vision, "image_size": described_side(config, vision["image_size"])}
+        return Pair(tokenizer, square_processor({"vision_config": side, "model_type": whole(vision["model_type"])}))
 
     @classmethod
     def with_tokens(cls, config: ModelConfig, settings: dict[str, Any], processor: Any) -> dict[str, Any]:
@@ -193,8 +193,7 @@ class Composite(Backbone):
         vision = self.model.config.vision_config
         prompt = blank_text(batch_size, max(question, 1), device)
         if self.model.vision is not None:
-            size = vision.image_size
-            return {"pixels": torch.zeros(batch_size, 3, size, size, device=device), "prompt": prompt}
+            return {"pixels": torch.zeros(batch_size, 3, *self.image_shape, device=device), "prompt": prompt}
         features = torch.zeros(batch_size, vision.tokens, vision.hidden_size, device=device)
         return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
 
@@ -264,6 +263,12 @@ class Composite(Backbone):
         return self.model.vision is not None
 
     @cached_property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of what the image processor makes of an image."""
+        images = self.processor.image_processor if self.processor is not None else None
+        return image_shape(self.config, self.task, images, self.model.config.vision_config.image_size)
+
+    @cached_property
     def visual_tokens(self) -> int:
         """Tokens that an image comes to: the most of those that `measure` has seen, where they are features."""
         vision = self.model.vision
@@ -271,8 +276,8 @@ class Composite(Backbone):
         if vision is None:
             count = self.model.config.vision_config.tokens
             return count
-        pixels = self.pixels([Image.new("RGB", (64, 64))]).to("meta")
         with torch.device("meta"):  # only the shape is asked for
+            pixels = torch.zeros(1, 3, *self.image_shape)
             count = type(vision)(vision.config)(pixel_values=pixels).last_hidden_state.shape[1]
         if wanted := self.model.config.visual_tokens:
             if wanted > math.isqrt(count) ** 2:
@@ -305,8 +310,9 @@ class Composite(Backbone):
             with self.prefix("vision", inputs):
                 pixels = inputs["pixels"]
                 if "vision" in inputs.get("prefix", {}):  # nothing looks at them; a tower may ask for their shape
-                    size = self.model.config.vision_config.image_size
-                    pixels = pixels.expand(-1, 3, size, size)  # only here: a batch with such a tensor cannot be pinned
+                    pixels = pixels.expand(
+                        -1, 3, *self.image_shape
+                    )  # only here: a batch with such a tensor cannot be pinned
                 states = self.model.see(pixels)
         visual = self.model.projection(states)
         visible = inputs.get("visible")
@@ -362,14 +368,3 @@ def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:
         vision_norm=submodels["vision"].norm,
         **{key: options[key] for key in ("norm", "boxes", "order", "visual_tokens") if key in options},
     )
-
-
-def _whole(model_type: str) -> str:
-    """The kind of model that a vision tower is of: CLIP's image tower has CLIP's image processor."""
-    return model_type.removesuffix("_vision_model")
-
-
-def _read_image_processor(checkpoint: str, model_type: str) -> Any:
-    """The image processor of a checkpoint, on PIL; ViT's where its own needs torchvision."""
-    kind = image_processor_class(_whole(model_type))
-    return read_image_processor(checkpoint, kind if kind.__name__ == "ViTImageProcessorPil" else None)

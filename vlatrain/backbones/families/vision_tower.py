@@ -7,33 +7,24 @@ description says of a tower is what a composite's vision submodel says (`conf/mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from vlatrain.backbones.architecture import image_processor_class, model_class
+from vlatrain.backbones.architecture import image_processor_class
 from vlatrain.backbones.base import Backbone, Inputs, Pair, exact, options_as, square_processor
-from vlatrain.backbones.describe import HEADED, checkpoint_of
+from vlatrain.backbones.describe import HEADED
 from vlatrain.backbones.families.vision_head import Headed, HeadedConfig
-from vlatrain.backbones.pretrained import (
-    model_type,
-    read_image_processor,
-    read_model,
-    refuse_code,
-    refuse_images,
-)
-from vlatrain.config import ModelConfig, UserError
+from vlatrain.backbones.pretrained import model_type, read_image_processor, read_model, refuse_images, whole
+from vlatrain.backbones.towers import checked_class, described_side, image_shape, read_images
+from vlatrain.config import ModelConfig
 from vlatrain.config.families import VisionOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
-
-ARCHITECTURE = "model.submodels.vision.architecture"
 
 
 class VisionTower(Backbone):
@@ -65,19 +56,14 @@ class VisionTower(Backbone):
     @classmethod
     def read(cls, config: ModelConfig, task: str, checkpoint: str, stored: bool = False) -> tuple[PreTrainedModel, Any]:
         """The tower of a checkpoint, which may be that of a larger model, with a new head; or both from a folder that has both."""
-        kind, named = (
-            model_class(config.submodels["vision"].architecture, ARCHITECTURE),
-            f"model.checkpoint={checkpoint}",
-        )
-        wanted, there = kind.config_class.model_type, model_type(checkpoint)  # type: ignore[union-attr]
+        named = f"model.checkpoint={checkpoint}"
         processor = cls.processor_of(config, task, checkpoint)
-        if there == HEADED:
-            model = read_model(Headed, checkpoint, named, stored=stored)
+        if model_type(checkpoint) == HEADED:
+            model = read_model(Headed, checkpoint, named, stored=stored, used=partial(cls.used, config, task))
         else:
-            refuse_code(kind, checkpoint)
-            if _whole(wanted) != _whole(there):
-                raise UserError(f"{named} is a {there or 'nameless'} model, and {ARCHITECTURE}={kind.__name__} none")
-            tower = read_model(kind, checkpoint, named, ["pooler."], stored)
+            kind = checked_class(config, "vision", checkpoint, named)
+            used = partial(cls.used, config, task, "vision.")
+            tower = read_model(kind, checkpoint, named, stored=stored, used=used)
             model = Headed(_headed(config, task, tower.config), tower)
         refuse_images(model, processor.image_processor, config.towers[config.tasks[task].towers[0]], checkpoint)
         return model, processor
@@ -85,9 +71,7 @@ class VisionTower(Backbone):
     @classmethod
     def processor_of(cls, config: ModelConfig, task: str, checkpoint: str) -> Any:
         """The image processor of a checkpoint, on PIL; ViT's where its own needs torchvision."""
-        kind: Any = model_class(config.submodels["vision"].architecture, ARCHITECTURE)
-        made = image_processor_class(_whole(kind.config_class.model_type))
-        return Pair(None, read_image_processor(checkpoint, made if made.__name__ == "ViTImageProcessorPil" else None))
+        return Pair(None, read_images(config, checkpoint))
 
     @classmethod
     def read_processor(cls, checkpoint: str) -> Any:
@@ -98,7 +82,7 @@ class VisionTower(Backbone):
     def make_processor(cls, config: ModelConfig, settings: dict[str, Any], texts: Iterable[str]) -> Any:
         """An image processor for random weights of such settings."""
         vision = settings["vision_config"]
-        kind, side = _whole(vision["model_type"]), options_as(VisionOptions, config).image_size or vision["image_size"]
+        kind, side = whole(vision["model_type"]), described_side(config, vision["image_size"])
         if kind == "convnext":  # its processor crops the middle of a square that is larger by 1 / crop_pct
             return Pair(None, image_processor_class(kind)(size={"shortest_edge": side}))
         return Pair(None, square_processor({"vision_config": {"image_size": side}, "model_type": kind}))
@@ -112,15 +96,8 @@ class VisionTower(Backbone):
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of what the image processor makes of an image: of that of a folder, where none has been read."""
-        processor, folder = self.image_processor, checkpoint_of(self.config, self.task)
-        if processor is None and not self.config.random_init and Path(folder).is_dir():
-            processor = self.processor_of(self.config, self.task, folder).image_processor
-        if processor is not None:
-            found = processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
-            return int(found.shape[-2]), int(found.shape[-1])
-        side = self.options.image_size or self.model.config.vision_config.image_size
-        return side, side
+        """Height and width of what the image processor makes of an image."""
+        return image_shape(self.config, self.task, self.image_processor, self.model.config.vision_config.image_size)
 
     @property
     def image_processor(self) -> Any:
@@ -245,8 +222,3 @@ def _see_all(processor: Any, height: int, width: int) -> None:
         processor.size = {"height": height, "width": width}
     if hasattr(processor, "do_center_crop"):
         processor.do_center_crop = False
-
-
-def _whole(kind: str) -> str:
-    """The kind of model that a vision tower is of: CLIP's image tower has CLIP's image processor."""
-    return kind.removesuffix("_vision_model")

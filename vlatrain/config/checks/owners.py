@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlatrain.config import joint, methods
@@ -56,6 +57,17 @@ def _chooses(config: TrainConfig) -> bool:
     """Whether answers are chosen from a list by a classifier, and not written."""
     served = config.model.tasks.get(config.task.name)
     return bool(served and "classifier" in served.trained)
+
+
+def _from_hub(config: TrainConfig, submodel: str = "") -> bool:
+    """Whether weights, of one submodel of a composite if it is named, come from a hub: those are what has revisions."""
+    model, served = config.model, config.model.tasks.get(config.task.name)
+    name = model.checkpoint or (served.checkpoint if served else "")
+    if submodel:
+        name = model.submodels[submodel].checkpoint if submodel in model.submodels and not model.checkpoint else ""
+    elif not name and model.family not in COMPOSITES:
+        name = next((own.checkpoint for own in model.submodels.values()), "")
+    return bool(name) and not model.random_init and not name.startswith("assets:") and not Path(name).is_dir()
 
 
 def _matches(config: TrainConfig) -> bool:
@@ -189,8 +201,21 @@ CONDITIONS = (
     ),
     Condition(
         ("model.submodels",),
-        lambda c: c.model.family in COMPOSITES,
+        lambda c: c.model.family in (*COMPOSITES, *VISION_TOWERS),
         "model={c.model.name} takes no {key}; model=composite does",
+    ),
+    Condition(
+        ("model.revision",),
+        _from_hub,
+        "model={c.model.name} takes no {key}, its weights are in no repository of one; a model.checkpoint of the hub does",
+    ),
+    *(
+        Condition(
+            (f"model.submodels.{name}.revision",),
+            lambda c, name=name: _from_hub(c, name),  # type: ignore[misc]
+            f"model.submodels.{name}.checkpoint takes no {{key}}, it is no repository of the hub; one of the hub does",
+        )
+        for name in ("vision", "language")
     ),
     Condition(
         ("task.sampling_temperature",),
