@@ -281,8 +281,10 @@ def test_absent_columns_and_splits_and_folders(parquet):
 
 def test_a_hub_that_cannot_be_reached_is_one_line():
     (problem,) = problems_of(hub("user/name", subset="en", eval="validation"), "vqa", ["train", "eval"])
-    assert problem.startswith("the hub cannot be reached for data set 'user/name', subset 'en', split 'train' (")
-    assert problem.endswith(": set data.path=FOLDER to a local copy in the hub's layout, or data=files data.train=FILE")
+    assert problem.startswith(
+        "no data set 'user/name', subset 'en', split 'train': https://huggingface.co does not answer, or "
+    )
+    assert problem.endswith("; set data.path=FOLDER to a local copy in the hub's layout, or data=files data.train=FILE")
     assert "\n" not in problem
 
 
@@ -300,6 +302,7 @@ def test_a_data_set_that_the_hub_does_not_have(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'user/nmae' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", absent)
+    monkeypatch.setattr("vlatrain.data.hub._refusal", lambda config: None)
     (problem,) = problems_of(hub("user/nmae"))
     assert problem.startswith(
         "the hub has no readable data set 'user/nmae', split 'train' (Dataset 'user/nmae' doesn't"

@@ -107,6 +107,7 @@ class DataConfig:
         views: crops and flips are drawn from so many fixed views of each image; 0: anew each time.
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
+        revision: hub: a branch, a tag or a commit; null: the main branch.
         streaming: hub: stream instead of downloading everything (needs `train_size` and `eval_size`).
         groups: columns by whose values scores are given, too: of evaluated data.
         save_images: write evaluated images that are no files of their own into the run folder, for `predictions.jsonl` to name.
@@ -140,6 +141,7 @@ class DataConfig:
     scale_jpegs: bool = True
     path: str | None = None
     subset: str | None = None
+    revision: str | None = None
     streaming: bool = False
     groups: list[str] = field(default_factory=list)
     save_images: bool = False

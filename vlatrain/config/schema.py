@@ -159,7 +159,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "sweep": ("train", "eval"),
     **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers"), _ASKING),
     **dict.fromkeys(("data.train", "data.eval", "data.test", "data.path", "data.subset", "data.streaming"), _SCORING),
-    **dict.fromkeys(("data.annotations", "data.eval_annotations", "data.test_annotations"), _SCORING),
+    **dict.fromkeys(("data.annotations", "data.eval_annotations", "data.test_annotations", "data.revision"), _SCORING),
     **dict.fromkeys(("data.split", "data.columns.split", "data.skip_broken", "data.text_only"), _SCORING),
     **dict.fromkeys(
         ("data.train_size", "data.eval_size", "data.eval_fraction", "data.stratify", "data.seed", "trainer.workers"),

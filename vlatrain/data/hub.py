@@ -13,9 +13,11 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from vlatrain.config import hub, hub_client
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
 from vlatrain.data.checks import Problems
@@ -108,6 +110,13 @@ def read_split(
     Returns:
         The builder with the samples, or None if the split could not be loaded at all.
     """
+    with hub_client.watched() if _repository(config) else nullcontext():
+        return _read_split(config, split, spec, limit, problems, groups)
+
+
+def _read_split(
+    config: DataConfig, split: str, spec: TaskSpec, limit: int | None, problems: Problems, groups: Sequence[str] | None
+) -> Builder | None:
     assert config.path is not None
     name = f"{config.path}:{split}"
     try:
@@ -154,6 +163,42 @@ def read_split(
     return builder
 
 
+def _repository(config: DataConfig) -> str:
+    """The name on the hub of what is to be read; empty: it is a folder of this machine, or elsewhere."""
+    path = config.path or ""
+    is_name = not path.startswith((".", "/", "~")) and "://" not in path and path.count("/") <= 1
+    return path if is_name and not os.path.isdir(path) else ""
+
+
+def _refusal(config: DataConfig) -> Exception | None:
+    """Why the hub does not give a data set, by its client's own error, of which `datasets` makes others. It may be in the cache all
+    the same. Asked for is the data set's card, as `datasets` does, which then finds it there."""
+    if not (name := _repository(config)):
+        return None
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        hf_hub_download(name, "README.md", repo_type="dataset", revision=config.revision)
+    except errors.LocalEntryNotFoundError as error:
+        return error
+    except errors.EntryNotFoundError:  # a data set without a card
+        return None
+    except Exception as error:  # the client passes on whatever its transport raises
+        return error
+    return None
+
+
+def _refuse_other_revision(config: DataConfig, dataset: Any) -> None:
+    """Where the hub does not answer, `datasets` takes whatever commit is in its cache."""
+    name, wanted = _repository(config), config.revision
+    if not name or not wanted or config.streaming or not dataset.cache_files:
+        return
+    commit = hub.commit(name, wanted, "datasets") or wanted
+    there = Path(dataset.cache_files[0]["filename"]).parent.name
+    if there != commit:
+        raise ValueError(f"the hub gives none of data.revision={wanted}, and what the cache has is {there}")
+
+
 def _load(config: DataConfig, split: str) -> Any:
     """The split, images left encoded."""
     import datasets
@@ -167,9 +212,21 @@ def _load(config: DataConfig, split: str) -> Any:
         elif split != "train":
             raise ValueError("the folder holds a single data set, which goes by the name of train")
     else:
-        dataset = datasets.load_dataset(
-            path, config.subset, split=split, streaming=config.streaming, trust_remote_code=False
-        )
+        refused = _refusal(config)
+        try:
+            dataset = datasets.load_dataset(
+                path,
+                config.subset,
+                split=split,
+                streaming=config.streaming,
+                revision=config.revision,
+                trust_remote_code=False,
+            )
+        except Exception as error:
+            if refused is None:
+                raise
+            raise refused from error
+        _refuse_other_revision(config, dataset)
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
@@ -248,8 +305,8 @@ def _message(config: DataConfig, split: str, error: Exception) -> str:
     if not local.exists() and path.startswith((".", "/", "~")):
         return f"data.path={path}: no such folder"
     elsewhere = "set data.path=FOLDER to a local copy in the hub's layout, or data=files data.train=FILE"
-    if isinstance(error, ConnectionError | TimeoutError) or "hub can't be reached" in reason:
-        return f"the hub cannot be reached for {wanted} ({reason}): {elsewhere}"
+    if _repository(config) and (said := hub_client.reason(error, path, config.revision, kind="data")):
+        return f"no {wanted}: {said}; {elsewhere}"
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return f"the hub has no readable {wanted} ({reason}): check data.path, log in if it is private; {elsewhere}"
     return f"{wanted} cannot be loaded ({reason}): check data.path, data.subset and the names of the splits"

@@ -205,6 +205,11 @@ CONDITIONS = (
         "model={c.model.name} takes no {key}; model=composite does",
     ),
     Condition(
+        ("data.revision",),
+        lambda c: not Path(c.data.path or "").expanduser().is_dir(),
+        "data.path={c.data.path} takes no {key}, it is a folder; a data set of the hub does",
+    ),
+    Condition(
         ("model.revision",),
         _from_hub,
         "model={c.model.name} takes no {key}, its weights are in no repository of one; a model.checkpoint of the hub does",
