@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlatrain.config import TrainConfig, UserError
     from vlatrain.runs import Outcome, Run, list_runs
     from vlatrain.verbs.inspect import Inspection
-    from vlatrain.verbs.predict import Predictor
+    from vlatrain.verbs.predict import Predictor, RoutedPredictor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -176,7 +176,7 @@ def inspect(config: TrainConfig) -> Inspection:
     return inspection
 
 
-def load(run: Run | str | Path, *overrides: str, subtask: str = "") -> Predictor:
+def load(run: Run | str | Path, *overrides: str, subtask: str = "") -> Predictor | RoutedPredictor:
     """A finished run with its weights, ready to be asked about images in memory or in files.
 
     Args:
@@ -184,12 +184,18 @@ def load(run: Run | str | Path, *overrides: str, subtask: str = "") -> Predictor
         overrides: what is to differ from its configuration: `trainer.device=cpu`.
         subtask: name of the subtask that is asked, in a joint run.
 
+    Returns:
+        What answers; of a router, what picks the run that does.
+
     Raises:
         UserError: it is no finished run, or its weights cannot be had.
     """
-    from vlatrain.verbs.predict import Predictor
+    from vlatrain.config.methods import ROUTER
+    from vlatrain.verbs.predict import Predictor, RoutedPredictor
 
     config = _composed("eval", [f"run={_quoted(run)}", *overrides])
+    if config.adapter.name == ROUTER:
+        return RoutedPredictor(config, Path(config.source))
     return Predictor(config, Path(config.source), subtask)
 
 

@@ -19,7 +19,9 @@ NEEDS = {"data=files": ["data.train=pyproject.toml"], "data=hub": ["data.path=so
 NEEDS |= {"task=instruct": ["model=tiny_composite"]}
 NEEDS |= {"adapter=coop": ["task=classification", "model=tiny_clip"]}
 NEEDS |= {f"adapter={name}": ["task=retrieval"] for name in ("clip_adapter", "tip_adapter", "tip_adapter_f")}
-ALONE = {"adapter=fusion": "adapter=fusion: needs adapter.sources=[RUN,RUN]"}  # what has finished runs to start from
+ALONE = {  # what has finished runs to start from
+    f"adapter={name}": f"adapter={name}: needs adapter.sources=[RUN,RUN]" for name in ("fusion", "router")
+}
 MANY = {"model": ("blip", "composite"), "adapter": ("bottleneck", "fusion", "mixed"), "experiment": ("smoke",)}
 """Of groups with many options those that are composed in the quick suite: those of all are read by their rooms' tests."""
 

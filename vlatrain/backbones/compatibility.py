@@ -13,7 +13,7 @@ from vlatrain.config.checks.owners import compares_features
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES
 from vlatrain.config.joint import JOINT
-from vlatrain.config.methods import BARE, components, is_peft
+from vlatrain.config.methods import BARE, ROUTER, components, is_peft
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
 from vlatrain.config.spec import TEXT
 from vlatrain.injection.merging.mergeable import unmergeable
@@ -33,6 +33,8 @@ def incompatibilities(config: TrainConfig) -> list[str]:
     """The reasons why the method cannot go to its points; those are `Incompatible` where each setting is sound by itself."""
     if isinstance(config, MergeConfig):
         return unmergeable(config)
+    if config.adapter.name == ROUTER:
+        return _of_router(config)
     found = list(_by_task(config))
     if config.model.family in COMPOSITES:
         found += ill_composed(config)
@@ -47,6 +49,15 @@ def incompatibilities(config: TrainConfig) -> list[str]:
     return found
 
 
+def _of_router(config: TrainConfig) -> list[str]:
+    """What keeps a router from its runs; the runs themselves were read when the configuration was made of them."""
+    if not config.adapter.sources:
+        return [Incompatible("adapter=router: needs adapter.sources=[RUN,RUN], the folders of finished runs")]
+    if config.trainer.shard:
+        return [Incompatible("trainer.shard=true: adapter=router trains nothing in the backbone; leave it out")]
+    return []
+
+
 def _of_components(config: TrainConfig) -> list[str]:
     """What is wrong with each component of a mixed method at its points, and which two components change the same module."""
     methods = components(config.adapter)
@@ -55,7 +66,7 @@ def _of_components(config: TrainConfig) -> list[str]:
     where = sites(config.model, config.task.name, config.points).divided({n: m.points for n, m in methods.items()})
     found: list[str] = []
     for name, method in methods.items():
-        if "sources" in method.needs:
+        if {"sources", "routes"} & set(method.needs):
             found.append(
                 Incompatible(
                     f"adapter.components.{name}: adapter={method.name} cannot be a component of another method"
@@ -156,7 +167,7 @@ def _needs(config: TrainConfig, method: AdapterConfig) -> Iterator[str]:
     if "norms" in config.adapter.trunk and any(target.rpartition(".")[2] == "norm" for target in method.targets or []):
         yield Incompatible(f"adapter.trunk: norms: {title} trains copies of them, which take their place")
     if method.sources and "sources" not in method.needs:
-        yield f"adapter.sources: {title} combines no runs; adapter=fusion does"
+        yield f"adapter.sources: {title} combines no runs; adapter=fusion and adapter=router do"
     if "components" in method.needs and not method.components:
         yield Incompatible(f"{title}: needs adapter.components, methods with points of their own")
 

@@ -11,6 +11,7 @@ from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.config import EvalConfig, MergeConfig, TrainConfig, UserError, hub
 from vlatrain.config.checks.settings import problems
 from vlatrain.config.joint import subtasks
+from vlatrain.config.methods import ROUTER
 from vlatrain.runs import COMMAND, Command, evaluation_named, named
 
 
@@ -61,6 +62,8 @@ def _needs_hub(verb: str, config: TrainConfig) -> bool:
     """Whether weights or data are wanted that lie in no folder of this machine."""
     if verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter"):
         return False
-    wanted = [] if config.model.random_init else [*checkpoints_of(config.model, config.task.name).values()]
-    wanted += [subtask.data.path or "" for subtask in subtasks(config).values() if subtask.data.name == "hub"]
+    each = [*subtasks(config).values()]
+    loaded = [] if config.model.random_init else each if config.adapter.name == ROUTER else [config]
+    wanted = [name for one in loaded for name in checkpoints_of(one.model, one.task.name).values()]
+    wanted += [subtask.data.path or "" for subtask in each if subtask.data.name == "hub"]
     return not all(Path(name).expanduser().is_dir() for name in wanted)

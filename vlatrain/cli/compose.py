@@ -38,9 +38,10 @@ from vlatrain.config.checks.settings import problems as value_problems
 from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
-from vlatrain.config.methods import completed
-from vlatrain.config.schema import CheckConfig, TrainConfig
+from vlatrain.config.methods import ROUTER, completed
+from vlatrain.config.schema import CheckConfig, EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
+from vlatrain.injection.routes import routed
 
 MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
 
@@ -213,6 +214,12 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         if type(made) is not schema:  # check's keys were beside those of train
             made = schema(**vars(made))
         made = dataclasses.replace(made, adapter=completed(made.adapter), task=joint.completed(made.task))
+        if (
+            made.adapter.name == ROUTER
+            and made.adapter.sources
+            and not isinstance(made, (EvalConfig, PredictConfig, MergeConfig))
+        ):
+            return routed(made)  # task, data and backbone are those of its runs
         return dataclasses.replace(
             made, model=dataclasses.replace(made.model, tasks={**made.model.tasks, **joint.served(made)})
         )

@@ -39,7 +39,7 @@ class AdapterConfig:
             them), `chain` (the same, or in towers that these attend to), `layers` (all of them: none can be left out by
             `drop_layers`), `attn` (points at self-attention, and no others), `frozen` (a trunk in which nothing
             trains), `insert` (towers that more tokens can be put into: no rotary positions), `context` (classes that are compared
-            by texts, with words in front of their names).
+            by texts, with words in front of their names), `routes` (finished runs to choose among).
         targets: methods that change existing layers: roles of those they change (query, key, value, inner, out, norm).
         dim: bottleneck width, or rank, or number of prompt tokens.
         points: injection points as patterns (`vision.*.attn`, `decoder.6-11.{cross,ffn}`, `text.last4.*`); null takes
@@ -51,12 +51,13 @@ class AdapterConfig:
         bias: whether the projections have biases.
         init: how it starts: `zero` (the up-projection; the adapted model equals the base) or `normal`.
         init_std: standard deviation of `init=normal`.
+        router: `adapter=router`: what picks the run for a sample, `prototype`, `linear` or `mlp`; see `vlatrain.adapters.router`.
         options: options of this method alone; for a method of PEFT, those of its PEFT configuration.
         share: what places have in common.
         by_task: joint training: an adapter for each task instead of one for all.
         drop_layers: adapters in so many of the lowest layers of each tower are left out (AdapterDrop at inference).
         drop_random: training: in each step, those of 0 to so many of the lowest layers, drawn anew (AdapterDrop).
-        sources: finished runs whose adapters are combined.
+        sources: finished runs whose adapters are combined, or chosen among.
         components: `mixed`: methods by name, each with its own points.
         rate: the method's learning rate as a factor on `model.adapter_lr`, that of most (the components of a mixed one share it).
         heads: also train the task's heads (projections, matching head), with `optim.groups.head` as their rate.
@@ -76,6 +77,7 @@ class AdapterConfig:
     bias: bool | None = None
     init: Annotated[str | None, Choice("zero", "normal")] = None
     init_std: Annotated[float | None, POSITIVE] = None
+    router: Annotated[str | None, Choice("prototype", "linear", "mlp")] = None
     options: dict[str, Any] = field(default_factory=dict)
     share: ShareConfig = field(default_factory=ShareConfig)
     by_task: bool = False
@@ -95,4 +97,4 @@ class AdapterConfig:
 
 
 # Options that many designs have; null where one has not.
-COMMON = ("dim", "activation", "dropout", "scaling", "bias", "init", "init_std")
+COMMON = ("dim", "activation", "dropout", "scaling", "bias", "init", "init_std", "router")

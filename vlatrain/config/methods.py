@@ -17,6 +17,7 @@ from vlatrain.config.keys import did_you_mean, problems_in, type_name
 
 PROBE = "linear_probe"  # the new head of a vision tower, alone
 BARE = ("full", "none", PROBE)  # methods without modules of their own, hence without options
+ROUTER = "router"  # chooses among finished runs, and puts nothing of its own into the backbone
 
 
 def described(name: str) -> Mapping[str, Any] | None:

@@ -157,7 +157,7 @@ _TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", 
 READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adapter", "optim", "logger", "run", "resume", "sweep.prune"), _TRAINING),
     "sweep": ("train", "eval"),
-    **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers"), _ASKING),
+    **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers", "adapter.sources"), _ASKING),
     **dict.fromkeys(("data.train", "data.eval", "data.test", "data.path", "data.subset", "data.streaming"), _SCORING),
     **dict.fromkeys(("data.annotations", "data.eval_annotations", "data.test_annotations", "data.revision"), _SCORING),
     **dict.fromkeys(("data.split", "data.columns.split", "data.skip_broken", "data.text_only"), _SCORING),

@@ -21,7 +21,7 @@ from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
 from vlatrain.config.files import write_manifest
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.methods import BARE, PROBE, is_peft, others_having
+from vlatrain.config.methods import BARE, PROBE, ROUTER, is_peft, others_having
 from vlatrain.config.optim import Group
 from vlatrain.injection.context import context_of, rows
 from vlatrain.injection.merging.fuse import fill, fused_places
@@ -44,7 +44,7 @@ def check(config: AdapterConfig) -> None:
     Raises:
         UserError: it does not.
     """
-    if config.name in BARE:
+    if config.name in (*BARE, ROUTER):
         return
     if config.components:
         for component in in_order(config).values():

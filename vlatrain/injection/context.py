@@ -39,7 +39,7 @@ class CallState(ThisThread):
         handed: by tower, states (B, S, width) of the other modality and their mask (B, S).
         heard: the same of the layer at work, where it is called with them.
         task: name of the task; empty if there is only one.
-        rows: adapter of each row of the batch; None: the active ones for all.
+        rows: adapter of each row of the batch, or several with their weights; None: the active ones for all.
         repeats: how many rows of a tower's batch there may be for one of these; None: any number.
         dropped: adapters in so many of the lowest layers of each tower are left out; None: as the model has it.
         carried: by tower and adapter, what its modules hand from layer to layer; of the call a tower is in.
@@ -50,7 +50,7 @@ class CallState(ThisThread):
         self.handed: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.heard: tuple[Tensor | None, Tensor | None] = (None, None)
         self.task = ""
-        self.rows: list[str] | None = None
+        self.rows: list[str | Mapping[str, float]] | None = None
         self.repeats: frozenset[int] | None = None
         self.dropped: int | None = None
         self.carried: dict[tuple[str, str], dict[str, Any]] = {}
@@ -140,14 +140,14 @@ def for_task(model: nn.Module, name: str) -> AbstractContextManager[None]:
 
 
 def rows(
-    model: nn.Module, adapters: Sequence[str], repeats: frozenset[int] | None = None
+    model: nn.Module, adapters: Sequence[str | Mapping[str, float]], repeats: frozenset[int] | None = None
 ) -> AbstractContextManager[None]:
     """Mix adapters in a batch.
 
     Args:
         model: the model.
-        adapters: for each row the name of its adapter, `__base__` for none. A batch of k times as many rows (beams) has k rows,
-            one after the other, for each.
+        adapters: for each row the name of its adapter, `__base__` for none; or by name the weights of several, with which what each
+            of them adds is added. A batch of k times as many rows (beams) has k rows, one after the other, for each.
         repeats: the k that there may be; None: any.
     """
     return setting(model, rows=list(adapters), repeats=repeats)

@@ -65,8 +65,7 @@ class Site(nn.Module, BaseTunerLayer):
         """Whether an adapter at work here reads states of the other modality."""
         if self._disable_adapters or self.layer < self.context.without:
             return False
-        names = self.active_adapters if self.context.call.rows is None else self.context.call.rows
-        units: list[Any] = [self.units[name] for name in names if name in self.units]
+        units: list[Any] = [self.units[name] for name in self._named() if name in self.units]
         return any(unit.reads_other for unit in units)
 
     @property
@@ -190,26 +189,35 @@ class Site(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: some rows of the batch have one that changes whole sequences, and others do not.
         """
-        names = self.active_adapters if self.context.call.rows is None else self.context.call.rows
-        found = [name for name in dict.fromkeys(names) if name in self.units]
+        found = [name for name in self._named() if name in self.units]
         for name in found if self.context.call.rows is not None else ():
             unit: Any = self.units[name]
             if not unit.residual or unit.exclusive:
                 raise ValueError(f"adapter {name!r} changes whole sequences: it cannot share a batch with others")
         return found
 
+    def _named(self) -> list[str]:
+        """The adapters that take part in the call, here or elsewhere."""
+        if self.context.call.rows is None:
+            return list(self.active_adapters)
+        return list(dict.fromkeys(name for row in self.context.call.rows for name in _weights(row)))
+
     def _by_rows(self, states: Tensor, inputs: Tensor | None, other: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Each row with its own adapter."""
-        names = self._repeated(self.context.call.rows or [], len(states))
+        """Each row with its own adapter, or with the weighted sum of what several add."""
+        weights = [_weights(row) for row in self._repeated(self.context.call.rows or [], len(states))]
         adapted = states
         for name in self._at_work():
-            own = torch.tensor([row for row, wanted in enumerate(names) if wanted == name], device=states.device)
+            rows = [row for row, wanted in enumerate(weights) if name in wanted]
+            own = torch.tensor(rows, device=states.device)
             part = [value if value is None else value[own] for value in (states, inputs, other, mask)]
             added = self._applied(name, part[0], torch.zeros_like(part[0]), *part[1:])  # type: ignore[arg-type]
+            if any(weights[row][name] != 1 for row in rows):
+                shares = torch.tensor([weights[row][name] for row in rows], dtype=added.dtype, device=added.device)
+                added = added * shares.view(-1, *[1] * (added.dim() - 1))  # (rows, 1, 1)
             adapted = adapted.index_add(0, own, added.to(adapted.dtype))
         return adapted
 
-    def _repeated(self, names: list[str], rows: int) -> list[str]:
+    def _repeated(self, names: list[Any], rows: int) -> list[Any]:
         allowed = self.context.call.repeats
         if not names or rows % len(names) or (allowed is not None and rows // len(names) not in allowed):
             raise ValueError(f"{self.tower}: adapters are named for {len(names)} rows, but the batch has {rows}")
@@ -324,6 +332,11 @@ class Alias(nn.Module):
         """What the other place's unit computes."""
         found: Tensor = self.unit(states, call)
         return found
+
+
+def _weights(row: str | Mapping[str, float]) -> Mapping[str, float]:
+    """The weight of each adapter of a row."""
+    return {row: 1.0} if isinstance(row, str) else row
 
 
 def _as_keep(mask: Tensor) -> Tensor:

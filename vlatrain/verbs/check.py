@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from vlatrain.config import CheckConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks
+from vlatrain.config.methods import ROUTER
 from vlatrain.reporting.console import Console, collected, logged
 from vlatrain.reporting.data_lookup import look_up
 from vlatrain.reporting.data_tables import show_report
@@ -36,6 +37,8 @@ def check(config: CheckConfig, console: RichConsole | None = None) -> dict[str, 
     Raises:
         UserError: the data, or the tokenizer, cannot be used; or there are warnings, and they are to fail (`strict`).
     """
+    if config.adapter.name == ROUTER:
+        raise UserError("vlatrain check: adapter=router has the data of its runs; check that as it was for them")
     with logged(Console(), warnings=False):
         if known := look_up(config):
             report, said = known

@@ -5,28 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console as RichConsole
 
 from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json
-from vlatrain.data.sample import fingerprint
+from vlatrain.config.methods import ROUTER
+from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
+from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import count, from_main, rank, together
+from vlatrain.training.routing.router import Router
 from vlatrain.training.setup import load_setup, scored
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.workers import choose_workers
 from vlatrain.verbs.predictions import write_predictions
+from vlatrain.verbs.route import routing_rows
+from vlatrain.verbs.route import scored as scored_router
 
 log = logging.getLogger("vlatrain")
 
@@ -57,18 +64,16 @@ def _evaluate(config: EvalConfig) -> Run:
     with logged(console, RunFolder(run).log if main else None):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
-        setup = load_setup(config, run, device, precision, {config.split: samples})
-        size = config.trainer.samples_per_evaluation_pass
-        workers = choose_workers(config.trainer, setup.task, samples, size, device)
-        trainer = replace(config.trainer, workers=workers)
-        lent = replace(config, trainer=trainer)
-        cache_prefix(setup.backbone, lent, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
         watch, started = Stopwatch(device), time.perf_counter()
-        evaluation = scored(setup, samples, trainer, device, precision, console, watch)
+        if config.adapter.name == ROUTER:
+            found = scored_router(Router(config, device, precision, run), samples, console)
+            task, evaluation, more = found.task, found.evaluation, {"router": found.facts}
+        else:
+            task, evaluation, more = *_scored(config, samples, device, precision, console, watch), {}
         speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
     constants = _constants(run)
-    yardsticks = setup.task.yardsticks(samples, setup.task.constants(samples) if constants is None else constants)
-    found = scored_record(config, evaluation, yardsticks, ITSELF if constants is None else TRAINING)
+    yardsticks = task.yardsticks(samples, task.constants(samples) if constants is None else constants)
+    record = scored_record(config, evaluation, yardsticks, ITSELF if constants is None else TRAINING)
     metrics: dict[str, Any] = {
         "task": config.task.name,
         "model": config.model.name,
@@ -78,7 +83,8 @@ def _evaluate(config: EvalConfig) -> Run:
         "samples": len(samples),
         "data": {"name": config.data.name, config.split: fingerprint(samples)},
         "metric": config.task.metric,
-        **found,
+        **record,
+        **more,
         "speed": speed,
         "machine": {"device": device.type, "precision": precision, "processes": count()},
         "versions": versions(),
@@ -92,6 +98,24 @@ def _evaluate(config: EvalConfig) -> Run:
     return Run(files.path)
 
 
+def _scored(
+    config: EvalConfig,
+    samples: Sequence[Sample],
+    device: torch.device,
+    precision: str,
+    console: Console,
+    watch: Stopwatch,
+) -> tuple[Task, Evaluation]:
+    """A run's task, and what it scores."""
+    setup = load_setup(config, Path(config.source), device, precision, {config.split: samples})
+    size = config.trainer.samples_per_evaluation_pass
+    workers = choose_workers(config.trainer, setup.task, samples, size, device)
+    trainer = replace(config.trainer, workers=workers)
+    lent = replace(config, trainer=trainer)
+    cache_prefix(setup.backbone, lent, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
+    return setup.task, scored(setup, samples, trainer, device, precision, console, watch)
+
+
 def _constants(run: Path) -> dict[str, Any] | None:
     """What baselines say by the run's training data; None if it keeps none: it was made before, or merged."""
     with suppress(OSError, ValueError):
@@ -103,7 +127,10 @@ def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path, said: list[
     table = score_table(config, metrics, f"{config.source} on {metrics['samples']:,} {config.split} samples")
     for row in group_rows(config, metrics):
         table.add_row(*row)
-    table.add_row("speed", f"{metrics['speed']['samples_per_s']:,.1f} samples/s")
+    for row in routing_rows(config, metrics) if "router" in metrics else ():
+        table.add_row(*row)
+    if metrics["speed"]["samples_per_s"]:
+        table.add_row("speed", f"{metrics['speed']['samples_per_s']:,.1f} samples/s")
     if not BRIEF.get():
         out = RichConsole()
         out.print(table)

@@ -14,8 +14,8 @@ from torch import nn
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
 from vlatrain.backbones.loading import family_of, meta_model
-from vlatrain.config import TrainConfig
-from vlatrain.config.methods import BARE, is_peft
+from vlatrain.config import TrainConfig, UserError
+from vlatrain.config.methods import BARE, ROUTER, is_peft
 from vlatrain.config.methods import components as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import PROJECTION, Sites, everything
@@ -107,7 +107,15 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
-    """Print towers and points, what is selected, and the counts."""
+    """Print towers and points, what is selected, and the counts.
+
+    Raises:
+        UserError: a router, which puts nothing into the backbone.
+    """
+    if config.adapter.name == ROUTER:
+        raise UserError(
+            "vlatrain inspect: adapter=router puts nothing into the backbone; inspect its runs as they were trained"
+        )
     console = console or Console()
     model, adapted = without_values(config)
     found = _counted(config, model, adapted)

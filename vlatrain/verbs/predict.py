@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
 from vlatrain.config.checks import queries
 from vlatrain.config.files import write_lines
 from vlatrain.config.joint import asked, subtasks
+from vlatrain.config.methods import ROUTER
 from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
@@ -36,24 +37,8 @@ from vlatrain.training.precision import autocast, choose_device, choose_precisio
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.setup import load_setup
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer, caption or search result.
-
-    Attributes:
-        text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
-        score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
-            (search), share of the image (segmentation); None for captions and replies.
-        mask: segmentation: the class of each pixel of the image as the tower is given it, a PNG in a data: URI.
-        box: of what has a place, left, top, right, bottom in pixels of the upright image; else None.
-    """
-
-    text: str
-    score: float | None
-    mask: str = ""
-    box: tuple[float, float, float, float] | None = None
+from vlatrain.verbs.hits import Hit, hits_of
+from vlatrain.verbs.routed import RoutedPredictor, row_config
 
 
 class Predictor:
@@ -139,7 +124,7 @@ class Predictor:
                 return answer(batch, alternatives)
 
         for found in self.batches(samples, collate, answered):
-            yield from ([Hit(*_scored(one)) for one in best] for best in found)
+            yield from (hits_of(best) for best in found)
 
     def find_images(self, text: str, images: Sequence[Picture], names: Sequence[str], k: int) -> list[Hit]:
         """The k images that fit a text best."""
@@ -164,10 +149,6 @@ class Predictor:
             yield
 
 
-def _scored(answer: Answer) -> tuple[Any, ...]:
-    return (answer, None) if isinstance(answer, str) else answer
-
-
 SHOWN = 50  # queries shown in the terminal; a JSONL file gets all
 
 
@@ -190,6 +171,8 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
 
 
 def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
+    if config.adapter.name == ROUTER:
+        return _predict_routed(config, console)
     subtask, whole = asked(config), config
     config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait
@@ -202,19 +185,36 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     searches = config.task.spec.query == TEXT
     if not searches:
         predictor.load_cached(samples)
-    answer = _search if searches else _ask
+    answers = (_search if searches else _ask)(config, predictor, samples)
+    return _show(config, console, answers, 1 if config.text else len(samples), _fewer(config, predictor))
+
+
+def _predict_routed(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
+    """The same of a router: each record says under `routed` which run has answered."""
+    samples = _samples(row_config(config))
+    predictor = RoutedPredictor(config, Path(config.source))
+    check_samples(predictor.router.reader.backbone, samples)
+    hits = predictor.ask(samples, config.top_k)
+    answers = _recorded(config, samples, ((found, {"routed": name}) for name, found in hits))
+    return _show(config, console, answers, len(samples))
+
+
+def _show(
+    config: PredictConfig, console: Console, answers: Iterator[dict[str, Any]], total: int, note: str = ""
+) -> list[dict[str, Any]]:
+    """Show records as they come, and write them where that is asked for."""
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("predicting", total=1 if config.text else len(samples))
+        bar = progress.add_task("predicting", total=total)
         records = []
-        for record in answer(config, predictor, samples):
+        for record in answers:
             records.append(record)
             progress.advance(bar)
     console.print(_table(records[:SHOWN]))
     if config.draw:
         console.print(f"Boxes drawn in [bold]{config.draw}[/]")
-    if fewer := _fewer(config, predictor):
-        console.print(fewer, style="dim")
+    if note:
+        console.print(note, style="dim")
     if config.output:
         if rank() == 0:
             write_lines(Path(config.output), records)
@@ -252,15 +252,29 @@ def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None,
 
 def _ask(config: PredictConfig, predictor: Predictor, samples: list[Sample]) -> Iterator[dict[str, Any]]:
     hits = predictor.ask(samples, config.top_k if config.task.spec.alternatives else 1)
+    yield from _recorded(config, samples, ((found, {}) for found in hits))
+
+
+def _recorded(
+    config: PredictConfig, samples: list[Sample], answered: Iterator[tuple[list[Hit], dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The record of each sample, with its hits and what else there is to say; boxes are drawn where that is asked for."""
     drawings = Drawings(Path(config.draw)) if config.draw and rank() == 0 else None
-    for sample, found in zip(samples, hits, strict=True):
+    for sample, (found, more) in zip(samples, answered, strict=True):
         question = sample.turns[-1].user if sample.turns else sample.question
         asked = {"question": question} if question else {}
         shown: dict[str, Any] = {"mask": found[0].mask} if found and found[0].mask else {}
         if drawings is not None:
             boxes = [(hit.box, hit.score or 0.0) for hit in found if hit.box]
             shown["drawn"] = drawings.add(f"{sample.id} {question}", sample.image.load(), boxes)
-        yield {"id": sample.id, **asked, "prediction": found[0].text if found else "", "hits": _plain(found), **shown}
+        yield {
+            "id": sample.id,
+            **asked,
+            "prediction": found[0].text if found else "",
+            "hits": _plain(found),
+            **shown,
+            **more,
+        }
 
 
 def _fewer(config: PredictConfig, predictor: Predictor) -> str:
@@ -302,10 +316,12 @@ NOTHING = {"text": "(nothing)", "score": None}  # several boxes were asked for, 
 
 
 def _table(records: list[dict[str, Any]]) -> Table:
-    table = Table("asked", "found", "score")
+    routed = any("routed" in record for record in records)
+    table = Table("asked", "found", "score", *(["run"] if routed else []))
     for record in records:
         asked = " · ".join(str(record[key]) for key in ("id", "question", "text") if key in record)
         for position, hit in enumerate(record["hits"] or [NOTHING]):
             score = "" if hit["score"] is None else f"{hit['score']:.3f}"
-            table.add_row("" if position else asked, hit["text"], score)
+            run = [] if not routed else ["" if position else record["routed"]]
+            table.add_row("" if position else asked, hit["text"], score, *run)
     return table

@@ -18,6 +18,7 @@ from vlatrain.config import ModelConfig, TaskConfig, TrainConfig, TrainerConfig,
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks, tasks
 from vlatrain.config.memo import keep_result, key_of, load_result
+from vlatrain.config.methods import ROUTER
 from vlatrain.data.augment import augmented
 from vlatrain.data.facts import SHARED_CAPTIONS
 from vlatrain.data.lazy import by_subtask
@@ -52,6 +53,7 @@ from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, sc
 from vlatrain.training.signals import Interrupted, ending, name_of, signal_of
 from vlatrain.training.signals import named as named_signals
 from vlatrain.verbs.predictions import write_predictions
+from vlatrain.verbs.route import train_router
 
 log = logging.getLogger("vlatrain")
 
@@ -124,6 +126,9 @@ def _saved_so_far(files: RunFolder) -> str:
 def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
     folder = files.path
     reset_process_peak()
+    if config.adapter.name == ROUTER:
+        train_router(files, config, console, main)
+        return
     has_test = any(subtask.data.test for subtask in subtasks(config).values())
     log.info("Run folder: %s", folder)
     splits = ["train", "eval", "test"] if has_test else ["train", "eval"]

@@ -19,7 +19,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD, VISION_TOWERS
 from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
-from vlatrain.config.schema import AS_TRAIN, EvalConfig, TrainConfig, readers
+from vlatrain.config.schema import AS_TRAIN, EvalConfig, PredictConfig, TrainConfig, readers
 
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
@@ -77,6 +77,16 @@ def _matches(config: TrainConfig) -> bool:
 
 
 CONDITIONS = (
+    Condition(
+        ("task", "model", "data"),
+        lambda c: c.adapter.name != methods.ROUTER or isinstance(c, (EvalConfig, PredictConfig)),
+        "adapter=router takes no {key}, which its runs say; other methods do",
+    ),
+    Condition(
+        ("adapter.sources",),
+        lambda c: c.adapter.name == methods.ROUTER or not isinstance(c, (EvalConfig, PredictConfig)),
+        "a finished run of adapter={c.adapter.name} takes no {key}, it has what it needs; one of adapter=router does",
+    ),
     Condition(
         ("trainer.tf32",),
         lambda c: c.trainer.device != "cpu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlatrain.config import joint
 from vlatrain.config.checks import data_files
 from vlatrain.config.schema import PredictConfig
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
@@ -18,19 +19,37 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         config: the configuration.
         task: the task, or the subtask of a joint one, that is asked.
     """
+    yield from _asked_about(config, "boxes" in task.spec.fields, f"this run's task is {task.name}")
+    if config.input and config.question:
+        yield "question= goes with image=; of input=FILE, each sample has its own"
+    else:
+        asks = bool(config.question) or (bool(config.input) and task.spec.query == QUESTION)
+        yield from unasked(task, asks, bool(config.text), bool(config.texts))
+
+
+def of_router(config: PredictConfig) -> Iterator[str]:
+    """What is wrong with the query of a router, which chooses the run that it asks."""
+    tasks = [task.spec for task in joint.tasks(config.task).values()]
+    if config.subtask is not None:
+        yield f"subtask={config.subtask}: adapter=router chooses by itself; ask the run of your choice with run=FOLDER"
+    yield from _asked_about(config, any("boxes" in spec.fields for spec in tasks), "none of the router's runs is of it")
+    if config.input and config.question:
+        yield "question= goes with image=; of input=FILE, each sample has its own"
+    elif config.image and not config.question and all(spec.query == QUESTION for spec in tasks):
+        yield 'all runs of this router are asked questions: set question="..."'
+    if config.text or config.texts:
+        yield f"text= and texts= are for {_asked_by(TEXT)}; a router has no run of that"
+
+
+def _asked_about(config: PredictConfig, finds: bool, otherwise: str) -> Iterator[str]:
     if config.image and not Path(config.image).expanduser().exists():
         yield f"image={config.image}: no such file or folder"
     if config.input and (fault := data_files.fault(config.input)):
         yield f"input={config.input}: {fault}"
     if bool(config.image) == bool(config.input):
         yield "set either image=FILE (or a folder of images) or input=FILE of samples, and not both"
-    if config.draw and "boxes" not in task.spec.fields:
-        yield f"draw={config.draw}: boxes are found by task=grounding; this run's task is {task.name}"
-    if config.input and config.question:
-        yield "question= goes with image=; of input=FILE, each sample has its own"
-    else:
-        asks = bool(config.question) or (bool(config.input) and task.spec.query == QUESTION)
-        yield from unasked(task, asks, bool(config.text), bool(config.texts))
+    if config.draw and not finds:
+        yield f"draw={config.draw}: boxes are found by task=grounding; {otherwise}"
 
 
 def unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[str]:

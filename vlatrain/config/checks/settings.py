@@ -97,7 +97,7 @@ def _model(config: TrainConfig, folders: Sequence[Path]) -> Iterable[str]:
     model = config.model
     if not model.tasks:
         yield f"model={model.name}: its description names no task that it serves"
-    elif config.task.spec != spec.TaskSpec() and config.task.name not in model.tasks:
+    elif config.task.spec != spec.TaskSpec() and config.task.name not in model.tasks and not _is_router(config):
         served_as = config.task.spec.served_as or config.task.name
         others = f"; {served_as}: {', '.join(able)}" if (able := serving(served_as, folders)) else ""
         yield Incompatible(
@@ -125,7 +125,11 @@ def _subtasks(config: TrainConfig, reported: list[str]) -> Iterable[str]:
     served = config.model.tasks.get(joint.JOINT)
     found: dict[str, list[str]] = {}
     for name, subtask in joint.subtasks(config).items():
-        if served and (subtask.task.spec.served_as or subtask.task.name) not in served.subtasks:
+        if (
+            served
+            and not _is_router(config)
+            and (subtask.task.spec.served_as or subtask.task.name) not in served.subtasks
+        ):
             yield (
                 f"task.subtasks.{name}: model={config.model.name} cannot do {subtask.task.name} as a subtask: its "
                 f"{served.architecture}, which serves them all, is made for {', '.join(served.subtasks)}"
@@ -212,7 +216,15 @@ def _data(config: TrainConfig) -> Iterable[str]:
             yield f"data.root={data.root}: no such folder"
 
 
+def _is_router(config: TrainConfig) -> bool:
+    """Whether subtasks are finished runs, each of which the backbone serves by itself."""
+    return config.adapter.name == methods.ROUTER
+
+
 def _prediction(config: PredictConfig) -> Iterable[str]:
+    if _is_router(config):
+        yield from queries.of_router(config)
+        return
     try:
         task = joint.subtasks(config)[joint.asked(config)].task
     except UserError as error:

@@ -416,12 +416,12 @@ def content(
         words = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
         about["words"] = {**words, "truncation": None, "padding": None}  # both are as the last call left them
     digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in sorted(_weights(backbone, frontiers, tower)):
+    for name, tensor in sorted(weights_before(backbone, frontiers, tower)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hash_of(tensor)}".encode())
     return digest.hexdigest()
 
 
-def _weights(backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str) -> list[tuple[str, Tensor]]:
+def weights_before(backbone: Backbone, frontiers: Mapping[str, Frontier], tower: str) -> list[tuple[str, Tensor]]:
     """Parameters and buffers before a tower's boundary, and those of what it reads."""
     towers = {tower, *(name for name in frontiers[tower].reads if name in frontiers)}
     boundary = frontiers[tower].boundary

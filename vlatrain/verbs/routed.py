@@ -1,0 +1,77 @@
+"""A trained router, ready to be asked: it picks the run that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
+from vlatrain.config.spec import QUESTION, TaskSpec
+from vlatrain.data.features import Given, picture_from
+from vlatrain.data.sample import Sample
+from vlatrain.tasks.sample_checks import check_samples
+from vlatrain.training.precision import choose_device, choose_precision, own
+from vlatrain.training.routing.router import Router
+from vlatrain.verbs.hits import Hit, hits_of
+
+ROW = TaskSpec(fields=["question"], given=[], query=QUESTION)
+"""What is read of a row that a router is asked about: its image, and a question where there is one."""
+
+
+class RoutedPredictor:
+    """A trained router with its runs.
+
+    Args:
+        config: the router's configuration.
+        run: its folder.
+
+    Raises:
+        UserError: runs that are gone or have changed, weights that cannot be had, or the device or precision.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path) -> None:
+        device = own(choose_device(config.trainer.device))
+        self.router = Router(config, device, choose_precision(config.trainer.precision, device), run)
+
+    def predict(
+        self, images: Given | Sequence[Given], question: str | Sequence[str] | None = None, top_k: int = 1
+    ) -> list[Hit] | list[list[Hit]]:
+        """Ask about images; the run that answers is picked for each.
+
+        Args:
+            images: an image or several: PIL images, encoded bytes, or paths.
+            question: a question, an expression, or what a user may say to get a task that is asked nothing; one for all images, or
+                one for each.
+            top_k: the most answers or classes.
+
+        Returns:
+            Of one image its hits, best first; of several a list of them.
+
+        Raises:
+            UserError: an image cannot be read, or nothing is said and all runs answer questions.
+        """
+        several = not isinstance(images, (str, bytes, Path)) and isinstance(images, Sequence)
+        given = cast("Sequence[Given]", images if several else [images])
+        texts = [question] * len(given) if question is None or isinstance(question, str) else list(question)
+        if len(texts) != len(given):
+            raise UserError(f"{len(texts)} questions for {len(given)} images: one for all, or one for each")
+        pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
+        samples = [
+            Sample(id=str(getattr(picture, "path", number)), image=picture, question=text or "")
+            for number, (picture, text) in enumerate(zip(pictures, texts, strict=True))
+        ]
+        check_samples(self.router.reader.backbone, samples)
+        found = [hits for _, hits in self.ask(samples, top_k)]
+        return found if several else found[0]
+
+    def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[tuple[str, list[Hit]]]:
+        """For each sample the run that was picked, and its best answers, as they come."""
+        for chosen, answers in self.router.ask(samples, alternatives):
+            yield f"{chosen.best}, frozen" if chosen.abstains else chosen.best, hits_of(answers)
+
+
+def row_config(config: PredictConfig) -> PredictConfig:
+    """A router's configuration as one by which rows are read that it is asked about."""
+    return replace(config, task=replace(TaskConfig(), spec=ROW))
