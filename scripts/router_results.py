@@ -30,7 +30,8 @@ TASKS = ("vqa", "captioning", "classification", "grounding")
 SIZES = {"train": 1200, "eval": 200}
 CONVENTION = {"large": "small", "small": "large", "warm": "cool", "cool": "warm"}
 KINDS = ("prototype", "linear", "mlp")
-POINTS = {"fusion and decoder": "[fusion.*.*,decoder.*.*]", "decoder": "[decoder.*.*]"}
+FULLY = "fusion and decoder"  # where all kinds are compared
+POINTS = {FULLY: "[fusion.*.*,decoder.*.*]", "decoder": "[decoder.*.*]"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ def compare_domains(place: Place) -> Iterator[str]:
             "one joint adapter": place.trained(f"{key}-joint", *files("both"), at),
             "AdapterFusion": place.trained(f"{key}-fusion", *files("both"), at, *fused),
         }
-        ways = {kind: (f"adapter.router={kind}",) for kind in KINDS} | {"linear, k=2": ("adapter.options.k=2",)}
+        ways = {"linear": ("adapter.router=linear",)}
+        if label == FULLY:
+            ways |= {kind: (f"adapter.router={kind}",) for kind in KINDS} | {"linear, k=2": ("adapter.options.k=2",)}
         routers = {
             name: metrics(place.router(f"{key}-{name.replace(', ', '-')}", sources, *way)) for name, way in ways.items()
         }
