@@ -175,7 +175,9 @@ def score(router: Router, samples: Sequence[Sample], batches: Batches, display: 
         }
     step = max(1, len(samples) // TIMED)
     timed = list(range(0, len(samples), step))[:TIMED]
-    facts["extra_time"] = router.extra_time(*([every[n] for n in timed] for every in (samples, asked, chosen)))
+    facts["extra_time"] = router.extra_time(
+        [samples[n] for n in timed], [asked[n] for n in timed], [chosen[n] for n in timed]
+    )
     return Scores(task_by(chosen), evaluation, facts)
 
 
