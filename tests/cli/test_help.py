@@ -50,7 +50,7 @@ def test_a_verb_lists_the_keys_that_it_takes() -> None:
     assert not {"name", "spec.query", "decode"} & {*every["task"]}
     assert listed("inspect", "keys") == every
     scored = listed("eval", "keys")
-    assert (scored["adapter"], scored[""]) == (["drop_layers"], ["seed"])
+    assert (scored["adapter"], scored[""]) == (["drop_layers", "sources"], ["seed"])
     assert "epochs" not in scored["trainer"]
     assert "eval_batch_size" in scored["trainer"]
     assert not {"optim", "logger", "run"} & {*scored}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlatrain.data import BytesPicture, FilePicture, checks
 from vlatrain.data.checks import LIMIT, Problems, check_pictures, fault_of
+from vlatrain.data.images import formats
 
 
 def encoded(ending, **options):
@@ -57,6 +58,7 @@ def test_each_picture_is_looked_at_once_and_named_where_it_first_occurs(tmp_path
 
 def test_every_format_is_registered_before_the_threads_start(monkeypatch):
     seen = []
+    formats.cache_clear()
     monkeypatch.setattr(Image, "_initialized", 1)
     monkeypatch.setattr(checks, "fault_of", lambda picture: seen.append(Image._initialized) or "")
     check_pictures([(FilePicture("a.webp"), "a:1")], Problems())

@@ -92,7 +92,7 @@ def test_each_component_is_an_adapter_by_itself(tmp_path: Path) -> None:
     both = copy.deepcopy(backbone)
     model = attach(backbone.model, config.adapter, sites(config.model, "vqa", config.points))
     save(model, tmp_path)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["rest", "vision"]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["manifest.json", "rest", "vision"]
     kinds = {
         name: json.loads((tmp_path / name / "adapter_config.json").read_text())["peft_type"]
         for name in ("rest", "vision")

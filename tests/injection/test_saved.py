@@ -237,7 +237,7 @@ def test_a_bit_that_flipped_or_a_file_that_is_gone_is_refused(file: str, tmp_pat
     with pytest.raises(UserError, match=rf"{file} has changed since it was written: it is not what was trained\. Copy"):
         restore(fresh(), METHOD, tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=rf"{file} is missing|there is no {file}"):
+    with pytest.raises(UserError, match=rf"there is no {file}|{file}: the weights cannot be read"):
         restore(fresh(), METHOD, tmp_path)
     path.write_bytes(whole)
     (tmp_path / "README.md").write_text("a card is completed by hand")

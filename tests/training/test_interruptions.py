@@ -57,6 +57,8 @@ class Slow(SmallTask):
 def train(folder: Path, trainer: dict[str, Any], **slow: float) -> None:
     """One session of a run, as a process of its own."""
     os.setsid()
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, handler)  # who runs the tests in the background ignores them
     fsync, delay = os.fsync, slow.pop("save_seconds", 0.0)
     os.fsync = lambda descriptor: (time.sleep(delay), fsync(descriptor))[1]  # a slow disk
     model = make_model()

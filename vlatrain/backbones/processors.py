@@ -85,7 +85,10 @@ def read(checkpoint: str) -> Any:
 
 def _take_facts(processor: Any, kind: Any, stated: Mapping[str, Any], checkpoint: str) -> None:
     """Take from a model's settings what its processor must know and does not state, as that of LLaVA before 2024, and say so."""
-    known = _facts(transformers_config(PretrainedConfig.get_config_dict(checkpoint)[0]))
+    model = PretrainedConfig.get_config_dict(checkpoint)[0]
+    if "model_type" not in model:  # a run's folder, which has the processor alone
+        return
+    known = _facts(transformers_config(model))
     asked = [
         name for name in (*FACTS, "num_additional_image_tokens") if name in inspect.signature(kind.__init__).parameters
     ]

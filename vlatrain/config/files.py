@@ -123,18 +123,24 @@ def write_manifest(folder: Path, leave_out: Sequence[str] = ()) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
 
 
-def files_in(folder: Path) -> list[str]:
+def files_in(folder: Path, missing: bool = False) -> list[str]:
     """The files of a folder's manifest, each of which is as it was written.
+
+    Args:
+        folder: the folder.
+        missing: whether files may be missing, as whoever reads them says it better.
 
     Raises:
         FileNotFoundError: it has no manifest.
-        ValueError: a file is missing or has changed, or the manifest cannot be read.
+        ValueError: a file has changed or is missing, or the manifest cannot be read.
     """
     text = (folder / MANIFEST).read_text(encoding="utf-8")
     try:
         entries = json.loads(text)["files"]
         for name, entry in entries.items():
             file = folder / name
+            if missing and not file.exists():
+                continue
             if not file.is_file():
                 raise ValueError(f"{name} is missing")
             if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:

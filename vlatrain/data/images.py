@@ -18,6 +18,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -38,6 +39,7 @@ NO_SUCH_IMAGE = "no such image"
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "TGA", "PCX", "ICO", "SGI", "DDS",
 )  # fmt: skip
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # there is a limit of our own
 MOST_MEGAPIXELS = 64.0  # where nobody says otherwise
 AT_ONCE = 256_000_000  # pixels that the threads of a process decode at a time; a larger image alone
 BAD_IMAGE = (

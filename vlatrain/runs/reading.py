@@ -234,10 +234,10 @@ def refuse_changed(folder: Path) -> None:
         folder: the folder of an adapter; of earlier versions there is no hash, which is said.
 
     Raises:
-        UserError: a file has changed or is missing.
+        UserError: a file has changed.
     """
     try:
-        files_in(folder)
+        files_in(folder, missing=True)
     except FileNotFoundError:
         log.info("%s has no hash, as those of before had none: whether it has changed cannot be told", folder)
     except ValueError as error:

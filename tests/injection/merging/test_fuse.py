@@ -18,6 +18,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, UserError
 from vlatrain.config.errors import Incompatible
+from vlatrain.config.files import MANIFEST
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.merging.fuse import usage
 from vlatrain.injection.peft_method import CHILD
@@ -118,6 +119,7 @@ def test_states_of_another_width_are_refused(tmp_path: Path) -> None:
     saved = json.loads(file.read_text())
     saved["points"]["fusion.0.cross"]["other_width"] = 56
     file.write_text(json.dumps(saved))
+    (file.parent / MANIFEST).unlink(missing_ok=True)
     (problem,) = unfusable(folders, "blip", sites(BLIP, "vqa", ["*"]).places)
     assert "at fusion.0.cross it was trained with states of the other modality of width 56; here it is 48" in problem
 
@@ -128,6 +130,7 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     saved = json.loads(file.read_text())
     saved["options"]["dim"] = 8
     file.write_text(json.dumps(saved))
+    (file.parent / MANIFEST).unlink(missing_ok=True)
     backbone = load(BLIP, "vqa", texts=["a"])
     with pytest.raises(
         UserError, match=r"does not fit: \d+ of \d+ tensors of another shape \(down.projection.weight of "
@@ -135,6 +138,7 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
         attach(backbone.model, method("fusion", sources=[*map(str, folders)]), sites(BLIP, "vqa", ["*"]))
     saved["options"]["dim"] = 4
     file.write_text(json.dumps(saved))
+    (file.parent / MANIFEST).unlink(missing_ok=True)
     weights = RunFolder(folders[1]).adapter / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(weights).items() if "up" not in key}, weights)
     with pytest.raises(UserError, match=r"b/\S+ does not fit: 36 of 72 tensors missing \(up.projection"):
