@@ -140,6 +140,7 @@ def test_a_source_whose_file_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(saved))
     (file.parent / MANIFEST).unlink(missing_ok=True)
     weights = RunFolder(folders[1]).adapter / "adapter_model.safetensors"
+    (weights.parent / MANIFEST).unlink()
     save_file({key: value for key, value in load_file(weights).items() if "up" not in key}, weights)
     with pytest.raises(UserError, match=r"b/\S+ does not fit: 36 of 72 tensors missing \(up.projection"):
         attach(
