@@ -121,3 +121,12 @@ def test_training_and_asking_on_features(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "odd.npy", np.zeros((3, 7)))
     assert command(*ask[:2], f"image={tmp_path}/odd.npy", ask[3]) == 2
     assert "odd.npy has features of width 7, and the model takes 6" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_that_takes_one_image_says_so_by_name() -> None:
+    pair = Sample("a", FilePicture("a.png"), source="t.jsonl:3", more=(FilePicture("b.png"),))
+    with pytest.raises(UserError) as caught:
+        check_shown(model_config("blip"), [pair])
+    said = "t.jsonl:3: 2 images, and model=tiny_blip takes one for a text; tiny_composite and composite take several"
+    assert [said.replace("tiny_blip", model_config("blip").name)] == caught.value.problems
+    check_shown(model_config("tiny_composite"), [pair])

@@ -124,8 +124,8 @@ def test_several_images_are_named_once(tmp_path):
     rows = {"images": [[{"bytes": png(i), "path": None}] * (1 + i % 2) for i in range(4)], "caption": ["x"] * 4}
     rows["images"][3] = [{"bytes": png(8), "path": None}, {"bytes": png(9), "path": None}]
     folder = saved(tmp_path, rows, images=datasets.List(datasets.Image()))
-    assert problems_of(hub(folder), "captioning") == [
-        f"{folder}:train[3]: several images: this version takes one image a sample: write a row for each, or leave such rows out"
+    assert problems_of(hub(folder, max_images=1), "captioning") == [
+        f"{folder}:train[3]: 2 images: data.max_images=1 is the most of a sample: set a larger one, or leave such rows out"
     ]
 
 

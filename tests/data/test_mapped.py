@@ -119,6 +119,13 @@ def boxes(folder: Path) -> Case:
     return files(write_records(folder / "boxes.jsonl", records), columns=columns), "grounding", ["train"]
 
 
+def several(folder: Path) -> Case:
+    names = write_images(folder, 4)
+    shown = [[names[n % 4], *names[: n % 3]] for n in range(9)]
+    records = [{"images": list(dict.fromkeys(own)), "question": f"q{n}", "answer": "a"} for n, own in enumerate(shown)]
+    return files(write_records(folder / "pairs.jsonl", records)), "vqa", ["train"]
+
+
 def encoded(folder: Path) -> Case:
     names = write_images(folder, 4)
     cells = [base64.b64encode((folder / name).read_bytes()).decode() for name in names]
@@ -148,6 +155,7 @@ CASES = [
     weighted,
     by_column,
     captions,
+    several,
     class_folders,
     pairs,
     conversations,

@@ -296,3 +296,72 @@ def test_split_off_samples_keep_them_too_and_the_rest_does_not(folder):
     found = load(files(path, groups=["type"], eval_fraction=0.4), TaskConfig("vqa"), ["train", "eval"])
     assert [sample.groups for sample in found["train"]] == [()] * len(found["train"])
     assert [dict(sample.extra) for sample in found["eval"]] == [{"type": "t"}] * len(found["eval"])
+
+
+TWO = {"image": None, "images": ["0.png", "1.png"]}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (vqa(**TWO), ("q?", ["0.png", "1.png"])),
+        (vqa(image=["1.png", "0.png"]), ("q?", ["1.png", "0.png"])),
+        (vqa(images=["0.png"]), ("q?", ["0.png"])),  # named twice, and one
+        (vqa(**TWO, question="<image> or <image>?"), ("<image> or <image>?", ["0.png", "1.png"])),
+        (vqa(question="<image> is a tag?"), ("<image> is a tag?", ["0.png"])),
+    ],
+)
+def test_several_images_keep_their_order(record, expected, folder):
+    (found,) = load_train(files(write(folder, record), eval_fraction=0.0), "vqa")
+    assert (found.question, [one.path.rpartition("/")[2] for one in found.pictures]) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "problem"),
+    [
+        (
+            vqa(**TWO),
+            {"max_images": 1},
+            "2 images: data.max_images=1 is the most of a sample: set a larger one, or leave such rows out",
+        ),
+        (
+            vqa(**TWO, question="<image>?"),
+            {},
+            "2 images, and 1 place marked by <image>: mark the place of each, or none",
+        ),
+        (
+            {**vqa(**TWO), "image": "2.png"},
+            {},
+            "column 'image', 'images': two places of the row have different images: put all of them into one",
+        ),
+    ],
+)
+def test_what_is_wrong_with_several_images(record, changes, problem, folder):
+    file = write(folder, vqa(), record)
+    assert problems_of(files(file, **changes)) == [f"{file}:2: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (
+            [{"from": "human", "value": "<image>\nor <image>?"}, {"from": "gpt", "value": "a"}],
+            [("<image>\nor <image>?", "a")],
+        ),
+        (
+            [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "this?"}]},
+                {"role": "assistant", "content": "a"},
+                {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "image"}]},
+                {"role": "assistant", "content": "b"},
+            ],
+            [("<image>\nthis?", "a"), ("and\n<image>", "b")],
+        ),
+        ([{"from": "human", "value": "which?"}, {"from": "gpt", "value": "a"}], [("which?", "a")]),
+    ],
+)
+def test_several_images_keep_their_places_in_a_conversation(messages, expected, folder):
+    file = write(folder, {"images": ["0.png", "1.png"], "conversations": messages})
+    found = load_inputs(str(file), files(file), TaskConfig("instruct"))
+    assert [(turn.user, turn.reply) for turn in found[0].turns] == expected
+    assert len(found[0].pictures) == 2

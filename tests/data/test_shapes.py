@@ -130,3 +130,36 @@ def test_unknown_task_and_split_are_refused():
         shapes.build("vqq", "train", 1, 0)
     with pytest.raises(ValueError, match="no split 'dev'"):
         shapes.build("vqa", "dev", 1, 0)
+
+
+def test_one_of_two_pictures_leaves_the_answer_open():
+    """Of the best that can be said of the first picture, or of the second, each topic's share is as documented."""
+    chance = {"same number": 1 / 2, "same color": 1 / 2, "sum": 1 / 3, "color": 1 / 2, "kind": 1 / 2}
+    by_topic = {topic: [] for topic in chance}
+    for sample in shapes.build("vqa_pairs", "train", 2000, 0):
+        by_topic[dict(sample.extra)["topic"]].append(sample)
+    for topic, samples in by_topic.items():
+        for number in (0, 1):
+            right = Counter()
+            for sample in samples:
+                figures = sample.pictures[number].figures
+                seen = {"color": {f.colour for f in figures}, "kind": {f.kind for f in figures}}
+                answer = sample.answers[0]
+                if topic in seen:
+                    other = {f.colour if topic == "color" else f.kind for f in sample.pictures[1 - number].figures}
+                    assert seen[topic] & other == {answer}
+                    right[answer == sorted(seen[topic])[0]] += 1
+                else:
+                    key = figures[0].colour if topic == "same color" else len(figures)
+                    right[key, answer] += 1
+            if topic in ("color", "kind"):
+                best = max(right.values()) / len(samples)
+            elif topic == "same color":  # a colour says nothing of whether the other's is the same
+                best = max(sum(n for (_, said), n in right.items() if said == one) for one in ("yes", "no")) / len(
+                    samples
+                )
+            else:
+                best = sum(max(n for (seen, _), n in right.items() if seen == count) for count in (1, 2, 3)) / len(
+                    samples
+                )
+            assert abs(best - chance[topic]) < 0.09, (topic, number, best)

@@ -111,3 +111,14 @@ def test_few_shots_nest_and_are_so_many_of_each_class(labels, shots, more, seed)
     assert [int(s.id) for s in some] == sorted(int(s.id) for s in some)
     without = [s for s in samples if s.label != "a"]
     assert few_shots(without, shots, str(seed)) == [s for s in some if s.label != "a"]
+
+
+def test_samples_that_share_an_image_through_others_stay_together():
+    pairs = [("a", "b"), ("c", "d"), ("b", "e"), ("f", "f"), ("e", "g")]
+    made = [Sample(str(n), FilePicture(one), more=(FilePicture(two),)) for n, (one, two) in enumerate(pairs)]
+    for seed in range(8):
+        rest, held = hold_out(made, 1, seed)
+        assert {frozenset({"0", "2", "4"}) & {one.id for one in side} for side in (rest, held)} == {
+            frozenset(),
+            frozenset({"0", "2", "4"}),
+        }

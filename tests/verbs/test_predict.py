@@ -69,7 +69,9 @@ def test_what_the_model_cannot_read_is_refused_by_file_and_line(
     """An image that the processor refuses for its shape; that of this model takes any, so it is made to."""
     monkeypatch.setattr("vlatrain.tasks.sample_checks.refusal", lambda backbone, image: "too narrow")
     before = "an image is processed, to see how many tokens it comes to, before the refused ones are told"
-    monkeypatch.setattr("vlatrain.backbones.base.Backbone.measure", lambda _, images: images and pytest.fail(before))
+    monkeypatch.setattr(
+        "vlatrain.backbones.base.Backbone.measure", lambda _, images, most=1: images and pytest.fail(before)
+    )
     file = tmp_path / "ask.jsonl"
     rows = [{"image": f"images/{n}.png", "question": f"is it {n}?", "answer": "a"} for n in ("red", "narrow", "blue")]
     Image.new("RGB", (90, 9)).save(images / "narrow.png")

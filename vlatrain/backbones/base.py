@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from vlatrain.data.sample import Picture, Turn
+    from vlatrain.data.sample import Picture, Sample, Turn
 
 Kind = TypeVar("Kind", bound=Any)
 Context = dict[str, Tensor]
@@ -73,12 +73,14 @@ class Inputs(TypedDict, total=False):
     """What a model is given, with a row for each sample. A family may have more, in a class of its own.
 
     Attributes:
-        pixels: (B, 3, H, W) images.
+        pixels: (B, 3, H, W) images; where rows have several (N, 3, H, W), those of a row one after the other.
+        images: where some row has several, the number of each row's; absent: one each.
         question: (B, L) the questions about them, where some are asked.
-        prefix: by tower, the kept states (B, taps, L, width) of its frozen layers, where there are any.
+        prefix: by tower, the kept states (B, taps, L, width) of its frozen layers, where there are any; (N, ...) of images.
     """
 
     pixels: Tensor
+    images: list[int]
     question: Text
     prefix: dict[str, Tensor]
 
@@ -122,6 +124,7 @@ class Backbone:
         reader: the tower that questions and texts enter.
         pads_with_end: whether texts are padded with the token that ends one, where the tokenizer has none for it: masked, it is no
             matter which.
+        images_each: the most images of a sample; `measure` is told so.
         box_towers: the towers whose states a head for boxes reads: those of patches, those of words.
         shares_beams: whether the beams of a row have the keys and values of what they attend to in common.
         more_room: what leaves more room for texts, for messages.
@@ -141,6 +144,7 @@ class Backbone:
         self.config, self.task, self.model, self.processor, self.source = config, task, model, processor, source
         settings = model.config.to_dict()
         self._max_positions = {name: positions_in(settings, tower) for name, tower in config.towers.items()}
+        self.images_each = 1
         self.prefix_replay: PrefixReplay | None = None
         # what gives tasks kept states instead of images (`vlatrain.training.prefix_cache.compute`)
         self.cache: Any = None
@@ -265,6 +269,10 @@ class Backbone:
         """The image of a picture, for `inputs`: decoded, or kept from an earlier time. Runs in data-loading workers."""
         return self.resized(picture) if self.resized else load_at(picture, self.jpeg_side)
 
+    def load_all(self, samples: Sequence[Sample]) -> list[Any]:
+        """The image of each sample; of one with several a list of them."""
+        return [[*map(self.load, one.pictures)] if one.more else self.load(one.image) for one in samples]
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -276,16 +284,17 @@ class Backbone:
         """What the model is given: images, (B, 3, H, W) as `pixels`, and questions about them. Runs in data-loading workers.
 
         Args:
-            images: upright RGB images.
+            images: upright RGB images; of a family that takes several for a text, a list of those of a row that has several.
             questions: a question about each; None: there are none.
             max_length: tokens that a question is cut to.
         """
         found: Inputs = {"pixels": self.pixels(images)}
         return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
 
-    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
-        """The same without images, for so many samples; what the towers would make of these is to be added as `prefix`."""
-        found: Inputs = {"pixels": torch.zeros(count, 1)}
+    def given(self, images: Sequence[int], questions: Sequence[str] | None = None, max_length: int = 0) -> Inputs:
+        """The same without images, but for how many each sample has; what the towers would make of these is to be added as
+        `prefix`."""
+        found: Inputs = {"pixels": torch.zeros(len(images), 1)}
         return found if questions is None else {**found, "question": self.text(questions, max_length, BUCKET)}
 
     def prefix(self, tower: str, inputs: Inputs) -> AbstractContextManager[Any]:
@@ -342,8 +351,10 @@ class Backbone:
         """The most tokens that a kind of text is cut to: `task.max_length`, or what there is room for."""
         return config.most(self.rooms(config)[kind].tokens)
 
-    def measure(self, pictures: Sequence[Picture]) -> None:
-        """Look at pictures for the number of tokens that one comes to, where that depends on the picture. `rooms` goes by it."""
+    def measure(self, pictures: Sequence[Picture], most: int = 1) -> None:
+        """Look at pictures for the number of tokens that one comes to, where that depends on the picture. `rooms` goes by it, and
+        by the most pictures that a sample has."""
+        self.images_each = most
 
     @property
     def around(self) -> int:

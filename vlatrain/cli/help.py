@@ -69,6 +69,7 @@ _VERB_TEXTS = {
         "vlatrain predict run=FOLDER image=... [question=... | text=... | texts=[...]] [KEY=VALUE ...]",
         "Asks a trained model. Text is taken as you type it inside your shell's quotes.\n"
         "  image=FILE or FOLDER    what to look at\n"
+        "  images=[FILE,FILE]      several that one question is about, in order\n"
         "  question=TEXT           VQA: what to answer; instruct: what the user says; grounding: what to find\n"
         "  text=TEXT               retrieval: find the images of image=FOLDER that fit\n"
         "  texts=[A,B] or FILE     retrieval: find the text that fits image=FILE\n"

@@ -28,7 +28,7 @@ class ColumnsConfig:
 
     Attributes:
         id: column of the sample's id; absent: the row's place, as `t.jsonl:12` or `t.json[3]`.
-        image: image path relative to `data.root`, or an image, or a list of one; null looks for `image`, then `images`.
+        image: image path relative to `data.root`, or an image, or a list of them; null looks for `image`, then `images`.
         question: question.
         answers: one answer, a list of answers, or a list of objects with `answer` (and optionally `weight`); null looks for
             `answer`, then `answers`.
@@ -92,6 +92,8 @@ class DataConfig:
         skip_broken: the greatest share of a split's samples that is left out where their images are missing or cannot be read.
         max_megapixels: images of more are refused before they are decoded.
         text_only: what becomes of conversations without an image: train (as text), drop (left out) or refuse.
+        max_images: the most images of a sample, of tasks and models that take several: a row with more is refused.
+        pairs: shapes: ask about two pictures, each of which says nothing of the answer without the other.
         train_size: number of generated samples (shapes), else a cap on the training samples; null: all.
         eval_size: the same for evaluation and test.
         eval_fraction: share of the training data split off for evaluation where `eval` is null. Samples that share an image stay
@@ -128,6 +130,8 @@ class DataConfig:
     skip_broken: Annotated[float, DROP_RATE] = 0.0
     max_megapixels: Annotated[float, POSITIVE] = 64.0
     text_only: Annotated[str, Choice("train", "drop", "refuse")] = "train"
+    max_images: Annotated[int, AT_LEAST_ONE] = 8
+    pairs: bool = False
     train_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_size: Annotated[int | None, AT_LEAST_ONE] = None
     eval_fraction: Annotated[float, SPLIT] = 0.1

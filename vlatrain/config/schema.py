@@ -108,6 +108,7 @@ class PredictConfig(TrainConfig):
         source: the run folder (`run=FOLDER` on the command line).
         subtask: joint training: name of the subtask that is asked; null: the only one that the query fits.
         image: an image, or a folder of images.
+        images: several images that one question is about, in order.
         question: VQA: the question. Instruction following: what the user says. Grounding: the expression.
         text: retrieval: a text query over `image=FOLDER`.
         texts: retrieval: a list of texts, or a text file with one a line, for `image=FILE`.
@@ -120,6 +121,7 @@ class PredictConfig(TrainConfig):
     source: str = ""
     subtask: str | None = None
     image: str | None = None
+    images: list[str] = field(default_factory=list)
     question: str | None = None
     text: str | None = None
     texts: list[str] = field(default_factory=list)

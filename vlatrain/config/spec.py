@@ -65,6 +65,7 @@ class TaskSpec:
             conversations.
         optional: what is read beside where it is there: weights.
         given: which of the fields a prediction needs; the others are what it finds.
+        several_images: whether a sample may have several images.
         by_image: whether rows with the same image are one sample; else each row is one.
         smallest: the sizes below which a split is refused.
         metrics: all its scores. `task.metric`, in the same file, names the headline one, which chooses the best checkpoint.
@@ -80,6 +81,7 @@ class TaskSpec:
     fields: list[str] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     given: list[str] = field(default_factory=list)
+    several_images: bool = False
     by_image: bool = False
     smallest: list[SmallestSpec] = field(default_factory=list)
     metrics: list[MetricSpec] = field(default_factory=list)

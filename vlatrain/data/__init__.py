@@ -60,12 +60,14 @@ def load(
     if config.name == "shapes":
         from vlatrain.data import shapes
 
-        if task.spec.builtin not in shapes.SETS:
+        name = f"{task.spec.builtin}_pairs" if config.pairs else task.spec.builtin
+        if name not in shapes.SETS:
+            named = "data.pairs=true and task" if config.pairs else "task"
             raise UserError(
-                f"data=shapes: has no {task.spec.builtin!r}, which task={task.name} names; it has {', '.join(shapes.SETS)}"
+                f"data=shapes: has no {name!r}, which {named}={task.name} names; it has {', '.join(shapes.SETS)}"
             )
         sizes = {split: (config.train_size if split == "train" else config.eval_size) for split in splits}
-        samples = {s: shapes.build(task.spec.builtin, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
+        samples = {s: shapes.build(name, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
         if config.groups:
             samples = {s: own if s == "train" else _grouped(own, config.groups, problems) for s, own in samples.items()}
         check_sizes(samples, task, batch_size, problems)
@@ -195,7 +197,7 @@ def _pictures(builder: Builder, samples: Sequence[Sample]) -> list[tuple[Picture
     """The pictures to be looked at, each with where it is named; none below a root that is not there, which is reported."""
     if builder.root and not os.path.isdir(builder.root):
         return []
-    return [(sample.image, sample.source) for sample in samples] + builder.rejected
+    return [(one, sample.source) for sample in samples for one in sample.pictures] + builder.rejected
 
 
 def _faults(
@@ -218,7 +220,7 @@ def _without_broken(
     whole: set[str] = set()
     for split, samples in by_split.items() if config.skip_broken else ():
         said = {identity(fault.picture): fault for fault in faults[id(builders[split])][0]}
-        broken = [sample for sample in samples if identity(sample.image) in said]
+        broken = [sample for sample in samples if any(identity(one) in said for one in sample.pictures)]
         share = len(broken) / max(1, len(samples))
         if broken and share > config.skip_broken:
             problems.add(
@@ -229,8 +231,10 @@ def _without_broken(
             continue
         whole.add(split)
         if broken:
-            left[split] = [sample for sample in samples if identity(sample.image) not in said]
-            lines = [f"{sample.source}: {said[identity(sample.image)].described}" for sample in broken]
+            out = {sample.id for sample in broken}
+            left[split] = [sample for sample in samples if sample.id not in out]
+            first = (next(said[key] for one in sample.pictures if (key := identity(one)) in said) for sample in broken)
+            lines = [f"{sample.source}: {fault.described}" for sample, fault in zip(broken, first, strict=True)]
             log.warning(
                 "data.%s: %s of %s samples (%.2f %%) are left out, as their images are missing or broken (data.skip_broken=%s): %s",
                 split, f"{len(broken):,}", f"{len(samples):,}", 100 * share, config.skip_broken, "; ".join(lines[:SHOWN]),

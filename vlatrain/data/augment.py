@@ -167,7 +167,8 @@ def _viewed(sample: Sample, settings: DataConfig, number: int) -> Sample:
     if not is_shown(sample.image):
         return sample
     if not sample.boxes:
-        return replace(sample, image=View(sample.image, number, settings.crop, settings.flip))
+        first, *rest = (View(one, number, settings.crop, settings.flip) for one in sample.pictures)
+        return replace(sample, image=first, more=tuple(rest))
     lefts, tops, rights, bottoms = zip(*sample.boxes, strict=True)
     view = View(sample.image, number, settings.crop, settings.flip, (min(lefts), min(tops), max(rights), max(bottoms)))
     boxes, mirrored = view.placed(sample.boxes)

@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple
@@ -64,14 +65,16 @@ def facts_of(
         `splits`: facts by split; `warnings`: each finding with `kind` and `message`.
     """
     distinct = {split: list(each_once(given)) for split, given in samples.items()}
-    content = same_content(sample.image for given in distinct.values() for sample in given)
+    content = same_content(one for given in distinct.values() for sample in given for one in sample.pictures)
     seen = {answer for sample in distinct.get("train", ()) for answer in sample.answers}
     splits = {}
     for split, given in distinct.items():
-        pictures = {identity(sample.image): sample.image for sample in given if is_shown(sample.image)}
+        pictures = {identity(one): one for sample in given for one in sample.pictures if is_shown(one)}
         facts: dict[str, Any] = {"samples": len(given), "images": _images(pictures, content, decoded, patience)}
         if hidden := sum(not is_shown(sample.image) for sample in given):
             facts["images"]["text_only"] = hidden
+        if several := Counter(len(sample.pictures) for sample in given if sample.more):
+            facts["images"]["several"] = {"samples": several.total(), "most": max(several)}
         facts |= _classes(given) | _answers(split, given, seen) | _captions(given, content) | box_facts(given)
         splits[split] = facts
     findings = [
@@ -191,7 +194,7 @@ def _captions(samples: Sequence[Sample], content: Mapping[str, str]) -> dict[str
         number += len(sample.captions)
         repeated += len(sample.captions) - len(set(sample.captions))
         for caption in sample.captions:
-            images.setdefault(caption, set()).add(content[identity(sample.image)])
+            images.setdefault(caption, set()).add(_seen(sample, content))
     if not images:
         return {}
     most = max(images, key=lambda caption: len(images[caption]))
@@ -217,7 +220,8 @@ def _shared_images(samples: Mapping[str, Sequence[Sample]], content: Mapping[str
     first: dict[str, dict[str, Sample]] = {}
     for split, given in samples.items():
         for sample in given:
-            first.setdefault(split, {}).setdefault(content[identity(sample.image)], sample)
+            for shown in sample.pictures:
+                first.setdefault(split, {}).setdefault(content[identity(shown)], sample)
     for one, two in combinations(first, 2):
         both = [key for key in first[two] if key in first[one]]
         if both:
@@ -237,7 +241,7 @@ def _repeated(samples: Mapping[str, Sequence[Sample]], content: Mapping[str, str
         twice = []
         for one in given:
             said = (one.question, one.answers, one.captions, one.label, one.turns, one.boxes)
-            before = first.setdefault((content[identity(one.image)], *said), one)
+            before = first.setdefault((_seen(one, content), *said), one)
             if before is not one:
                 twice.append((one, before))
         if twice:
@@ -272,7 +276,7 @@ def _contradictions(samples: Mapping[str, Sequence[Sample]], content: Mapping[st
     answers: dict[tuple[str, str], dict[frozenset[str], Sample]] = {}
     for given in samples.values():
         for sample in given:
-            image = content[identity(sample.image)]
+            image = _seen(sample, content)
             if sample.label:
                 labels.setdefault(image, {}).setdefault(sample.label, sample)
             if sample.answers:
@@ -342,7 +346,8 @@ def _small_images(samples: Mapping[str, Sequence[Sample]]) -> Iterable[Finding]:
     first: dict[str, Sample] = {}
     for given in samples.values():
         for sample in given:
-            first.setdefault(identity(sample.image), sample)
+            for shown in sample.pictures:
+                first.setdefault(identity(shown), replace(sample, image=shown))
     small = [one for one in first.values() if (header := header_of(one.image)) and min(header[:2]) < SMALL]
     if small:
         header = header_of(small[0].image)
@@ -352,6 +357,11 @@ def _small_images(samples: Mapping[str, Sequence[Sample]]) -> Iterable[Finding]:
             f"{_of(len(small), len(first), 'images')} have a side of less than {SMALL} pixels (the first: {_place(small[0])}, "
             f"{header.width} x {header.height})",
         )
+
+
+def _seen(sample: Sample, content: Mapping[str, str]) -> str:
+    """What tells the images of a sample, in their order, from others by content."""
+    return "\0".join(content[identity(one)] for one in sample.pictures)
 
 
 def _place(sample: Sample) -> str:

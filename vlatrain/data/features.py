@@ -11,8 +11,9 @@ from PIL import Image
 
 from vlatrain.config import ModelConfig
 from vlatrain.config.errors import UserError
+from vlatrain.config.families import SEVERAL_IMAGES
 from vlatrain.data.images import NO_SUCH_IMAGE, BytesPicture, FilePicture, is_shown
-from vlatrain.data.lazy import pictures
+from vlatrain.data.lazy import column, pictures
 from vlatrain.data.sample import Picture, Sample
 
 Given = Image.Image | bytes | str | Path
@@ -85,15 +86,29 @@ def picture_from(given: Given, name: str) -> Picture:
 
 
 def check_shown(model: ModelConfig, samples: Sequence[Sample]) -> None:
-    """Make sure that samples come as the model takes them: as images, or as features of its width.
+    """Make sure that samples come as the model takes them: as images, or as features of its width; with one, or with several.
 
     Raises:
         UserError: some do not, by file and line.
     """
-    problems = list(_problems(model, samples))
+    problems = [*_too_many(model, samples), *_problems(model, samples)]
     more = [f"... and {len(problems) - SHOWN:,} more of the kind"] if len(problems) > SHOWN else []
     if problems:
         raise UserError([*problems[:SHOWN], *more])
+
+
+def _too_many(model: ModelConfig, samples: Sequence[Sample]) -> Iterator[str]:
+    """That samples have several images, and the model takes one."""
+    if model.family in SEVERAL_IMAGES:
+        return
+    several = [place for place, more in enumerate(column(samples, "more")) if more]
+    if several:
+        first = samples[several[0]]
+        others = f", and {len(several) - 1:,} more" if len(several) > 1 else ""
+        yield (
+            f"{first.source or first.id}: {len(first.pictures)} images{others}, and model={model.name} takes one for a text; "
+            "tiny_composite and composite take several"
+        )
 
 
 def _problems(model: ModelConfig, samples: Sequence[Sample]) -> Iterator[str]:
@@ -103,21 +118,26 @@ def _problems(model: ModelConfig, samples: Sequence[Sample]) -> Iterator[str]:
         return
     seen: set[str] = set()
     for sample in samples:
-        picture, where = sample.image, f"{sample.source}: " if sample.source else ""
-        if not isinstance(picture, FeaturePicture):
-            if width and is_shown(picture):
-                name = getattr(picture, "name", "the image")
-                yield f"{where}{name} is no {ENDING} file, and model/vision=features takes features that were extracted before"
-        elif picture.path in seen:
-            continue
-        elif not width:
-            yield (
-                f"{where}{picture.name} holds features, and model={model.name} takes images; model=composite model/vision=features "
-                "takes features"
-            )
-        elif (found := picture.shape()[1]) != width:
-            yield (
-                f"{where}{picture.name} has features of width {found}, and the model takes {width}; "
-                f"model.config.vision_config.hidden_size={found} makes it take these"
-            )
-        seen.add(getattr(picture, "path", ""))
+        where = f"{sample.source}: " if sample.source else ""
+        for picture in sample.pictures:
+            if not isinstance(picture, FeaturePicture) or picture.path not in seen:
+                yield from _unlike(model, picture, where, width)
+            seen.add(getattr(picture, "path", ""))
+
+
+def _unlike(model: ModelConfig, picture: Picture, where: str, width: int) -> Iterator[str]:
+    """What a picture has otherwise than a model takes: images, or features of a width (0: images)."""
+    if not isinstance(picture, FeaturePicture):
+        if width and is_shown(picture):
+            name = getattr(picture, "name", "the image")
+            yield f"{where}{name} is no {ENDING} file, and model/vision=features takes features that were extracted before"
+    elif not width:
+        yield (
+            f"{where}{picture.name} holds features, and model={model.name} takes images; model=composite model/vision=features "
+            "takes features"
+        )
+    elif (found := picture.shape()[1]) != width:
+        yield (
+            f"{where}{picture.name} has features of width {found}, and the model takes {width}; "
+            f"model.config.vision_config.hidden_size={found} makes it take these"
+        )

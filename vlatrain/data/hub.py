@@ -146,6 +146,7 @@ def _read_split(
             absent=absent,
             form=config.boxes,
             groups=groups,
+            most=config.max_images,
         )
         if not config.streaming:
             _add_all(dataset, columns, builder, name, [] if groups is None else _plain(dataset.features))

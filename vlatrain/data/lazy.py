@@ -190,8 +190,8 @@ def pictures(samples: Sequence[Sample]) -> Iterator[Picture]:
     if isinstance(samples, Lazy):
         return samples.pictures_among(np.arange(len(samples)))
     found: dict[str, Picture] = {}
-    for sample in samples:
-        found.setdefault(identity(sample.image), sample.image)
+    for one in (one for sample in samples for one in sample.pictures):
+        found.setdefault(identity(one), one)
     return iter(found.values())
 
 
@@ -201,6 +201,11 @@ def distinct(samples: Sequence[Sample]) -> Sequence[Sample]:
         first = np.unique(samples.places, return_index=True)[1]
         return samples if len(first) == len(samples) else select(samples, np.sort(first))
     return samples if isinstance(samples, Lazy) else list({sample.id: sample for sample in samples}.values())
+
+
+def most_images(samples: Sequence[Sample]) -> int:
+    """The most pictures that a sample has."""
+    return 1 + max(map(len, column(samples, "more")), default=0)
 
 
 class Images(Sequence[Picture]):

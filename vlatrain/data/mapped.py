@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow
 
-from vlatrain.data.arrow_columns import NotStorableError, read_columns, write_columns
+from vlatrain.data.arrow_columns import NotStorableError, Same, read_columns, write_columns
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import BytesPicture, FilePicture, Header, NoPicture, identity
 from vlatrain.data.lazy import Lazy
@@ -28,6 +28,7 @@ RECENT = 16_384  # pictures that are held
 KINDS = (FilePicture, FeaturePicture, BytesPicture, NoPicture)
 FILE, FEATURES, BYTES, NONE = range(len(KINDS))
 SHOWN = ("image", "mask")  # fields that hold pictures: their columns are numbers of these
+MORE = "more"  # the field that holds several: tuples of numbers
 NOTHING = -1  # number of the mask of a sample without one; number in a header that there is not
 FIELDS = [field.name for field in fields(Sample)]
 PLAIN = [name for name in FIELDS if name not in SHOWN]
@@ -139,6 +140,8 @@ class Mapped(Lazy):
 
     def _values(self, field: str, places: np.ndarray) -> list[Any]:
         values = self.columns[field].among(places)
+        if field == MORE and any(values):
+            return [tuple(self.album.among(numbers)) for numbers in values]
         if field not in SHOWN:
             return values
         if NOTHING not in values:
@@ -148,6 +151,9 @@ class Mapped(Lazy):
     def pictures_among(self, places: np.ndarray) -> Iterator[Picture]:
         """The distinct pictures of the samples at some places."""
         numbers = np.asarray(self.columns["image"].among(places), dtype=np.int64)
+        if not isinstance(self.columns[MORE], Same):  # else none has several
+            each = zip(numbers.tolist(), self.columns[MORE].among(places), strict=True)
+            numbers = np.array([number for one, more in each for number in (one, *more)], dtype=np.int64)
         first = np.sort(np.unique(numbers, return_index=True)[1])
         for block in _blocks(numbers[first]):
             yield from self.album.among(block.tolist())
@@ -205,22 +211,22 @@ def write(
     numbers: dict[Any, int] = {}
     album: list[Picture] = []
     about: dict[str, Any] = {"same": {}, "documents": {}, "numbers": {}, "fingerprints": {}, "said": list(said)}
+
+    def number(picture: Picture | None) -> int:
+        if picture is None:
+            return NOTHING
+        key = identity(picture), getattr(picture, "name", "")
+        if key not in numbers:
+            numbers[key] = len(album)
+            album.append(picture)
+        return numbers[key]
+
     for split, given in samples.items():
-        shown: dict[str, Any] = {}
-        for name in SHOWN:
-            places = []
-            for sample in given:
-                picture: Picture | None = getattr(sample, name)
-                if picture is None:
-                    places.append(NOTHING)
-                    continue
-                key = identity(picture), getattr(picture, "name", "")
-                if key not in numbers:
-                    numbers[key] = len(album)
-                    album.append(picture)
-                places.append(numbers[key])
-            shown[name] = pyarrow.array(places, pyarrow.int32())
+        shown = {
+            name: pyarrow.array([number(getattr(sample, name)) for sample in given], pyarrow.int32()) for name in SHOWN
+        }
         columns = {name: [getattr(sample, name) for sample in given] for name in PLAIN}
+        columns[MORE] = [tuple(map(number, own)) for own in columns[MORE]]
         write_columns(folder, split, columns, shown, about)
         about["fingerprints"][split] = fingerprint(given)
     _write_pictures(folder, [*album, *others], state_of, about)

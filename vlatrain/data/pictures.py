@@ -25,7 +25,15 @@ SHOWN = 24  # characters of base64 text in a message
 
 
 class SeveralImagesError(Exception):
-    """There is more than one image where one is taken."""
+    """There are more images than are taken.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
 
 
 def cells(value: Any, delimited: bool = False) -> list[Any]:
@@ -68,11 +76,31 @@ class Pictures:
             SeveralImagesError: there are several.
             CellError: there is none, or it is none.
         """
-        if not images:
+        return self.of([images], source, 1)[0]
+
+    def of(self, places: Sequence[Sequence[Any]], source: str, most: int) -> tuple[Picture, ...]:
+        """The pictures of a row, in order. One that is named again and again is one.
+
+        Args:
+            places: what each place that may hold images has, from `cells`: columns, and a conversation.
+            source: where the row is, for messages.
+            most: so many are taken.
+
+        Raises:
+            SeveralImagesError: there are more.
+            CellError: there is none, or one is none, or two places have different ones.
+        """
+        held = [[*images] for images in places if images]
+        if not held:
             raise CellError("empty image")
-        if any(not _same(image, images[0]) for image in images[1:]):  # a cell and a message may name the same
-            raise SeveralImagesError
-        return self._picture(images[0], source)
+        every = [image for images in held for image in images]
+        if all(_same(image, every[0]) for image in every[1:]):  # a cell and a message may name the same
+            return (self._picture(every[0], source),)
+        if most == 1 or len(held[0]) > most:
+            raise SeveralImagesError(len(held[0]) if len(held) == 1 else len(every))
+        if any(len(images) != len(held[0]) or not all(map(_same, images, held[0])) for images in held[1:]):
+            raise CellError("two places of the row have different images: put all of them into one")
+        return tuple(self._picture(image, source) for image in held[0])
 
     def _picture(self, value: Any, source: str) -> Picture:
         if isinstance(value, bytes | bytearray | memoryview) and len(value):

@@ -153,6 +153,7 @@ class Files:
             absent,
             self.config.boxes,
             self.config.groups if self.labelled else None,
+            self.config.max_images,
         )
 
 

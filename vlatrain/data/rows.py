@@ -5,6 +5,8 @@
   also stand in a message.
 - Every row is a sample, but of tasks whose description says `by_image`: there rows with the same image become one with several
   captions, in the order of the file.
+- Of several images, `image` and `images` have a list, or the conversation has them; `<image>` in question or conversation marks the
+  place of each, or no place is marked.
 - A sample's id is the `id` column where there is one (the first row's, of several), else its place: `t.jsonl:12`, `t.json[3]`.
 """
 
@@ -25,7 +27,7 @@ from vlatrain.data.columns import Column, hint
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import NoPicture, header_of, identity, upright_size
 from vlatrain.data.pictures import Pictures, SeveralImagesError, cells
-from vlatrain.data.sample import Picture, Sample
+from vlatrain.data.sample import IMAGE, Picture, Sample, Turn
 from vlatrain.data.tables import Row
 from vlatrain.data.turns import Conversation, conversation, refuse_tools
 
@@ -71,6 +73,7 @@ class Builder:
         text_only: what becomes of conversations without an image: train, drop or refuse.
         absent: what to say where no row has an image, and there is no column of images.
         form: how boxes are written, see `vlatrain.data.boxes`.
+        most: so many images a sample may have.
         groups: the columns by which scores are given; then samples keep all other columns that hold plain values. None: nothing
             is kept.
     """
@@ -88,6 +91,7 @@ class Builder:
         absent: str = "",
         form: str = "xyxy",
         groups: Sequence[str] | None = None,
+        most: int = 1,
     ) -> None:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
@@ -101,6 +105,8 @@ class Builder:
         self._problems = problems
         self._pictures = Pictures(root)
         self._on_text_only, self._absent, self._form = text_only, absent, form
+        self._most, self._count = (most if spec.several_images else 1), 0
+        self._takes_several = spec.several_images
         self._groups = None if groups is None else tuple(groups)
         self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
         self.count = 0
@@ -118,8 +124,7 @@ class Builder:
         if not self._grouped:
             return True
         try:
-            images = [image for field in ("image", "images") for image in self._images(field, row[1])]
-            return identity(self._pictures.one(images, "")) not in self._captions
+            return _key(self._pictures.of(self._held(row[1]), "", self._most)) not in self._captions
         except (CellError, SeveralImagesError):
             return True
 
@@ -135,34 +140,37 @@ class Builder:
         self.count += 1
         said = self._conversation(record, source)
         if picture is None:
-            picture = self.picture(record, source, said)
+            pictures = self.pictures(record, source, said)
         elif said and said.images:
-            self._several.add(source)
+            self._add_several(source, 1 + len(said.images))
             return
+        else:
+            pictures = (picture,)
+        picture = pictures[0] if pictures else None
         question, label = self._text("question", record, source), self._text("label", record, source)
         answers, weights = self._answers(record, source)
         captions = self._texts("captions", record, source)
         mask = self._mask(record, source)
         boxes = self._boxes(record, picture, source)
         identifier = self._id(record, place, source)
+        turns = self._turns(question, said, len(pictures), source) if pictures else ()
         if picture is None:
             return
         if len(self._problems) > before:
-            self.rejected.append((picture, source))
+            self.rejected += [(one, source) for one in pictures]
             return
-        if said and said.moved:
+        if said and said.moved and len(pictures) == 1:
             self._moved.add(source)
-        key = identity(picture) if self._grouped else ""
+        key = _key(pictures) if self._grouped else ""
         if key and key in self._captions:
             self._captions[key][1].extend(captions)
         elif identifier in self._ids:
             self._duplicate(identifier, source)
-            self.rejected.append((picture, source))
+            self.rejected += [(one, source) for one in pictures]
         else:
             if key:
                 self._captions[key] = (len(self.samples), list(captions))
             self._ids[identifier] = source
-            turns = said.turns if said else ()
             sample = Sample(
                 identifier,
                 picture,
@@ -175,6 +183,7 @@ class Builder:
                 turns=turns,
                 mask=mask,
                 boxes=boxes,
+                more=pictures[1:],
             )
             self.samples.append(sample if self._groups is None else self._described(sample, record))
 
@@ -183,29 +192,49 @@ class Builder:
         plain = tuple((name, value) for name, value in record.items() if name not in self._used and _is_plain(value))
         return replace(sample, extra=plain, groups=self._groups or ())
 
-    def picture(self, record: Mapping[str, Any], source: str, said: Conversation | None = None) -> Picture | None:
-        """The picture of a row, from its cell or from its conversation.
+    def pictures(self, record: Mapping[str, Any], source: str, said: Conversation | None = None) -> tuple[Picture, ...]:
+        """The pictures of a row, from its cells or from its conversation.
 
         Returns:
-            The picture; None if the row has none, or several, or it is none, which is reported.
+            The pictures; empty if the row has none, or too many, or one is none, which is reported.
         """
         names = ", ".join(f"'{self._columns[field].name}'" for field in ("image", "images") if field in self._columns)
         try:
-            given = [image for field in ("image", "images") for image in self._images(field, record)]
-            if not given and said is None and "conversations" in self._columns:
-                return None  # it may have been in the conversation, which is reported
-            if not given and said is not None and not said.images:
+            held = self._held(record)
+            if not any(held) and said is None and "conversations" in self._columns:
+                return ()  # it may have been in the conversation, which is reported
+            if not any(held) and said is not None and not said.images:
                 if said.marks:
                     raise CellError("the conversation shows an image, and there is none")
                 self._text_only.add(source)
-                return NoPicture(source) if self._on_text_only == "train" else None
-            return self._pictures.one([*given, *(said.images if said else ())], source)
-        except SeveralImagesError:
-            self._several.add(source)
+                return (NoPicture(source),) if self._on_text_only == "train" else ()
+            return self._pictures.of([*held, said.images if said else ()], source, self._most)
+        except SeveralImagesError as error:
+            self._add_several(source, error.count)
         except CellError as error:
             where = f"column {names}: " if names else ""
             self._problems.add("bad image cells", f"{source}: {where}{error}")
-        return None
+        return ()
+
+    def _add_several(self, source: str, count: int) -> None:
+        self._count = self._count or count
+        self._several.add(source)
+
+    def _turns(self, question: str, said: Conversation | None, count: int, source: str) -> tuple[Turn, ...]:
+        """The turns of a conversation about so many images: about several with the places of these, if they are marked, in each of
+        which one stands; the question is looked at for the same."""
+        turns = said.turns if said else ()
+        placed = (said.placed if said else ()) or turns
+        marks = question.count(IMAGE) + sum(turn.user.count(IMAGE) for turn in placed)
+        if count == 1 or not marks:
+            return turns
+        if marks != count:
+            marked = "1 place" if marks == 1 else f"{marks} places"
+            self._problems.add(
+                "places of images",
+                f"{source}: {count} images, and {marked} marked by {IMAGE}: mark the place of each, or none",
+            )
+        return placed
 
     def _mask(self, record: Mapping[str, Any], source: str) -> Picture | None:
         """The mask of a row; None if the task has none, or it is missing, which is reported."""
@@ -221,8 +250,10 @@ class Builder:
             self._problems.add("bad mask cells", f"{source}: column '{column.name}': {said}")
         return None
 
-    def _images(self, field: str, record: Mapping[str, Any]) -> list[Any]:
-        return cells(self._columns[field].of(record), self._delimited) if field in self._columns else []
+    def _held(self, record: Mapping[str, Any]) -> list[list[Any]]:
+        """The images in each of the columns that may hold some."""
+        columns = [self._columns[field] for field in ("image", "images") if field in self._columns]
+        return [cells(column.of(record), self._delimited) for column in columns]
 
     def finish(self) -> list[Sample]:
         """The samples, with all their captions. Reports, and says, what concerns many rows."""
@@ -246,10 +277,14 @@ class Builder:
     def _finish_images(self) -> None:
         several, text_only, moved = self._several, self._text_only, self._moved
         if several.number:
+            limit = (
+                f"data.max_images={self._most} is the most of a sample: set a larger one"
+                if self._takes_several
+                else "this task takes one image a sample: write a row for each"
+            )
             self._problems.add(
                 "several images",
-                f"{several.first}: several images{several.more}: this version takes one image a sample: write a row for each, or "
-                "leave such rows out",
+                f"{several.first}: {self._count} images{several.more}: {limit}, or leave such rows out",
             )
         if text_only.number and text_only.number == self.count and self._absent:
             self._problems.add("absent columns", self._absent)
@@ -385,6 +420,11 @@ class Builder:
         except CellError as error:
             self._problems.add("bad conversations", f"{source}: column '{column}': {error}")
             return None
+
+
+def _key(pictures: Sequence[Picture]) -> str:
+    """What tells pictures, in this order, from others."""
+    return "\0".join(map(identity, pictures))
 
 
 def _is_plain(value: Any) -> bool:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from PIL import Image
 
+IMAGE = "<image>"  # marks the place of an image in the texts of a sample with several
+
 
 class Picture(Protocol):
     """An image that can be loaded. Picklable, so that data-loader workers can do the loading."""
@@ -44,11 +46,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with what is asked or said about it.
+    """One image, or several, with what is asked or said about it.
 
     Attributes:
         id: unique within its split and stable over runs.
-        image: the picture.
+        image: the picture; of several the first.
         question: the question (VQA), else empty.
         answers: reference answers; one, or several annotators' (VQA).
         weights: training weight of each answer, same length as `answers`; empty means each occurrence counts the same.
@@ -61,6 +63,8 @@ class Sample:
         boxes: where what the question names is (grounding): left, top, right, bottom of each, in shares of the upright image.
         extra: the data's other columns, as far as they hold plain values: name and value of each; nothing is learned from them.
         groups: names of those by which scores are given.
+        more: the pictures after the first. The texts of a sample with several may mark the place of each by `IMAGE`; without, all
+            stand in front of the first text.
     """
 
     id: str
@@ -77,6 +81,12 @@ class Sample:
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     extra: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     groups: tuple[str, ...] = field(default=(), compare=False)
+    more: tuple[Picture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All its pictures, in order."""
+        return (self.image, *self.more)
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -84,12 +94,12 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     if known := getattr(samples, "fingerprint", ""):  # found when they were written to disk
         return str(known)
     digest, number = hashlib.sha256(), 0
-    apart = ("image", "mask", "source", "boxes", "extra", "groups")
+    apart = ("image", "more", "mask", "source", "boxes", "extra", "groups")
     said = [field.name for field in fields(Sample) if field.name not in apart]
     for number, sample in enumerate(samples, start=1):  # noqa: B007, the last is their number
-        name = str(getattr(sample.image, "path", "")).rpartition("/")[2]
+        names = [str(getattr(one, "path", "")).rpartition("/")[2] for one in sample.pictures]
         masks = [str(getattr(sample.mask, "path", "")).rpartition("/")[2]] if sample.mask is not None else []
-        digest.update(repr([name, *(getattr(sample, field) for field in said), *masks]).encode())
+        digest.update(repr([*names, *(getattr(sample, field) for field in said), *masks]).encode())
         digest.update(repr(sample.boxes).encode() if sample.boxes else b"")  # others are as before there were boxes
     return f"{number} samples, {digest.hexdigest()[:16]}"
 

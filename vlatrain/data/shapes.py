@@ -1,9 +1,11 @@
-"""The built-in data: six small tasks on generated scenes that the tiny backbones were not pre-trained for.
+"""The built-in data: eight small sets on generated scenes that the tiny backbones were not pre-trained for.
 
 The backbones know colours, shapes, counts and places (scripts/tiny_grammar.py is all that they were taught). The tasks
 here ask for something else that can be seen in the same pictures, so that an adapter has a job:
 
 - vqa: how many corners a shape has, whether its colour is warm or cool, whether it is large or small;
+- vqa_pairs (`data.pairs`): what two pictures have in common, and how many shapes they have together; of one of the two nothing
+  can be told of yes or no, and of other answers no more than one of two, or of three;
 - captioning: a house style, "set of two : small ring in red, large star in blue", with other words, another
   order and a size that no caption of the pre-training had;
 - retrieval: a catalogue's vocabulary ("maroon hoop with navy gem"), where pre-training had "a red ring and a blue
@@ -64,7 +66,7 @@ def size_word(figure: Figure) -> str:
 def _scene(rng: random.Random, count: int) -> Scene:
     """A scene of shapes that differ in colour and in kind, each clearly small or large."""
     hues, kinds = shuffled(rng, tuple(COLOURS))[:count], shuffled(rng, KINDS)[:count]
-    return _drawn(rng, hues, kinds, lambda: [SMALL if rng.random() < 0.5 else LARGE for _ in range(count)])
+    return _of(rng, hues, kinds)
 
 
 def _drawn(
@@ -105,6 +107,40 @@ def _vqa(rng: random.Random, number: int) -> Sample:
         named = pick(rng, (figure.kind, f"{figure.colour} shape"))
         question, answer = f"is the {named} large or small?", size_word(figure)
     return Sample("", scene, question=question, answers=(answer,), extra=(("topic", topic),))
+
+
+def _vqa_pairs(rng: random.Random, number: int) -> Sample:
+    """One question about two pictures. Seen alone, either leaves yes and no equally likely, a sum one of three, and what both have
+    one of two."""
+    topic = pick(rng, ("same number", "same color", "sum", "color", "kind"))
+    if topic in ("same number", "sum"):
+        first = 1 + int(rng.random() * 3)
+        others = [count for count in (1, 2, 3) if count != first]
+        second = 1 + int(rng.random() * 3) if topic == "sum" else first if rng.random() < 0.5 else pick(rng, others)
+        scenes = _scene(rng, first), _scene(rng, second)
+        if topic == "sum":
+            question, answer = "how many shapes are there in both together?", str(first + second)
+        else:
+            question, answer = "do both show the same number of shapes?", "yes" if first == second else "no"
+    elif topic == "same color":
+        hues, kinds = shuffled(rng, tuple(COLOURS))[:2], shuffled(rng, KINDS)[:2]
+        same = rng.random() < 0.5
+        scenes = _of(rng, hues[:1], kinds[:1]), _of(rng, hues[:1] if same else hues[1:], kinds[1:])
+        question, answer = "do both show the same color?", "yes" if same else "no"
+    else:
+        hues, kinds = shuffled(rng, tuple(COLOURS))[:4], shuffled(rng, KINDS)[:4]
+        if topic == "color":
+            scenes = _of(rng, hues[:2], kinds[:2]), _of(rng, [hues[0], hues[2]], kinds[2:])
+            question, answer = "what color is in both?", hues[0]
+        else:
+            scenes = _of(rng, hues[:2], kinds[:2]), _of(rng, hues[2:], [kinds[0], kinds[2]])
+            question, answer = "what shape is in both?", kinds[0]
+    return Sample("", scenes[0], question, (answer,), extra=(("topic", topic),), more=(scenes[1],))
+
+
+def _of(rng: random.Random, hues: Sequence[str], kinds: Sequence[str]) -> Scene:
+    """A scene of shapes of these colours and kinds, each small or large."""
+    return _drawn(rng, hues, kinds, lambda: [SMALL if rng.random() < 0.5 else LARGE for _ in hues])
 
 
 def _captioning(rng: random.Random, number: int) -> Sample:
@@ -201,6 +237,7 @@ def _grounding(rng: random.Random, number: int) -> Sample:
 #: By the name that a task's description has for it (`spec.builtin`).
 _MAKERS: dict[str, Callable[[random.Random, int], Sample]] = {
     "vqa": _vqa,
+    "vqa_pairs": _vqa_pairs,
     "captioning": _captioning,
     "retrieval": _retrieval,
     "classification": _classification,
@@ -216,7 +253,7 @@ def build(name: str, split: str, size: int, seed: int) -> list[Sample]:
     """Samples of a built-in set.
 
     Args:
-        name: "vqa", "captioning", "retrieval", "classification", "instruct", "segmentation" or "grounding".
+        name: "vqa", "vqa_pairs", "captioning", "retrieval", "classification", "instruct", "segmentation" or "grounding".
         split: "train", "eval" or "test". No two splits share a scene; in retrieval no two samples of eval, or of test,
             share a caption.
         size: number of samples. A longer list begins with a shorter one.

@@ -44,12 +44,12 @@ def hold_out(
         off.
     """
     groups: dict[str, int] = {}  # image -> number of its samples
-    for sample in samples:
-        key = identity(sample.image)
+    keys = _linked(samples)
+    for key in keys:
         groups[key] = groups.get(key, 0) + 1
     labels: dict[str, str] = {}
-    for sample in samples if by_class else ():
-        labels.setdefault(identity(sample.image), sample.label)
+    for key, sample in zip(keys, samples, strict=True) if by_class else ():
+        labels.setdefault(key, sample.label)
     order = _shuffled(list(groups), f"hold out {seed}", labels)
     stay = Counter(labels.get(key, "") for key in order)  # images of each class that are left
     chosen: set[str] = set()
@@ -61,9 +61,26 @@ def hold_out(
             stay[label] -= 1
             chosen.add(key)
             total += groups[key]
-    rest = [sample for sample in samples if identity(sample.image) not in chosen]
-    held = [sample for sample in samples if identity(sample.image) in chosen]
+    rest = [sample for key, sample in zip(keys, samples, strict=True) if key not in chosen]
+    held = [sample for key, sample in zip(keys, samples, strict=True) if key in chosen]
     return rest, held
+
+
+def _linked(samples: Sequence[Sample]) -> list[str]:
+    """For each sample a name that it has in common with those that share an image with it, directly or through others."""
+    above: dict[str, str] = {}
+
+    def top(key: str) -> str:
+        while (up := above.get(key, key)) != key:
+            above[key] = key = above.get(up, up)  # the way becomes shorter each time
+        return key
+
+    for sample in samples:
+        for other in sample.more:
+            one, two = top(identity(sample.image)), top(identity(other))
+            if one != two:
+                above[two] = one
+    return [top(identity(sample.image)) for sample in samples]
 
 
 def cap(samples: Sequence[Sample], size: int | None, seed: int, by_class: bool = False) -> list[Sample]:

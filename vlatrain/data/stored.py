@@ -175,7 +175,8 @@ def _read_and_keep(folder: Path, read: Callable[[], Loaded]) -> dict[str, Sequen
 def _keep(folder: Path, loaded: Loaded, said: Sequence[tuple[int, str]]) -> bool:
     """Write a table as a whole; whether that could be done."""
     try:
-        images = sum(len(getattr(one.image, "data", b"")) for own in loaded.samples.values() for one in own)
+        pictures = (picture for own in loaded.samples.values() for one in own for picture in one.pictures)
+        images = sum(len(getattr(picture, "data", b"")) for picture in pictures)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if images > SHARE * shutil.disk_usage(folder.parent).free:
             raise OSError(f"{images / 1e9:.1f} GB of images have no room")

@@ -5,21 +5,21 @@
   `{"type": "text", "text": TEXT}`, `{"type": "image"}`, which marks the image's place, `{"type": "image", "image": PATH}`, or
   OpenAI's `{"type": "image_url", "image_url": {"url": PATH}}`, where the path may also be a data: URI.
 
-User and assistant take turns, the user first. The sample has one image, which stands in front of the user's first message; a mark
-of its place is taken out of the texts, wherever and however often it stands there. What the system says at the start goes before
-the user's first words, as in the templates of models that know no system.
+User and assistant take turns, the user first. A sample's one image stands in front of the user's first message; a mark of its place
+is taken out of the texts, wherever and however often it stands there. Of several images each keeps its place: `placed` has the same
+turns with `<image>` where an image stands. What the system says at the start goes before the user's first words, as in the
+templates of models that know no system.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.data.cells import CellError, clipped, kind, parse_list, text
-from vlatrain.data.sample import Turn
+from vlatrain.data.sample import IMAGE, Turn
 
-IMAGE = "<image>"
 SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant"), "assistant"),
@@ -42,22 +42,25 @@ class Conversation:
         images: what its messages hold of images: paths, URIs or the images themselves.
         marks: how often the place of an image is marked, without saying which.
         moved: whether a mark stands elsewhere than once in the user's first message.
+        placed: the turns with `IMAGE` at the place of each image; empty: there is none.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[Any, ...] = ()
     marks: int = 0
     moved: bool = False
+    placed: tuple[Turn, ...] = ()
 
 
 @dataclass
 class Message:
-    """One message: who speaks, what, the images in it, and how often it marks the place of one."""
+    """One message: who speaks, what, the images in it, how often it marks the place of one, and its words with all marks."""
 
     speaker: str
     words: str
     images: list[Any]
     marks: int
+    placed: str = ""
 
 
 def conversation(value: Any, finished: bool = True, system: str = "", placeholders: bool = False) -> Conversation:
@@ -84,7 +87,14 @@ def conversation(value: Any, finished: bool = True, system: str = "", placeholde
     turns = _turns(messages, finished, system)
     images = tuple(image for message in messages for image in message.images)
     marks = sum(message.marks for message in messages)
-    return Conversation(turns, images, marks, len(shown) > 1 or any(place > first for place in shown))
+    placed = [replace(message, words=message.placed) for message in messages]
+    return Conversation(
+        turns,
+        images,
+        marks,
+        len(shown) > 1 or any(place > first for place in shown),
+        _turns(placed, finished, system) if shown else (),
+    )
 
 
 def _turns(messages: list[Message], finished: bool, system: str) -> tuple[Turn, ...]:
@@ -145,7 +155,7 @@ def _message(message: Any) -> Message:
     if speaker not in SPEAKERS:
         raise CellError(f"'{form[0]}' is {clipped(repr(speaker))}; it must be one of {', '.join(SPEAKERS)}")
     parts = content if form[0] == "role" and isinstance(content, list | tuple) else [{"type": "text", "text": content}]
-    words: list[str] = []
+    words, placed = list[str](), list[str]()
     read = Message(SPEAKERS[speaker], "", [], 0)
     for part in parts:
         form_of = _type_of(part)
@@ -153,15 +163,17 @@ def _message(message: Any) -> Message:
             said = text(part.get("text"))
             read.marks += said.count(IMAGE)
             words.append(said.replace(IMAGE, "").strip())
+            placed.append(said.strip())
         elif form_of in IMAGES:
             image = _image_in(part)
             read.images += [] if image is None else [image]
             read.marks += image is None
+            placed.append(IMAGE)
         else:
             raise CellError(f"a part of type {clipped(repr(form_of))}; it must be text or image")
     if read.speaker == "assistant" and (read.marks or read.images):
         raise CellError("the assistant shows an image; an image is shown by the user")
-    read.words = "\n".join(filter(None, words))
+    read.words, read.placed = "\n".join(filter(None, words)), "\n".join(filter(None, placed))
     return read
 
 

@@ -55,6 +55,7 @@ def _splits(splits: Mapping[str, Any], title: str) -> Table:
         "samples": lambda facts: f"{facts['samples']:,}",
         "images": lambda facts: f"{facts['images']['number']:,}",
         "without an image": lambda facts: _if(facts["images"], "text_only", "{:,}"),
+        "with several images": lambda facts: _several(facts["images"].get("several")),
         "images by content": lambda facts: f"{facts['images']['distinct']:,}",
         "pixels, least to most": lambda facts: _sizes(facts["images"]) if "width" in facts["images"] else "",
         "formats": lambda facts: _counts(facts["images"]["formats"]),
@@ -166,6 +167,10 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def _several(facts: Mapping[str, int] | None) -> str:
+    return f"{facts['samples']:,}, {facts['most']} at most" if facts else ""
 
 
 def _if(facts: Mapping[str, Any], key: str, form: str) -> str:

@@ -256,10 +256,10 @@ class Task(ABC):
         questions = [sample.question for sample in samples] if asked else None
         cache, length = self.backbone.cache, self.longest("question")
         if cache:
-            found = self.backbone.given(len(samples), questions, length)
+            found = self.backbone.given([len(sample.pictures) for sample in samples], questions, length)
             if prefix := cache.read(samples, asked, found["question"].ids.shape[1] if "question" in found else None):
                 return {**found, "prefix": prefix}
-        images = [self.backbone.load(sample.image) for sample in samples]
+        images = self.backbone.load_all(samples)
         with images_named(self.backbone, samples, images):
             return self.backbone.inputs(images, questions, length)
 

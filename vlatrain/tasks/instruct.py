@@ -206,15 +206,18 @@ class Instruct(Task):
 
     def _about(
         self, samples: Sequence[Sample]
-    ) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]], dict[str, list[bool]]]:
+    ) -> tuple[Inputs, list[Any] | None, list[tuple[Turn, ...]], dict[str, Any]]:
         """What is kept of the samples' images, or else these; the conversations; and where some are of text alone, as `shown`
-        for each whether it is about its image."""
+        for each whether it is about its image; where some are about several images that are kept, as `counts` how many."""
         cache, conversations = self.backbone.cache, [sample.turns for sample in samples]
         shown = [is_shown(sample.image) for sample in samples]
-        hidden = {} if all(shown) else {"shown": shown}
+        hidden: dict[str, Any] = {} if all(shown) else {"shown": shown}
         if cache and (prefix := cache.read(samples, asked=False)):
-            return {"prefix": prefix}, None, conversations, hidden
-        return {}, [self.backbone.load(sample.image) for sample in samples], conversations, hidden
+            several = (
+                {"counts": [len(sample.pictures) for sample in samples]} if any(one.more for one in samples) else {}
+            )
+            return {"prefix": prefix}, None, conversations, {**hidden, **several}
+        return {}, self.backbone.load_all(samples), conversations, hidden
 
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""

@@ -18,7 +18,7 @@ from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.data.lazy import Images, by_subtask, distinct, joined
+from vlatrain.data.lazy import Images, by_subtask, distinct, joined, most_images
 from vlatrain.tasks.looks import Form, Seen, looked_at, reading, writing
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def check_lengths(tasks: Mapping[str, Task], samples: Mapping[str, Sequence[Samp
     problems: list[str] = []
     with quiet():  # tokenizers tell of texts that are too long
         for task in [*tasks.values()][:1]:  # all have the same backbone
-            task.backbone.measure(Images(joined(samples.values())))
+            every = joined(samples.values())
+            task.backbone.measure(Images(every), most_images(every))
         for name, task in tasks.items():
             own = by_subtask(samples, name)
             report = _Report(task, f"task.subtasks.{name}." if name else "task.", f"subtask {name}: " if name else "")

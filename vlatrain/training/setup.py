@@ -21,7 +21,7 @@ from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
 from vlatrain.config.files import replace_folder
-from vlatrain.data.lazy import Images, by_subtask, joined
+from vlatrain.data.lazy import Images, by_subtask, joined, most_images
 from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
 from vlatrain.injection.mixed import Mixed
@@ -209,7 +209,8 @@ def _trunk_type(config: TrainConfig, device: torch.device, precision: str) -> to
 
 def with_lengths(task: Task, samples: Mapping[str, Sequence[Sample]]) -> Task:
     """A task with numbers for the lengths that are `auto`."""
-    task.backbone.measure(Images(joined(samples.values())))
+    every = joined(samples.values())
+    task.backbone.measure(Images(every), most_images(every))
     known: dict[str, TaskConfig] = {}
     for name, subtask in subtasks_of(task).items():
         known[name] = found = settled(subtask, by_subtask(samples, name))

@@ -230,13 +230,16 @@ def _samples(config: PredictConfig) -> list[Sample]:
         samples = load_inputs(config.input, config.data, config.task)
         check_shown(config.model, samples)
         return samples
-    assert config.image is not None
-    image = Path(config.image).expanduser()
-    pictures = [picture_of(str(path)) for path in (picture_files(image) if image.is_dir() else [image])]
+    image = Path(config.image or "").expanduser()
+    paths = [Path(path).expanduser() for path in config.images] or (picture_files(image) if image.is_dir() else [image])
+    pictures = [picture_of(str(path)) for path in paths]
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
     faults.raise_if_any()
     samples = [_sample(config.task, str(picture.path), picture, config.question) for picture in pictures]
+    if config.images:
+        name = ", ".join(sample.id for sample in samples)
+        samples = [replace(samples[0], id=name, more=tuple(pictures[1:]))]
     check_shown(config.model, samples)
     return samples
 

@@ -39,33 +39,43 @@ def write_predictions(
     write_lines(files.predictions(split), _records(evaluation, samples, saved))
 
 
-def _records(evaluation: Evaluation, samples: Sequence[Sample], saved: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _records(
+    evaluation: Evaluation, samples: Sequence[Sample], saved: dict[str, list[str | None]]
+) -> Iterator[dict[str, Any]]:
     known = {sample.id: sample for sample in samples}
     for record in evaluation.predictions:
         sample = known.get(record.get("id", ""))
         if sample is None:
             yield record
             continue
-        path = getattr(sample.image, "path", None) or saved.get(sample.id)
+        own = saved.get(sample.id, [None] * len(sample.pictures))
+        paths = [getattr(one, "path", None) or path for one, path in zip(sample.pictures, own, strict=True)]
+        shown = {"images": paths} if sample.more else {"image": paths[0]}
         columns = {"columns": dict(sample.extra)} if sample.extra else {}
-        yield {"id": sample.id, "image": path, **record, **columns}
+        yield {"id": sample.id, **shown, **record, **columns}
 
 
-def _save_images(folder: Path, samples: Sequence[Sample]) -> dict[str, str]:
-    """Write the images that are no files; by the sample's id, the path from the run folder."""
-    saved: dict[str, str] = {}
+def _save_images(folder: Path, samples: Sequence[Sample]) -> dict[str, list[str | None]]:
+    """Write the images that are no files; by the sample's id, for each of its images the path from the run folder, if it is one of
+    these."""
+    saved: dict[str, list[str | None]] = {}
     names: set[str] = set()
     for place, sample in enumerate(samples):
-        if getattr(sample.image, "path", None) or not is_shown(sample.image):
+        if all(getattr(one, "path", None) or not is_shown(one) for one in sample.pictures):
             continue
         name = re.sub(r"[^\w.-]+", "_", sample.id)[:LONGEST]
         name = f"{name}-{place}" if name in names else name
         names.add(name)
-        path = folder / f"{name}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            sample.image.load().save(path)
-        except OSError as error:
-            raise UserError(f"data.save_images: {path} could not be written ({error.strerror or error})") from error
-        saved[sample.id] = f"{folder.name}/{path.name}"
+        saved[sample.id] = []
+        for number, picture in enumerate(sample.pictures, 1):
+            if getattr(picture, "path", None):
+                saved[sample.id].append(None)
+                continue
+            path = folder / (f"{name}_{number}.png" if sample.more else f"{name}.png")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.load().save(path)
+            except OSError as error:
+                raise UserError(f"data.save_images: {path} could not be written ({error.strerror or error})") from error
+            saved[sample.id].append(f"{folder.name}/{path.name}")
     return saved

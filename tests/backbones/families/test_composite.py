@@ -19,7 +19,9 @@ from tests.conftest import adapter_config, make_samples
 from tests.injection.table import randomise
 from tests.learning import overfit
 from tests.numerics import assert_close
+from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
+from vlatrain.backbones.families.composite import numbered
 from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes, pooled
 from vlatrain.backbones.loading import load, meta_model, write
 from vlatrain.backbones.tokenizers import token_ids
@@ -441,3 +443,31 @@ def test_the_texts_of_random_models_are_their_own() -> None:
     """The same seed gives the same model."""
     one, two = (load(small("clip", "gpt2"), "vqa", texts=TEXTS, seed=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("vision", ["clip", "features"])
+@pytest.mark.parametrize("language", ["gpt2", "t5"])
+def test_the_images_of_a_row_stand_one_behind_the_other(vision: str, language: str) -> None:
+    """Rows with one, two and three images: the states are those of each image, and what a row says is the same in any batch."""
+    backbone = loaded(vision, language, order=True)
+    seen = images(backbone, 6)
+    rows = [seen[0], [seen[1], seen[2]], [seen[3], seen[4], seen[5]]]
+    asked = ["what is it", "do <image> and <image> show the same", "which"]
+    inputs = backbone.inputs(rows, asked, 16)
+    assert inputs["images"] == [1, 2, 3]
+    context = backbone.context(inputs)
+    target, _ = backbone.target(["a", "b", "c"], 4)
+    logits = backbone.logits(context, target)
+    for row, own in enumerate(rows):
+        apart = backbone.inputs([own], asked[row : row + 1], 16)
+        single = Text(target.ids[row : row + 1], target.mask[row : row + 1])
+        assert_close(backbone.logits(backbone.context(apart), single)[0], logits[row], backbone.model)
+        states = [backbone._visual(backbone.inputs([one], ["a"], 16))["visual"][0] for one in (own if row else [own])]
+        places = [backbone.model.projection.order.weight[min(place, 1)] for place in range(len(states))]
+        first = backbone.model.projection.order.weight[0]
+        expected = torch.cat([one - first + place for one, place in zip(states, places, strict=True)])
+        visual = backbone._visual(apart)
+        assert_close(visual["visual"][0][visual["visible"][0].bool()], expected, backbone.model)
+    single = backbone.inputs(rows[:1], asked[:1], 16)
+    assert "images" not in single  # one image each: as ever
+    assert numbered("<image> or <image>?", 1) == "image 2 or image 3?"

@@ -122,7 +122,7 @@ def test_a_kept_prefix_is_put_back(name: str) -> None:
     with backbone.prefix_replay.recording(["vision"]) as recorded, suppress(Enough):
         backbone.run_frozen_towers(inputs)
     backbone.prefix_replay.in_tuple["vision"] = recorded["vision"].in_tuple
-    given = {**backbone.given(4), "prefix": {"vision": recorded["vision"].states}}
+    given = {**backbone.given([1] * 4), "prefix": {"vision": recorded["vision"].states}}
     for one, other in zip(whole, backbone.image_features(given), strict=True):
         assert_close(one, other, backbone.model)  # AIMv2's states lie otherwise in memory
 

@@ -137,8 +137,8 @@ def test_keys_depend_on_what_questions_are_cut_to_and_not_on_the_last_call() -> 
     found = frontiers(backbone.model, backbone.config, "vqa")
     sample = make_samples()[0]
     cut, whole = (PrefixCache(found, {}, {"": length}) for length in (5, 40))
-    assert cut.key("fusion", sample) != whole.key("fusion", sample)
-    assert cut.key("vision", sample) == whole.key("vision", sample)
+    assert cut.keys("fusion", sample) != whole.keys("fusion", sample)
+    assert cut.keys("vision", sample) == whole.keys("vision", sample)
     before = content(backbone, found, "fusion", "fp32")
     backbone.text([sample.question], 7)
     assert content(backbone, found, "fusion", "fp32") == before

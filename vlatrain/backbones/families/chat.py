@@ -160,9 +160,9 @@ class Chat(Backbone):
             texts = [self.asked.replace("{question}", self._said(question, max_length)) for question in questions]
         return self._processed(images, [[(text, "")] for text in texts])
 
-    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
+    def given(self, images: Sequence[int], questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
         """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
-        return self.inputs([Image.new("RGB", (8, 8))] * count, questions, max_length)
+        return self.inputs([Image.new("RGB", (8, 8))] * len(images), questions, max_length)
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> ChatInputs:
         """Inputs that have only shapes, those of a square image."""
@@ -190,7 +190,7 @@ class Chat(Backbone):
         prompt = self._framing if config.spec.prompt == TOLD_TURNS else 0
         return rooms(config, self.positions(self.reader), image=image - prompt, prompt=prompt, lead=lead, one=True)
 
-    def measure(self, pictures: Sequence[Picture]) -> None:
+    def measure(self, pictures: Sequence[Picture], most: int = 1) -> None:
         """Some of the pictures: where their size decides, positions are rotary, and a few tokens more do no harm."""
         step = max(1, len(pictures) // EXAMPLES)
         self._examples = [picture.load() for picture in pictures[::step][:EXAMPLES]] or self._examples

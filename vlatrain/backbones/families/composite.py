@@ -7,7 +7,9 @@ states (every tower of the language model is handed them), or both ways.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from vlatrain.backbones import tokenizers
@@ -39,6 +42,7 @@ from vlatrain.backbones.towers import checked_class, described_side, image_shape
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
+from vlatrain.data.sample import IMAGE
 from vlatrain.injection.context import provide, reads_other, restore
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ class CompositeInputs(Inputs, total=False):
     """Images as `pixels`, or their features, and prompts, which have the questions in them.
 
     Attributes:
-        features: (B, S, width) features of images, padded to the most.
+        features: (B, S, width) features of images, padded to the most; (N, S, width) where rows have several.
         visible: (B, S) 1 for these, 0 for padding.
         shown: (B,) whether a row is about its image; absent: all are.
         prompt: (B, L) the prompts' tokens.
@@ -176,33 +180,44 @@ class Composite(Backbone):
         self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0
     ) -> CompositeInputs:
         """Images, or their features (S, width), and the prompts: the templates in `model.prompts`."""
-        return {**self._seen(images), "prompt": self._asked_for(len(images), questions, max_length)}
+        return {**self._seen(images), "prompt": self._asked_for(counted(images), questions, max_length)}
 
-    def given(self, count: int, questions: Sequence[str] | None = None, max_length: int = 0) -> CompositeInputs:
+    def given(
+        self, images: Sequence[int], questions: Sequence[str] | None = None, max_length: int = 0
+    ) -> CompositeInputs:
         """The same without images: of these only the shape."""
-        return {**self._unseen(count), "prompt": self._asked_for(count, questions, max_length)}
+        return {**self._unseen(images), "prompt": self._asked_for(images, questions, max_length)}
 
-    def _asked_for(self, count: int, questions: Sequence[str] | None, max_length: int) -> Text:
+    def _asked_for(self, images: Sequence[int], questions: Sequence[str] | None, max_length: int) -> Text:
         if questions is None:
-            return self._prompt([self.config.prompts[TOLD_IMAGE]] * count)
+            return self._prompt([self.config.prompts[TOLD_IMAGE]] * len(images))
+        named = [numbered(text) if count > 1 else text for text, count in zip(questions, images, strict=True)]
         template = self.asked
-        return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in questions])
+        return self._prompt([template.replace("{question}", self._cut(text, max_length)) for text in named])
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> CompositeInputs:
         """Inputs without content; a caption's prompt has one token."""
-        vision = self.model.config.vision_config
+        vision, number = self.model.config.vision_config, batch_size * self.images_each
         prompt = blank_text(batch_size, max(question, 1), device)
+        found: CompositeInputs = {"prompt": prompt}
+        if self.images_each > 1:
+            found["images"] = [self.images_each] * batch_size
         if self.model.vision is not None:
-            return {"pixels": torch.zeros(batch_size, 3, *self.image_shape, device=device), "prompt": prompt}
-        features = torch.zeros(batch_size, vision.tokens, vision.hidden_size, device=device)
-        return {"features": features, "visible": features.new_ones(features.shape[:2]).long(), "prompt": prompt}
+            return {**found, "pixels": torch.zeros(number, 3, *self.image_shape, device=device)}
+        features = torch.zeros(number, vision.tokens, vision.hidden_size, device=device)
+        return {**found, "features": features, "visible": features.new_ones(features.shape[:2]).long()}
 
-    def _unseen(self, count: int) -> CompositeInputs:
-        """The images' part of the inputs where they are not looked at: as `pixels` (B, 1, 1, 1), one zero for each."""
-        return {"pixels": torch.zeros(count, 1, 1, 1)}
+    def _unseen(self, images: Sequence[int]) -> CompositeInputs:
+        """The images' part of the inputs where they are not looked at: as `pixels` (N, 1, 1, 1), one zero for each."""
+        pixels = torch.zeros(sum(images), 1, 1, 1)
+        return {"pixels": pixels} if max(images) == 1 else {"pixels": pixels, "images": [*images]}
 
-    def _seen(self, images: Sequence[Any]) -> CompositeInputs:
-        """The images' part of the inputs: `pixels`, or `features` (B, S, width) padded to the most with `visible` (B, S)."""
+    def _seen(self, given: Sequence[Any]) -> CompositeInputs:
+        """The images' part of the inputs: `pixels`, or `features` (N, S, width) padded to the most with `visible` (N, S); and where
+        some row has several images their numbers."""
+        counts, images = counted(given), flat(given)
+        if max(counts) > 1:
+            return {**self._seen(images), "images": counts}
         if self.model.vision is not None:
             return {"pixels": self.pixels(images)}
         width = self.model.config.vision_config.hidden_size
@@ -252,7 +267,10 @@ class Composite(Backbone):
         """Image and prompt are in one tower; of a causal language model the text that is written, too."""
         read, write = self.positions(self.reader), self.positions("decoder")
         template = self.config.prompts[config.spec.prompt]
-        image, prompt = self.visual_tokens if self.shows else 0, self._prompt([template.replace("{question}", "")])
+        image, prompt = (
+            self.visual_tokens * self.images_each if self.shows else 0,
+            self._prompt([template.replace("{question}", "")]),
+        )
         lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
         length = SLACK + prompt.ids.shape[1]
         return rooms(config, read, write, image=image, prompt=length, lead=lead, one=self.causal)
@@ -285,8 +303,9 @@ class Composite(Backbone):
             return int(wanted)
         return count
 
-    def measure(self, pictures: Sequence[Picture]) -> None:
+    def measure(self, pictures: Sequence[Picture], most: int = 1) -> None:
         """The most features that an image has."""
+        super().measure(pictures, most)
         if self.model.vision is None:
             distinct = {picture.path: picture for picture in pictures if isinstance(picture, FeaturePicture)}
             self.visual_tokens = max((one.shape()[0] for one in distinct.values()), default=self.visual_tokens)
@@ -314,9 +333,15 @@ class Composite(Backbone):
                         -1, 3, *self.image_shape
                     )  # only here: a batch with such a tensor cannot be pinned
                 states = self.model.see(pixels)
-        visual = self.model.projection(states)
+        counts = inputs.get("images")
+        visual = self.model.projection(states, [place for count in counts for place in range(count)] if counts else ())
         visible = inputs.get("visible")
         visible = visual.new_ones(visual.shape[:2]).long() if visible is None else visible
+        if counts:  # the states of a row's images one behind the other
+            visual, visible = (
+                pad_sequence([own.flatten(0, 1) for own in one.split(counts)], batch_first=True)
+                for one in (visual, visible)
+            )
         if "shown" in inputs:
             visible = visible * inputs["shown"][:, None]
         return {"visual": visual, "visible": visible}
@@ -355,6 +380,24 @@ class Composite(Backbone):
         """Texts that the language model generates from inputs, without their first `skip` tokens."""
         ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
         return self.written(ids[:, skip:])
+
+
+def counted(images: Sequence[Any]) -> list[int]:
+    """How many images each row has: a list of them, or one."""
+    return [len(own) if isinstance(own, list) else 1 for own in images]
+
+
+def flat(images: Sequence[Any]) -> list[Any]:
+    """The images of all rows, those of a row one after the other."""
+    return [one for own in images for one in (own if isinstance(own, list) else [own])]
+
+
+def numbered(text: str, before: int = 0) -> str:
+    """A text that marks the places of images with their numbers there, so many behind others: `image 1`, `image 2`.
+
+    The images themselves stand in front of the text, in this order."""
+    numbers = itertools.count(before + 1)
+    return re.sub(IMAGE, lambda _: f"image {next(numbers)}", text)
 
 
 def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:

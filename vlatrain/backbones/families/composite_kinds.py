@@ -8,7 +8,7 @@ Models", NeurIPS 2021); an encoder-decoder model has image and question in its e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlatrain.backbones.base import Context, Text, padded_text
 from vlatrain.backbones.chat_template import Script
-from vlatrain.backbones.families.composite import Composite, CompositeInputs
+from vlatrain.backbones.families.composite import Composite, CompositeInputs, counted, numbered
 from vlatrain.config import DecodeConfig
 from vlatrain.config.spec import TOLD_TURNS
+from vlatrain.data.sample import IMAGE
 from vlatrain.injection.context import exported
 
 if TYPE_CHECKING:
@@ -134,12 +135,13 @@ class CausalComposite(Composite):
         conversations: Sequence[Sequence[Turn]],
         max_length: int,
         shown: Sequence[bool] = (),
+        counts: Sequence[int] = (),
     ) -> tuple[CompositeInputs, Text]:
         """Turn by turn: `user: ... assistant: reply`, the end token."""
-        rows, learned = zip(*map(self.transcript, conversations), strict=True)
+        rows, learned = zip(*map(self.transcript, _named(images, conversations, counts)), strict=True)
         text = self._padded([row[:max_length] for row in rows])
         mask = padded_text([own[:max_length] for own in learned], 0).ids
-        return {**self._about(images, len(rows), shown), "prompt": text}, Text(text.ids, mask)
+        return {**self._about(images, counts or [1] * len(rows), shown), "prompt": text}, Text(text.ids, mask)
 
     def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """See `Converser`."""
@@ -163,14 +165,15 @@ class CausalComposite(Composite):
         conversations: Sequence[Sequence[Turn]],
         max_length: int,
         shown: Sequence[bool] = (),
+        counts: Sequence[int] = (),
     ) -> CompositeInputs:
         """Conversations up to the last reply; of those that are too long the end."""
-        rows = [self._given(turns)[-max_length:] for turns in conversations]
-        return {**self._about(images, len(rows), shown), "prompt": self._padded(rows, left=True)}
+        rows = [self._given(turns)[-max_length:] for turns in _named(images, conversations, counts)]
+        return {**self._about(images, counts or [1] * len(rows), shown), "prompt": self._padded(rows, left=True)}
 
-    def _about(self, images: Sequence[Any] | None, count: int, shown: Sequence[bool]) -> CompositeInputs:
+    def _about(self, images: Sequence[Any] | None, counts: Sequence[int], shown: Sequence[bool]) -> CompositeInputs:
         """The images' part of the inputs of conversations; some may be hidden."""
-        seen = self._unseen(count) if images is None else self._seen(images)
+        seen = self._unseen(counts) if images is None else self._seen(images)
         return seen if all(shown) else {**seen, "shown": torch.tensor(shown)}
 
     def _given(self, turns: Sequence[Turn]) -> list[int]:
@@ -186,6 +189,22 @@ class CausalComposite(Composite):
 
     def _said(self, turn: Turn) -> str:
         return self.config.prompts[TOLD_TURNS].replace("{question}", self.clean(turn.user))
+
+
+def _named(
+    images: Sequence[Any] | None, conversations: Sequence[Sequence[Turn]], counts: Sequence[int]
+) -> list[list[Turn]]:
+    """Conversations in which an image's number stands where the place of one of several is marked."""
+    found = []
+    each = counts or ([1] * len(conversations) if images is None else counted(images))
+    for turns, count in zip(conversations, each, strict=True):
+        told: list[Turn] = []
+        before = 0
+        for turn in turns:
+            told.append(replace(turn, user=numbered(turn.user, before)) if count > 1 else turn)
+            before += turn.user.count(IMAGE)
+        found.append(told)
+    return found
 
 
 class Seq2SeqComposite(Composite):
@@ -206,7 +225,7 @@ class Seq2SeqComposite(Composite):
         """The encoder's `states` (B, S + L, d) and their `mask`; and the image's, for adapters in the decoder."""
         visual = self._visual(inputs)
         embeddings, mask = self._embedded(visual, inputs["prompt"].ids, inputs["prompt"].mask)
-        if "visible" in inputs:  # padding to the end: an encoder counts it where it is
+        if "visible" in inputs or "images" in inputs:  # padding to the end: an encoder counts it where it is
             order = mask.argsort(dim=1, descending=True, stable=True)  # (B, S + L)
             embeddings = embeddings.take_along_dim(order[..., None], dim=1)
             mask = mask.take_along_dim(order, dim=1)

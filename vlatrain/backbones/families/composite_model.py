@@ -12,6 +12,7 @@ stand; a norm's output is many times as large as the words of most models. Adapt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class JoinedConfig(PretrainedConfig):
 
 
 class VisualProjection(nn.Module):
-    """States of an image (B, S, in) -> (B, S, out): `norm(linear(x))`, and with boxes and order `+ norm(linear(box)) + order[0]`.
+    """States of an image (B, S, in) -> (B, S, out): `norm(linear(x))`, and with boxes and order `+ norm(linear(box)) + order[i]`.
 
     Parameters: `in * out + out` and a norm; boxes `5 * out + out` and a norm; order `2 * out`. A layer norm has `2 * out`, an RMS
     norm `out`: 1,582,848 for 2048 -> 768 with all and layer norms.
@@ -86,7 +87,7 @@ class VisualProjection(nn.Module):
         outputs: width of the language model.
         norm: `layer` or `rms`.
         boxes: whether to tell where in a square grid each state lies.
-        order: whether to add an embedding of the image's number, which is 0 for the only one.
+        order: whether to add an embedding of the image's number, which is 0 for the only one; those after the second have its.
     """
 
     def __init__(
@@ -98,13 +99,15 @@ class VisualProjection(nn.Module):
         self.boxes = nn.Sequential(nn.Linear(5, outputs), kind(outputs, eps=1e-6)) if boxes else None
         self.order = nn.Embedding(IMAGES, outputs) if order else None
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Projected states, in the parameters' type."""
+    def forward(self, states: Tensor, places: Sequence[int] = ()) -> Tensor:
+        """Projected states, in the parameters' type; of images that are the so manieth of their rows, all the first by default."""
         weight = self.linear.weight
         projected = self.norm(self.linear(states.to(weight.dtype)))
         if self.boxes is not None:
             projected = projected + self.boxes(grid_boxes(states.shape[1], states.device).to(weight.dtype))
-        found: Tensor = projected if self.order is None else projected + self.order.weight[0]
+        found: Tensor = projected
+        if self.order is not None:
+            found = found + self.order.weight[[min(place, IMAGES - 1) for place in places or [0]]][:, None]
         return found
 
 

@@ -133,6 +133,11 @@ CONDITIONS = (
         "task={c.task.name} takes no {key}; tasks with conversations do (instruct)",
     ),
     Condition(
+        ("data.max_images",),
+        lambda c: c.task.spec.several_images,
+        "task={c.task.name} takes no {key}, a sample of it has one image; vqa, captioning and instruct do",
+    ),
+    Condition(
         ("data.shots", "data.balance", "data.stratify"),
         lambda c: "label" in c.task.spec.fields,
         "task={c.task.name} takes no {key}, its samples have no classes; task=classification does (data.train_size=N caps any)",

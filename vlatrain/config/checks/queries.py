@@ -20,6 +20,8 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         task: the task, or the subtask of a joint one, that is asked.
     """
     yield from _asked_about(config, "boxes" in task.spec.fields, f"this run's task is {task.name}")
+    if config.images and not task.spec.several_images:
+        yield f"images=[...]: a sample of task={task.name} has one image; image=FILE, or a folder, asks about each"
     if config.input and config.question:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     else:
@@ -37,6 +39,8 @@ def of_router(config: PredictConfig) -> Iterator[str]:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     elif config.image and not config.question and all(spec.query == QUESTION for spec in tasks):
         yield 'all runs of this router are asked questions: set question="..."'
+    if config.images:
+        yield "images=[...]: a router chooses for one image; ask the run of your choice with run=FOLDER"
     if config.text or config.texts:
         yield f"text= and texts= are for {_asked_by(TEXT)}; a router has no run of that"
 
@@ -46,8 +50,11 @@ def _asked_about(config: PredictConfig, finds: bool, otherwise: str) -> Iterator
         yield f"image={config.image}: no such file or folder"
     if config.input and (fault := data_files.fault(config.input)):
         yield f"input={config.input}: {fault}"
-    if bool(config.image) == bool(config.input):
-        yield "set either image=FILE (or a folder of images) or input=FILE of samples, and not both"
+    for path in config.images:
+        if not Path(path).expanduser().is_file():
+            yield f"images: {path}: no such file"
+    if bool(config.image) + bool(config.images) + bool(config.input) != 1:
+        yield "set image=FILE (or a folder of images), images=[FILE,FILE] or input=FILE of samples: one of them, and not both"
     if config.draw and not finds:
         yield f"draw={config.draw}: boxes are found by task=grounding; {otherwise}"
 

@@ -91,17 +91,18 @@ class Builder:
         for tower in towers:
             states = recorded[tower].states  # (B, taps, L, width)
             states = states.to(self.types.get(tower, states.dtype)).cpu()
-            lengths = [states.shape[2]] * len(samples)
+            lengths = [states.shape[2]] * len(states)
             if "question" in cache.frontiers[tower].of:
                 lengths = inputs["question"].mask.sum(dim=1).tolist()
-            keyed = {cache.key(tower, one): states[row, :, : lengths[row]] for row, one in enumerate(samples)}
+            keys = [key for one in samples for key in cache.keys(tower, one)]
+            keyed = {key: states[row, :, : lengths[row]] for row, key in enumerate(keys)}
             cache.stores[tower].add(keyed, recorded[tower].in_tuple)
 
 
 def loaded(backbone: Backbone, length: int, samples: Sequence[Sample]) -> Inputs:
     """The inputs of samples, with their questions cut to so many tokens (0: none are asked). Runs in data-loading workers."""
     questions = [sample.question for sample in samples] if length else None
-    images = [backbone.load(sample.image) for sample in samples]
+    images = backbone.load_all(samples)
     with images_named(backbone, samples, images):
         return backbone.inputs(images, questions, length)
 

@@ -78,7 +78,8 @@ class PrefixCache:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def read(self, samples: Sequence[Sample], asked: bool, length: int | None = None) -> dict[str, Tensor]:
-        """By tower, the states (B, taps, L, width) of samples; empty if those of one are not there.
+        """By tower, the states (B, taps, L, width) of samples, of images (N, ...), those of a sample one after the other; empty if
+        those of one are not there.
 
         Args:
             samples: the samples.
@@ -88,8 +89,8 @@ class PrefixCache:
         found: dict[str, Tensor] = {}
         for tower in self.towers(asked):
             store, states = self.stores[tower], []
-            for sample in samples:
-                state = store.get(self.key(tower, sample))
+            for key in (key for sample in samples for key in self.keys(tower, sample)):
+                state = store.get(key)
                 if state is None:
                     return {}
                 states.append(state)
@@ -100,12 +101,12 @@ class PrefixCache:
         """The towers whose states a call needs."""
         return needed(self.frontiers, asked)
 
-    def key(self, tower: str, sample: Sample) -> str:
-        """What of a sample a tower's states are a function of; a question as it is cut."""
+    def keys(self, tower: str, sample: Sample) -> list[str]:
+        """For each image of a sample, what a tower's states are a function of; a question as it is cut."""
         of = self.frontiers[tower].of
         question = f"{self.lengths[sample.subtask]} {sample.question}"
-        parts = [sample.image.key if what == "image" else question for what in of]
-        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+        parts = ([one.key if what == "image" else question for what in of] for one in sample.pictures)
+        return [hashlib.blake2b("\0".join(own).encode(), digest_size=16).hexdigest() for own in parts]
 
 
 def cache_prefix(
@@ -260,9 +261,9 @@ class _Work:
         """Place, and the keys of the states, of each sample whose states are not all there."""
         for place, sample in enumerate(samples):
             towers = self.result.towers(self.builder.asked(sample))
-            keys = tuple(self.result.key(tower, sample) for tower in towers)
-            if not all(key in self.result.stores[tower] for tower, key in zip(towers, keys, strict=True)):
-                yield place, keys
+            keys = [(tower, key) for tower in towers for key in self.result.keys(tower, sample)]
+            if not all(key in self.result.stores[tower] for tower, key in keys):
+                yield place, tuple(key for _, key in keys)
 
     def _again(self, samples: Mapping[str, Sequence[Sample]], uses: Mapping[str, float]) -> float:
         """How often a sample is seen that has been seen before."""
@@ -392,7 +393,7 @@ class _Work:
 
     def _number(self, sample: Sample) -> int:
         """A number by which processes share the samples, whatever each of them has found on disk."""
-        return int(self.result.key(self.result.towers(self.builder.asked(sample))[0], sample), 16)
+        return int(self.result.keys(self.result.towers(self.builder.asked(sample))[0], sample)[0], 16)
 
 
 def content(
