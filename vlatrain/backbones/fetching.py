@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
@@ -43,12 +44,15 @@ def located(config: ModelConfig, task: str, weights: bool = True) -> ModelConfig
     revisions, found = revisions_of(config, task), config
     for submodel, name in checkpoints_of(config, task).items():
         folder = name if Path(name).is_dir() else str(fetch(name, revisions[submodel], weights))
-        if submodel in config.submodels and not config.checkpoint:
-            own = replace(found.submodels[submodel], checkpoint=folder)
-            found = replace(found, submodels={**found.submodels, submodel: own})
-        else:
-            found = replace(found, checkpoint=folder)
+        found = _with(found, config, submodel, checkpoint=folder)
     return found
+
+
+def _with(model: ModelConfig, asked: ModelConfig, submodel: str, **values: Any) -> ModelConfig:
+    """A description with values of one of its checkpoints: a submodel's, or the model's where it is `asked` for as a whole."""
+    if submodel not in asked.submodels or asked.checkpoint:
+        return replace(model, **values)
+    return replace(model, submodels={**model.submodels, submodel: replace(model.submodels[submodel], **values)})
 
 
 def commits_of(config: ModelConfig, task: str) -> dict[str, str]:
@@ -68,11 +72,7 @@ def pinned(config: ModelConfig, task: str) -> ModelConfig:
         return config
     found = config
     for submodel, commit in commits_of(config, task).items():
-        if submodel in config.submodels and not config.checkpoint:
-            own = replace(found.submodels[submodel], revision=commit)
-            found = replace(found, submodels={**found.submodels, submodel: own})
-        else:
-            found = replace(found, revision=commit)
+        found = _with(found, config, submodel, revision=commit)
     return found
 
 

@@ -95,7 +95,7 @@ def weight_files(folder: Path, named: str) -> list[Path]:
         )
     for file in files:
         if why := _broken(file):
-            raise UserError(f"{file} is broken ({why}); {_again(file)}")
+            raise UserError(broken_file(file, why))
     return files
 
 

@@ -52,8 +52,7 @@ class SharedBatches:
         self, samples: Sequence[Item], collate: Callable[[Sequence[Item]], Made], compute: Callable[[Made], Result]
     ) -> Iterator[Result]:
         """What `compute` returns of each batch, in order, each sample once."""
-        size, total = self.batch_size, len(samples)
-        keys = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        total, keys = len(samples), chunks(len(samples), self.batch_size)
 
         def own(numbers: range) -> Iterator[Result]:
             mine = [keys[number] for number in numbers]
@@ -70,6 +69,11 @@ class SharedBatches:
 
     def _shared(self, own: Callable[[range], Iterator[Result]], total: int) -> Iterator[Result]:
         return shared(own, total, self.device, self.interrupted, self.local)
+
+
+def chunks(total: int, size: int) -> list[range]:
+    """The positions of each batch of so many; the last may be smaller."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def batches_by(

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -83,14 +83,14 @@ class Signals:
 
     def __init__(self, more: Sequence[signal.Signals] = ()) -> None:
         self.received, self.at = 0, 0.0
-        self._context = _handled([signal.SIGINT, *ENDING, *more], self._note)
+        self._numbers, self._entered = [signal.SIGINT, *ENDING, *more], ExitStack()
 
     def __enter__(self) -> Signals:
-        self._context.__enter__()
+        self._entered.enter_context(_handled(self._numbers, self._note))
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received:

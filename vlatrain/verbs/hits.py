@@ -1,11 +1,49 @@
-"""What is found of a sample that is asked about."""
+"""What is asked about images from Python, and what is found of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
+from vlatrain.config import UserError
+from vlatrain.data.features import Given, picture_from
+from vlatrain.data.sample import Picture
 from vlatrain.tasks.base import Answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images that are asked about.
+
+    Attributes:
+        several: whether there was a list of them.
+        pictures: the images.
+        names: of each its path, or its number.
+        questions: of each its question, or None.
+    """
+
+    several: bool
+    pictures: list[Picture]
+    names: list[str]
+    questions: list[str | None]
+
+    @classmethod
+    def of(cls, images: Given | Sequence[Given], question: str | Sequence[str] | None) -> Asked:
+        """An image or several, with a question for all or one for each.
+
+        Raises:
+            UserError: there are more or fewer questions than images, or an image cannot be read.
+        """
+        several = not isinstance(images, (str, bytes, Path)) and isinstance(images, Sequence)
+        given = cast("Sequence[Given]", images if several else [images])
+        questions = [question] * len(given) if question is None or isinstance(question, str) else list(question)
+        if len(questions) != len(given):
+            raise UserError(f"{len(questions)} questions for {len(given)} images: one for all, or one for each")
+        pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
+        names = [str(getattr(picture, "path", number)) for number, picture in enumerate(pictures)]
+        return cls(several, pictures, names, [*questions])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +22,7 @@ from vlatrain.config.methods import ROUTER
 from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
-from vlatrain.data.features import Given, check_shown, picture_from, picture_of
+from vlatrain.data.features import Given, check_shown, picture_of
 from vlatrain.data.images import allow
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
@@ -37,7 +37,7 @@ from vlatrain.training.precision import autocast, choose_device, choose_precisio
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.setup import load_setup
-from vlatrain.verbs.hits import Hit, hits_of
+from vlatrain.verbs.hits import Asked, Hit, hits_of
 from vlatrain.verbs.routed import RoutedPredictor, row_config
 
 
@@ -87,29 +87,22 @@ class Predictor:
         Raises:
             UserError: what is asked does not fit the task, or an image cannot be read.
         """
-        several = not isinstance(images, (str, bytes, Path)) and isinstance(images, Sequence)
-        given = cast("Sequence[Given]", images if several else [images])
-        questions = (
-            list(question) if question is not None and not isinstance(question, str) else [question] * len(given)
-        )
         spec = self.task.config.spec
         if problems := queries.unasked(self.task.config, question is not None, text is not None, texts is not None):
             raise UserError(problems)
-        if len(questions) != len(given):
-            raise UserError(f"{len(questions)} questions for {len(given)} images: one for all, or one for each")
-        pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
-        names = [str(getattr(picture, "path", number)) for number, picture in enumerate(pictures)]
+        given = Asked.of(images, question)
         samples = [
-            _sample(self.task.config, *one, self.subtask) for one in zip(names, pictures, questions, strict=True)
+            _sample(self.task.config, *one, self.subtask)
+            for one in zip(given.names, given.pictures, given.questions, strict=True)
         ]
         check_samples(self.task.backbone, samples)
         if text is not None:
-            return self.find_images(text, pictures, names, top_k)
+            return self.find_images(text, given.pictures, given.names, top_k)
         if texts is not None:
-            ranked = list(self.find_texts(pictures, list(texts), top_k))
+            ranked = list(self.find_texts(given.pictures, list(texts), top_k))
         else:
             ranked = list(self.ask(samples, top_k if spec.alternatives else 1))
-        return ranked if several else ranked[0]
+        return ranked if given.several else ranked[0]
 
     def load_cached(self, samples: Sequence[Sample]) -> None:
         """Use what is kept of samples on disk."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
-from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
+from vlatrain.config import PredictConfig, TaskConfig, TrainConfig
 from vlatrain.config.spec import QUESTION, TaskSpec
-from vlatrain.data.features import Given, picture_from
+from vlatrain.data.features import Given
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.precision import choose_device, choose_precision, own
 from vlatrain.training.routing.router import Router
-from vlatrain.verbs.hits import Hit, hits_of
+from vlatrain.verbs.hits import Asked, Hit, hits_of
 
 ROW = TaskSpec(fields=["question"], given=[], query=QUESTION)
 """What is read of a row that a router is asked about: its image, and a question where there is one."""
@@ -52,19 +51,14 @@ class RoutedPredictor:
         Raises:
             UserError: an image cannot be read, or nothing is said and all runs answer questions.
         """
-        several = not isinstance(images, (str, bytes, Path)) and isinstance(images, Sequence)
-        given = cast("Sequence[Given]", images if several else [images])
-        texts = [question] * len(given) if question is None or isinstance(question, str) else list(question)
-        if len(texts) != len(given):
-            raise UserError(f"{len(texts)} questions for {len(given)} images: one for all, or one for each")
-        pictures = [picture_from(image, f"image {number}") for number, image in enumerate(given)]
+        asked = Asked.of(images, question)
         samples = [
-            Sample(id=str(getattr(picture, "path", number)), image=picture, question=text or "")
-            for number, (picture, text) in enumerate(zip(pictures, texts, strict=True))
+            Sample(id=name, image=picture, question=text or "")
+            for name, picture, text in zip(asked.names, asked.pictures, asked.questions, strict=True)
         ]
         check_samples(self.router.reader.backbone, samples)
         found = [hits for _, hits in self.ask(samples, top_k)]
-        return found if several else found[0]
+        return found if asked.several else found[0]
 
     def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[tuple[str, list[Hit]]]:
         """For each sample the run that was picked, and its best answers, as they come."""

@@ -115,11 +115,11 @@ def _train(config: TrainConfig) -> Run:
 
 def _saved_so_far(files: RunFolder) -> str:
     """What is left of a training that a signal ended outside of its steps, and how to go on."""
-    again = f"To continue: the same command with resume=auto run.dir={files.path}"
     if steps := steps_in(files.checkpoints):
-        done = "all steps are done, and" if files.adapter.exists() else "the last one saved is"
-        trained = "what was trained is saved" if files.adapter.exists() else f"step {max(steps)}"
-        return f": {done} {trained}. {again}"
+        saved = f"the last one saved is step {max(steps)}"
+        if files.adapter.exists():
+            saved = "all steps are done, and what was trained is saved"
+        return f": {saved}. To continue: the same command with resume=auto run.dir={files.path}"
     return " before the first checkpoint: nothing is kept but what was computed for the cache; the same command begins anew"
 
 

@@ -8,7 +8,7 @@ before it reads the image a second time. Words are read as the mean of their emb
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from vlatrain.backbones.prefix import Boundary, Enough, PrefixReplay
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import move
-from vlatrain.training.batches import batches_by
+from vlatrain.training.batches import batches_by, chunks
 from vlatrain.training.display import Display
 from vlatrain.training.modes import hash_of
 from vlatrain.training.prefix_cache.build import loaded
@@ -113,7 +113,7 @@ class Reader:
     def seen(self, samples: Sequence[Sample], size: int, display: Display, workers: int = 0) -> Tensor:
         """What is seen of any number of samples, (N, 2 * width of the tower); no more states than those of a batch are held."""
         found = []
-        keys = [range(start, stop) for start, stop in chunks(len(samples), size)]
+        keys = chunks(len(samples), size)
         batches = batches_by(keys, samples, partial(loaded, self.backbone, 0), workers, self.backbone.device)
         with display.track("reading", len(samples)) as track, closing(batches):
             for key, inputs in zip(keys, batches, strict=True):
@@ -185,9 +185,3 @@ def word_embeddings(backbone: Backbone) -> nn.Embedding | None:
     known: list[Any] = [module for module in backbone.model.modules() if isinstance(module, nn.Embedding)]
     known = [module for module in known if module.num_embeddings >= backbone.tokenizer.vocab_size]
     return max(known, key=lambda module: module.num_embeddings, default=None)
-
-
-def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each chunk of so many."""
-    for start in range(0, total, size):
-        yield start, min(start + size, total)

@@ -22,10 +22,11 @@ from vlatrain.data.sample import Sample, Turn
 from vlatrain.injection.routes import NOTE, WEIGHTS, Route, read_note, read_routes
 from vlatrain.runs import RunFolder
 from vlatrain.tasks.base import Answer, Batches, Collate, Made, Result, move
+from vlatrain.training.batches import chunks
 from vlatrain.training.display import SILENT, Display
 from vlatrain.training.precision import autocast
 from vlatrain.training.routing.hosts import Host, Routed, load_hosts
-from vlatrain.training.routing.reader import Reader, States, chunks, image_tower, shared_layers
+from vlatrain.training.routing.reader import Reader, States, image_tower, shared_layers
 from vlatrain.training.setup import load_setup
 
 
@@ -153,11 +154,11 @@ class Router:
             said: what is said about each; empty: their questions.
         """
         said = said or [self.said(None, sample) for sample in samples]
-        for start, stop in chunks(len(samples), self.size):
-            own = samples[start:stop]
+        for places in chunks(len(samples), self.size):
+            own = samples[places.start : places.stop]
             with self.computing():
                 states = self.reader.states(own)
-                chosen = self.choose(own, said[start:stop], states.seen)
+                chosen = self.choose(own, said[places.start : places.stop], states.seen)
                 answers = self.answers(own, chosen, alternatives, states)
             yield from zip(chosen, answers, strict=True)
 
@@ -205,8 +206,8 @@ class Router:
         """
 
         def known() -> None:
-            for start, stop in chunks(len(samples), self.size):
-                self.answers(samples[start:stop], chosen[start:stop])
+            for places in chunks(len(samples), self.size):
+                self.answers(samples[places.start : places.stop], chosen[places.start : places.stop])
 
         def routed() -> None:
             for _ in self.ask(samples, said=said):
