@@ -40,11 +40,13 @@ class Row:
         words: of its command line, behind those of its set.
         steps: of its training; None: as the command line says.
         tries: words of which those with the best score on the validation data are taken.
+        seeds: so many of the seeds are run; None: all.
     """
 
     words: str
     steps: int | None = None
     tries: Sequence[str] = ()
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def main() -> int:
             steps = f"trainer.max_steps={row.steps}" if row.steps else ""
             found = [
                 runs.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
-                for seed in asked.seeds
+                for seed in asked.seeds[: row.seeds]
             ]
             failed = failed or not all(found)
             if found := [metrics for metrics in found if metrics]:

@@ -246,11 +246,6 @@ def test_a_primary_of_the_users_own_is_typed_too(
     assert (type(calls.configs[0]), calls.configs[0].adapter.dim) == (TrainConfig, 7)
     (own / "mine.yaml").write_text("defaults: [train, _self_]\nadapter: {dmi: 7}\nseed: later\n")
     assert len(problems(capsys, "--config-dir", str(own), "-cn", "mine")) == 2
-    (own / "mine.yaml").write_text(
-        "defaults: [train, _self_]\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
-    )
-    (told,) = problems(capsys, "--config-dir", str(own), "-cn", "mine")
-    assert told.endswith("mine.yaml: hydra.mode=MULTIRUN: that it is a sweep is said on the command line, by -m")
 
 
 def test_hydras_values_resolve_in_the_job(calls: Calls) -> None:

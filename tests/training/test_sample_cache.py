@@ -52,6 +52,23 @@ def test_the_cache_holds_the_frozen_models_features_of_the_samples_drawn() -> No
         assert_close(unit.values[number], value, frozen.model)
 
 
+def test_what_is_kept_has_the_precision_of_what_is_compared_with_it() -> None:
+    config, samples = tip(), make_samples()
+    config = replace(config, trainer=replace(config.trainer, precision="bf16"))
+    setup = new_setup(config, {"train": samples})
+    build_sample_cache(setup, samples, config, SILENT)
+    (unit,) = (module for module in setup.model.modules() if isinstance(module, TipAdapter))
+    frozen = load(config.model, "retrieval")
+    chosen = drawn(samples, SIZE, config.seed)
+    with torch.no_grad():
+        inputs = frozen.inputs([sample.image.load() for sample in chosen])
+        exact = frozen.image_features(inputs)[0]  # type: ignore[attr-defined]
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = frozen.image_features(inputs)[0].float()  # type: ignore[attr-defined]
+    assert (unit.keys - exact).abs().max() > 2 * (unit.keys - rounded).abs().max()
+    assert unit.keys.dtype == torch.float32
+
+
 def test_draws_are_seeded_and_fewer_samples_serve_several_times() -> None:
     samples = [replace(sample, label="") for sample in make_samples()]
     one, again, other = (drawn(samples, 8, seed) for seed in (0, 0, 1))

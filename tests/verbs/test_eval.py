@@ -68,6 +68,19 @@ def test_a_sweep_over_dropped_layers_is_a_table_and_a_chart(
     assert "█" in out
     assert "sweep.csv" in out
 
+    outcomes = sorted((tmp_path / "jobs").glob("*.json"))
+    assert len(outcomes) == 3
+    outcomes[1].unlink()  # as if it had been killed in its second job
+    (Path(rows[1]["folder"]) / "metrics.json").unlink()
+    words = ("eval", "-m", f"run={run}", "adapter.drop_layers=0,1,4")
+    assert command(*words, "resume=auto", f"hydra.sweep.dir={tmp_path}") == 0
+    assert capsys.readouterr().out.count("as before") == 2
+    again = json.loads((tmp_path / "sweep.json").read_text())
+    assert [(row["score"], row["folder"]) for row in again] == [(row["score"], row["folder"]) for row in rows]
+    assert command(*words[:-1], "adapter.drop_layers=0,4", f"hydra.sweep.dir={tmp_path / 'other'}") == 0, (
+        "not in each other's way"
+    )
+
 
 @pytest.mark.slow
 def test_all_layers_dropped_is_the_frozen_model(run: Path, tmp_path: Path) -> None:

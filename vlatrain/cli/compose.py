@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +69,24 @@ class Prepared:
     notes: tuple[str, ...] = ()
     planned: tuple[tuple[str, ...], ...] = ()
     objectives: tuple[str, ...] = ()
+
+
+def with_files(request: Request) -> Request:
+    """The request, and what the user's YAML files say of a sweep: `hydra.mode`, and the values that `hydra.sweeper.params` varies,
+    unless the command line has the key. The latter become words of the command line, which are checked, counted and named."""
+    typed = {word.lstrip("+").partition("=")[0] for word in request.overrides}
+    multirun, params = request.multirun, dict[str, str]()
+    for file, group in _files(request, request.overrides):
+        with suppress(UserError, AttributeError):  # a file that cannot be read is told of with the others
+            if not _read(file, group)[1]:
+                settings = _yaml(file).get("hydra", {})
+                multirun = multirun or settings.get("mode") == "MULTIRUN"
+                params |= settings.get("sweeper", {}).get("params") or {}
+    words = [f"{key}={value}" for key, value in params.items() if key not in typed]
+    emptied = ["hydra.sweeper.params=null"] if params else []  # Hydra's sweeper would vary them once more
+    return dataclasses.replace(
+        request, multirun=multirun, overrides=[*words, *request.overrides, *emptied] if multirun else request.overrides
+    )
 
 
 def prepare(request: Request, check: Check | None = None, whole: bool = True) -> Prepared:
@@ -237,6 +255,8 @@ def problems_of(config: TrainConfig, request: Request, job: list[str], check: Ch
         check: a further check, asked only about an otherwise sound configuration.
     """
     written = list(_written(request, job))
+    if request.sweeps:  # whatever the verb, it goes on with the sweep's jobs
+        written = [(key, file) for key, file in written if key != "resume"]
     found = [*unread(config, request.verb, written), *value_problems(config, _folders(), request.sweeps)]
     if not request.sweeps:
         found += [f"{key}: is for a sweep's jobs; -m makes one" for key, _ in written if key.startswith("sweep.")]
@@ -301,11 +321,7 @@ def _file_problems(file: Path, group: str, request: Request) -> list[str]:
         values, key = _read(file, group)
     except UserError as error:
         return error.problems
-    found = problems_in(request.schema, values, key, source=str(file))
-    hydras = _yaml(file).get("hydra")
-    if not request.sweeps and isinstance(hydras, dict) and hydras.get("mode") == "MULTIRUN":
-        found.append(f"{file}: hydra.mode=MULTIRUN: that it is a sweep is said on the command line, by -m")
-    return found
+    return problems_in(request.schema, values, key, source=str(file))
 
 
 def _read(file: Path, group: str) -> tuple[dict[str, Any], str]:

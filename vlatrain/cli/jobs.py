@@ -137,6 +137,8 @@ class Jobs:
             job: what tells a job of a sweep from the others.
             outcome: of such a job; where it has a folder, the job is begun again and goes on there.
         """
+        if self.sweep is not None and self.verb != "train":
+            job = f"{self.sweep.path.absolute().name}-{job}"  # another sweep's jobs may vary the same
         # over several machines a name is not made, but must be given
         config = resolved(self.verb, config, job, None if config.run.name or config.run.dir else self.stamp)
         if outcome is not None and self.verb == "train":

@@ -129,7 +129,7 @@ def run_jobs(verb: str, rest: Sequence[str], words: Sequence[str]) -> Jobs | Non
     from hydra import main as hydra_main
     from hydra.errors import HydraException
 
-    from vlatrain.cli.compose import Prepared, explained, prepare
+    from vlatrain.cli.compose import Prepared, explained, prepare, with_files
     from vlatrain.cli.compose import run as run_alone
     from vlatrain.cli.jobs import Jobs
     from vlatrain.cli.overrides import Request, literal
@@ -148,6 +148,7 @@ def run_jobs(verb: str, rest: Sequence[str], words: Sequence[str]) -> Jobs | Non
         _place_verb(request)
         prepared = Prepared(request.overrides)
     else:
+        request = request if tells else with_files(request)
         prepared = prepare(request, _check_compatibility, whole=request.sweeps or bool(tells))
     overrides = prepared.overrides
     jobs = Jobs(request, words, _check_compatibility, prepared)

@@ -16,7 +16,7 @@ from vlatrain.data.sample import Sample
 from vlatrain.tasks import Batch
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
-from vlatrain.training.precision import choose_device, own
+from vlatrain.training.precision import autocast, choose_device, choose_precision, own
 from vlatrain.training.setup import TrainingSetup
 
 log = logging.getLogger("vlatrain")
@@ -43,7 +43,8 @@ class Paired(Protocol):
 
 
 def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: TrainConfig, display: Display) -> None:
-    """Fill what the model's design keeps with a seeded draw of training samples. Most designs keep nothing.
+    """Fill what the model's design keeps with a seeded draw of training samples, in the precision of what will be compared with it.
+    Most designs keep nothing.
 
     Args:
         setup: the model, before its training.
@@ -74,9 +75,9 @@ def build_sample_cache(setup: TrainingSetup, samples: Sequence[Sample], config: 
     batches = SharedBatches(
         device, 2 * config.trainer.samples_per_pass, config.trainer.loaders, display, "filling the cache"
     )
-    with torch.no_grad():
+    with torch.no_grad(), autocast(device, choose_precision(config.trainer.precision, device)):
         found = [*batches(chosen, setup.task.collate, task.pairs)]
-    keys, values = [torch.cat(parts).cpu() for parts in zip(*found, strict=True)]  # (size, width) each
+    keys, values = [torch.cat(parts).float().cpu() for parts in zip(*found, strict=True)]  # (size, width) each
     for cache in caches:
         cache.store(keys[: cache.size], values[: cache.size])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -141,7 +142,9 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     tries = tries_passes(config.trainer)
     workers, config = config.trainer.workers, setup.config
     samples["train"] = setup.task.learned(samples["train"])
+    began = time.perf_counter()
     build_sample_cache(setup, samples["train"], config, console)
+    filled_in = time.perf_counter() - began
     _announce(config, setup)
     # of several processes one is enough: nothing that is computed together depends on it
     constants = _constants(setup, samples["train"], data["train"]) if main else {}
@@ -160,6 +163,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     )
     loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, tries=tries)
     config = loop.config
+    loop.began -= filled_in
     loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
     if main:
         # what loads fastest here does so here: an evaluation elsewhere finds out for itself
