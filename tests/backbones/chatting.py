@@ -48,7 +48,7 @@ def own_logits(backbone: Any, name: str, inputs: Inputs, ids: Tensor) -> Tensor:
     if name in SEQ2SEQ:
         return backbone.model(**inputs, decoder_input_ids=ids, use_cache=False).logits
     behind = ids[:, 1:]
-    given = dict(inputs)
+    given = {key: value for key, value in inputs.items() if key != "images"}
     fill = {"input_ids": behind, "attention_mask": torch.ones_like(behind), "token_type_ids": torch.ones_like(behind)}
     for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
         if key in given:

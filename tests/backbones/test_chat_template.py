@@ -103,12 +103,12 @@ def test_what_is_given_and_what_is_learned(template: str, pieces: list[str]) -> 
     assert found.asked([("is it red?", "")]) == pieces[0]
     assert found.pieces([TURNS[0], ("what is it?", "")]) == pieces[:3]
     rest, learned, before = found.tokens(TURNS[:2])
-    shown = found.asked([TURNS[0]], shown=False)
+    shown = found.asked([TURNS[0]], images=0)
     assert before == len(found.ids(shown))
     assert found.tokenizer.decode([t for t, own in zip(rest, learned, strict=True) if own]) == found.tokenizer.decode(
         [t for piece in pieces[1::2] for t in found.ids(piece.strip())]
     )
-    assert found.ids(shown) + rest == found.ids("".join(found.pieces(TURNS[:2], shown=False)))
+    assert found.ids(shown) + rest == found.ids("".join(found.pieces(TURNS[:2], images=0)))
     assert found.reply("yes", 9) == ([], found.ids(pieces[1].strip()))
 
 
@@ -197,7 +197,7 @@ def test_text_alone_is_read_as_by_the_language_model_alone(name: str) -> None:
     for row in (0, 2):
         script = backbone.script
         turns = [(turn.user, turn.reply) for turn in conversations[row]]
-        given, rest = script.ids(script.asked(turns[:1], shown=False)), script.tokens(turns)[0]
+        given, rest = script.ids(script.asked(turns[:1], images=0)), script.tokens(turns)[0]
         ids = torch.tensor([given + rest])
         own = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[
             0, len(given) - 1 :

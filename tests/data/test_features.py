@@ -127,6 +127,11 @@ def test_a_model_that_takes_one_image_says_so_by_name() -> None:
     pair = Sample("a", FilePicture("a.png"), source="t.jsonl:3", more=(FilePicture("b.png"),))
     with pytest.raises(UserError) as caught:
         check_shown(model_config("blip"), [pair])
-    said = "t.jsonl:3: 2 images, and model=tiny_blip takes one for a text; tiny_composite and composite take several"
+    said = "t.jsonl:3: 2 images, and model=tiny_blip takes one for a text; composites "
+    said += "(tiny_composite) and models that chat (llava, qwen2_5_vl, smolvlm) take several"
     assert [said.replace("tiny_blip", model_config("blip").name)] == caught.value.problems
-    check_shown(model_config("tiny_composite"), [pair])
+    for name in ("tiny_composite", "llava", "qwen3_vl", "smolvlm", "paligemma"):
+        check_shown(model_config(name), [pair])
+    for name in ("blip2_opt", "florence2", "vilt", "clip"):
+        with pytest.raises(UserError, match="takes one for a text"):
+            check_shown(model_config(name), [pair])

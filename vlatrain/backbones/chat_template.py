@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlatrain.backbones.lengths import ended
+from vlatrain.backbones.several import PLACE
 from vlatrain.config import UserError
 
 Turns = Sequence[tuple[str, str]]
@@ -36,7 +37,7 @@ class Script:
         if self.template:
             self._learn_from_template()
         # as good as any prompt to see how a reply is tokenised behind one
-        self.before = self.asked([("?", "")], shown=False)
+        self.before = self.asked([("?", "")], images=0)
 
     def _learn_from_template(self) -> None:
         """What it has between prompt and reply, what ends a reply, and what else stands before the next turn."""
@@ -54,14 +55,15 @@ class Script:
 
     # -- texts --
 
-    def asked(self, turns: Turns, shown: bool = True) -> str:
-        """A conversation up to where the last reply begins, which is ignored; with the image in its first turn if it is shown."""
-        return "".join(self.pieces([*turns[:-1], (turns[-1][0], "")], shown))
+    def asked(self, turns: Turns, images: int = 1) -> str:
+        """A conversation up to where the last reply begins, which is ignored, about so many images; see `pieces`."""
+        return "".join(self.pieces([*turns[:-1], (turns[-1][0], "")], images))
 
-    def pieces(self, turns: Turns, shown: bool = True) -> list[str]:
+    def pieces(self, turns: Turns, images: int = 1) -> list[str]:
         """A conversation in pieces: what is given up to a reply, the reply with its end, what is given up to the next, ...
 
-        An empty last reply is left out.
+        An empty last reply is left out. Images stand where their places are, or where there are none in front of the first turn;
+        without images, there are no places.
 
         Raises:
             UserError: the template writes a conversation otherwise once it has gone on; or there are several turns and no template.
@@ -71,9 +73,10 @@ class Script:
                 raise UserError("a conversation of several turns needs a chat template, and this processor has none")
             return [turns[0][0], *self._replied(turns[0][1])]
         messages: list[dict[str, Any]] = []
-        found, before = [], ""
+        found, before, first = [], "", 0 if placed(turns) else images
         for said, reply in turns:
-            messages += _messages(said, shown=shown and not messages)
+            said = said if images else said.replace(PLACE, "")
+            messages += _messages(said, images=0 if messages else first)
             written = self._rendered(messages, goes_on=True)
             if not written.startswith(before):
                 raise self._unreadable("writes what was said otherwise once the conversation has gone on")
@@ -119,23 +122,23 @@ class Script:
         own = self.behind(self.before + start, f"{' ' if prompt else self.lead}{text.strip()}")
         return self.behind(self.before, start), ended(own, self.end_ids, max_length)
 
-    def transcript(self, turns: Turns) -> tuple[list[int], list[int], int]:
-        """A whole conversation without its image.
+    def transcript(self, turns: Turns, images: int = 0) -> tuple[list[int], list[int], int]:
+        """A whole conversation, by default without its images; of these each is one token.
 
         Returns:
             Its tokens, for each whether it is learned, and the number of tokens before the first reply.
         """
         text, ids, learned, first = "", list[int](), list[int](), 0
-        for number, piece in enumerate(self.pieces(turns, shown=False)):
+        for number, piece in enumerate(self.pieces(turns, images)):
             new = self.behind(text, piece)
             text += piece
             ids, learned = ids + new, learned + [number % 2] * len(new)
             first = first or len(ids)
         return ids, learned, first
 
-    def tokens(self, turns: Turns) -> tuple[list[int], list[int], int]:
+    def tokens(self, turns: Turns, images: int = 0) -> tuple[list[int], list[int], int]:
         """The same from the first reply on."""
-        ids, learned, first = self.transcript(turns)
+        ids, learned, first = self.transcript(turns, images)
         return ids[first:], learned[first:], first
 
 
@@ -145,12 +148,20 @@ def cut(tokenizer: Any, text: str, max_length: int) -> str:
     return text if len(offsets) <= max_length else text[: offsets[max(1, max_length) - 1][1]]
 
 
-def _messages(said: str | None = None, reply: str = "", shown: bool = False) -> list[dict[str, Any]]:
-    """What the user says, and what the assistant replies, where there is something."""
-    image = [{"type": "image"}] if shown else []
-    spoken = {"user": said, "assistant": reply or None}
-    return [
-        {"role": role, "content": [*(image if role == "user" else []), {"type": "text", "text": text}]}
-        for role, text in spoken.items()
-        if text is not None
-    ]
+def placed(turns: Turns) -> int:
+    """How many images have their places in a conversation."""
+    return sum(said.count(PLACE) for said, _ in turns)
+
+
+def _messages(said: str | None = None, reply: str = "", images: int = 0) -> list[dict[str, Any]]:
+    """What the user says, so many images in front of it, and what the assistant replies, where there is something."""
+    messages = []
+    if said is not None:
+        content = [{"type": "image"}] * images
+        for number, text in enumerate(said.split(PLACE)):
+            content += [{"type": "image"}] if number else []
+            content += [{"type": "text", "text": text}] if text or PLACE not in said else []
+        messages.append({"role": "user", "content": content})
+    if reply:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": reply}]})
+    return messages

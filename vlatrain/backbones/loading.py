@@ -19,7 +19,7 @@ from vlatrain.backbones.box_head import add_box_head, see_whole
 from vlatrain.backbones.describe import checkpoint_of, checkpoints_of, settings_of
 from vlatrain.backbones.families.blip import Blip
 from vlatrain.backbones.families.blip2 import Blip2
-from vlatrain.backbones.families.chat import Chat
+from vlatrain.backbones.families.chat_turns import ChatConverser
 from vlatrain.backbones.families.composite_kinds import CausalComposite, Seq2SeqComposite
 from vlatrain.backbones.families.dual import Dual
 from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
@@ -41,7 +41,7 @@ FAMILIES: dict[str, type[Backbone]] = {
     "causal_composite": CausalComposite,
     "seq2seq_composite": Seq2SeqComposite,
     "blip2": Blip2,
-    "chat": Chat,
+    "chat": ChatConverser,
     "prefix": Prefix,
     "seq2seq": Seq2Seq,
     "vision_tower": VisionTower,

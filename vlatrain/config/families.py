@@ -93,7 +93,7 @@ DUALS = ("dual", *FORMER)
 COMPOSITES = ("causal_composite", "seq2seq_composite")
 VISION_TOWERS = ("vision_tower",)
 TOLD = (*COMPOSITES, "chat", "prefix", "seq2seq")  # those that are given `model.prompts`
-SEVERAL_IMAGES = COMPOSITES  # those that take several images for a text
+SEVERAL_IMAGES = (*COMPOSITES, "chat")  # those that take several images for a text
 
 #: By family the names of its options; `vlatrain.backbones.loading.FAMILIES` has the same families.
 OPTIONS: Mapping[str, tuple[str, ...]] = {

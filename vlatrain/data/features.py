@@ -107,7 +107,7 @@ def _too_many(model: ModelConfig, samples: Sequence[Sample]) -> Iterator[str]:
         others = f", and {len(several) - 1:,} more" if len(several) > 1 else ""
         yield (
             f"{first.source or first.id}: {len(first.pictures)} images{others}, and model={model.name} takes one for a text; "
-            "tiny_composite and composite take several"
+            "composites (tiny_composite) and models that chat (llava, qwen2_5_vl, smolvlm) take several"
         )
 
 

@@ -21,9 +21,9 @@ from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
-from vlatrain.backbones.families.composite import numbered
 from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes, pooled
 from vlatrain.backbones.loading import load, meta_model, write
+from vlatrain.backbones.several import numbered
 from vlatrain.backbones.tokenizers import token_ids
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Turn

@@ -4,8 +4,9 @@ arXiv:2511.21631), SmolVLM (Marafioti et al., 2025, arXiv:2504.05299), PaliGemma
 that transformers gives the same interface. What differs between them is in their processors, in their descriptions
 (`ChatOptions`), and in transformers' own forward passes, which are used as they are.
 
-The image goes through its tower once a row (`context`); prompts and texts are scored and written from there. Prompts are padded in
-front, so that the tokens before their texts are in one column.
+Images go through their tower once (`context`); prompts and texts are scored and written from there. Prompts are padded in front, so
+that the tokens before their texts are in one column. A row may have several images: each stands where its text marks its place, or
+all in front of the text. Without a chat template (PaliGemma) they are always in front, and a mark reads `image 1`, `image 2`.
 
 Deviation: texts are generated as `task.decode` says, and not with the sampling or the penalties that a checkpoint's authors set.
 """
@@ -13,6 +14,7 @@ Deviation: texts are generated as `task.decode` says, and not with the sampling 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -26,11 +28,12 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlatrain.backbones import older, processors
-from vlatrain.backbones.base import Backbone, Context, Inputs, Text, blank_text, options_as, padded_text
+from vlatrain.backbones.base import Backbone, Context, Inputs, Text, options_as, padded_text
 from vlatrain.backbones.chat_template import Script, Turns, cut
-from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, rooms
+from vlatrain.backbones.lengths import SLACK, Room, rooms
 from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
+from vlatrain.backbones.several import PLACE, counted, expansions, flat, numbered, parts_of, per_row
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
 from vlatrain.config.spec import TOLD_IMAGE, TOLD_TURNS
@@ -39,11 +42,12 @@ from vlatrain.injection.context import provide, reads_other
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from vlatrain.data.sample import Picture, Turn
+    from vlatrain.data.sample import Picture
 
 ADDED = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 1, "mm_token_type_ids": 0}
 """A prompt's inputs that have a value for each token, and the value for tokens behind the prompt (`input_ids` have their own)."""
-GRID = "image_grid_thw"  # (B, 3): the patches of each image, which Qwen's positions are made from
+# (N, 3): the patches of each image, which Qwen's positions are made from; in a context a row for each row's, padded with zeros
+GRID = "image_grid_thw"
 # models read their values where others know shapes
 READ = (GRID, "image_sizes", "batch_num_images", "mm_token_type_ids")
 EXAMPLES = 3  # images that are processed to see how many tokens they come to
@@ -57,12 +61,14 @@ class ChatInputs(Inputs, total=False):
         input_ids: (B, L) the prompts' tokens.
         attention_mask: (B, L) 1 for these, 0 for padding.
         rest: (B, L) the tokens of conversations from the last one before the first reply on.
+        expansions: by row, the tokens of each image that stands in these; absent: none does.
         shown: (B,) whether a row is about its image; absent: all are.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     rest: Text
+    expansions: list[list[list[int]]]
     shown: Tensor
 
 
@@ -150,19 +156,18 @@ class Chat(Backbone):
 
     # -- what the model is given --
 
-    def inputs(
-        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None, max_length: int = 0
-    ) -> ChatInputs:
+    def inputs(self, images: Sequence[Any], questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
         """Images in the prompts that `model.prompts` has for answers and captions, by the names the model has for them."""
-        told = self.config.prompts
-        texts = [told[TOLD_IMAGE]] * len(images)
+        texts = [self.config.prompts[TOLD_IMAGE]] * len(images)
         if questions is not None:
-            texts = [self.asked.replace("{question}", self._said(question, max_length)) for question in questions]
+            said = (self._said(text, max_length, count) for text, count in zip(questions, counted(images), strict=True))
+            texts = [self.asked.replace("{question}", text) for text in said]
         return self._processed(images, [[(text, "")] for text in texts])
 
     def given(self, images: Sequence[int], questions: Sequence[str] | None = None, max_length: int = 0) -> ChatInputs:
         """The same for images that are known: nothing is seen of those that stand for them. For towers of a fixed image size."""
-        return self.inputs([Image.new("RGB", (8, 8))] * len(images), questions, max_length)
+        blank = Image.new("RGB", (8, 8))
+        return self.inputs([[blank] * count if count > 1 else blank for count in images], questions, max_length)
 
     def blank(self, batch_size: int, device: torch.device | str, question: int = 0) -> ChatInputs:
         """Inputs that have only shapes, those of a square image."""
@@ -171,13 +176,14 @@ class Chat(Backbone):
                 self.processor = self.make_processor(self.config, self.model.config.to_dict(), ["a"])
                 self.script = Script(self.processor, self.options.lead, self.options.end)
             asked = ["a " * question] if question else None
-            one = self.inputs([Image.new("RGB", (448, 448))], asked, question)
-        repeated = {
+            image = Image.new("RGB", (448, 448))
+            one = self.inputs([[image] * self.images_each if self.images_each > 1 else image], asked, question)
+        repeated: dict[str, Any] = {
             name: value.to("cpu" if name in READ else device).repeat(batch_size, *[1] * (value.ndim - 1))
             for name, value in one.items()
             if isinstance(value, Tensor)
         }
-        return cast(ChatInputs, repeated)
+        return cast(ChatInputs, repeated | ({"images": one["images"] * batch_size} if "images" in one else {}))
 
     @property
     def around(self) -> int:
@@ -192,6 +198,7 @@ class Chat(Backbone):
 
     def measure(self, pictures: Sequence[Picture], most: int = 1) -> None:
         """Some of the pictures: where their size decides, positions are rotary, and a few tokens more do no harm."""
+        super().measure(pictures, most)
         step = max(1, len(pictures) // EXAMPLES)
         self._examples = [picture.load() for picture in pictures[::step][:EXAMPLES]] or self._examples
         self._beside.clear()
@@ -199,33 +206,65 @@ class Chat(Backbone):
     @cached_property
     def _framing(self) -> int:
         """Tokens that a turn has besides what the user says."""
-        return len(self.script.ids(self.script.asked([("", "")], shown=False)))
+        return len(self.script.ids(self.script.asked([("", "")], images=0)))
 
     def _taken(self, config: TaskConfig) -> int:
-        """Tokens that the image, and a prompt with an empty question, come to."""
+        """Tokens that the most images, or one alone (which has more of them), come to with a prompt whose question is empty."""
         kind = config.spec.prompt
         text = "" if kind == TOLD_TURNS else self.config.prompts.get(kind, "").replace("{question}", "")
         if text not in self._beside:
-            prompts = (self._processed([image], [[(text, "")]]) for image in self._examples)
+            rows: list[Any] = list(self._examples)
+            rows += [[image] * self.images_each for image in self._examples] if self.images_each > 1 else []
+            prompts = (self._processed([row], [[(text, "")]]) for row in rows)
             self._beside[text] = SLACK + max(prompt["input_ids"].shape[1] for prompt in prompts)
         return self._beside[text]
 
-    def _said(self, text: str, max_length: int) -> str:
-        return cut(self.tokenizer, self.clean(text), max_length)
+    def _said(self, text: str, max_length: int, count: int = 1) -> str:
+        """A text of at most so many tokens, with the places of the images that it is about; where there are several."""
+        if count > 1 and not self.script.template:
+            text, count = numbered(text), 1
+        said, left = list[str](), max_length
+        for part in parts_of(text, count):
+            own = cut(self.tokenizer, self.clean(part), left) if left > 0 or count == 1 else ""
+            left -= len(self.script.ids(own)) if count > 1 else 0
+            said.append(own)
+        return PLACE.join(said)
 
     def _processed(
-        self, images: Sequence[Image.Image], conversations: Sequence[Turns], shown: Sequence[bool] = ()
+        self,
+        images: Sequence[Any],
+        conversations: Sequence[Turns],
+        shown: Sequence[bool] = (),
+        later: Sequence[int] = (),
     ) -> ChatInputs:
-        """Images and conversations up to the last reply as the processor has them, padded in front."""
+        """Images and conversations up to the last reply as the processor has them, padded in front.
+
+        Args:
+            images: of each row, or a list of several.
+            conversations: with their places.
+            shown: whether a row is about its images; empty: all are.
+            later: so many of the last images of each row stand elsewhere: their tokens are in `expansions`.
+        """
         about = [not shown or shown[row] for row in range(len(conversations))]
-        texts = [
-            self.script.asked(turns if own else [("", "")]) for turns, own in zip(conversations, about, strict=True)
-        ]
+        counts, behind = counted(images), later or [0] * len(images)
+        mark = str(self.processor.image_token)
+        apart = f"{self.tokenizer.eos_token}{mark}"
+        texts = []
+        for turns, own, count, others in zip(conversations, about, counts, behind, strict=True):
+            text = self.script.asked(turns if own else [("", "")], count - others)
+            several = count > 1 and not self.script.template  # the prompt's own mark stands for all
+            texts.append((text.replace(mark, mark * count) if several else text) + apart * others)
         options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
         if (start := self.tokenizer.bos_token) and texts[0].startswith(start):  # as in apply_chat_template
             options["add_special_tokens"] = False
-        found = self.processor(images=list(images), text=texts, padding=True, return_tensors="pt", **options)
+        given = per_row(flat(images), counts) if max(counts) > 1 else flat(images)
+        found = self.processor(images=given, text=texts, padding=True, return_tensors="pt", **options)
         kept = {name: value for name, value in found.items() if name in self.takes and name != "labels"}
+        if max(counts) > 1:
+            kept["images"] = counts
+        if any(behind):
+            end, padding = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+            kept["expansions"] = expansions(kept["input_ids"], kept["attention_mask"], behind, end, padding)
         if not all(about):
             kept = self._hidden(kept, conversations, torch.tensor(about))
         # stable, so that only padding moves: to the front, whichever side the processor has put it (BLIP-2's: the middle)
@@ -233,12 +272,12 @@ class Chat(Backbone):
         moved = {name: value.gather(1, order) if name in ADDED else value for name, value in kept.items()}
         return cast(ChatInputs, moved)  # the names are the model's own
 
-    def _hidden(self, inputs: dict[str, Tensor], conversations: Sequence[Turns], shown: Tensor) -> dict[str, Tensor]:
+    def _hidden(self, inputs: dict[str, Any], conversations: Sequence[Turns], shown: Tensor) -> dict[str, Any]:
         """Inputs in which conversations of text alone stand behind their prompts, which are masked like padding, the image in them.
 
         So every row has an image, as processors and towers want it, and nothing sees it; positions do not count it either.
         """
-        told = [self.script.asked(turns, shown=False) for turns in conversations]
+        told = [self.script.asked(turns, images=0) for turns in conversations]
         start = self.tokenizer.bos_token
         opened = bool(start) and told[0].startswith(start)
         ids: list[list[int]] = self.tokenizer(told, add_special_tokens=not opened)["input_ids"]
@@ -272,6 +311,8 @@ class Chat(Backbone):
         visible = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         taken = (*ADDED, GRID, "shown")
         context = {name: value for name, value in inputs.items() if name in taken and isinstance(value, Tensor)}
+        if GRID in context and "images" in inputs:  # a row for each row's: (B, most, 3)
+            context[GRID] = pad_sequence(list(context[GRID].split(inputs["images"])), batch_first=True)
         context |= {"states": pad_sequence(rows, batch_first=True), "visible": visible}
         if len({len(row) for row in rows}) > 1:  # only then the device has to be asked, see `_features`
             context["lengths"] = visible.sum(dim=1)
@@ -282,7 +323,13 @@ class Chat(Backbone):
         return context
 
     def _rows(self, states: Any, inputs: ChatInputs) -> list[Tensor]:
-        return older.in_rows(states, inputs["input_ids"], self.model.config.image_token_id)
+        """The states (S, d) of each row's images, one behind the other."""
+        counts, ids = inputs.get("images"), inputs["input_ids"]
+        if counts and len(states) == sum(counts) > len(counts):  # of each image
+            return [torch.cat(own) for own in per_row(states, counts)]
+        if "expansions" in inputs:
+            ids = torch.cat([ids, inputs["rest"].ids], dim=1)
+        return older.in_rows(states, ids, self.model.config.image_token_id)
 
     def select_rows(self, context: Context, group_index: Tensor) -> Context:
         """A context with its rows repeated or picked; of blank inputs, what must have values is as it is."""
@@ -299,7 +346,10 @@ class Chat(Backbone):
         def rows(states: Tensor) -> list[Tensor]:
             return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
 
-        states: Any = context["states"] if self.options.stacked else rows(context["states"])
+        states: Any = rows(context["states"])
+        if self.options.stacked:  # one tensor: of rows, or of images, which are all of one size
+            size = math.gcd(*lengths)
+            states = context["states"] if full else torch.cat(states).unflatten(0, (-1, size))
         found: Any = BaseModelOutputWithPooling(pooler_output=states)
         if deep := [value for name, value in context.items() if name.startswith(DEEP)]:
             # they are added where the image's tokens are, which shapes do not tell
@@ -308,14 +358,22 @@ class Chat(Backbone):
 
     def _extended(self, context: Context, ids: Tensor, mask: Tensor) -> Context:
         """A prompt's inputs with further tokens (N, L) and their mask."""
-        new = {"input_ids": ids, "attention_mask": mask}
+        # images may stand in what follows the first reply
+        new = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": ids == self.model.config.image_token_id}
         return {
             name: torch.cat([value, new.get(name, value.new_full(mask.shape, ADDED[name])).to(value.dtype)], dim=1)
             if name in ADDED
             else value
-            for name, value in context.items()
-            if name in (*ADDED, GRID)
+            for name, value in self._prompt(context).items()
         }
+
+    def _prompt(self, context: Context) -> Context:
+        """A prompt's inputs."""
+        prompt = {name: value for name, value in context.items() if name in (*ADDED, GRID)}
+        if GRID in prompt and prompt[GRID].ndim == 3:
+            grids = prompt[GRID].flatten(0, 1)  # (B * most, 3)
+            prompt[GRID] = grids[grids[:, 0] > 0]
+        return prompt
 
     def _shown(self, context: Context) -> AbstractContextManager[None]:
         """Hand the image to the adapters that read it."""
@@ -353,8 +411,8 @@ class Chat(Backbone):
     def candidate_logits(self, context: Context, target: Text) -> Tensor:
         """See `Backbone`. The prompt is read once; each text goes on from its keys and values."""
         count = len(target.ids)
-        with self._shown(context), self._encoded(context, context) as image:
-            prompt = {name: value for name, value in context.items() if name in (*ADDED, GRID)}
+        prompt = self._prompt(context)
+        with self._shown(context), self._encoded(context, prompt) as image:
             begun = self.model(**prompt, **image, use_cache=True, logits_to_keep=1)
         begun.past_key_values.batch_repeat_interleave(count)
         several = self.select_rows(context, torch.zeros(count, dtype=torch.long, device=target.ids.device))
@@ -390,53 +448,6 @@ class Chat(Backbone):
         start = ids.new_tensor(self.script.reply("", 1, prompt)[0]).expand(len(ids), -1)  # (B, P)
         return self._extended(context, start, torch.ones_like(start))
 
-    # -- conversations --
-
-    def _turns(self, turns: Sequence[Turn], words: int) -> list[tuple[str, str]]:
-        """What is said and replied, of what the user says at most so many tokens."""
-        return [(self._said(turn.user, words), self.clean(turn.reply)) for turn in turns]
-
-    def conversations(
-        self,
-        images: Sequence[Image.Image],
-        conversations: Sequence[Sequence[Turn]],
-        max_length: int,
-        shown: Sequence[bool] = (),
-    ) -> tuple[ChatInputs, Text]:
-        """Up to the first reply as a prompt, and the rest as `rest`."""
-        words = max_length - self._framing
-        said = [self._turns(turns, words) for turns in conversations]
-        rows, masks = [], []
-        for turns in said:
-            ids, learned, before = self.script.tokens(turns)
-            left = max(max_length - before, 0)
-            rows.append([self.script.end_ids[-1], *ids[:left]])
-            masks.append([0, *learned[:left]])
-        rest = self._padded(rows)
-        given = self._processed(images, [turns[:1] for turns in said], shown)
-        return {**given, "rest": rest}, Text(rest.ids, padded_text(masks, 0).ids)
-
-    def transcript(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-        """See `Converser`. What stands before the first reply is only counted."""
-        ids, learned, before = self.script.tokens(self._turns(turns, UNLIMITED))
-        return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
-
-    def conversation_logits(self, inputs: ChatInputs) -> Tensor:
-        """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
-        context = self.context(inputs)
-        if "rest" in inputs:
-            rest = inputs["rest"]
-            if (order := self._order(context)) is None:
-                return self.logits(context, rest)
-            return self.logits(self.select_rows(context, order), Text(rest.ids[order], rest.mask[order]))[
-                order.argsort()
-            ]
-        size, length = inputs["input_ids"].shape
-        nothing = blank_text(size, 0, inputs["input_ids"].device)
-        return self._logits(
-            context, self._extended(context, nothing.ids, nothing.mask), length - context["states"].shape[1]
-        )
-
     def _order(self, context: Context) -> Tensor | None:
         """Of a batch with hidden images the rows (B,), those with images first, where the model makes positions from their grids.
 
@@ -445,19 +456,3 @@ class Chat(Backbone):
         if GRID not in context or "shown" not in context:
             return None
         return context["shown"].argsort(descending=True, stable=True)
-
-    def prompts(
-        self,
-        images: Sequence[Image.Image],
-        conversations: Sequence[Sequence[Turn]],
-        max_length: int,
-        shown: Sequence[bool] = (),
-    ) -> ChatInputs:
-        """Conversations up to the last reply; of those that are too long the first turns are left out."""
-        said = []
-        for conversation in conversations:
-            turns = self._turns(conversation, max_length - self._framing)
-            while len(turns) > 1 and len(self.script.ids(self.script.asked(turns, shown=False))) > max_length:
-                turns = turns[1:]
-            said.append(turns)
-        return self._processed(images, said, shown)

@@ -7,9 +7,7 @@ states (every tower of the language model is handed them), or both ways.
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,11 +36,11 @@ from vlatrain.backbones.pretrained import (
     refuse_tokens,
     whole,
 )
+from vlatrain.backbones.several import counted, flat, numbered
 from vlatrain.backbones.towers import checked_class, described_side, image_shape, read_images
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
-from vlatrain.data.sample import IMAGE
 from vlatrain.injection.context import provide, reads_other, restore
 
 if TYPE_CHECKING:
@@ -380,24 +378,6 @@ class Composite(Backbone):
         """Texts that the language model generates from inputs, without their first `skip` tokens."""
         ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
         return self.written(ids[:, skip:])
-
-
-def counted(images: Sequence[Any]) -> list[int]:
-    """How many images each row has: a list of them, or one."""
-    return [len(own) if isinstance(own, list) else 1 for own in images]
-
-
-def flat(images: Sequence[Any]) -> list[Any]:
-    """The images of all rows, those of a row one after the other."""
-    return [one for own in images for one in (own if isinstance(own, list) else [own])]
-
-
-def numbered(text: str, before: int = 0) -> str:
-    """A text that marks the places of images with their numbers there, so many behind others: `image 1`, `image 2`.
-
-    The images themselves stand in front of the text, in this order."""
-    numbers = itertools.count(before + 1)
-    return re.sub(IMAGE, lambda _: f"image {next(numbers)}", text)
 
 
 def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:

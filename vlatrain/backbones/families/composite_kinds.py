@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vlatrain.backbones.base import Context, Text, padded_text
 from vlatrain.backbones.chat_template import Script
-from vlatrain.backbones.families.composite import Composite, CompositeInputs, counted, numbered
+from vlatrain.backbones.families.composite import Composite, CompositeInputs
+from vlatrain.backbones.several import counted, numbered
 from vlatrain.config import DecodeConfig
 from vlatrain.config.spec import TOLD_TURNS
 from vlatrain.data.sample import IMAGE
@@ -60,7 +61,7 @@ class CausalComposite(Composite):
 
     def _prompt(self, texts: Sequence[str]) -> Text:
         if self.script:
-            rows = [self.script.ids(self.script.asked([(text, "")], shown=False)) for text in texts]
+            rows = [self.script.ids(self.script.asked([(text, "")], images=0)) for text in texts]
         else:
             rows = [self._start() + self._ids(text) for text in texts]
         return self._padded(rows, left=True)
@@ -180,7 +181,7 @@ class CausalComposite(Composite):
         """The tokens of a conversation up to where the last reply begins."""
         if self.script:
             said = [(self._said(turn), self.clean(turn.reply)) for turn in turns]
-            return self.script.ids(self.script.asked(said, shown=False))
+            return self.script.ids(self.script.asked(said, images=0))
         before, _ = self.transcript(turns[:-1])
         return [*before, *self._asked(turns[-1])]
 

@@ -38,9 +38,9 @@ class Prefix(Chat):
         """The language model."""
         return self.model.language_model
 
-    def _said(self, text: str, max_length: int) -> str:
+    def _said(self, text: str, max_length: int, count: int = 1) -> str:
         """A question of at most so many tokens, and of as many for InstructBLIP's Q-Former, which has a tokenizer of its own."""
-        said = super()._said(text, max_length)
+        said = super()._said(text, max_length, count)
         own = getattr(self.processor, "qformer_tokenizer", None)
         if own is None:
             return said

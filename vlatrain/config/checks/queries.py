@@ -11,6 +11,8 @@ from vlatrain.config.schema import PredictConfig
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, shipped_tasks
 from vlatrain.config.task import TaskConfig
 
+MARK = "<image>"  # as in rows, see `vlatrain.data.sample`
+
 
 def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
     """What is wrong with the query of a prediction.
@@ -22,6 +24,9 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
     yield from _asked_about(config, "boxes" in task.spec.fields, f"this run's task is {task.name}")
     if config.images and not task.spec.several_images:
         yield f"images=[...]: a sample of task={task.name} has one image; image=FILE, or a folder, asks about each"
+    marks = (config.question or "").count(MARK)
+    if config.images and marks and marks != len(config.images):
+        yield f"question: marks {marks} places of images by {MARK}, and images= has {len(config.images)}: mark each, or none"
     if config.input and config.question:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     else:
