@@ -216,10 +216,10 @@ def test_command_lines_compose(shown: tuple[str, ...], tmp_path: Path, monkeypat
         (tmp_path / "my_conf" / group / "mine.yaml").write_text(json.dumps({"defaults": [base, "_self_"]}))
     for word in words:
         value = word.partition("=")[2]
-        if re.fullmatch(r"[\w/]+\.(?:jsonl|jpg|csv)", value):
-            (tmp_path / value).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / value).touch()
-        elif value.endswith("/") or (word.startswith("data.root=") and re.fullmatch(r"[\w/]+", value)):
+        for file in re.findall(r"[\w/]+\.(?:jsonl?|jpg|csv)\b", value):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        if value.endswith("/") or re.fullmatch(r"data\.root=[\w/]+|data\.(?:train|eval)=\w+/[\w/]+", word):
             (tmp_path / value).mkdir(parents=True)
         if word.startswith("run="):
             run_of(Path(value), words)
