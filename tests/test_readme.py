@@ -219,9 +219,14 @@ def test_command_lines_compose(shown: tuple[str, ...], tmp_path: Path, monkeypat
         for file in re.findall(r"[\w/]+\.(?:jsonl?|jpg|csv)\b", value):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).touch()
-        if value.endswith("/") or re.fullmatch(r"data\.root=[\w/]+|data\.(?:train|eval)=\w+/[\w/]+", word):
+        if value.endswith("/") or re.fullmatch(r"data\.root=[\w/]+", word):
             (tmp_path / value).mkdir(parents=True)
-        if word.startswith("run="):
+        elif re.fullmatch(r"data\.(?:train|eval)=\w+/\w+", word):  # class folders
+            (tmp_path / value / "rose").mkdir(parents=True)
+            (tmp_path / value / "rose" / "1.jpg").touch()
+        if word.startswith("run=") and words[0] == "merge":
+            finished(value)
+        elif word.startswith("run="):
             run_of(Path(value), words)
         for source in re.findall(r"\b[A-Z_]+\d?\b", value) if "sources" in word else ():
             finished(source)
