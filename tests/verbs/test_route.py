@@ -208,3 +208,30 @@ def test_vision_towers_and_dual_encoders_have_routers(tmp_path: Path) -> None:
         for folder in made:
             own = metrics(folder)["metrics"]["accuracy"]
             assert oracle[f"{folder.name}/accuracy"] == pytest.approx(own)
+
+
+@pytest.mark.slow
+def test_runs_about_several_images_are_chosen_among(images: Path, tmp_path: Path) -> None:
+    """On a composite, in whose image tower adapters begin; rows with one image and two."""
+    about = ("model=tiny_composite", "data.pairs=true", "adapter.points=[vision.2.*,decoder]", "optim.lr=0.05")
+    names = {
+        "one": tiny_run(tmp_path / "one", "vqa", *about),
+        "two": tiny_run(tmp_path / "two", "vqa", *about, "data.seed=1"),
+    }
+    folder = router(tmp_path / "router", [*names.values()], "adapter.options.samples=20")
+    found = loaded(folder)
+    pairs, single = build("vqa_pairs", "eval", 4, 0), build("vqa", "eval", 2, 0)
+    asked_about = [*pairs, *single]
+    chosen = [Routed(name, {name: 1.0}) for name in ("one", "two", "two", "one", "one", "two")]
+    mixed = found.answers(asked_about, chosen)
+    for name, run in names.items():
+        own = [place for place, one in enumerate(chosen) if one.best == name]
+        hits = [*vlatrain.load(run).ask([asked_about[place] for place in own])]
+        assert [mixed[place][0][0] for place in own] == [hit[0].text for hit in hits]
+        scores = torch.tensor([hit[0].score for hit in hits])
+        torch.testing.assert_close(torch.tensor([mixed[place][0][1] for place in own]), scores, rtol=1e-4, atol=1e-5)
+    routed = [*found.ask(asked_about)]
+    assert found.answers(asked_about, [chosen for chosen, _ in routed]) == [best for _, best in routed]
+    both = f"images=[{images / 'red.png'},{images / 'green.png'}]"
+    (told,) = asked(tmp_path / "out.jsonl", f"run={folder}", both, f"question={pairs[0].question}")
+    assert told["routed"] in names

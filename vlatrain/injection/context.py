@@ -153,6 +153,18 @@ def rows(
     return setting(model, rows=list(adapters), repeats=repeats)
 
 
+def rows_of_images(model: nn.Module, counts: Sequence[int]) -> AbstractContextManager[None]:
+    """Let a tower whose batch has a row for each image know the adapter of each.
+
+    Args:
+        model: the model.
+        counts: how many images each row has; none: one each.
+    """
+    if not counts or (given := context_of(model).call.rows) is None:
+        return nullcontext()
+    return setting(model, rows=[name for name, count in zip(given, counts, strict=True) for _ in range(count)])
+
+
 def exported(model: nn.Module) -> dict[str, Tensor]:
     """What adapters of the towers that have run leave to those of towers to come, by name, each a row for each row of the batch.
 

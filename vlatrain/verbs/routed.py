@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlatrain.config import PredictConfig, TaskConfig, TrainConfig
+from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, joint
 from vlatrain.config.spec import QUESTION, TaskSpec
 from vlatrain.data.features import Given
 from vlatrain.data.sample import Sample
@@ -68,4 +68,5 @@ class RoutedPredictor:
 
 def row_config(config: PredictConfig) -> PredictConfig:
     """A router's configuration as one by which rows are read that it is asked about."""
-    return replace(config, task=replace(TaskConfig(), spec=ROW))
+    several = all(task.spec.several_images for task in joint.tasks(config.task).values())
+    return replace(config, task=replace(TaskConfig(), spec=replace(ROW, several_images=several)))

@@ -11,13 +11,14 @@ import torch
 from tests.backbones.chatting import CHAT, CONVERSING, REPLIES, make, own_logits, shared
 from tests.backbones.families.test_chat import named, row
 from tests.conftest import adapter_config, make_samples
+from tests.injection.test_rows import two_adapters
 from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.prefix import Boundary, Enough, PrefixReplay
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.injection.attach import attach
+from vlatrain.injection.attach import attach, mixed_rows
 from vlatrain.tasks import build
 from vlatrain.training.batches import SharedBatches
 
@@ -201,3 +202,17 @@ def test_questions_about_pairs_are_learned(name: str) -> None:
     with torch.no_grad():
         found = task.evaluate(samples, SharedBatches("cpu", len(samples)))
     assert found.metrics["accuracy"] == 100, found.predictions
+
+
+def test_the_images_of_a_row_have_its_adapter() -> None:
+    """The image tower's batch has a row for each image."""
+    backbone, model = two_adapters("paligemma", "vqa")
+    target, _ = backbone.target(REPLIES, 20)
+    with torch.no_grad():
+        with mixed_rows(model, ["default", "other", "__base__", "other"]):
+            mixed = backbone.logits(backbone.context(backbone.inputs(rows(), ABOUT, 40)), target)
+        for number, name in ((0, "default"), (1, "other"), (3, "other")):
+            model.set_adapter(name)
+            own = row(target, number)
+            alone = backbone.logits(backbone.context(backbone.inputs([rows()[number]], [ABOUT[number]], 40)), own)
+            assert_close(mixed[number, : own.ids.shape[1]], alone[0], backbone.model)

@@ -37,7 +37,7 @@ from vlatrain.backbones.several import PLACE, counted, expansions, flat, numbere
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
 from vlatrain.config.spec import TOLD_IMAGE, TOLD_TURNS
-from vlatrain.injection.context import provide, reads_other
+from vlatrain.injection.context import provide, reads_other, rows_of_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -299,7 +299,8 @@ class Chat(Backbone):
         see = self.model.base_model.get_image_features
         wanted = inspect.signature(see).parameters
         # where only shapes are asked for, what is made from values must have some
-        with self.prefix("vision", inputs), torch.device("cpu"):
+        several = rows_of_images(self.model, inputs.get("images", []))
+        with self.prefix("vision", inputs), several, torch.device("cpu"):
             return see(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
 
     def context(self, inputs: ChatInputs) -> Context:

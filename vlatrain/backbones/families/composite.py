@@ -41,7 +41,7 @@ from vlatrain.backbones.towers import checked_class, described_side, image_shape
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
-from vlatrain.injection.context import provide, reads_other, restore
+from vlatrain.injection.context import provide, reads_other, restore, rows_of_images
 
 if TYPE_CHECKING:
     from vlatrain.data.sample import Picture
@@ -321,18 +321,10 @@ class Composite(Backbone):
 
     def _visual(self, inputs: CompositeInputs) -> Context:
         """The image's projected states as `visual` (B, S, d), and `visible` (B, S): 1 for those that are there."""
-        if self.model.vision is None:
-            states = inputs["features"]
-        else:
-            with self.prefix("vision", inputs):
-                pixels = inputs["pixels"]
-                if "vision" in inputs.get("prefix", {}):  # nothing looks at them; a tower may ask for their shape
-                    pixels = pixels.expand(
-                        -1, 3, *self.image_shape
-                    )  # only here: a batch with such a tensor cannot be pinned
-                states = self.model.see(pixels)
-        counts = inputs.get("images")
-        visual = self.model.projection(states, [place for count in counts for place in range(count)] if counts else ())
+        counts = inputs.get("images") or []
+        with rows_of_images(self.model, counts):
+            states = inputs["features"] if self.model.vision is None else self._states(inputs)
+            visual = self.model.projection(states, [place for count in counts for place in range(count)])
         visible = inputs.get("visible")
         visible = visual.new_ones(visual.shape[:2]).long() if visible is None else visible
         if counts:  # the states of a row's images one behind the other
@@ -343,6 +335,16 @@ class Composite(Backbone):
         if "shown" in inputs:
             visible = visible * inputs["shown"][:, None]
         return {"visual": visual, "visible": visible}
+
+    def _states(self, inputs: CompositeInputs) -> Tensor:
+        """The image tower's states (N, S, width)."""
+        with self.prefix("vision", inputs):
+            pixels = inputs["pixels"]
+            if "vision" in inputs.get("prefix", {}):  # nothing looks at them; a tower may ask for their shape
+                # only here: a batch with such a tensor cannot be pinned
+                pixels = pixels.expand(-1, 3, *self.image_shape)
+            states: Tensor = self.model.see(pixels)
+            return states
 
     def _embedded(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, S + L, d) of the visual tokens, if there are any, and of tokens (N, L); and their mask (N, S + L).

@@ -44,8 +44,8 @@ def of_router(config: PredictConfig) -> Iterator[str]:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     elif config.image and not config.question and all(spec.query == QUESTION for spec in tasks):
         yield 'all runs of this router are asked questions: set question="..."'
-    if config.images:
-        yield "images=[...]: a router chooses for one image; ask the run of your choice with run=FOLDER"
+    if config.images and (few := [spec for spec in tasks if not spec.several_images]):
+        yield f"images=[...]: {len(few)} of this router's runs take one image; ask the run of your choice with run=FOLDER"
     if config.text or config.texts:
         yield f"text= and texts= are for {_asked_by(TEXT)}; a router has no run of that"
 

@@ -37,24 +37,29 @@ class States:
 
     Attributes:
         tower: the tower.
-        values: (B, taps, L, width).
+        values: (N, taps, L, width), those of a sample's images one after the other.
         in_tuple: whether its layers return tuples.
         rows: by picture, its row.
+        counts: how many images each sample has.
     """
 
     tower: str
     values: Tensor
     in_tuple: bool
     rows: Mapping[int, int]
+    counts: Sequence[int]
 
     @property
     def seen(self) -> Tensor:
-        """Mean and spread over the patches (B, 2 * width), on the CPU."""
-        return pooled(self.values[:, -1]).cpu()  # (B, taps, L, width) -> (B, L, width)
+        """Mean and spread over the patches (B, 2 * width), of several images their mean, on the CPU."""
+        found = pooled(self.values[:, -1]).cpu()  # (N, taps, L, width) -> (N, L, width) -> (N, 2 * width)
+        if max(self.counts) == 1:
+            return found
+        return torch.stack([own.mean(dim=0) for own in found.split(list(self.counts))])
 
     def read(self, samples: Sequence[Sample], asked: bool, length: int | None = None) -> dict[str, Tensor]:
-        """The states (B, taps, L, width) of samples; nothing, if those of one are not there."""
-        places = [self.rows.get(id(sample.image), -1) for sample in samples]
+        """The states (N, taps, L, width) of samples' images; nothing, if those of one are not there."""
+        places = [self.rows.get(id(one), -1) for sample in samples for one in sample.pictures]
         if min(places) < 0:
             return {}
         whole = places == [*range(len(self.values))]
@@ -95,7 +100,8 @@ class Reader:
             self.backbone.run_frozen_towers(inputs)
         self.backbone.prefix_replay = None
         found = recorded[self.tower]
-        return States(self.tower, found.states, found.in_tuple, {id(one.image): row for row, one in enumerate(samples)})
+        rows = {id(one): row for row, one in enumerate(one for sample in samples for one in sample.pictures)}
+        return States(self.tower, found.states, found.in_tuple, rows, [len(sample.pictures) for sample in samples])
 
     def said(self, texts: Sequence[str]) -> Tensor:
         """Of each text whether there is one, and the mean of its words' embeddings: (B, 1 + width)."""
