@@ -122,7 +122,8 @@ def test_so_many_negatives_are_of_a_run_of_its_own() -> None:
     [
         (
             {"metric": "accuracy"},
-            "task.metric=accuracy: must be one of mean, vqa/accuracy, vqa/accuracy_as_written, house/cider_d",
+            "task.metric=accuracy: must be one of mean, vqa/accuracy, vqa/accuracy_as_written, vqa/anls, vqa/anls_as_written, "
+            "vqa/relaxed_accuracy, vqa/relaxed_accuracy_as_written, house/cider_d",
         ),
         ({"metric": "house/meteor"}, "task.metric=house/meteor"),
         ({"sampling": "equal"}, "task.sampling=equal"),

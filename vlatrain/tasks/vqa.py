@@ -18,6 +18,7 @@ from vlatrain.backbones.base import Backbone, Context, Generator, Text, blank_te
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
+from vlatrain.metrics import structured
 from vlatrain.metrics import vqa as metric
 from vlatrain.metrics.baselines import Constants, best_constants
 from vlatrain.metrics.bootstrap import mean
@@ -187,8 +188,9 @@ class Vqa(Task):
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """VQA accuracy; see `vlatrain.metrics.vqa` for its variants."""
         found = [best[0] for answered in batches(samples, self.questions, self.answer) for best in answered]
-        scores = metric.score([text for text, _ in found], [sample.answers for sample in samples])
-        if scores.ceiling < 90:
+        texts, references = [text for text, _ in found], [sample.answers for sample in samples]
+        scores = metric.score(texts, references)
+        if scores.ceiling < 90 and not self.measure:
             log.warning(
                 "VQA accuracy cannot exceed %.1f here: it counts an answer fully where 3 annotators gave it",
                 scores.ceiling,
@@ -198,15 +200,15 @@ class Vqa(Task):
             "ceiling": scores.ceiling,
             "decode": self.decoding,
         }
-        metrics, statistics = {"accuracy": scores.accuracy}, {"accuracy": mean(scores.per_sample)}
+        scored = {"accuracy": scores.per_sample, **self._measured(texts, references)}
         if self.generates:
-            back = as_written(self.backbone, [sample.answers for sample in samples])
+            back = as_written(self.backbone, references)
             lost = sum(metric.lost(can, sample.answers) for can, sample in zip(back, samples, strict=True))
             if lost or self.metric.endswith(AS_WRITTEN):
-                again = metric.score([text for text, _ in found], back)
-                metrics[f"accuracy{AS_WRITTEN}"] = again.accuracy
-                statistics[f"accuracy{AS_WRITTEN}"] = mean(again.per_sample)
+                again = {"accuracy": metric.score(texts, back).per_sample, **self._measured(texts, back)}
+                scored |= {f"{name}{AS_WRITTEN}": values for name, values in again.items()}
                 settings["ceiling_as_written"] = scores.ceiling - lost / len(samples)
+        headline = scored[self.measure or "accuracy"]
         predictions: list[dict[str, Any]] = [
             {
                 "id": sample.id,
@@ -216,22 +218,34 @@ class Vqa(Task):
                 "references": list(sample.answers),
                 "score": score,
             }
-            for sample, (text, probability), score in zip(samples, found, scores.per_sample, strict=True)
+            for sample, (text, probability), score in zip(samples, found, headline, strict=True)
         ]
         lengths = question_lengths([sample.question for sample in samples])
         return Evaluation(
-            metrics,
+            {name: sum(values) / len(values) for name, values in scored.items()},
             settings,
             predictions,
-            statistics,
+            {name: mean(values) for name, values in scored.items()},
             [len(samples)],
-            self.groupings(samples, ["accuracy"], question_words=lengths),
+            self.groupings(samples, [self.measure or "accuracy"], question_words=lengths),
         )
+
+    @property
+    def measure(self) -> str:
+        """The measure of `vlatrain.metrics.structured` that the headline score is of; empty: it is VQA accuracy."""
+        name = self.metric.removesuffix(AS_WRITTEN)
+        return name if name in structured.MEASURES else ""
+
+    def _measured(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+        """What each answer scores by the measure, where there is one."""
+        return {self.measure: structured.per_sample(self.measure, texts, references)} if self.measure else {}
 
     def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
         """The answers that score most where they are given to every question, and to each one of the same wording."""
         both = zip(column(train, "question"), column(train, "answers"), strict=True)
-        asked = ((question, metric.worth(answers)) for question, answers in both)
+        # by a measure, the best reference counts: each scores all there is
+        worth = (lambda answers: dict.fromkeys(answers, 1.0)) if self.measure else metric.worth
+        asked = ((question, worth(answers)) for question, answers in both)
         return asdict(best_constants(asked, metric.normalise))
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
@@ -242,11 +256,15 @@ class Vqa(Task):
             return Yardsticks(ceilings={"accuracy": best})
         back = as_written(self.backbone, references) if self.generates else references
 
+        def means(answers: Sequence[str], own: Sequence[Sequence[str]], end: str = "") -> dict[str, float]:
+            found = {"accuracy": metric.score(answers, own).per_sample, **self._measured(answers, own)}
+            return {f"{name}{end}": sum(values) / len(values) for name, values in found.items()}
+
         def baseline(answers: Sequence[str], says: str) -> Baseline:
-            scores = {"accuracy": metric.score(answers, references).accuracy}
+            scores = means(answers, references)
             if back != references:
                 written = [text for (text,) in as_written(self.backbone, [[answer] for answer in answers])]
-                scores[f"accuracy{AS_WRITTEN}"] = metric.score(written, back).accuracy
+                scores |= means(written, back, AS_WRITTEN)
             return Baseline(scores, says)
 
         says = f"the best answer to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
