@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import make_samples, small_config
 from vlatrain.backbones.loading import load
-from vlatrain.config import TaskConfig
+from vlatrain.config import TaskConfig, UserError
 from vlatrain.tasks import build
 from vlatrain.training.batches import SharedBatches
 
@@ -50,3 +51,56 @@ def test_the_headline_score_is_that_of_the_measure(
 def test_what_the_tokenizer_loses_has_a_second_score_by_the_measure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     _, found = answered(monkeypatch, "anls_as_written", ["coca cola", "100", "sitting"])
     assert found.metrics["anls"] == found.metrics["anls_as_written"] == 100
+
+
+OPTIONS = [("red", "blue"), ("yes", "no", "red"), ("blue", "green", "no", "yes")]
+CHOICES = [
+    replace(make_samples()[n], id=str(n), question=f"which {' '.join(own)}", options=own, answers=own[-1:])
+    for n, own in enumerate(OPTIONS)
+]
+
+
+def choosing(answers: str, model: str = "blip") -> Any:
+    config = TaskConfig(name="vqa", answers=answers, prompt="{question} {options}")
+    texts = [text for own in OPTIONS for text in (*own, "which a. b. c. d.")]
+    return build(config, load(small_config(model), "vqa", texts=texts), CHOICES)
+
+
+@pytest.mark.parametrize("answers", ["options", "letter"])
+def test_each_question_is_answered_by_one_of_its_own_options(answers: str) -> None:
+    work = choosing(answers)
+    with torch.no_grad():
+        found = work.answer(work.questions(CHOICES), 9)
+        evaluated = work.evaluate(CHOICES, SharedBatches("cpu", 2))
+    for own, best, sample in zip(found, evaluated.predictions, CHOICES, strict=True):
+        assert sorted(text for text, _ in own) == sorted(sample.options)
+        assert sum(share for _, share in own) == pytest.approx(1, rel=1e-4)
+        assert best["prediction"] == own[0][0]
+        assert best["score"] == 100 * (own[0][0] == sample.answers[0])
+    listed = build(replace(work.config, answers="rank", answer_list=["blue", "red"]), work.backbone)
+    if answers == "options":  # the same as by a list
+        with torch.no_grad():
+            shares = dict(listed.answer(listed.questions(CHOICES[:1]), 2)[0])
+        assert dict(found[0]) == pytest.approx(shares, rel=1e-4)
+    assert evaluated.settings["accuracy"] == "multiple_choice"
+    yardsticks = work.yardsticks(CHOICES, work.constants(CHOICES))
+    assert yardsticks.baselines["chance"].metrics["accuracy"] == pytest.approx(
+        100 * (1 / 2 + 1 / 3 + 1 / 4) / 3, abs=1e-6
+    )
+    assert yardsticks.ceilings == {"accuracy": 100}
+
+
+def test_by_letter_a_letter_is_learned() -> None:
+    work, by_text = choosing("letter"), choosing("options")
+    decode = work.backbone.tokenizer.batch_decode
+    assert [text.split()[1] for text in decode(work.collate(CHOICES)["answer"].ids)] == ["b", "c", "d"]
+    assert [text.split()[1] for text in decode(by_text.collate(CHOICES)["answer"].ids)] == ["blue", "red", "yes"]
+    (use,) = [use for use in work.uses() if use.name == "options"]
+    assert use.of(CHOICES[1]) == ("A", "B", "C")
+
+
+def test_a_question_without_options_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"0: has no options, and task.answers=options chooses among them: ask with input=FILE"
+    ):
+        choosing("options").questions([replace(CHOICES[0], options=(), source="")])

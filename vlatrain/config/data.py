@@ -30,6 +30,8 @@ class ColumnsConfig:
         id: column of the sample's id; absent: the row's place, as `t.jsonl:12` or `t.json[3]`.
         image: image path relative to `data.root`, or an image, or a list of them; null looks for `image`, then `images`.
         question: question.
+        options: the options of a question, a list of texts, for `task.answers=options` and `letter`, and `{options}` in
+            `task.prompt`; null looks for `options`, `choices`, `multiple_choices`, then for columns `A`, `B`, ...
         answers: one answer, a list of answers, or a list of objects with `answer` (and optionally `weight`); null looks for
             `answer`, then `answers`.
         weights: weights of the answers.
@@ -44,6 +46,7 @@ class ColumnsConfig:
     id: str | None = None
     image: str | None = None
     question: str | None = None
+    options: str | None = None
     answers: str | None = None
     weights: str | None = None
     captions: str | None = None

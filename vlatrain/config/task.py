@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from vlatrain.config.limits import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Choice, OrAuto
 from vlatrain.config.spec import TaskSpec, shipped_spec
+from vlatrain.config.wording import BY_LETTER, BY_TEXT, Wording
 
 UNSEEN = 20  # tokens that texts are generated of at most, where no data has said how long they get
 
@@ -44,10 +45,12 @@ class TaskConfig:
         rate: the task's learning rate as a factor on `model.adapter_lr`, where what it trains in the backbone learns slower than
             its own new head does, which has `model.adapter_lr`; of a joint task the least of its subtasks'.
         metric: the metric that selects the best checkpoint (higher is better).
-        answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`.
+        answers: VQA: `generate` writes an answer freely; `rank` picks the likeliest of `answer_list`; of questions with options of
+            their own, `options` picks the likeliest, and `letter` the likeliest of their letters, which `prompt` must show.
         answer_list: VQA with `answers=rank`, and on a backbone that answers by choice (ViLT): the candidate answers; empty takes
             those of the checkpoint, if it has a list and the training data fits it, else every answer of the training data.
-        prompt: captioning: text that every caption starts with; it is given, not learned.
+        prompt: captioning: text that every caption starts with; it is given, not learned. VQA: the question as it is asked, with
+            columns in braces: `{question} Options: {options}`; empty: the question as it is.
         classes: classification: the classes; empty takes those of the training data, sorted. segmentation: their names by their
             numbers in the masks, from 0; empty takes the numbers themselves.
         templates: classification: the texts that a class is compared by, `{}` in place of its name; the features of several are
@@ -82,7 +85,7 @@ class TaskConfig:
     points: list[str] = field(default_factory=list)
     rate: Annotated[float, POSITIVE] = 1.0
     metric: str = "accuracy"
-    answers: Annotated[str, Choice("generate", "rank")] = "generate"
+    answers: Annotated[str, Choice("generate", "rank", BY_TEXT, BY_LETTER)] = "generate"
     answer_list: list[str] = field(default_factory=list)
     prompt: str = ""
     classes: list[str] = field(default_factory=list)
@@ -104,6 +107,16 @@ class TaskConfig:
     sampling: Annotated[str, Choice("proportional", "balanced", "temperature")] = "proportional"
     sampling_temperature: Annotated[float, AT_LEAST_ONE] = 2.0
     spec: TaskSpec = field(default_factory=TaskSpec)
+
+    @property
+    def wording(self) -> Wording:
+        """How its questions are made, if it is one that answers them."""
+        return Wording(self.prompt, self.answers) if "answers" in self.spec.fields else Wording()
+
+    @property
+    def begins_with(self) -> str:
+        """What every text that it writes begins with."""
+        return "" if "answers" in self.spec.fields else self.prompt
 
     def most(self, room: int) -> int:
         """The most tokens that a text is cut to, of so many that there is room for: all, as long as no data has been seen."""

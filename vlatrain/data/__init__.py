@@ -13,6 +13,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.spec import TaskSpec
 from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Fault, Problems, check_pictures, check_sizes, find_faults, report_faults
+from vlatrain.data.choices import worded
 from vlatrain.data.columns import check_groups
 from vlatrain.data.images import BytesPicture, FilePicture, allow, identity, open_rgb, picture_files
 from vlatrain.data.reading import Files
@@ -26,6 +27,7 @@ __all__ = ["BytesPicture", "FilePicture", "Picture", "Sample", "load", "load_inp
 log = logging.getLogger("vlatrain")
 
 SHOWN = 3  # samples that are left out, in a message; the run's log has all
+POOL = 300  # built-in samples by which it is known what a question may be answered by
 SHAPES_SIZE = {"train": 4000, "eval": 500, "test": 500}  # where the configuration names no size
 
 
@@ -61,13 +63,19 @@ def load(
         from vlatrain.data import shapes
 
         name = f"{task.spec.builtin}_pairs" if config.pairs else task.spec.builtin
-        if name not in shapes.SETS:
-            named = "data.pairs=true and task" if config.pairs else "task"
+        if name not in shapes.SETS and config.pairs:
             raise UserError(
-                f"data=shapes: has no {name!r}, which {named}={task.name} names; it has {', '.join(shapes.SETS)}"
+                f"data.pairs=true: there are no built-in samples of task={task.name} about two pictures; task=vqa has some"
+            )
+        if name not in shapes.SETS:
+            raise UserError(
+                f"data=shapes: has no {name!r}, which task={task.name} names; it has {', '.join(shapes.SETS)}"
             )
         sizes = {split: (config.train_size if split == "train" else config.eval_size) for split in splits}
         samples = {s: shapes.build(name, s, sizes[s] or SHAPES_SIZE[s], config.seed) for s in splits}
+        if task.wording.template or task.wording.chooses:
+            pool = shapes.build(name, "train", POOL, 0)
+            samples = {s: worded(own, pool, task.wording) for s, own in samples.items()}
         if config.groups:
             samples = {s: own if s == "train" else _grouped(own, config.groups, problems) for s, own in samples.items()}
         check_sizes(samples, task, batch_size, problems)
@@ -102,7 +110,7 @@ def load_inputs(path: str, config: DataConfig, task: TaskConfig) -> list[Sample]
     """
     allow(config.max_megapixels)
     problems = Problems()
-    builder = Files(config, task.spec, problems, labelled=False).all(path, "input")
+    builder = Files(config, task.spec, problems, labelled=False, wording=task.wording).all(path, "input")
     if builder is not None:
         check_pictures(_pictures(builder, builder.samples), problems, builder.root)
     problems.raise_if_any()
@@ -166,7 +174,7 @@ def _read(
     named = [split for split in stored if getattr(config, split) is not None]  # others are reported with the settings
     builders: dict[str, Builder | None] = {}
     if config.name == "files":
-        files = Files(config, task.spec, problems)
+        files = Files(config, task.spec, problems, wording=task.wording)
         if split_off and config.train is not None and (marked := files.marked("eval")):
             builders["eval"], split_off = marked, False
             named = [split for split in splits if getattr(config, split) is not None]
@@ -181,7 +189,7 @@ def _read(
         if split_off and split == "train":
             limit = (config.train_size or 0) + (config.eval_size or 0)
         groups = config.groups if split != "train" or split_off else None
-        builders[split] = hub.read_split(config, getattr(config, split), task.spec, limit, problems, groups)
+        builders[split] = hub.read_split(config, getattr(config, split), task, limit, problems, groups)
         if builders[split] is None and not os.path.exists(os.path.expanduser(config.path or "")):
             break  # a hub that does not answer takes half a minute to say so; once is enough
     return {split: builder for split, builder in builders.items() if builder is not None}, split_off

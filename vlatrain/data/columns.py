@@ -10,10 +10,12 @@ from typing import Any
 
 from vlatrain.config.data import ColumnsConfig
 from vlatrain.config.spec import TaskSpec
+from vlatrain.config.wording import OPTIONS, QUESTION, Wording
 from vlatrain.data.box_turns import listed_expressions, spoken
 from vlatrain.data.cells import CellError, clipped, listed, text, value_at
 from vlatrain.data.checks import Problems
-from vlatrain.data.composed import AmbiguousError, Composed, choices, dialogue
+from vlatrain.data.composed import OPTIONS as LISTED
+from vlatrain.data.composed import AmbiguousError, Composed, choices, dialogue, listing_of
 from vlatrain.data.finder import ID_COLUMNS
 
 DEFAULTS = {
@@ -39,6 +41,7 @@ USUAL = {
     "boxes": ("bboxes", "bounding_box", "bounding_boxes", "box_2d", "bbox_2d", "region"),
     "conversations": ("conversation", "chat", "dialogue", "dialog", "turns", "texts"),
 }
+PLAIN = Wording()
 BESIDE = ("system", "tools")  # columns that belong to a conversation, where there are such
 TEXT_KEYS = ("raw", "text", "caption", "sentence", "answer", "value", "label", "name")  # of objects, most likely first
 # Names of columns that hold no paths.
@@ -94,6 +97,7 @@ def find_columns(
     problems: Problems,
     labelled: bool = True,
     records: Sequence[Mapping[str, Any]] = (),
+    wording: Wording = PLAIN,
 ) -> dict[str, Column] | None:
     """Match the fields a task needs with the columns there are.
 
@@ -105,6 +109,7 @@ def find_columns(
         problems: where to report absent columns.
         labelled: whether the references (answers, captions, ...) must be there; without, only what is asked of the model must.
         records: some rows, from which to see what columns hold.
+        wording: how questions are made.
 
     Returns:
         Field -> column, or None if one that must be there is not. Of tasks with conversations the image may be in these.
@@ -113,7 +118,7 @@ def find_columns(
     several = several_expressions(columns, wanted, spec, labelled)
     required = (
         *(() if speaks or (several and "image" in several) else ("image",)),
-        *(spec.fields if labelled else spec.given),
+        *(field for field in (spec.fields if labelled else spec.given) if field != "question" or wording.asks),
     )
     found: dict[str, Column] = {}
     absent = []
@@ -128,7 +133,7 @@ def find_columns(
         if several and field in several and (field != "image" or column is None):
             column = Column(several[field].reads[0], False, composed=several[field])
         try:
-            column = _composed(field, column, columns, labelled, records) or column
+            column = _composed(field, column, columns, labelled, records, wanted, wording) or column
         except AmbiguousError as error:
             problems.add("columns", f"{name}: {error}")
             absent.append(field)
@@ -143,9 +148,55 @@ def find_columns(
             problems.add("absent columns", absent_column(field, wanted, columns, name, records))
     if speaks:
         found |= {beside: Column(beside, False) for beside in BESIDE if beside in columns}
+    if wording.chooses or wording.template:
+        absent += _word(found, wanted, columns, name, problems, wording)
     if wanted.image is None and {"image", "images"} <= set(columns):  # a mix of sets has either
         found["images"] = Column("images", False)
     return None if absent else found
+
+
+def _word(
+    found: dict[str, Column],
+    wanted: ColumnsConfig,
+    columns: Sequence[str],
+    name: str,
+    problems: Problems,
+    wording: Wording,
+) -> list[str]:
+    """Add the column of options, and compose the question of those that its template names; which fields are absent."""
+    options = listing_of(columns, wanted.options)
+    if (wording.chooses or wording.lists) and options is None:
+        names = "', '".join([wanted.options] if wanted.options else LISTED)
+        why = f"task.answers={wording.answers}" if wording.chooses else "task.prompt"
+        problems.add(
+            "absent columns",
+            f"{name}: no column '{names}' of options ({why}); the columns are {listed(columns)}; set "
+            "data.columns.options=COLUMN",
+        )
+        return [OPTIONS]
+    if options is not None and (wording.chooses or wording.lists):
+        found[OPTIONS] = Column(options.reads[0], wanted.options is not None, composed=options)
+    held = {one: found.get(one) or _column(one, True, columns) for one in wording.columns}
+    if absent := [one for one, column in held.items() if column is None]:
+        for one in absent:
+            close = difflib.get_close_matches(one, [QUESTION, OPTIONS, *columns], n=1, cutoff=0.6)
+            guess = f"; did you mean {{{close[0]}}}?" if close else ""
+            problems.add(
+                "absent columns", f"{name}: no column '{one}' (task.prompt); the columns are {listed(columns)}{guess}"
+            )
+        return absent
+    if wording.template:
+        known = {one: column for one, column in held.items() if column is not None}
+        reads = tuple(dict.fromkeys(column for one in known.values() for column in one.reads))
+
+        def make(record: Mapping[str, Any]) -> str:
+            def said(one: str, value: Any) -> str:
+                return wording.listed([own for own in value if own]) if one == OPTIONS else text(value)
+
+            return wording.filled({one: said(one, column.of(record)) for one, column in known.items()})
+
+        found[QUESTION] = Column(reads[0], False, composed=Composed("", reads, make))
+    return []
 
 
 def several_expressions(
@@ -171,13 +222,20 @@ def _column(name: str | None, mapped: bool, columns: Sequence[str]) -> Column | 
 
 
 def _composed(
-    field: str, column: Column | None, columns: Sequence[str], labelled: bool, records: Sequence[Mapping[str, Any]]
+    field: str,
+    column: Column | None,
+    columns: Sequence[str],
+    labelled: bool,
+    records: Sequence[Mapping[str, Any]],
+    wanted: ColumnsConfig,
+    wording: Wording,
 ) -> Column | None:
     composed = None
     if field == "conversations" and column is None:
         composed = dialogue(columns, labelled)
     elif field == "answers" and labelled and (column is None or not column.path):
-        composed = choices(columns, column.name if column else None, bool(column and column.mapped), records)
+        name, mapped = column.name if column else None, bool(column and column.mapped)
+        composed = choices(columns, name, mapped, records, wanted.options, wording.lists)
     return Column(composed.reads[0], bool(column and column.mapped), composed=composed) if composed else None
 
 

@@ -38,7 +38,14 @@ class AmbiguousError(Exception):
     """What may be read in two ways, and what to set."""
 
 
-def choices(columns: Sequence[str], answer: str | None, mapped: bool, records: Sequence[Record]) -> Composed | None:
+def choices(
+    columns: Sequence[str],
+    answer: str | None,
+    mapped: bool,
+    records: Sequence[Record],
+    named: str | None = None,
+    lists: bool = False,
+) -> Composed | None:
     """The answer of multiple choice, as the text of the option that it chooses.
 
     Args:
@@ -46,6 +53,8 @@ def choices(columns: Sequence[str], answer: str | None, mapped: bool, records: S
         answer: the column of the answer, if there is one.
         mapped: whether the user named it.
         records: rows from which to see what the answers are: texts, letters, or numbers counted from 0 or 1.
+        named: the column of the options that the user has named.
+        lists: whether the question lists them.
 
     Returns:
         The field; None if there are no options, or the answers are texts.
@@ -53,21 +62,15 @@ def choices(columns: Sequence[str], answer: str | None, mapped: bool, records: S
     Raises:
         AmbiguousError: the answers may be texts as well as numbers or letters.
     """
-    listed = next((column for column in OPTIONS if column in columns), None)
-    letters = tuple(letter for letter in string.ascii_uppercase if letter in columns)
-    if listed is None and len(letters) < 2:
+    if (listing := listing_of(columns, named)) is None:
         return None
     answer = answer or next((column for column in CHOSEN if column in columns), None)
     if answer is None:
         return None
 
-    def options(record: Record) -> list[str]:
-        value = record.get(listed) if listed else [record.get(letter) for letter in letters]
-        value = parse_list(value) if isinstance(value, str) else value
-        return [option for option, _ in texts(value, key="text")] if value is not None else []
-
+    options: Callable[[Record], list[str]] = listing.make
     ways = _ways([(options(record), record.get(answer)) for record in records if record.get(answer) is not None])
-    shown = f"'{listed}'" if listed else f"'{letters[0]}' to '{letters[-1]}'"
+    shown = listing.said
     if not ways or ways == ["text"] or (mapped and "text" in ways):
         return None
     if "text" in ways:
@@ -80,8 +83,30 @@ def choices(columns: Sequence[str], answer: str | None, mapped: bool, records: S
     def make(record: Record) -> str:
         return _chosen(options(record), record.get(answer), way)
 
-    said = f"answers are the options in {shown} that '{answer}' chooses by {way}; the question does not list them"
-    return Composed(said, (answer, *((listed,) if listed else letters)), make)
+    said = f"answers are the options in {shown} that '{answer}' chooses by {way}"
+    return Composed(said if lists else f"{said}; the question does not list them", (answer, *listing.reads), make)
+
+
+def listing_of(columns: Sequence[str], named: str | None = None) -> Composed | None:
+    """The options of a question: a column of lists, or a column for each; `said` names them.
+
+    Args:
+        columns: the columns of the data.
+        named: the column that the user has named.
+    """
+    listed = next((column for column in ((named,) if named else OPTIONS) if column in columns), None)
+    letters = tuple(letter for letter in string.ascii_uppercase if letter in columns)
+    if listed is None and (named or len(letters) < 2):
+        return None
+
+    def make(record: Record) -> list[str]:
+        value = record.get(listed) if listed else [record.get(letter) for letter in letters]
+        value = parse_list(value) if isinstance(value, str) else value
+        return [option for option, _ in texts(value, key="text")] if value is not None else []
+
+    return Composed(
+        f"'{listed}'" if listed else f"'{letters[0]}' to '{letters[-1]}'", (listed,) if listed else letters, make
+    )
 
 
 def _ways(pairs: Sequence[tuple[list[str], Any]]) -> list[str]:

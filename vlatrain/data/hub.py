@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vlatrain.config import hub, hub_client
 from vlatrain.config.data import DataConfig
-from vlatrain.config.spec import TaskSpec
+from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.images import RULES, Header, open_rgb
@@ -92,7 +92,7 @@ def _encoded(value: Any) -> bytes | None:
 def read_split(
     config: DataConfig,
     split: str,
-    spec: TaskSpec,
+    task: TaskConfig,
     limit: int | None,
     problems: Problems,
     groups: Sequence[str] | None = None,
@@ -102,7 +102,7 @@ def read_split(
     Args:
         config: `data=hub`: path, subset, streaming, root, column map.
         split: the split's name in the data set.
-        spec: the task's description.
+        task: the task.
         limit: streaming: samples to take.
         problems: where to report what is wrong.
         groups: see `Builder`.
@@ -111,11 +111,16 @@ def read_split(
         The builder with the samples, or None if the split could not be loaded at all.
     """
     with hub_client.watched() if _repository(config) else nullcontext():
-        return _read_split(config, split, spec, limit, problems, groups)
+        return _read_split(config, split, task, limit, problems, groups)
 
 
 def _read_split(
-    config: DataConfig, split: str, spec: TaskSpec, limit: int | None, problems: Problems, groups: Sequence[str] | None
+    config: DataConfig,
+    split: str,
+    task: TaskConfig,
+    limit: int | None,
+    problems: Problems,
+    groups: Sequence[str] | None,
 ) -> Builder | None:
     assert config.path is not None
     name = f"{config.path}:{split}"
@@ -129,7 +134,7 @@ def _read_split(
             names = dataset.column_names
             seen = dataset.select(range(min(SEEN, len(dataset)))).to_list()
         check_groups(names, groups or (), name, problems)
-        columns = find_columns(names, config.columns, spec, name, problems, records=seen)
+        columns = find_columns(names, config.columns, task.spec, name, problems, records=seen, wording=task.wording)
         if columns is None:
             return None
         for said in said_of(columns):
@@ -138,7 +143,7 @@ def _read_split(
         absent = "" if "image" in columns else absent_column("image", config.columns, names, name, seen)
         builder = Builder(
             columns,
-            spec,
+            task.spec,
             name,
             root,
             problems,
@@ -147,6 +152,7 @@ def _read_split(
             form=config.boxes,
             groups=groups,
             most=config.max_images,
+            wording=task.wording,
         )
         if not config.streaming:
             _add_all(dataset, columns, builder, name, [] if groups is None else _plain(dataset.features))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from vlatrain.config.data import DataConfig
 from vlatrain.config.spec import TaskSpec
+from vlatrain.config.wording import Wording
 from vlatrain.data.boxes import gather
 from vlatrain.data.checks import Problems
-from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
+from vlatrain.data.columns import PLAIN, Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.files import read_table
 from vlatrain.data.finder import Finder
 from vlatrain.data.layouts import ANSWERS, add_answers, name_images
@@ -34,6 +35,7 @@ class Files:
         problems: where to report what is wrong with them.
         labelled: whether the references must be there; without, every row is asked about, whatever its split.
         splits_off: whether samples of train are to be split off for evaluation.
+        wording: how questions are made.
     """
 
     config: DataConfig
@@ -41,6 +43,7 @@ class Files:
     problems: Problems
     labelled: bool = True
     splits_off: bool = False
+    wording: Wording = PLAIN
     _tables: dict[tuple[str, str], Table | None] = field(default_factory=dict)
     _columns: dict[int, dict[str, Column] | None] = field(default_factory=dict)  # by table, which `_tables` holds
     _splits: dict[int, SplitRows | None] = field(default_factory=dict)
@@ -132,7 +135,14 @@ class Files:
         if id(table) not in self._columns:
             seen = [record for _, record in table.rows[:SEEN]]
             columns = find_columns(
-                table.columns, self.config.columns, self.spec, table.name, self.problems, self.labelled, seen
+                table.columns,
+                self.config.columns,
+                self.spec,
+                table.name,
+                self.problems,
+                self.labelled,
+                seen,
+                self.wording,
             )
             self._columns[id(table)] = columns
             for said in said_of(columns or {}):
@@ -154,6 +164,7 @@ class Files:
             self.config.boxes,
             self.config.groups if self.labelled else None,
             self.config.max_images,
+            self.wording,
         )
 
 

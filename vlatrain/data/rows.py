@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatrain.config.spec import TaskSpec
+from vlatrain.config.wording import LETTERS, Wording
 from vlatrain.data.box_turns import divider
 from vlatrain.data.boxes import Box, Suspicion, in_shares, read_boxes
 from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
@@ -33,6 +34,7 @@ from vlatrain.data.turns import Conversation, conversation, refuse_tools
 
 log = logging.getLogger("vlatrain")
 
+PLAIN_WORDING = Wording()
 PLAIN = 1000  # characters of a text in another column that is kept with a sample
 
 
@@ -74,6 +76,7 @@ class Builder:
         absent: what to say where no row has an image, and there is no column of images.
         form: how boxes are written, see `vlatrain.data.boxes`.
         most: so many images a sample may have.
+        wording: how questions are made; where options are chosen among, the answer must be one.
         groups: the columns by which scores are given; then samples keep all other columns that hold plain values. None: nothing
             is kept.
     """
@@ -92,6 +95,7 @@ class Builder:
         form: str = "xyxy",
         groups: Sequence[str] | None = None,
         most: int = 1,
+        wording: Wording = PLAIN_WORDING,
     ) -> None:
         self.samples: list[Sample] = []
         self.rejected: list[tuple[Picture, str]] = []  # pictures of rows that are wrong otherwise: to be checked too
@@ -112,8 +116,9 @@ class Builder:
         self.count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
         self._suspicious = Suspicion(form)
+        self._chooses = wording.chooses
         question, boxes = (columns[key].composed if key in columns else None for key in ("question", "boxes"))
-        self._divider = divider(question, boxes, name, form, problems, labelled)
+        self._divider = None if wording.template else divider(question, boxes, name, form, problems, labelled)
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> index of its sample, captions
         self._ids: dict[str, str] = {}
         # texts that were read as lists of bare numbers, and the first of them
@@ -150,6 +155,7 @@ class Builder:
         question, label = self._text("question", record, source), self._text("label", record, source)
         answers, weights = self._answers(record, source)
         captions = self._texts("captions", record, source)
+        options = self._options(answers, record, source)
         mask = self._mask(record, source)
         boxes = self._boxes(record, picture, source)
         identifier = self._id(record, place, source)
@@ -184,6 +190,7 @@ class Builder:
                 mask=mask,
                 boxes=boxes,
                 more=pictures[1:],
+                options=options,
             )
             self.samples.append(sample if self._groups is None else self._described(sample, record))
 
@@ -383,6 +390,26 @@ class Builder:
         if not answers and "answers" in self._required:
             self._problems.add("empty answers", f"{source}: no answer (column '{self._columns['answers'].name}')")
         return answers, weights
+
+    def _options(self, answers: Sequence[str], record: Mapping[str, Any], source: str) -> tuple[str, ...]:
+        """The options of a row; none if the task has none, or they are bad, which is reported."""
+        if "options" not in self._columns:
+            return ()
+        column = self._columns["options"]
+        try:
+            found = tuple(option for option in column.of(record) if option)
+            if self._chooses and len(found) < 2:
+                raise CellError(f"{len(found)} options, and there is something to choose among two or more")
+            if self._chooses and len({*found}) < len(found):
+                raise CellError("an option is there twice")
+            if self._chooses and len(found) > len(LETTERS):
+                raise CellError(f"{len(found)} options, and there are letters for {len(LETTERS)}")
+            if self._chooses and self._labelled and answers and not {*answers} & {*found}:
+                raise CellError(f"the answer {clipped(repr(answers[0]))} is none of the options")
+            return found
+        except CellError as error:
+            self._problems.add("bad options", f"{source}: column '{column.name}': {error}")
+            return ()
 
     def _boxes(self, record: Mapping[str, Any], picture: Picture | None, source: str) -> tuple[Box, ...]:
         """The boxes of a row in shares of its image; none where the image cannot be read, which is reported elsewhere."""

@@ -63,6 +63,7 @@ class Sample:
         boxes: where what the question names is (grounding): left, top, right, bottom of each, in shares of the upright image.
         extra: the data's other columns, as far as they hold plain values: name and value of each; nothing is learned from them.
         groups: names of those by which scores are given.
+        options: the options of a question that has some, in the order in which they are shown.
         more: the pictures after the first. The texts of a sample with several may mark the place of each by `IMAGE`; without, all
             stand in front of the first text.
     """
@@ -82,6 +83,7 @@ class Sample:
     extra: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     groups: tuple[str, ...] = field(default=(), compare=False)
     more: tuple[Picture, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -94,13 +96,15 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     if known := getattr(samples, "fingerprint", ""):  # found when they were written to disk
         return str(known)
     digest, number = hashlib.sha256(), 0
-    apart = ("image", "more", "mask", "source", "boxes", "extra", "groups")
+    apart = ("image", "more", "mask", "source", "boxes", "options", "extra", "groups")
     said = [field.name for field in fields(Sample) if field.name not in apart]
     for number, sample in enumerate(samples, start=1):  # noqa: B007, the last is their number
         names = [str(getattr(one, "path", "")).rpartition("/")[2] for one in sample.pictures]
         masks = [str(getattr(sample.mask, "path", "")).rpartition("/")[2]] if sample.mask is not None else []
         digest.update(repr([*names, *(getattr(sample, field) for field in said), *masks]).encode())
-        digest.update(repr(sample.boxes).encode() if sample.boxes else b"")  # others are as before there were boxes
+        # others are as before there were boxes, and options
+        digest.update(repr(sample.boxes).encode() if sample.boxes else b"")
+        digest.update(repr(sample.options).encode() if sample.options else b"")
     return f"{number} samples, {digest.hexdigest()[:16]}"
 
 
@@ -108,4 +112,5 @@ def texts_of(samples: Iterable[Sample]) -> Iterator[str]:
     """Every text of the samples."""
     for sample in samples:
         said = [text for turn in sample.turns for text in (turn.user, turn.reply)]
-        yield from (text for text in (sample.question, *sample.answers, *sample.captions, sample.label, *said) if text)
+        texts = (sample.question, *sample.options, *sample.answers, *sample.captions, sample.label, *said)
+        yield from (text for text in texts if text)

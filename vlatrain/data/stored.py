@@ -111,7 +111,8 @@ def _name(config: DataConfig, task: TaskConfig, splits: Sequence[str]) -> str:
     settings = {option: value for option, value in asdict(config).items() if option not in FREE}
     root = os.path.abspath(os.path.expanduser(config.root or ""))
     form = (RULES, __version__, mapped.PLAIN)
-    return key_of(form, os.getcwd(), root, settings, task.name, asdict(task.spec), list(splits), files)
+    said = asdict(task.wording)
+    return key_of(form, os.getcwd(), root, settings, task.name, asdict(task.spec), said, list(splits), files)
 
 
 def _listed(folder: str) -> tuple[str, int]:

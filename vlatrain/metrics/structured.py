@@ -1,9 +1,9 @@
 """Scores of answers that are read in a document or a chart, or chosen among options.
 
 - ANLS, average normalised Levenshtein similarity (Biten et al., "Scene Text Visual Question Answering", ICCV 2019,
-  arXiv:1905.13648, equation 1; Mathew et al., "DocVQA", WACV 2021): of each answer the best of its references, 1 - distance / length
-  of the longer one, and 0 where that is below one half; blind to case, and to how many blanks stand together. The paper counts
-  exactly one half as 0; the challenges' evaluation (Robust Reading Competition) counts it, and so it is here.
+  arXiv:1905.13648, equation 1; Mathew et al., "DocVQA", WACV 2021): of each answer the best of its references, 1 - distance /
+  length of the longer one, and 0 where that is below one half; blind to case, and to how many blanks stand together. The paper
+  counts exactly one half as 0; the challenges' evaluation (Robust Reading Competition) counts it, and so it is here.
 - Relaxed accuracy (Masry et al., "ChartQA", Findings of ACL 2022, arXiv:2203.10244, section 5.1, after Methani et al., "PlotQA",
   WACV 2020): a number is right within 5 % of the reference, another answer if it is the same text, blind to case. Numbers are read
   as in pix2struct's evaluation, by which published scores are made: Python's, and percentages, `12%` as 0.12; numbers with

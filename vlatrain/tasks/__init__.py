@@ -19,6 +19,7 @@ from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.tasks.segmentation import Segmentation
 from vlatrain.tasks.vqa import Vqa
+from vlatrain.tasks.vqa_choice import Choosing
 from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
 
@@ -28,7 +29,8 @@ def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ())
 
 
 def _vqa(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Vqa:
-    return (Answering if isinstance(backbone, Answerer) else Vqa)(config, backbone, train)
+    kind = Answering if isinstance(backbone, Answerer) else Choosing if config.wording.chooses else Vqa
+    return kind(config, backbone, train)
 
 
 def _classification(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:

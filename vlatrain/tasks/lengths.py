@@ -330,7 +330,7 @@ def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str,
             continue
         tokens = min(max(seen.tokens for seen in use.look(texts)), task.longest(use.room))
         if use.room == "target" and isinstance(task.backbone, Generator):
-            tokens += task.backbone.target([""], UNLIMITED, task.config.prompt)[1]
+            tokens += task.backbone.target([""], UNLIMITED, task.config.begins_with)[1]
         if use.name == "questions":
             tokens = min(-(-tokens // BUCKET) * BUCKET, task.longest(use.room))
         found[use.name] = max(tokens, found.get(use.name, 0))

@@ -148,7 +148,11 @@ class Vqa(Task):
         else:
             self.begin_on_meta(context)
             place = torch.arange(batch_size, device=device).repeat_interleave(self.config.decode.num_beams)
-        target = blank_text(len(place), self.lengths["answers"], device)
+        self.scored_on_meta(context, place)
+
+    def scored_on_meta(self, context: Context, place: Tensor) -> None:
+        """Score texts about some rows of a context, (N,)."""
+        target = blank_text(len(place), self.lengths["answers"], place.device)
         token_losses(self.generator.logits(self.backbone.select_rows(context, place), target), target, 1)
 
     def asking(self) -> Asking:
@@ -200,7 +204,7 @@ class Vqa(Task):
             "ceiling": scores.ceiling,
             "decode": self.decoding,
         }
-        scored = {"accuracy": scores.per_sample, **self._measured(texts, references)}
+        scored = {"accuracy": self._accuracies(texts, references), **self._measured(texts, references)}
         if self.generates:
             back = as_written(self.backbone, references)
             lost = sum(metric.lost(can, sample.answers) for can, sample in zip(back, samples, strict=True))
@@ -235,6 +239,10 @@ class Vqa(Task):
         """The measure of `vlatrain.metrics.structured` that the headline score is of; empty: it is VQA accuracy."""
         name = self.metric.removesuffix(AS_WRITTEN)
         return name if name in structured.MEASURES else ""
+
+    def _accuracies(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """What each answer scores, percent."""
+        return metric.score(texts, references).per_sample
 
     def _measured(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
         """What each answer scores by the measure, where there is one."""

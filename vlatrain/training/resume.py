@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vlatrain.config import UserError
-from vlatrain.data.augment import Augmented
+from vlatrain.data.choices import plain
 from vlatrain.data.images import header_of
 from vlatrain.data.images import identity as picture_id
 from vlatrain.data.lazy import column, pictures
@@ -38,7 +38,7 @@ STEPS, CONTENT = "steps", "texts or images of the training samples, or their ord
 def content(samples: Sequence[Sample]) -> str:
     """A hash of what samples say and show: their texts and order, and of each image in a file what its header says, with its size
     in bytes. Others are known by their content."""
-    own = samples.samples if isinstance(samples, Augmented) else samples
+    own = plain(samples)
     found = hashlib.sha256(fingerprint(own).encode())
     for picture in pictures(own):
         found.update(repr(header_of(picture) or picture_id(picture)).encode())

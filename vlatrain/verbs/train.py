@@ -21,6 +21,7 @@ from vlatrain.config.joint import subtasks, tasks
 from vlatrain.config.memo import keep_result, key_of, load_result
 from vlatrain.config.methods import ROUTER
 from vlatrain.data.augment import augmented
+from vlatrain.data.choices import shuffled
 from vlatrain.data.facts import SHARED_CAPTIONS
 from vlatrain.data.lazy import by_subtask
 from vlatrain.data.sample import Sample, fingerprint
@@ -161,7 +162,8 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         within=lambda step: _dropping(config, setup, step),
         prune=_pruning(config, folder),
     )
-    loop = Loop(config, setup.task, trained, samples["train"], samples["eval"], folder, console, tries=tries)
+    shown = shuffled(samples["train"], config)
+    loop = Loop(config, setup.task, trained, shown, samples["eval"], folder, console, tries=tries)
     config = loop.config
     loop.began -= filled_in
     loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)

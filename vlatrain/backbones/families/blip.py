@@ -247,7 +247,7 @@ class Blip(Backbone):
 
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Question and text have a tower each."""
-        lead = len(self._prompt_ids(config.prompt))
+        lead = len(self._prompt_ids(config.begins_with))
         return rooms(config, self.positions(self.reader), self.positions("decoder"), lead=lead)
 
     def logits(self, context: Context, target: Text) -> Tensor:

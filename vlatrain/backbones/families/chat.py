@@ -192,7 +192,7 @@ class Chat(Backbone):
 
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Image, prompt and text are one sequence."""
-        lead, image = len(self.script.reply("", 1, config.prompt)[0]), self._taken(config)
+        lead, image = len(self.script.reply("", 1, config.begins_with)[0]), self._taken(config)
         prompt = self._framing if config.spec.prompt == TOLD_TURNS else 0
         return rooms(config, self.positions(self.reader), image=image - prompt, prompt=prompt, lead=lead, one=True)
 

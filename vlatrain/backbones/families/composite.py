@@ -269,7 +269,7 @@ class Composite(Backbone):
             self.visual_tokens * self.images_each if self.shows else 0,
             self._prompt([template.replace("{question}", "")]),
         )
-        lead = len(self._ids(config.prompt, behind=self.causal)) + (0 if self.causal else len(self._start()))
+        lead = len(self._ids(config.begins_with, behind=self.causal)) + (0 if self.causal else len(self._start()))
         length = SLACK + prompt.ids.shape[1]
         return rooms(config, read, write, image=image, prompt=length, lead=lead, one=self.causal)
 

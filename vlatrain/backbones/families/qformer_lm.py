@@ -120,7 +120,7 @@ class Seq2Seq(Prefix):
     def rooms(self, config: TaskConfig) -> dict[str, Room]:
         """Image and prompt are in the encoder, the text in the decoder."""
         read, write = self.positions(self.reader), self.positions("decoder")
-        return rooms(config, read, write, image=self._taken(config), lead=len(self._start(config.prompt)))
+        return rooms(config, read, write, image=self._taken(config), lead=len(self._start(config.begins_with)))
 
     @property
     def writer(self) -> Any:

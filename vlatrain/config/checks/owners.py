@@ -21,6 +21,7 @@ from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import AS_TRAIN, EvalConfig, PredictConfig, TrainConfig, readers
 
+PAIRED = "vqa"  # the built-in set that `data.pairs` has another of
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
 
@@ -138,6 +139,16 @@ CONDITIONS = (
         "task={c.task.name} takes no {key}, a sample of it has one image; vqa, captioning and instruct do",
     ),
     Condition(
+        ("data.columns.options",),
+        lambda c: c.task.wording.chooses or "{options}" in c.task.wording.template,
+        "task.answers={c.task.answers} takes no {key}; task.answers=options and letter do, and task.prompt with {{options}} in it",
+    ),
+    Condition(
+        ("data.pairs",),
+        lambda c: c.task.spec.builtin == PAIRED,
+        "task={c.task.name} takes no {key}, there are no built-in samples of it about two pictures; task=vqa has some",
+    ),
+    Condition(
         ("data.shots", "data.balance", "data.stratify"),
         lambda c: "label" in c.task.spec.fields,
         "task={c.task.name} takes no {key}, its samples have no classes; task=classification does (data.train_size=N caps any)",
@@ -174,8 +185,8 @@ CONDITIONS = (
     ),
     Condition(
         ("task.decode",),
-        lambda c: c.task.answers != "rank",
-        "task.answers=rank takes no {key}; task.answers=generate does",
+        lambda c: c.task.answers == "generate",
+        "task.answers={c.task.answers} takes no {key}; task.answers=generate does",
     ),
     Condition(
         ("task.negatives",),

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlatrain.config import joint, limits, methods, spec
+from vlatrain.config import joint, limits, methods, spec, wording
 from vlatrain.config.checks import data_files, queries
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
@@ -80,6 +80,7 @@ def _task(config: TaskConfig) -> Iterable[str]:
         yield f"task.name={config.name}: must be one of {', '.join(shipped)}{did_you_mean(config.name, shipped)}"
         return
     yield from spec.problems(config.name, config.spec)
+    yield from wording.problems(config.wording.template, config.wording.answers)
     if joint.task_problems(config):
         return
     metric, scores = config.metric, joint.scores(config)

@@ -1,0 +1,134 @@
+"""Multiple choice: of the options of each question the likeliest is picked, by its text or by its letter.
+
+By text, an option is as likely as the model is to write it, as answers of a list are ranked (Li et al., BLIP, 2022, section 4.4).
+By letter, the question shows each option behind its letter, and the model learns, and is asked for, a letter alone (Lu et al.,
+ScienceQA, NeurIPS 2022; Liu et al., LLaVA-1.5, CVPR 2024). What is shown stands in another order whenever it is trained on
+(`vlatrain.data.choices`), lest places be learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlatrain.config import UserError
+from vlatrain.config.wording import BY_LETTER, LETTERS
+from vlatrain.data.choices import without_options
+from vlatrain.data.sample import Sample
+from vlatrain.metrics import structured
+from vlatrain.metrics.baselines import Constants
+from vlatrain.tasks.base import Batches, Evaluation, ImageBatch
+from vlatrain.tasks.lengths import Use, question_use
+from vlatrain.tasks.looks import writing
+from vlatrain.tasks.vqa import Vqa, VqaBatch
+from vlatrain.tasks.yardsticks import Baseline, Yardsticks
+
+MANY = 8  # options that memory is reckoned with
+
+
+class ChoiceBatch(VqaBatch, total=False):
+    """Questions with options.
+
+    Attributes:
+        options: of each question the texts that may be chosen, and those that the model scores for them.
+    """
+
+    options: list[tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+class Choosing(Vqa):
+    """Multiple choice on a `Generator` backbone."""
+
+    @property
+    def generates(self) -> bool:
+        """Never."""
+        return False
+
+    def uses(self) -> list[Use]:
+        """Questions, and what stands for each option."""
+        look = writing(self.backbone)
+        return [question_use(self.backbone), Use("options", "target", self._written, look)]
+
+    def alike(self, key: str) -> tuple[list[str], bool]:
+        """Options are those of a question, and not of all."""
+        return [], False
+
+    def questions(self, samples: Sequence[Sample]) -> ChoiceBatch:
+        """Images, questions and their options.
+
+        Raises:
+            UserError: a question has none.
+        """
+        if bare := next((sample for sample in samples if not sample.options), None):
+            raise UserError(
+                f"{bare.source or bare.id}: has no options, and task.answers={self.config.answers} chooses among them: ask with "
+                "input=FILE, whose rows have some"
+            )
+        options = [(sample.options, self._written(sample)) for sample in samples]
+        return {**super().questions(samples), "options": options}
+
+    def collate(self, samples: Sequence[Sample]) -> VqaBatch:
+        """The same with what is learned: the text, or the letter, of the answer."""
+        if self.config.answers != BY_LETTER:
+            return super().collate(samples)
+        asked = [replace(sample, answers=self._letters(sample), weights=()) for sample in samples]
+        return super().collate(asked)
+
+    def _written(self, sample: Sample) -> tuple[str, ...]:
+        """What the model writes for each option of a sample."""
+        return tuple(LETTERS[: len(sample.options)]) if self.config.answers == BY_LETTER else sample.options
+
+    def _letters(self, sample: Sample) -> tuple[str, ...]:
+        return tuple(LETTERS[place] for place, option in enumerate(sample.options) if option in sample.answers)
+
+    def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
+        """For each question its likeliest options, with probabilities that add up to 1 over all of them, best first."""
+        context = self.generator.context(batch["inputs"])
+        found = []
+        for row, (options, written) in enumerate(batch["options"]):  # type: ignore[typeddict-item]
+            asked = self._select_rows(context, torch.tensor([row]))
+            shares = self._log_probs(asked, written, self.generator.candidate_logits)[0].softmax(dim=0)
+            top = shares.topk(min(alternatives, len(options)))
+            found.append([(options[place], share) for share, place in zip(*map(Tensor.tolist, top), strict=True)])
+        return found
+
+    def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
+        """The options of a question."""
+        context = self.generator.context(self.backbone.blank(batch_size, device, self.lengths["questions"]))
+        self.scored_on_meta(context, torch.zeros(MANY, dtype=torch.long, device=device))
+
+    def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
+        """Accuracy: the share of questions of which an answer is chosen."""
+        found = super().evaluate(samples, batches)
+        found.settings |= {"accuracy": "multiple_choice", "ceiling": 100.0}
+        for record, sample in zip(found.predictions, samples, strict=True):
+            record["options"] = list(sample.options)
+        return found
+
+    def _accuracies(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        return structured.per_sample(structured.CHOICE, texts, references)
+
+    def wording_of(self, sample: Sample) -> str:
+        """The question without its options."""
+        return without_options(sample, self.config.wording)
+
+    def constants(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """The answers that are right most often, always and by wording, where they are among the options."""
+        return super().constants([replace(sample, question=self.wording_of(sample)) for sample in train])
+
+    def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
+        """Chance, and the option that is most often right by the training data."""
+        chance = sum(100 * len({*one.options} & {*one.answers}) / len(one.options) for one in samples) / len(samples)
+        baselines = {"chance": Baseline({"accuracy": chance}, "any of a question's options")}
+        if (known := Constants(**constants)).by_wording:
+            references = [list(one.answers) for one in samples]
+            answers = [known.answer(self.wording_of(one)) for one in samples]
+            usual = self._accuracies(answers, references)
+            says = f"the best answer to each of {len(known.by_wording):,} wordings, else {known.overall!r}"
+            scored = {"accuracy": sum(usual) / len(usual)}
+            baselines["most_frequent_answer_by_question"] = Baseline(scored, says)
+        return Yardsticks(baselines, {"accuracy": 100.0})
