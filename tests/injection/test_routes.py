@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import adapter_config, model_config
 from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
@@ -127,3 +128,14 @@ def test_runs_of_a_trained_router_must_be_the_same(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     (problem,) = options_wrong(adapter_config("router", **options))
     assert problem.startswith(said)
+
+
+@pytest.mark.slow
+def test_questions_made_of_columns_are_not_routed(tmp_path: Path) -> None:
+    one = run(tmp_path / "a")
+    two = run(tmp_path / "b")
+    config = json.loads(json.dumps(yaml.safe_load(RunFolder(two).config.read_text())))
+    config["task"] |= {"answers": "options"}
+    RunFolder(two).config.write_text(json.dumps(config))
+    (told,) = refused([one, two])
+    assert "is asked with a question alone" in told

@@ -71,6 +71,22 @@ def shuffled(samples: Sequence[Sample], config: TrainConfig) -> Sequence[Sample]
     return Shuffled(samples, listing) if listing else samples
 
 
+def asked(question: str, options: Sequence[str], wording: Wording) -> str:
+    """A question that is asked without a row, as a task words it.
+
+    Raises:
+        UserError: its wording needs further columns.
+    """
+    if not wording.template:
+        return question
+    values = {QUESTION: question, OPTIONS: wording.listed(options)}
+    if unknown := [name for name in wording.columns if name not in values]:
+        raise UserError(
+            f"task.prompt={wording.template!r}: nothing says {', '.join(unknown)} here: ask with input=FILE, whose rows do"
+        )
+    return wording.filled(values)
+
+
 def plain(samples: Sequence[Sample]) -> Sequence[Sample]:
     """Samples as they are, where others are drawn of them each time."""
     while isinstance(samples, Augmented | Shuffled):

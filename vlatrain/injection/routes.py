@@ -21,6 +21,7 @@ from vlatrain.config.saved import typed
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, with_shipped_specs
 from vlatrain.config.task import TaskConfig
+from vlatrain.config.wording import BY_LETTER, BY_TEXT
 from vlatrain.injection.sources import Source, read_sources
 from vlatrain.runs import RunFolder
 
@@ -201,6 +202,10 @@ def _of_source(source: Source) -> Iterator[str]:
     if source.method in NOT_ROUTED:
         what = {"full": "has weights of its own", "none": "has trained nothing"}.get(source.method, "chooses itself")
         yield Incompatible(f"{where}: is adapter={source.method}, which {what}; adapter=router chooses among adapters")
+    if (task.get("prompt") or task.get("answers") in (BY_TEXT, BY_LETTER)) and _answers(task):
+        yield Incompatible(
+            f"{where}: its questions are made of columns (task.prompt, options), and a router is asked with a question alone"
+        )
     if task.get("name") == joint.JOINT:
         yield Incompatible(f"{where}: is a joint run; adapter=router takes runs of one task each")
     elif with_shipped_specs(task)["spec"].get("query") == TEXT:
@@ -208,6 +213,10 @@ def _of_source(source: Source) -> Iterator[str]:
             f"{where}: task={task.get('name')} compares all images with all texts, for which they must have one adapter; "
             "adapter=router chooses one for each image"
         )
+
+
+def _answers(task: Mapping[str, Any]) -> bool:
+    return "answers" in with_shipped_specs(task)["spec"].get("fields", ())
 
 
 def _unlike(routes: Sequence[Route]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from vlatrain.config.methods import ROUTER
 from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.checks import Problems, check_pictures
+from vlatrain.data.choices import asked as worded
 from vlatrain.data.features import Given, check_shown, picture_of
 from vlatrain.data.images import allow
 from vlatrain.data.sample import Picture, Sample, Turn
@@ -78,7 +79,7 @@ class Predictor:
             images: an image or several: PIL images, encoded bytes, or paths.
             question: of a task that is asked questions, one for all images, or one for each.
             text: of a task that matches texts, what the images are searched for.
-            texts: of such a task, what is ranked for each image.
+            texts: of such a task, what is ranked for each image; of questions with options, these.
             top_k: the most answers, classes or hits.
 
         Returns:
@@ -92,13 +93,13 @@ class Predictor:
             raise UserError(problems)
         given = Asked.of(images, question)
         samples = [
-            _sample(self.task.config, *one, self.subtask)
+            _sample(self.task.config, *one, self.subtask, texts or ())
             for one in zip(given.names, given.pictures, given.questions, strict=True)
         ]
         check_samples(self.task.backbone, samples)
         if text is not None:
             return self.find_images(text, given.pictures, given.names, top_k)
-        if texts is not None:
+        if texts is not None and spec.query == TEXT:
             ranked = list(self.find_texts(given.pictures, list(texts), top_k))
         else:
             ranked = list(self.ask(samples, top_k if spec.alternatives else 1))
@@ -172,10 +173,10 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     samples = [replace(one, subtask=subtask) for one in samples]
     predictor = Predictor(whole, Path(config.source), subtask, shared=True)
     check_samples(predictor.task.backbone, samples)
-    texts = [config.text] if config.text else _texts(config)
+    searches = config.task.spec.query == TEXT
+    texts = ([config.text] if config.text else _texts(config)) if searches else []
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
     check_lengths({subtask: predictor.task}, {"asked": asked_about})
-    searches = config.task.spec.query == TEXT
     if not searches:
         predictor.load_cached(samples)
     answers = (_search if searches else _ask)(config, predictor, samples)
@@ -229,7 +230,8 @@ def _samples(config: PredictConfig) -> list[Sample]:
     faults = Problems()
     check_pictures([(picture, "") for picture in pictures], faults)
     faults.raise_if_any()
-    samples = [_sample(config.task, str(picture.path), picture, config.question) for picture in pictures]
+    options = [] if config.task.spec.query == TEXT else _texts(config)
+    samples = [_sample(config.task, str(one.path), one, config.question, options=options) for one in pictures]
     if config.images:
         name = ", ".join(sample.id for sample in samples)
         samples = [replace(samples[0], id=name, more=tuple(pictures[1:]))]
@@ -237,12 +239,15 @@ def _samples(config: PredictConfig) -> list[Sample]:
     return samples
 
 
-def _sample(task: TaskConfig, name: str, picture: Picture, question: str | None, subtask: str = "") -> Sample:
+def _sample(
+    task: TaskConfig, name: str, picture: Picture, question: str | None, subtask: str = "", options: Sequence[str] = ()
+) -> Sample:
     """An image that is asked about."""
     said: dict[str, Any] = {}
     if question:
         speaks = "conversations" in task.spec.given
-        said = {"turns": (Turn(question),)} if speaks else {"question": question}
+        said = {"turns": (Turn(question),)} if speaks else {"question": worded(question, options, task.wording)}
+        said |= {"options": tuple(options)}
     return Sample(id=name, image=picture, subtask=subtask, **said)
 
 

@@ -31,7 +31,7 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         yield "question= goes with image=; of input=FILE, each sample has its own"
     else:
         asks = bool(config.question) or (bool(config.input) and task.spec.query == QUESTION)
-        yield from unasked(task, asks, bool(config.text), bool(config.texts))
+        yield from unasked(task, asks, bool(config.text), bool(config.texts), bool(config.input))
 
 
 def of_router(config: PredictConfig) -> Iterator[str]:
@@ -64,14 +64,15 @@ def _asked_about(config: PredictConfig, finds: bool, otherwise: str) -> Iterator
         yield f"draw={config.draw}: boxes are found by task=grounding; {otherwise}"
 
 
-def unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[str]:
+def unasked(task: TaskConfig, question: bool, text: bool, texts: bool, rows: bool = False) -> list[str]:
     """What is missing of a query, or has no place in it.
 
     Args:
         task: the run's task.
         question: whether there are questions.
         text: whether images are searched for a text.
-        texts: whether texts are ranked for images.
+        texts: whether texts are ranked for images, or are the options of a question.
+        rows: whether rows are asked about, which have their own.
     """
     query, found = task.spec.query, []
     if query == QUESTION and not question:
@@ -83,7 +84,10 @@ def unasked(task: TaskConfig, question: bool, text: bool, texts: bool) -> list[s
             'this run matches images and texts: set text="..." to search the images, or texts=[...] (or a file with '
             "one a line) to rank texts for each image"
         )
-    if query != TEXT and (text or texts):
+    chooses = query == QUESTION and (task.wording.chooses or task.wording.lists)
+    if chooses and question and not texts and not rows:
+        found.append("this run's questions have options: set texts=[...] to them")
+    if query != TEXT and (text or (texts and not chooses)):
         found.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task.name}")
     return found
 
