@@ -330,3 +330,66 @@ def test_an_empty_stream_is_an_empty_split(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
     config = hub("user/name", streaming=True, train_size=1, eval="test", eval_size=1)
     assert problems_of(config, "captioning") == ["data.train: no samples"]
+
+
+def splitting(folder, values, names=("train", "val", "test")):
+    """A data set of one split, with a column that says ours."""
+    features = datasets.Features(
+        image=datasets.Image(),
+        question=datasets.Value("string"),
+        answer=datasets.Value("string"),
+        split=datasets.ClassLabel(names=list(names)),
+        fold=datasets.Value("string"),
+    )
+    count = len(values)
+    rows = {
+        "image": [{"bytes": png(index), "path": "x.png"} for index in range(count)],
+        "question": [f"{index}?" for index in range(count)],
+        "answer": ["a"] * count,
+        "split": list(values),
+        "fold": [f"fold{index % 3}" for index in range(count)],
+    }
+    (folder / "data").mkdir(parents=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+def asked(samples):
+    return [sample.question for sample in samples]
+
+
+def test_a_split_column_makes_the_splits_as_that_of_files_does(tmp_path, caplog):
+    path = splitting(tmp_path / "set", [0, 1, 0, 2, 0, 1])
+    with caplog.at_level("INFO", "vlatrain"):
+        found = load(hub(path), TaskConfig("vqa"), ["train", "eval"])
+    assert {split: asked(samples) for split, samples in found.items()} == {
+        "train": ["0?", "2?", "4?"],
+        "eval": ["1?", "5?"],
+        "test": ["3?"],
+    }
+    assert f"{path}:train: split by its column 'split': 3 train, 2 eval, 1 test" in caplog.text
+    assert [sample.id for sample in found["eval"]] == ["set:train[1]", "set:train[5]"]
+    for index, sample in zip((1, 5), found["eval"], strict=True):
+        assert sample.image.load().getpixel((0, 0)) == (index, 0, 9), "each row has its own image"
+
+
+def test_other_columns_and_values_of_splits(tmp_path):
+    path = splitting(tmp_path / "set", [0] * 6)
+    folds = hub(path, columns={"split": "fold"})
+    folds.split.train, folds.split.eval = ["fold0", "fold1"], ["fold2"]
+    found = load(folds, TaskConfig("vqa"), ["train", "eval"])
+    assert [asked(found[split]) for split in ("train", "eval")] == [["0?", "1?", "3?", "4?"], ["2?", "5?"]]
+    assert "test" not in found
+    whole = load(hub(path, columns={"split": ""}, eval_fraction=0.5), TaskConfig("vqa"), ["train", "eval"])
+    assert sorted(asked(whole["train"] + whole["eval"])) == [f"{index}?" for index in range(6)]
+    (problem,) = problems_of(hub(path, columns={"split": "folds"}))
+    assert "no column 'folds', which would say the split; the columns are" in problem
+
+
+def test_a_stream_is_taken_as_it_comes(tmp_path, caplog):
+    path = splitting(tmp_path / "set", [0, 1, 0, 1])
+    config = hub(path, streaming=True, train_size=2, eval_size=1)
+    with caplog.at_level("WARNING", "vlatrain"):
+        found = load(config, TaskConfig("vqa"), ["train", "eval"])
+    assert sum(map(len, found.values())) == 3
+    assert "a stream is taken as it comes, whatever its column 'split' says" in caplog.text

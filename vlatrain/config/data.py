@@ -40,7 +40,7 @@ class ColumnsConfig:
         mask: path relative to `data.root`, or an image, whose pixels are the numbers of their classes; null looks for `mask`.
         boxes: one box or a list, as `data.boxes` says; null looks for `box`, `boxes`, then `bbox`.
         conversations: a list of messages, LLaVA's or chat messages; null looks for `conversations`, then `messages`.
-        split: files: the split that a row belongs to, see `SplitConfig`; empty: no column says it.
+        split: the split that a row belongs to, see `SplitConfig`; empty: no column says it.
     """
 
     id: str | None = None
@@ -85,7 +85,7 @@ class DataConfig:
         annotations: files: the answers to the questions of `train`, where they have a file of their own (VQA v2).
         eval_annotations: the same for `eval`.
         test_annotations: the same for `test`.
-        split: files: what the split column says.
+        split: what the split column says.
         root: image root; null: the folder of the data file.
         columns: column map.
         boxes: how boxes are written: by edges (xyxy) or corner and sides (xywh) in pixels of the upright image; the same in shares

@@ -136,7 +136,9 @@ def problems(name: str, spec: TaskSpec) -> Iterator[str]:
         if spec != shipped_spec(name):
             yield f"task.name={name}: its spec is another one: task={name} chooses all of it, one of your own takes another name"
         return
-    known = tuple(column.name for column in fields(ColumnsConfig) if column.name not in ("id", "image", "split"))
+    known = tuple(
+        column.name for column in fields(ColumnsConfig) if column.name not in ("id", "image", "split", "options")
+    )
     for what in ("fields", "optional", "given"):
         for name in getattr(spec, what):
             if name not in known:

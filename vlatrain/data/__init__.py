@@ -15,6 +15,7 @@ from vlatrain.config.task import TaskConfig
 from vlatrain.data.checks import Fault, Problems, check_pictures, check_sizes, find_faults, report_faults
 from vlatrain.data.choices import worded
 from vlatrain.data.columns import check_groups
+from vlatrain.data.hub import Hub
 from vlatrain.data.images import BytesPicture, FilePicture, allow, identity, open_rgb, picture_files
 from vlatrain.data.reading import Files
 from vlatrain.data.rows import Builder
@@ -173,25 +174,20 @@ def _read(
     stored = dict.fromkeys("train" if split_off and split == "eval" else split for split in splits)
     named = [split for split in stored if getattr(config, split) is not None]  # others are reported with the settings
     builders: dict[str, Builder | None] = {}
-    if config.name == "files":
-        files = Files(config, task.spec, problems, wording=task.wording)
-        if split_off and config.train is not None and (marked := files.marked("eval")):
-            builders["eval"], split_off = marked, False
-            named = [split for split in splits if getattr(config, split) is not None]
-        files.splits_off = split_off
-        builders |= {split: files.split(split) for split in named}
-        if config.test is None and "train" in named and {"train", "eval"} <= set(splits):
-            builders["test"] = files.marked("test")
-    for split in named if config.name == "hub" else ():
-        from vlatrain.data import hub
-
-        limit = config.train_size if split == "train" else config.eval_size
-        if split_off and split == "train":
-            limit = (config.train_size or 0) + (config.eval_size or 0)
-        groups = config.groups if split != "train" or split_off else None
-        builders[split] = hub.read_split(config, getattr(config, split), task, limit, problems, groups)
-        if builders[split] is None and not os.path.exists(os.path.expanduser(config.path or "")):
+    source: Files | Hub = Files(config, task.spec, problems, wording=task.wording)
+    if config.name == "hub":
+        source = Hub(config, task, problems)
+    if split_off and config.train is not None and (marked := source.marked("eval")):
+        builders["eval"], split_off = marked, False
+        named = [split for split in splits if getattr(config, split) is not None]
+    source.splits_off = split_off
+    for split in named:
+        builders[split] = source.split(split)
+        gone = config.name == "hub" and not os.path.exists(os.path.expanduser(config.path or ""))
+        if builders[split] is None and gone:
             break  # a hub that does not answer takes half a minute to say so; once is enough
+    if config.test is None and "train" in named and {"train", "eval"} <= set(splits):
+        builders["test"] = source.marked("test")
     return {split: builder for split, builder in builders.items() if builder is not None}, split_off
 
 

@@ -156,7 +156,7 @@ def find_columns(
 
 
 def _word(
-    found: dict[str, Column],
+    matched: dict[str, Column],
     wanted: ColumnsConfig,
     columns: Sequence[str],
     name: str,
@@ -175,8 +175,8 @@ def _word(
         )
         return [OPTIONS]
     if options is not None and (wording.chooses or wording.lists):
-        found[OPTIONS] = Column(options.reads[0], wanted.options is not None, composed=options)
-    held = {one: found.get(one) or _column(one, True, columns) for one in wording.columns}
+        matched[OPTIONS] = Column(options.reads[0], wanted.options is not None, composed=options)
+    held = {one: matched.get(one) or _column(one, True, columns) for one in wording.columns}
     if absent := [one for one, column in held.items() if column is None]:
         for one in absent:
             close = difflib.get_close_matches(one, [QUESTION, OPTIONS, *columns], n=1, cutoff=0.6)
@@ -195,7 +195,7 @@ def _word(
 
             return wording.filled({one: said(one, column.of(record)) for one, column in known.items()})
 
-        found[QUESTION] = Column(reads[0], False, composed=Composed("", reads, make))
+        matched[QUESTION] = Column(reads[0], False, composed=Composed("", reads, make))
     return []
 
 

@@ -12,8 +12,9 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,6 +25,8 @@ from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, absent_column, check_groups, find_columns, said_of
 from vlatrain.data.images import RULES, Header, open_rgb
 from vlatrain.data.rows import Builder
+from vlatrain.data.splits import SPLIT, SplitRows, rows_by_split
+from vlatrain.data.tables import Row, Table
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,85 +92,149 @@ def _encoded(value: Any) -> bytes | None:
     return data if isinstance(data, bytes) and data else None
 
 
-def read_split(
-    config: DataConfig,
-    split: str,
-    task: TaskConfig,
-    limit: int | None,
-    problems: Problems,
-    groups: Sequence[str] | None = None,
-) -> Builder | None:
-    """Read one split.
+@dataclass
+class Hub:
+    """The splits of a data set, each loaded once, however many of ours are in it.
 
     Args:
         config: `data=hub`: path, subset, streaming, root, column map.
-        split: the split's name in the data set.
         task: the task.
-        limit: streaming: samples to take.
         problems: where to report what is wrong.
-        groups: see `Builder`.
-
-    Returns:
-        The builder with the samples, or None if the split could not be loaded at all.
+        splits_off: whether samples of train are to be split off for evaluation.
     """
-    with hub_client.watched() if _repository(config) else nullcontext():
-        return _read_split(config, split, task, limit, problems, groups)
 
+    config: DataConfig
+    task: TaskConfig
+    problems: Problems
+    splits_off: bool = False
+    _datasets: dict[str, Any] = field(default_factory=dict)
+    _marks: dict[str, SplitRows | None] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
 
-def _read_split(
-    config: DataConfig,
-    split: str,
-    task: TaskConfig,
-    limit: int | None,
-    problems: Problems,
-    groups: Sequence[str] | None,
-) -> Builder | None:
-    assert config.path is not None
-    name = f"{config.path}:{split}"
-    try:
-        dataset = _load(config, split)
+    def split(self, split: str) -> Builder | None:
+        """The samples of the data set's split that is named for one of ours: of one with a split column those of ours, else all.
+
+        Returns:
+            The builder with the samples, or None if there is none, or the split could not be loaded at all.
+        """
+        return self._guarded(getattr(self.config, split), lambda named: self._split(split, named))
+
+    def marked(self, split: str) -> Builder | None:
+        """The samples that the split column of the training data gives to another split; None if it gives none."""
+        if self.config.streaming or self.config.train is None:
+            return None
+        return self._guarded(self.config.train, lambda named: self._marked(split, named))
+
+    def _guarded(self, named: str, read: Callable[[str], Builder | None]) -> Builder | None:
+        """What is read; None, which is reported once, where it cannot be."""
+        if named in self._failed:
+            return None
+        with hub_client.watched() if _repository(self.config) else nullcontext():
+            try:
+                return read(named)
+            except ImportError as error:
+                if error.name != "datasets":
+                    raise
+                self.problems.add("hub", "data=hub needs the datasets package: pip install datasets")
+            except Exception as error:  # the loader passes on whatever its many readers and clients raise
+                self.problems.add("hub", _message(self.config, named, error))
+        self._failed.add(named)
+        return None
+
+    def _split(self, split: str, named: str) -> Builder | None:
+        config = self.config
+        groups = config.groups if split != "train" or self.splits_off else None
         if config.streaming:
-            rows = _stream_rows(dataset)
-            seen = list(itertools.islice(rows, 1))
-            names = list(dataset.features or (seen or [{}])[0])
-        else:
-            names = dataset.column_names
-            seen = dataset.select(range(min(SEEN, len(dataset)))).to_list()
+            limit = config.train_size if split == "train" else config.eval_size
+            if self.splits_off and split == "train":
+                limit = (config.train_size or 0) + (config.eval_size or 0)
+            return self._streamed(named, limit, groups)
+        dataset, marks = self._dataset(named), self._by_split(named)
+        rows = marks.of(split, f"data.{split}={named}", self.problems) if marks else None
+        if rows is None or len(rows) == len(dataset):
+            return self._built(named, groups, range(len(dataset)))
+        return self._built(named, groups, _places(rows)) if rows else None
+
+    def _marked(self, split: str, named: str) -> Builder | None:
+        marks = self._by_split(named)
+        return (
+            self._built(named, self.config.groups, _places(marks.rows[split])) if marks and marks.rows[split] else None
+        )
+
+    def _dataset(self, named: str) -> Any:
+        if named not in self._datasets:
+            self._datasets[named] = _load(self.config, named)
+        return self._datasets[named]
+
+    def _by_split(self, named: str) -> SplitRows | None:
+        """The rows by split, if there is a split column; of each only what that says."""
+        if named not in self._marks:
+            config, dataset = self.config, self._dataset(named)
+            column = config.columns.split if config.columns.split is not None else SPLIT
+            table = Table(f"{config.path}:{named}", dataset.column_names)
+            if column in table.columns:
+                said = dataset.select_columns([column])
+                table.rows = [(f"[{place}]", _with_names(row, said.features)) for place, row in enumerate(said)]
+            self._marks[named] = rows_by_split(table, config.columns, config.split, self.problems)
+        return self._marks[named]
+
+    def _built(self, named: str, groups: Sequence[str] | None, places: Sequence[int]) -> Builder | None:
+        dataset, name = self._dataset(named), f"{self.config.path}:{named}"
+        seen = dataset.select(places[:SEEN]).to_list()
+        made = self._builder(name, dataset.column_names, seen, groups)
+        if made is None:
+            return None
+        columns, builder = made
+        _add_all(dataset, places, columns, builder, name, [] if groups is None else _plain(dataset.features))
+        builder.finish()
+        return builder
+
+    def _streamed(self, named: str, limit: int | None, groups: Sequence[str] | None) -> Builder | None:
+        dataset = _load(self.config, named)
+        rows = _stream_rows(dataset)
+        seen = list(itertools.islice(rows, 1))
+        name, columns = f"{self.config.path}:{named}", list(dataset.features or (seen or [{}])[0])
+        if SPLIT in columns and self.config.columns.split is None:
+            log.warning("%s: a stream is taken as it comes, whatever its column '%s' says", name, SPLIT)
+        made = self._builder(name, columns, seen, groups)
+        if made is None:
+            return None
+        if seen:
+            _add_some(seen[0], rows, dataset.features, made[1], limit)
+        made[1].finish()
+        return made[1]
+
+    def _builder(
+        self, name: str, names: Sequence[str], seen: Sequence[Mapping[str, Any]], groups: Sequence[str] | None
+    ) -> tuple[dict[str, Column], Builder] | None:
+        """The columns of rows, and what makes samples of them; None if one is absent, which is reported."""
+        config, task, problems = self.config, self.task, self.problems
         check_groups(names, groups or (), name, problems)
         columns = find_columns(names, config.columns, task.spec, name, problems, records=seen, wording=task.wording)
         if columns is None:
             return None
         for said in said_of(columns):
             log.info("%s: %s", name, said)
-        root = os.path.expanduser(config.root or (config.path if os.path.isdir(config.path) else ""))
-        absent = "" if "image" in columns else absent_column("image", config.columns, names, name, seen)
+        path = config.path or ""
         builder = Builder(
             columns,
             task.spec,
             name,
-            root,
+            os.path.expanduser(config.root or (path if os.path.isdir(path) else "")),
             problems,
             text_only=config.text_only,
-            absent=absent,
+            absent="" if "image" in columns else absent_column("image", config.columns, names, name, seen),
             form=config.boxes,
             groups=groups,
             most=config.max_images,
             wording=task.wording,
         )
-        if not config.streaming:
-            _add_all(dataset, columns, builder, name, [] if groups is None else _plain(dataset.features))
-        elif seen:
-            _add_some(seen[0], rows, dataset.features, builder, limit)
-    except ImportError as error:
-        if error.name != "datasets":
-            raise
-        problems.add("hub", "data=hub needs the datasets package: pip install datasets")
-        return None
-    except Exception as error:  # the loader passes on whatever its many readers and clients raise
-        problems.add("hub", _message(config, split, error))
-        return None
-    builder.finish()
-    return builder
+        return columns, builder
+
+
+def _places(marked: Sequence[Row]) -> list[int]:
+    """The places of rows, which are called after them."""
+    return [int(place[1:-1]) for place, _ in marked]
 
 
 def _repository(config: DataConfig) -> str:
@@ -250,12 +317,19 @@ def _plain(features: Any) -> list[str]:
     return [name for name, kind in features.items() if isinstance(kind, kinds) and "binary" not in kind.dtype]
 
 
-def _add_all(dataset: Any, columns: Mapping[str, Column], builder: Builder, name: str, others: Sequence[str]) -> None:
+def _add_all(
+    dataset: Any,
+    places: Sequence[int],
+    columns: Mapping[str, Column],
+    builder: Builder,
+    name: str,
+    others: Sequence[str],
+) -> None:
     read = [name for column in columns.values() for name in column.reads]
     used = dataset.select_columns(list(dict.fromkeys([*read, *others])))
     shown = [columns[field].name for field in ("image", "images") if field in columns and not columns[field].path]
     images = {column: used.select_columns([column]) for column in shown}
-    for index, record in enumerate(used):
+    for index, record in zip(places, used.select(places), strict=True):
         held = [(column, data) for column in shown if (data := _encoded(record[column]))]
         picture = None
         if len(held) == 1 and not any(record[column] for column in shown if column != held[0][0]):

@@ -96,6 +96,9 @@ def cap(samples: Sequence[Sample], size: int | None, seed: int, by_class: bool =
     return [samples[index] for index in sorted(order[:size])]
 
 
+SPLIT = "split"  # what a column that says the split is called
+
+
 @dataclass
 class SplitRows:
     """The rows of a table by split, as its split column has them.
@@ -146,7 +149,7 @@ def rows_by_split(table: Table, columns: ColumnsConfig, wanted: SplitConfig, pro
     Returns:
         The rows; None if no column tells splits apart.
     """
-    column = columns.split if columns.split is not None else "split"
+    column = columns.split if columns.split is not None else SPLIT
     asked = columns.split is not None or any(getattr(wanted, split) is not None for split in SPLIT_VALUES)
     if not column:
         return None

@@ -22,12 +22,12 @@ TOLERANCE = 0.05  # share of the reference by which a number may be off
 ANLS, RELAXED, CHOICE = "anls", "relaxed_accuracy", "choice"
 
 
-def levenshtein(one: str, other: str) -> int:
+def levenshtein(first: str, second: str) -> int:
     """The fewest insertions, deletions and replacements of a character by which one text becomes the other."""
-    previous = list(range(len(other) + 1))
-    for row, character in enumerate(one, 1):
+    previous = list(range(len(second) + 1))
+    for row, character in enumerate(first, 1):
         current = [row]
-        for column, wanted in enumerate(other, 1):
+        for column, wanted in enumerate(second, 1):
             replaced = previous[column - 1] + (character != wanted)
             current.append(min(previous[column] + 1, current[-1] + 1, replaced))
         previous = current

@@ -20,8 +20,8 @@ from vlatrain.config.families import COMPOSITES, DUALS, FORMER, OPTIONS, TOLD, V
 from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import AS_TRAIN, EvalConfig, PredictConfig, TrainConfig, readers
+from vlatrain.config.spec import QUESTION
 
-PAIRED = "vqa"  # the built-in set that `data.pairs` has another of
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
 
@@ -114,6 +114,11 @@ CONDITIONS = (
         "vlatrain eval takes no {key}; vlatrain train does",
     ),
     Condition(
+        ("data.split", "data.columns.split"),
+        lambda c: not c.data.streaming,
+        "data.streaming=true takes no {key}, a stream is taken as it comes; data.streaming=false does",
+    ),
+    Condition(
         ("data.eval_fraction",),
         lambda c: c.data.eval is None,
         "data.eval={c.data.eval} takes no {key}, nothing is split off; data.eval=null does",
@@ -145,7 +150,7 @@ CONDITIONS = (
     ),
     Condition(
         ("data.pairs",),
-        lambda c: c.task.spec.builtin == PAIRED,
+        lambda c: c.task.spec.several_images and c.task.spec.query == QUESTION,
         "task={c.task.name} takes no {key}, there are no built-in samples of it about two pictures; task=vqa has some",
     ),
     Condition(

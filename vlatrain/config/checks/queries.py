@@ -64,7 +64,7 @@ def _asked_about(config: PredictConfig, finds: bool, otherwise: str) -> Iterator
         yield f"draw={config.draw}: boxes are found by task=grounding; {otherwise}"
 
 
-def unasked(task: TaskConfig, question: bool, text: bool, texts: bool, rows: bool = False) -> list[str]:
+def unasked(task: TaskConfig, question: bool, text: bool, texts: bool, has_rows: bool = False) -> list[str]:
     """What is missing of a query, or has no place in it.
 
     Args:
@@ -72,7 +72,7 @@ def unasked(task: TaskConfig, question: bool, text: bool, texts: bool, rows: boo
         question: whether there are questions.
         text: whether images are searched for a text.
         texts: whether texts are ranked for images, or are the options of a question.
-        rows: whether rows are asked about, which have their own.
+        has_rows: whether rows are asked about, which have their own.
     """
     query, found = task.spec.query, []
     if query == QUESTION and not question:
@@ -85,7 +85,7 @@ def unasked(task: TaskConfig, question: bool, text: bool, texts: bool, rows: boo
             "one a line) to rank texts for each image"
         )
     chooses = query == QUESTION and (task.wording.chooses or task.wording.lists)
-    if chooses and question and not texts and not rows:
+    if chooses and question and not texts and not has_rows:
         found.append("this run's questions have options: set texts=[...] to them")
     if query != TEXT and (text or (texts and not chooses)):
         found.append(f"text= and texts= are for {_asked_by(TEXT)}; this run's task is {task.name}")
