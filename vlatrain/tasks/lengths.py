@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vlatrain.backbones.architecture import quiet
 from vlatrain.backbones.base import BUCKET, Backbone, Generator
 from vlatrain.backbones.lengths import UNLIMITED
+from vlatrain.backbones.several import numbered
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.lazy import Images, by_subtask, distinct, joined, most_images
 from vlatrain.tasks.looks import Form, Seen, looked_at, reading, writing
@@ -70,7 +71,7 @@ def question_use(backbone: Backbone) -> Use:
     return Use(
         "questions",
         "question",
-        lambda one: [one.question][: bool(one.question)],
+        lambda one: [numbered(one.question) if one.more else one.question][: bool(one.question)],
         look,
         lost="no word is left of the questions of {}",
     )

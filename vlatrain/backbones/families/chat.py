@@ -14,7 +14,6 @@ Deviation: texts are generated as `task.decode` says, and not with the sampling 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -347,10 +346,7 @@ class Chat(Backbone):
         def rows(states: Tensor) -> list[Tensor]:
             return list(states) if full else [row[:length] for row, length in zip(states, lengths, strict=True)]
 
-        states: Any = rows(context["states"])
-        if self.options.stacked:  # one tensor: of rows, or of images, which are all of one size
-            size = math.gcd(*lengths)
-            states = context["states"] if full else torch.cat(states).unflatten(0, (-1, size))
+        states: Any = context["states"] if self.options.stacked and full else rows(context["states"])
         found: Any = BaseModelOutputWithPooling(pooler_output=states)
         if deep := [value for name, value in context.items() if name.startswith(DEEP)]:
             # they are added where the image's tokens are, which shapes do not tell
@@ -384,7 +380,7 @@ class Chat(Backbone):
 
     def _encoded(self, context: Context, prompt: Context) -> AbstractContextManager[dict[str, Any]]:
         """The arguments by which the model takes the image's states."""
-        return older.encoded(self.model, self._features(context), prompt)
+        return older.encoded(self.model, self._features(context), prompt, self.options.stacked)
 
     def _logits(self, context: Context, prompt: Context, last: int) -> Tensor:
         """Next-token logits of the last so many tokens of prompts."""
