@@ -108,7 +108,7 @@ def test_a_batch_that_fails_by_an_image_names_it(task: str, strips: Callable[...
             collate(samples)
         assert caught.value.problems == [NAMED[0].format(samples[1].image.path)]  # type: ignore[attr-defined]
     wordless = replace(samples[0], question=None, turns=(Turn(None, "a"),))  # type: ignore[arg-type]
-    with pytest.raises(TypeError):  # no image's fault: it is shown as it is
+    with pytest.raises(AttributeError):  # no image's fault: it is shown as it is
         work.collate([wordless])
 
 

@@ -148,11 +148,11 @@ class Vqa(Task):
         else:
             self.begin_on_meta(context)
             place = torch.arange(batch_size, device=device).repeat_interleave(self.config.decode.num_beams)
-        self.scored_on_meta(context, place)
+        self.scored_on_meta(context, place, self.lengths["answers"])
 
-    def scored_on_meta(self, context: Context, place: Tensor) -> None:
-        """Score texts about some rows of a context, (N,)."""
-        target = blank_text(len(place), self.lengths["answers"], place.device)
+    def scored_on_meta(self, context: Context, place: Tensor, length: int) -> None:
+        """Score texts of so many tokens about some rows of a context, (N,)."""
+        target = blank_text(len(place), length, place.device)
         token_losses(self.generator.logits(self.backbone.select_rows(context, place), target), target, 1)
 
     def asking(self) -> Asking:

@@ -49,9 +49,13 @@ class Choosing(Vqa):
         return False
 
     def uses(self) -> list[Use]:
-        """Questions, and what stands for each option."""
+        """Questions, what is learned, and what stands for each option."""
         look = writing(self.backbone)
-        return [question_use(self.backbone), Use("options", "target", self._written, look)]
+        return [
+            question_use(self.backbone),
+            Use("answers", "target", lambda one: self._learned(one).answers, look, "train"),
+            Use("options", "target", self._written, look),
+        ]
 
     def alike(self, key: str) -> tuple[list[str], bool]:
         """Options are those of a question, and not of all."""
@@ -73,17 +77,18 @@ class Choosing(Vqa):
 
     def collate(self, samples: Sequence[Sample]) -> VqaBatch:
         """The same with what is learned: the text, or the letter, of the answer."""
+        return super().collate([self._learned(sample) for sample in samples])
+
+    def _learned(self, sample: Sample) -> Sample:
+        """A sample with what is to be written as its answers."""
         if self.config.answers != BY_LETTER:
-            return super().collate(samples)
-        asked = [replace(sample, answers=self._letters(sample), weights=()) for sample in samples]
-        return super().collate(asked)
+            return sample
+        right = tuple(LETTERS[place] for place, option in enumerate(sample.options) if option in sample.answers)
+        return replace(sample, answers=right, weights=())
 
     def _written(self, sample: Sample) -> tuple[str, ...]:
         """What the model writes for each option of a sample."""
         return tuple(LETTERS[: len(sample.options)]) if self.config.answers == BY_LETTER else sample.options
-
-    def _letters(self, sample: Sample) -> tuple[str, ...]:
-        return tuple(LETTERS[place] for place, option in enumerate(sample.options) if option in sample.answers)
 
     def answer(self, batch: ImageBatch, alternatives: int = 1) -> list[list[tuple[str, float]]]:
         """For each question its likeliest options, with probabilities that add up to 1 over all of them, best first."""
@@ -99,7 +104,8 @@ class Choosing(Vqa):
     def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
         """The options of a question."""
         context = self.generator.context(self.backbone.blank(batch_size, device, self.lengths["questions"]))
-        self.scored_on_meta(context, torch.zeros(MANY, dtype=torch.long, device=device))
+        place = torch.zeros(MANY, dtype=torch.long, device=device)
+        self.scored_on_meta(context, place, self.lengths.get("options", self.lengths["answers"]))
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Accuracy: the share of questions of which an answer is chosen."""

@@ -77,7 +77,7 @@ def test_scores_are_transformers_own_whatever_else_is_in_the_batch(name: str) ->
         assert "images" not in backbone.inputs([rows()[0]], ABOUT[:1], 40)
 
 
-@named(*CONVERSING)
+@named(*CONVERSING, quick=["qwen3_vl"])
 def test_prompts_are_those_of_template_and_processor(name: str) -> None:
     backbone = shared(name)
     said = ["is <image> red? <image>what?", "is it red?"]
@@ -92,7 +92,7 @@ def test_prompts_are_those_of_template_and_processor(name: str) -> None:
     assert all(torch.equal(value, expected[key]) for key, value in found.items() if key != "images")
 
 
-@named(*CONVERSING)
+@named(*CONVERSING, quick=["qwen3_vl"])
 def test_a_conversation_shows_images_where_they_stand(name: str) -> None:
     """Also behind replies: the logits are those of transformers' own forward pass over the whole of it."""
     backbone = shared(name)
@@ -169,7 +169,7 @@ def test_a_kept_prefix_is_that_of_each_image() -> None:
     assert torch.equal(backbone.logits(backbone.context(given), target), whole)
 
 
-@named(*CHAT)
+@named(*CHAT, quick=["llava"])
 def test_room_and_memory_are_reckoned_with_the_most_images(name: str) -> None:
     backbone = make(name)
     pictures = [sample.image for sample in make_samples()[:4]]
