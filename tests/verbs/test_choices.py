@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,31 @@ def test_it_is_a_subtask_and_so_are_other_measures(tmp_path: Path) -> None:
     found = metrics(tiny_run(tmp_path / "joint", "joint", *letters, *read))
     assert {"pick/accuracy", "read/anls", "vqa/accuracy"} <= {*found["metrics"]}
     assert "pick/chance" in found["baselines"]
+
+
+def trained(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_continued_run_shows_the_same_orders(tmp_path: Path) -> None:
+    settings = (*LETTERS, "trainer.max_steps=6", "trainer.save_every=2", "trainer.keep=9", "trainer.eval_every=9")
+    whole = tiny_run(tmp_path / "whole", "vqa", *settings)
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    for name in ("adapter", "checkpoints/step_4", "checkpoints/step_6"):
+        shutil.rmtree(broken / name)
+    (broken / "metrics.json").unlink()
+    tiny_run(broken, "vqa", *settings, "resume=auto")
+    assert metrics(broken)["training"]["resumed_from"] == 2
+    assert trained(whole) == trained(broken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny_blip", "tiny_composite"])
+def test_a_kept_prefix_changes_no_bit(model: str, tmp_path: Path) -> None:
+    settings = (*LETTERS, f"model={model}", "adapter.points=[decoder]", "trainer.max_steps=4")
+    computed = tiny_run(tmp_path / "computed", "vqa", *settings, "trainer.cache=off")
+    kept = tiny_run(tmp_path / "kept", "vqa", *settings, "trainer.cache=memory")
+    assert "Cache: vision.0-" in (kept / "run.log").read_text()
+    assert trained(kept) == trained(computed)
+    assert metrics(kept)["metrics"] == metrics(computed)["metrics"]

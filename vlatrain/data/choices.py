@@ -66,9 +66,14 @@ class Shuffled(Sequence[Sample]):
 
 def shuffled(samples: Sequence[Sample], config: TrainConfig) -> Sequence[Sample]:
     """Training samples as a configuration has them: their options, where the model sees them, in another order each time."""
-    wordings = {name: one.task.wording for name, one in subtasks(config).items()}
-    listing = {name: wording for name, wording in wordings.items() if wording.chooses and wording.lists}
+    listing = reordering(config)
     return Shuffled(samples, listing) if listing else samples
+
+
+def reordering(config: TrainConfig) -> dict[str, Wording]:
+    """By subtask, how questions are made whose options the model sees in another order each time."""
+    wordings = {name: one.task.wording for name, one in subtasks(config).items()}
+    return {name: wording for name, wording in wordings.items() if wording.chooses and wording.lists}
 
 
 def asked(question: str, options: Sequence[str], wording: Wording) -> str:

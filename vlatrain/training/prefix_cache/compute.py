@@ -32,6 +32,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.files import kept_folder
 from vlatrain.config.joint import JOINT, tasks
 from vlatrain.data.augment import Augmented
+from vlatrain.data.choices import reordering
 from vlatrain.data.lazy import joined, select
 from vlatrain.data.sample import Sample
 from vlatrain.injection.attach import group_of
@@ -59,6 +60,7 @@ log = logging.getLogger("vlatrain")
 RULES = "vlatrain-prefix-4"
 TRIED = 2  # batches that `trainer.cache=auto` measures
 SHARE = 0.5  # of the free memory, or of the free disk, that may be used
+OTHER = "options in another order each time"
 
 
 @dataclass
@@ -146,6 +148,11 @@ def cache_prefix(
             return None
         samples, uses = {**samples, "train": views}, {**uses, "train": seen * len(train) / len(views)}
     found = frontiers(backbone.model, config.model, config.task.name)
+    if reordering(config):  # no question comes twice
+        found = {
+            name: replace(own, boundary=None, pinned=OTHER) if "question" in own.of else own
+            for name, own in found.items()
+        }
     kept = {name: frontier for name, frontier in found.items() if frontier.boundary is not None}
     if not kept:
         if way != "auto":
