@@ -13,6 +13,8 @@ from vlatrain.backbones.lengths import ended
 from vlatrain.backbones.several import PLACE
 from vlatrain.config import UserError
 
+UNTOLD = ", so replies cannot be told from what is given"
+
 Turns = Sequence[tuple[str, str]]
 """What is said, and what is replied, turn by turn."""
 
@@ -45,7 +47,7 @@ class Script:
         written = self._rendered([*_messages("?"), *_messages(reply="!")], goes_on=False)
         place = written.rfind("!")
         if place < 0:
-            raise self._unreadable("leaves out what the assistant says")
+            raise self.unreadable("leaves out what the assistant says", UNTOLD)
         # some templates begin the assistant's turn otherwise where it is still to be written: LLaVA-OneVision's has a blank less
         self.lead = written[len(before) : place] if written.startswith(before) else ""
         tail = written[place + 1 :]
@@ -79,7 +81,7 @@ class Script:
             messages += _messages(said, images=0 if messages else first)
             written = self._rendered(messages, goes_on=True)
             if not written.startswith(before):
-                raise self._unreadable("writes what was said otherwise once the conversation has gone on")
+                raise self.unreadable("writes what was said otherwise once the conversation has gone on", UNTOLD)
             found += [(self.between if before else "") + written[len(before) :], *self._replied(reply)]
             messages += _messages(reply=reply.strip())
             before = self._rendered(messages, goes_on=False)
@@ -94,10 +96,11 @@ class Script:
         )
         return rendered
 
-    def _unreadable(self, what: str) -> UserError:
+    def unreadable(self, what: str, so: str = "") -> UserError:
+        """That its template cannot be used, as what it does, and what follows of that."""
         return UserError(
-            f"the chat template of {self.tokenizer.name_or_path or 'this tokenizer'} {what}, so replies cannot be told from what "
-            "is given: put another chat_template.jinja into a local copy of the checkpoint"
+            f"the chat template of {self.tokenizer.name_or_path or 'this tokenizer'} {what}{so}: put another chat_template.jinja "
+            "into a local copy of the checkpoint"
         )
 
     # -- tokens --

@@ -16,7 +16,7 @@ from tests.learning import overfit
 from tests.numerics import assert_close
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.prefix import Boundary, Enough, PrefixReplay
-from vlatrain.config import DecodeConfig, TaskConfig
+from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.injection.attach import attach, mixed_rows
 from vlatrain.tasks import build
@@ -216,3 +216,15 @@ def test_the_images_of_a_row_have_its_adapter() -> None:
             own = row(target, number)
             alone = backbone.logits(backbone.context(backbone.inputs([rows()[number]], [ABOUT[number]], 40)), own)
             assert_close(mixed[number, : own.ids.shape[1]], alone[0], backbone.model)
+
+
+def test_a_template_that_leaves_images_out_is_refused_before_the_first_step() -> None:
+    backbone = make("llava")
+    first = backbone.script.template.replace("'<image>' if", "('<image>' if loop.first else '') if")
+    backbone.script.template = first
+    backbone.inputs(rows()[:1], ABOUT[:1], 40)
+    backbone.measure([sample.image for sample in make_samples()[:4]], 2)
+    with pytest.raises(
+        UserError, match=r"the chat template of this tokenizer writes 1 of 2 images: put another chat_template"
+    ):
+        backbone.rooms(TaskConfig(name="vqa"))

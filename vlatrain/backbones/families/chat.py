@@ -251,6 +251,8 @@ class Chat(Backbone):
         texts = []
         for turns, own, count, others in zip(conversations, about, counts, behind, strict=True):
             text = self.script.asked(turns if own else [("", "")], count - others)
+            if own and count > 1 and self.script.template and text.count(mark) != count - others:
+                raise self.script.unreadable(f"writes {text.count(mark)} of {count - others} images")
             several = count > 1 and not self.script.template  # the prompt's own mark stands for all
             texts.append((text.replace(mark, mark * count) if several else text) + apart * others)
         options: dict[str, Any] = {"images_kwargs": self.image_options} if self.image_options else {}
