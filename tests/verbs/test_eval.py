@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.commands import command, tiny_run
 from tests.conftest import make_samples
 from tests.gpu_free.ranks import ranks
+from vlatrain.backbones.families.dual import Dual
+from vlatrain.config import DataConfig, TaskConfig
+from vlatrain.data import load
+from vlatrain.training.signals import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +126,40 @@ def test_a_run_without_its_baselines_is_compared_with_the_data_itself(
     assert found["source"].startswith("the evaluated data itself")
     assert found["metrics"]["accuracy"] >= known["metrics"]["accuracy"]
     assert "baseline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["eval", "predict"])
+def test_what_is_stopped_goes_on_after_the_last_batch(
+    verb: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten samples in batches of two, of which the third is never done; the results are those of an evaluation in one go."""
+    for number, sample in enumerate(load(DataConfig(eval_size=10), TaskConfig("retrieval"), ["eval"])["eval"]):
+        sample.image.load().save(tmp_path / f"{number}.png")
+    words = {
+        "eval": ["eval", f"run={run}", "trainer.eval_batch_size=2"],
+        "predict": ["predict", f"run={run}", f"image={tmp_path}", "texts=[red,blue]", "trainer.eval_batch_size=2"],
+    }[verb]
+    outputs = [tmp_path / name for name in ("whole", "stopped")]
+    results = [path / "predictions.jsonl" if verb == "eval" else path for path in outputs]
+    assert command(*words, f"output={outputs[0]}") == 0
+    original, done = Dual.image_features, 0
+
+    def features(*args: Any) -> Any:
+        nonlocal done
+        if done == 2:
+            raise Stopped(signal.SIGTERM)
+        done += 1
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dual, "image_features", features)
+        assert command(*words, f"output={outputs[1]}") == 143
+    err = " ".join(capsys.readouterr().err.split())
+    assert "To continue: the same command" in err
+    assert not results[1].exists()
+    done = -1
+    monkeypatch.setattr(Dual, "image_features", features)
+    assert command(*words, f"output={outputs[1]}") == 0
+    assert done == 2, "three batches were left"
+    assert results[1].read_text() == results[0].read_text()
+    assert not [*tmp_path.rglob("*.part")]

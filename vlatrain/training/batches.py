@@ -16,7 +16,9 @@ from vlatrain.config import UserError
 from vlatrain.data.sample import Sample
 from vlatrain.tasks.base import Collate, Item, Made, Result, move
 from vlatrain.training.display import SILENT, Display
+from vlatrain.training.journal import Journal
 from vlatrain.training.order import Order
+from vlatrain.training.processes import from_main
 from vlatrain.training.rng import seeded_cpu
 from vlatrain.training.shares import shared
 
@@ -38,6 +40,7 @@ class SharedBatches:
         label: what the progress is called.
         interrupted: asked before every batch; true in any process ends the iteration with `EvaluationStopped`, in all.
         local: whether this process computes all batches itself.
+        journal: keeps the results, and knows those of before; None: none are kept.
     """
 
     device: torch.device | str
@@ -47,6 +50,7 @@ class SharedBatches:
     label: str = "evaluation"
     interrupted: Callable[[], bool] = lambda: False
     local: bool = False
+    journal: Journal | None = None
 
     def __call__(
         self, samples: Sequence[Item], collate: Callable[[Sequence[Item]], Made], compute: Callable[[Made], Result]
@@ -68,7 +72,19 @@ class SharedBatches:
         return self._shared(lambda numbers: (compute(items[number]) for number in numbers), len(items))
 
     def _shared(self, own: Callable[[range], Iterator[Result]], total: int) -> Iterator[Result]:
-        return shared(own, total, self.device, self.interrupted, self.local)
+        if self.journal is None:
+            yield from shared(own, total, self.device, self.interrupted, self.local)
+            return
+        call, known = self.journal.begin(self.device)
+        before = known if self.local else from_main(known)
+        yield from before
+
+        def later(numbers: range) -> Iterator[Result]:
+            return own(range(numbers.start + len(before), numbers.stop + len(before), numbers.step))
+
+        for result in shared(later, total - len(before), self.device, self.interrupted, self.local):
+            self.journal.add(call, result)
+            yield result
 
 
 def chunks(total: int, size: int) -> list[range]:

@@ -33,6 +33,7 @@ from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import Display
 from vlatrain.training.fitting import fitted
+from vlatrain.training.journal import Journal
 from vlatrain.training.lowering import lower_for_good
 from vlatrain.training.modes import cast_trunk, keep_from_overflow
 from vlatrain.training.precision import (
@@ -229,10 +230,11 @@ def scored(
     precision: str,
     display: Display,
     watch: Stopwatch | None = None,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Predict and score samples with a model in eval mode, in the precision of its training; processes share the work."""
     size = config.samples_per_evaluation_pass
-    batches = SharedBatches(device, size, config.loaders, display)
+    batches = SharedBatches(device, size, config.loaders, display, journal=journal)
     with torch.no_grad(), autocast(device, precision):
         return setup.task.evaluate(samples, watch.timed(batches) if watch else batches)
 

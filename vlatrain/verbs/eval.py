@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +24,13 @@ from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
 from vlatrain.tasks import Evaluation, Task
+from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import count, from_main, rank, together
 from vlatrain.training.routing.router import Router
 from vlatrain.training.setup import load_setup, scored
+from vlatrain.training.signals import ending, named
 from vlatrain.training.stopwatch import Stopwatch
 from vlatrain.training.workers import choose_workers
 from vlatrain.verbs.predictions import write_predictions
@@ -47,9 +49,13 @@ def evaluate(config: EvalConfig) -> Run:
     Raises:
         UserError: data, weights or an adapter that cannot be had.
     """
-    join_processes(config.trainer)
-    with together():
-        return _evaluate(config)
+    try:
+        with ending(*named(config.trainer.signal)):
+            join_processes(config.trainer)
+            with together():
+                return _evaluate(config)
+    except KeyboardInterrupt as error:  # before there was anything to keep
+        raise stopped(error, BEGUN_ANEW) from error
 
 
 def _evaluate(config: EvalConfig) -> Run:
@@ -61,16 +67,37 @@ def _evaluate(config: EvalConfig) -> Run:
     device = own(choose_device(config.trainer.device))
     precision = choose_precision(config.trainer.precision, device)
     console = Console(quiet=not main)
+    place = chosen.path / f"evaluation{ENDING}" if chosen else RunFolder(run).evaluations / f"{config.split}{ENDING}"
     with logged(console, RunFolder(run).log if main else None):
         samples = load_run(config, [config.split])[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
-        watch, started = Stopwatch(device), time.perf_counter()
-        if config.adapter.name == ROUTER:
-            found = scored_router(Router(config, device, precision, run), samples, console)
-            task, evaluation, more = found.task, found.evaluation, {"router": found.facts}
-        else:
-            task, evaluation, more = *_scored(config, samples, device, precision, console, watch), {}
-        speed = {"samples_per_s": watch.speed(len(samples)), "wall_s": time.perf_counter() - started}
+        journal = Journal(place, identity("eval", config, run, samples)) if main else Journal(None)
+        with journal:
+            if journal.described:
+                log.info(journal.described)
+            watch, started = Stopwatch(device), time.perf_counter()
+            if config.adapter.name == ROUTER:
+                found = scored_router(Router(config, device, precision, run), samples, console, journal)
+                task, evaluation, more = found.task, found.evaluation, {"router": found.facts}
+            else:
+                task, evaluation, more = *_scored(config, samples, device, precision, console, watch, journal), {}
+            # of what was known before, nothing was timed
+            pace = 0.0 if journal.known else watch.speed(len(samples))
+            speed = {"samples_per_s": pace, "wall_s": time.perf_counter() - started}
+            return _written(config, chosen, samples, task, evaluation, {**more, "speed": speed}, (device, precision))
+
+
+def _written(
+    config: EvalConfig,
+    chosen: RunFolder | None,
+    samples: Sequence[Sample],
+    task: Task,
+    evaluation: Evaluation,
+    more: Mapping[str, Any],
+    machine: tuple[torch.device, str],
+) -> Run:
+    """Write scores and predictions into the folder that was chosen, or a new one, and show them."""
+    main, run, (device, precision) = rank() == 0, Path(config.source), machine
     constants = _constants(run)
     yardsticks = task.yardsticks(samples, task.constants(samples) if constants is None else constants)
     record = scored_record(config, evaluation, yardsticks, ITSELF if constants is None else TRAINING)
@@ -85,7 +112,6 @@ def _evaluate(config: EvalConfig) -> Run:
         "metric": config.task.metric,
         **record,
         **more,
-        "speed": speed,
         "machine": {"device": device.type, "precision": precision, "processes": count()},
         "versions": versions(),
     }
@@ -105,6 +131,7 @@ def _scored(
     precision: str,
     console: Console,
     watch: Stopwatch,
+    journal: Journal,
 ) -> tuple[Task, Evaluation]:
     """A run's task, and what it scores."""
     setup = load_setup(config, Path(config.source), device, precision, {config.split: samples})
@@ -113,7 +140,7 @@ def _scored(
     trainer = replace(config.trainer, workers=workers)
     lent = replace(config, trainer=trainer)
     cache_prefix(setup.backbone, lent, {config.split: samples}, {}, precision, console, COMMAND.get().alike)
-    return setup.task, scored(setup, samples, trainer, device, precision, console, watch)
+    return setup.task, scored(setup, samples, trainer, device, precision, console, watch, journal)
 
 
 def _constants(run: Path) -> dict[str, Any] | None:

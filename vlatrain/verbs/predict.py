@@ -34,10 +34,12 @@ from vlatrain.tasks.lengths import check_lengths
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
+from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
 from vlatrain.training.precision import autocast, choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
 from vlatrain.training.setup import load_setup
+from vlatrain.training.signals import ending, named
 from vlatrain.verbs.hits import Asked, Hit, hits_of
 from vlatrain.verbs.routed import RoutedPredictor, row_config
 
@@ -50,12 +52,15 @@ class Predictor:
         run: the run folder.
         subtask: name of the subtask that is asked, in a joint run.
         shared: whether all processes, where there are several, ask the same, and share the work.
+        journal: keeps what is found, batch by batch; None: it is not kept.
 
     Raises:
         UserError: the weights or the adapter cannot be had, or the device or precision.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, subtask: str = "", shared: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, run: Path, subtask: str = "", shared: bool = False, journal: Journal | None = None
+    ) -> None:
         allow(config.data.max_megapixels)
         self.device = own(choose_device(config.trainer.device))
         self.precision = choose_precision(config.trainer.precision, self.device)
@@ -63,7 +68,7 @@ class Predictor:
         self.config = config
         self.task, self.subtask = subtasks_of(task)[subtask], subtask
         size = config.trainer.eval_batch_size or config.trainer.samples_per_pass
-        self.batches = SharedBatches(self.device, size, local=not shared)
+        self.batches = SharedBatches(self.device, size, local=not shared, journal=journal)
 
     def predict(
         self,
@@ -159,9 +164,13 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     Raises:
         UserError: queries that do not fit the task, or files that cannot be read; all of them at once.
     """
-    join_processes(config.trainer)
-    with together():
-        return _predict(config, console or Console(quiet=rank() > 0))
+    try:
+        with ending(*named(config.trainer.signal)):
+            join_processes(config.trainer)
+            with together():
+                return _predict(config, console or Console(quiet=rank() > 0))
+    except KeyboardInterrupt as error:  # before there was anything to keep
+        raise stopped(error, BEGUN_ANEW) from error
 
 
 def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
@@ -171,10 +180,18 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
     samples = _samples(config)  # before the weights: a missing file must not wait
     samples = [replace(one, subtask=subtask) for one in samples]
-    predictor = Predictor(whole, Path(config.source), subtask, shared=True)
-    check_samples(predictor.task.backbone, samples)
     searches = config.task.spec.query == TEXT
     texts = ([config.text] if config.text else _texts(config)) if searches else []
+    with _journal(whole, samples, texts, console) as journal:
+        predictor = Predictor(whole, Path(config.source), subtask, shared=True, journal=journal)
+        return _answered(config, predictor, samples, texts, console)
+
+
+def _answered(
+    config: PredictConfig, predictor: Predictor, samples: list[Sample], texts: list[str], console: Console
+) -> list[dict[str, Any]]:
+    subtask, searches = predictor.subtask, config.task.spec.query == TEXT
+    check_samples(predictor.task.backbone, samples)
     asked_about = [replace(one, id=text, captions=(text,)) for one in samples[:1] for text in texts] or samples
     check_lengths({subtask: predictor.task}, {"asked": asked_about})
     if not searches:
@@ -186,11 +203,28 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
 def _predict_routed(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
     """The same of a router: each record says under `routed` which run has answered."""
     samples = _samples(row_config(config))
-    predictor = RoutedPredictor(config, Path(config.source))
-    check_samples(predictor.router.reader.backbone, samples)
-    hits = predictor.ask(samples, config.top_k)
-    answers = _recorded(config, samples, ((found, {"routed": name}) for name, found in hits))
-    return _show(config, console, answers, len(samples))
+    with _journal(config, samples, [], console) as journal:
+        predictor = RoutedPredictor(config, Path(config.source))
+        check_samples(predictor.router.reader.backbone, samples)
+        hits = predictor.ask(samples, config.top_k, journal)
+        answers = _recorded(config, samples, ((found, {"routed": name}) for name, found in hits))
+        return _show(config, console, answers, len(samples))
+
+
+@contextmanager
+def _journal(
+    config: PredictConfig, samples: list[Sample], texts: list[str], console: Console
+) -> Iterator[Journal | None]:
+    """Keep what is found beside the output file, where there is one, until all of it is written there."""
+    if not config.output:
+        yield None
+        return
+    place = Path(f"{config.output}{ENDING}")
+    key = identity("predict", config, Path(config.source), samples, texts) if rank() == 0 else ""
+    with Journal(place if rank() == 0 else None, key) as journal:
+        if journal.described:
+            console.print(journal.described, style="dim", markup=False, highlight=False)
+        yield journal
 
 
 def _show(

@@ -29,6 +29,7 @@ from vlatrain.reporting.scores import marks, score_table, shown_score
 from vlatrain.reporting.summary import show_files
 from vlatrain.runs import RunFolder, save_config, versions
 from vlatrain.training.batches import SharedBatches
+from vlatrain.training.journal import Journal
 from vlatrain.training.precision import choose_device, choose_precision, own, peak_memory_mb
 from vlatrain.training.processes import count
 from vlatrain.training.routing.router import Router
@@ -127,9 +128,10 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
     show_router(config, folder, metrics)
 
 
-def scored(router: Router, samples: Sequence[Sample], console: Console) -> Scores:
+def scored(router: Router, samples: Sequence[Sample], console: Console, journal: Journal | None = None) -> Scores:
     """What a router scores on samples; each of several processes computes all of it."""
-    batches = SharedBatches(router.device, router.size, router.config.trainer.loaders, console, local=True)
+    loaders = router.config.trainer.loaders
+    batches = SharedBatches(router.device, router.size, loaders, console, local=True, journal=journal)
     with router.computing():
         return score(router, samples, batches, console)
 

@@ -10,7 +10,10 @@ from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, joint
 from vlatrain.config.spec import QUESTION, TaskSpec
 from vlatrain.data.features import Given
 from vlatrain.data.sample import Sample
+from vlatrain.tasks.base import Answer
 from vlatrain.tasks.sample_checks import check_samples
+from vlatrain.training.batches import SharedBatches, chunks
+from vlatrain.training.journal import Journal
 from vlatrain.training.precision import choose_device, choose_precision, own
 from vlatrain.training.routing.router import Router
 from vlatrain.verbs.hits import Asked, Hit, hits_of
@@ -60,10 +63,18 @@ class RoutedPredictor:
         found = [hits for _, hits in self.ask(samples, top_k)]
         return found if asked.several else found[0]
 
-    def ask(self, samples: Sequence[Sample], alternatives: int = 1) -> Iterator[tuple[str, list[Hit]]]:
+    def ask(
+        self, samples: Sequence[Sample], alternatives: int = 1, journal: Journal | None = None
+    ) -> Iterator[tuple[str, list[Hit]]]:
         """For each sample the run that was picked, and its best answers, as they come."""
-        for chosen, answers in self.router.ask(samples, alternatives):
-            yield f"{chosen.best}, frozen" if chosen.abstains else chosen.best, hits_of(answers)
+
+        def answered(places: range) -> list[tuple[str, list[Answer]]]:
+            own = self.router.ask(samples[places.start : places.stop], alternatives)
+            return [(f"{one.best}, frozen" if one.abstains else one.best, [*answers]) for one, answers in own]
+
+        batches = SharedBatches(self.router.device, self.router.size, local=True, journal=journal)
+        for found in batches.map(answered, chunks(len(samples), self.router.size)):
+            yield from ((name, hits_of(answers)) for name, answers in found)
 
 
 def row_config(config: PredictConfig) -> PredictConfig:
