@@ -21,6 +21,7 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.methods import completed, components, problems
 from vlatrain.injection.attach import attach, group_of, restore, save
 from vlatrain.injection.mixed import load
+from vlatrain.injection.peft_method import SAVED_AS
 from vlatrain.reporting.card import write_card
 from vlatrain.tasks import build
 from vlatrain.training.loop import Loop, Trained
@@ -97,7 +98,7 @@ def test_each_component_is_an_adapter_by_itself(tmp_path: Path) -> None:
         name: json.loads((tmp_path / name / "adapter_config.json").read_text())["peft_type"]
         for name in ("rest", "vision")
     }
-    assert kinds == {"rest": "VLATRAIN", "vision": "LORA"}
+    assert kinds == {"rest": SAVED_AS, "vision": "LORA"}
     PeftModel.from_pretrained(alone.model, str(tmp_path / "vision"))
     assert any("lora_A" in name for name, _ in alone.model.named_parameters())
     assert [*load(both.model, tmp_path).components] == ["vision", "rest"]

@@ -6,11 +6,12 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -22,7 +23,8 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import AdapterConfig, TaskConfig, UserError
 from vlatrain.injection.attach import attach, group_of, restore, save
-from vlatrain.injection.peft_method import VlatrainConfig, register
+from vlatrain.injection.older_peft import CURRENT
+from vlatrain.injection.peft_method import SAVED_AS, VlatrainConfig, register
 from vlatrain.tasks import Task, build
 
 TEXTS = [text for s in make_samples() for text in (s.question, *s.answers, *s.captions)]
@@ -136,11 +138,58 @@ def test_the_enum_member_is_a_real_one() -> None:
     assert copy.deepcopy(member) is member
 
 
-@pytest.mark.parametrize("name", ["a.b", "vlatrain", "adapter"])
+@pytest.mark.parametrize("name", ["a.b", "vlatrain", "adapter", "vlatrain_unit"])
 def test_names_that_peft_would_confuse_are_refused(name: str) -> None:
     _, model = adapted("clip", "retrieval", "bottleneck")
     with pytest.raises(ValueError, match="adapter name"):
         model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
+    assert [*model.peft_config] == ["default"], "nothing of it is registered"
+
+
+@pytest.mark.skipif(not CURRENT, reason="PEFT before 0.21 looks for names as text")
+@pytest.mark.parametrize("name", ["a", "it", "unit", "train", "keys"])
+def test_names_are_compared_as_whole_segments(name: str, tmp_path: Path) -> None:
+    """Parts of the names of our modules, and methods of torch's: saved, loaded, switched to and deleted."""
+    backbone, model = adapted("clip", "retrieval", "bottleneck", trained=True)
+    expected = loss_of(backbone)
+    save(model, tmp_path)
+    other, again = adapted("clip", "retrieval", "bottleneck")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "ignore", message=".*should not be contained in the prefix 'vlatrain_'"
+        )  # as we have it
+        again.load_adapter(str(tmp_path), name)
+    again.set_adapter(name)
+    assert loss_of(other) == expected
+    again.save_pretrained(str(tmp_path / "again"), selected_adapters=[name])
+    tensors = load_file(tmp_path / "again" / name / "adapter_model.safetensors")
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert tensors.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in tensors.items())
+    again.delete_adapter(name)
+    assert [*again.peft_config] == ["default"]
+
+
+def test_peft_alone_is_told_what_to_import(tmp_path: Path) -> None:
+    """An adapter of before, whose file has the plain name, is read as well."""
+    _, model = adapted("clip", "retrieval", "bottleneck")
+    save(model, tmp_path)
+    code = f"from peft import PeftConfig; PeftConfig.from_pretrained({str(tmp_path)!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stderr.splitlines()[-1].startswith("KeyError: 'VLATRAIN: first `import vlatrain`")
+    file = tmp_path / "adapter_config.json"
+    for text in (file.read_text(), file.read_text().replace(SAVED_AS, "VLATRAIN")):
+        file.write_text(text)
+        assert PeftConfig.from_pretrained(str(tmp_path)).peft_type is PeftType.VLATRAIN
+
+
+def test_a_compiled_model_is_refused_by_what_to_do(tmp_path: Path) -> None:
+    _, model = adapted("clip", "retrieval", "bottleneck")
+    save(model, tmp_path)
+    bare = load(small_config("clip"), "retrieval", texts=TEXTS).model
+    with pytest.raises(ValueError, match=r"attach or load the adapter first, then torch\.compile"):
+        PeftModel.from_pretrained(torch.compile(bare, backend="eager"), str(tmp_path))  # type: ignore[arg-type]
 
 
 def test_merging_is_refused_by_name() -> None:

@@ -12,26 +12,29 @@ contract with both ends of the range of releases.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig, PeftType
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import Tensor, nn
 from transformers.integrations import PeftAdapterMixin
 
 from vlatrain.adapters import DESIGNS, Adapter, Facts, borrow, options_of
 from vlatrain.injection.context import context_of
-from vlatrain.injection.older_peft import Tuner, name_tensors
+from vlatrain.injection.older_peft import CURRENT, Tuner, name_tensors
 from vlatrain.injection.points import Point
 from vlatrain.injection.rows import named_rows
 from vlatrain.injection.saved import few, made_for, refuse_partial, refusing_partial
 from vlatrain.injection.site import CHILD, METHOD, UNITS, Alias, ByTask, Site
 
 PARTS = {"down": "down", "up": "up", "columns": "up.projection.common"}  # what a sharing rule names, in an adapter
+
+SAVED_AS = f"{METHOD.upper()}: first `import {METHOD}` (pip install {METHOD})"  # in an adapter's file
 
 
 @dataclass
@@ -63,6 +66,10 @@ class VlatrainConfig(PeftConfig):
         self.peft_type = getattr(PeftType, METHOD.upper())
         if self.design not in DESIGNS:
             raise ValueError(f"unknown adapter design {self.design!r}; there are {', '.join(DESIGNS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its values. The name of the method says what PEFT must be given first: its error for an unknown one is that name."""
+        return {**super().to_dict(), "peft_type": SAVED_AS}
 
     @property
     def target_modules(self) -> frozenset[str]:
@@ -107,9 +114,15 @@ class VlatrainModel(Tuner):
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         name = next(name for name, known in self.peft_config.items() if known is config)
-        # PEFT finds the adapter's name in dotted keys by looking for it as text
-        if "." in name or name in UNITS or name == CHILD:
-            raise ValueError(f"adapter name {name!r}: use one without dots that is no part of '{UNITS}' or '{CHILD}'")
+        ours = (UNITS, CHILD, METHOD)
+        if "." in name or name in ours:
+            raise ValueError(
+                f"adapter name {name!r}: use one without dots, and not {', '.join(ours[:-1])} or {ours[-1]}"
+            )
+        if not CURRENT and name in UNITS:
+            raise ValueError(
+                f"adapter name {name!r}: PEFT before 0.21 looks for it as text in '{UNITS}': use another, or a newer PEFT"
+            )
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         there = {name for name, _ in model.named_modules()}
@@ -119,6 +132,8 @@ class VlatrainModel(Tuner):
             if not there.issuperset({place["output"], *place.get("modules", {}).values()})
         ]
         if lacking:
+            if hasattr(model, "_orig_mod"):
+                raise ValueError("the model is compiled already: attach or load the adapter first, then torch.compile")
             raise ValueError(
                 f"{type(model).__name__} lacks {len(lacking)} of the adapter's {len(peft_config.points)} points "
                 f"({few(lacking)}); {made_for(peft_config)}"
@@ -389,6 +404,9 @@ def register() -> None:
     if getattr(PeftType, METHOD.upper()) not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=METHOD, config_cls=VlatrainConfig, model_cls=VlatrainModel)
         name_tensors(METHOD.upper(), VlatrainModel, UNITS)
+    PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_AS] = VlatrainConfig  # type: ignore[index]  # saved before, it is the plain name
+    # PEFT warns of every name that is a part of this as text, as of old; ours are told apart by whole segments
+    warnings.filterwarnings("ignore", message=f".*should not be contained in the prefix '{METHOD}_'")
     PeftAdapterMixin.load_adapter = refusing_partial(PeftAdapterMixin.load_adapter, VlatrainConfig)  # type: ignore[method-assign]
 
 

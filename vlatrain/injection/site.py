@@ -31,6 +31,14 @@ class Heard(ThisThread):
         self.inputs: Tensor | None = None
 
 
+class Units(nn.ModuleDict):
+    """Adapters by name. Any name does, those of a module's own methods too (`train`)."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Take an adapter."""
+        self._modules[name] = module  # type: ignore[assignment]
+
+
 class Site(nn.Module, BaseTunerLayer):
     """A child of the adapted module: its adapters by name, and the hooks that apply the active ones.
 
@@ -45,7 +53,7 @@ class Site(nn.Module, BaseTunerLayer):
     def __init__(self, context: Context, tower: str, layer: int) -> None:
         super().__init__()
         self.context, self.tower, self.layer = context, tower, layer
-        setattr(self, UNITS, nn.ModuleDict())
+        setattr(self, UNITS, Units())
         self._disable_adapters = False
         self.merged_adapters = []
         self.frozen: dict[str, Mapping[str, nn.Module]] = {}  # by adapter, the place's modules by role

@@ -14,7 +14,7 @@ from vlatrain.config.methods import BARE
 from vlatrain.injection.points import Place, Point
 from vlatrain.runs import RunFolder, is_run, read_config, refuse_changed
 
-OURS = "VLATRAIN"  # what PEFT calls our method in a saved adapter
+OURS = "VLATRAIN"  # what the name of our method starts with in a saved adapter
 TRUNK = "trunk.safetensors"  # weights of the trunk that trained with an adapter, beside it
 
 
@@ -64,7 +64,7 @@ class Source:
     @property
     def is_ours(self) -> bool:
         """Whether it is one of vlatrain's own designs."""
-        return self.adapter.get("peft_type") == OURS
+        return str(self.adapter.get("peft_type")).startswith(OURS)
 
     def described(self) -> dict[str, Any]:
         """What a fusion keeps of it, plain JSON values."""
