@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import threading
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from tests.disk import FORK
-from vlatrain.reporting.console import Console, duration, joined, logged
+from vlatrain.config import UserError
+from vlatrain.reporting.console import Console, RichConsole, duration, joined, logged, report
 
 log = logging.getLogger("vlatrain")
 
@@ -101,3 +104,31 @@ def test_a_worker_shows_a_line_though_a_lock_was_held_when_it_was_forked() -> No
     hangs = worker.is_alive()
     worker.kill()
     assert not hangs
+
+
+HOSTILE = "a\x1b]0;owned\x07\x9b2J\u202e.png"
+
+
+def test_no_control_character_of_a_stranger_reaches_terminal_or_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file name that sets the terminal's title, in a message, an error, a table, and the log; on a terminal and elsewhere."""
+    shown = []
+    for live in (False, True):
+        stream = io.StringIO()
+        with logged(Console(stream, live=live), tmp_path / "run.log"):
+            log.warning("%s\nis damaged", HOSTILE)
+        shown.append(stream.getvalue())
+    report(UserError(f"{HOSTILE}: no image"))
+    table = Table("asked")
+    table.add_row(HOSTILE)
+    for terminal in (True, False):
+        stream = io.StringIO()
+        RichConsole(file=stream, force_terminal=terminal, width=80).print(table, HOSTILE)
+        shown.append(stream.getvalue())
+    shown += [(tmp_path / "run.log").read_text(), capsys.readouterr().err]
+    for text in shown:
+        plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+        assert "a\\x1b]0;owned\\x07\\x9b2J\\u202e.png" in plain
+        assert not set(text) & set("\x07\x9b\u202e")
+        assert "\x1b]" not in text

@@ -3,12 +3,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.disk import room
 from vlatrain.config import LoggerConfig, UserError
+from vlatrain.reporting import loggers
 from vlatrain.reporting.loggers import Forgiving, JsonLines, check, flat, make_sinks
 
 
@@ -124,3 +127,29 @@ def test_wandb_offline_continues_the_same_run(
     sessions = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert len(sessions) == 2
     assert all(f"-{identity}" in name for name in sessions)
+
+
+def test_a_failed_write_catches_up_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A disk that is full for two records, the second of which would be torn: then all lines are there, in order."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    path = tmp_path / "metrics.jsonl"
+    sink = make_sinks(LoggerConfig(), tmp_path, {})[0]
+    sink.begin(0)
+    sink.write(record(1))
+    with room(path.stat().st_size + 20):
+        sink.write(record(2))
+        sink.write(record(3))
+        assert steps(path) == [1]
+    sink.write(record(4))
+    sink.close()
+    assert steps(path) == [1, 2, 3, 4]
+    assert sum("cannot be written" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"id": "ab', "\udcff"])
+def test_a_damaged_id_begins_a_run_anew_there(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "wandb.json"
+    assert loggers._id_in(file) == ""
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert loggers._id_in(file) == ""
+    assert "cannot be read" in caplog.text

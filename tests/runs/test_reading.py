@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,31 @@ def test_a_run_of_before_keeps_its_splits(task: str, by_class: bool, tmp_path: P
     assert runs.saved_config(tmp_path)["data"].get("stratify", True) == by_class
     (tmp_path / "config.yaml").write_text(f"task: {task}\ndata: {{stratify: true}}\nresume: 'no'\n")
     assert runs.saved_config(tmp_path)["data"]["stratify"]
+
+
+# nine levels, each of nine times the one before
+BOMB = "a: &a [x]\n" + "".join(f"{own}: &{own} [{','.join([f'*{up}'] * 9)}]\n" for up, own in pairwise("abcdefghij"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            BOMB + "resume: no\n",
+            "aliases stand for over 2,000,000 values",
+        ),
+        ("a: &a [*a]\nresume: no\n", "aliases stand for over"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\nresume: no\n", "nested too deeply"),
+        ("a: " + "x" * 17_000_000 + "\nresume: no\n", "17 MB: a run's configuration has at most 16 MB"),
+    ],
+    ids=["bomb", "cycle", "deep", "large"],
+)
+def test_a_bomb_is_refused_before_it_goes_off(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        runs.read_config(tmp_path)
+
+
+def test_aliases_that_repeat_a_little_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: &a [1, 2]\nb: *a\nresume: no\n")
+    assert runs.read_config(tmp_path)["b"] == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, TrainConfig, UserError
 from vlatrain.runs import RunFolder, save_config, saved_config
 from vlatrain.training import fitting
+from vlatrain.training.signals import Stopped
 from vlatrain.verbs.train import _refuse_other_run
 
 TASKS = {
@@ -289,3 +291,23 @@ def test_scores_by_kind_of_sample_and_images_beside_them(tmp_path: Path, capsys:
     assert all((tmp_path / record["image"]).is_file() for record in records[12:])
     assert {record["columns"].get("topic") for record in records[:12]} == set(topics)
     assert set(metrics["baselines"]) >= {"vqa/most_frequent_answer", "captioning/constant_caption", "mean_of_baselines"}
+
+
+def test_a_run_with_more_steps_that_is_stopped_before_the_first_of_them_says_where_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_run(tmp_path / "run", "vqa", "trainer.cache=off")
+
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("vlatrain.verbs.train.keep_resized", stop)
+    words = (
+        "data.train_size=24",
+        "data.eval_size=10",
+        "trainer.batch_size=8",
+        "trainer.threads=1",
+        "trainer.cache=off",
+    )
+    assert command("task=vqa", f"run.dir={folder}", *words, "trainer.max_steps=5", "resume=auto") == 143
+    assert "Stopped by SIGTERM: the last one saved is step 3. To continue:" in " ".join(capsys.readouterr().err.split())

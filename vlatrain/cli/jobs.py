@@ -24,6 +24,7 @@ from vlatrain.cli.compose import Prepared, problems_of, typed
 from vlatrain.cli.overrides import Request
 from vlatrain.cli.registry import SCHEMAS, register_resolvers
 from vlatrain.config.errors import UserError, all_incompatible
+from vlatrain.config.printable import printable
 from vlatrain.config.schema import AS_TRAIN
 from vlatrain.reporting.console import BRIEF, report
 from vlatrain.reporting.scores import headline
@@ -235,7 +236,7 @@ class Jobs:
         self.failed = self.failed or bool(outcome.failure)
         self._note(outcome)
         if _is_first() and (self.verb in SCORED or outcome.failure or outcome.left_out):
-            print(line(outcome, title, len(self.planned) or None, score), flush=True)
+            print(printable(line(outcome, title, len(self.planned) or None, score)), flush=True)
 
     def outcomes(self) -> list[Outcome]:
         """What came of the jobs of a sweep, after its table; empty without a sweep, and in all processes but the first.
@@ -281,7 +282,7 @@ class Jobs:
         except Exception as error:
             if error is self.stopped:
                 if self.sweep is None:  # else it has been said how to go on with all of it
-                    print(error, file=sys.stderr)
+                    print(printable(str(error)), file=sys.stderr)
                 return int(error.exit_status)  # type: ignore[attr-defined]
             print(self.keep_traceback(error), end="", file=sys.stderr)
             return 1
@@ -294,7 +295,7 @@ class Jobs:
 
     def keep_traceback(self, error: Exception, instead: Path | None = None) -> str:
         """Write a traceback into the run's log; where there is no run folder yet, into another file. The traceback."""
-        text = "".join(traceback.format_exception(error))
+        text = printable("".join(traceback.format_exception(error)))
         log = self.log if self.log is not None and self.log.parent.is_dir() else instead
         if log is not None:
             with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:

@@ -10,18 +10,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
-from rich.console import Console as RichConsole
+from rich.console import Console as Plain
+from rich.console import ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from vlatrain.config.errors import UserError
+from vlatrain.config.printable import printable
 
 BRIEF: ContextVar[str] = ContextVar("BRIEF", default="")
 """Of a sweep's job, what it is called. It shows bars (where there is no terminal a line a minute) and warnings, no more: a line
 tells of it when it ends. Its log has everything."""
 ROOT = "vlatrain"  # the logger that all of ours pass their messages to
+
+
+class RichConsole(Plain):
+    """rich's console, which sends a terminal no control character but its own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text as it is shown, before its width is asked for."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What is to be written, piece by piece."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 class Track(Protocol):
@@ -76,6 +92,7 @@ class Console:
         if self.quiet:
             return
         # in a data-loading worker, whatever held rich's lock when it was forked holds it for ever
+        text = printable(text)
         if self._rich is not None and os.getpid() == self._process:
             self._rich.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -144,7 +161,7 @@ def report(error: UserError) -> None:
     """Print a user's error to standard error, a line a problem."""
     console = RichConsole(stderr=True, soft_wrap=True)
     for problem in error.problems:
-        console.print(Text("error ", style="bold red") + Text(problem, style="default"))
+        console.print(Text("error ", style="bold red") + Text(printable(problem), style="default"))
 
 
 class _ToConsole(logging.Handler):
@@ -159,6 +176,11 @@ class _ToConsole(logging.Handler):
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         self.console.message(prefix + record.getMessage())
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _ToFile(logging.FileHandler):
@@ -181,7 +203,7 @@ def logged(console: Console, file: Path | None = None, warnings: bool = True) ->
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_ToFile(file, encoding="utf-8"))
-        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[-1].setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
     logger.propagate = False

@@ -9,17 +9,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vlatrain.config import LoggerConfig, UserError
-from vlatrain.config.files import write_file
+from vlatrain.config.files import replace_file, write_file
 from vlatrain.runs import RunFolder
 
 log = logging.getLogger("vlatrain")
 
+FLUSH_EVERY = 1.0  # seconds between flushes of `metrics.jsonl` to the disk
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
 
 
@@ -110,7 +114,8 @@ class Forgiving:
 
 
 class JsonLines:
-    """Records as lines of JSON in a file. Continuing a run removes the lines of steps that will be done again.
+    """Records as lines of JSON in a file, flushed to the disk now and then. Continuing a run removes the lines of steps that will
+    be done again. What cannot be written stays in memory until it can be.
 
     Args:
         path: the file.
@@ -118,20 +123,55 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.waiting: list[str] = []
+        self.failed, self.flushed = False, 0.0
 
     def begin(self, step: int) -> None:
         """Keep what was recorded up to `step`; a line torn by a kill goes too."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        write_file(self.path, "".join(line + "\n" for line in kept) if step else "")
+        try:
+            replace_file(self.path, "".join(line + "\n" for line in kept) if step else "")
+        except OSError as error:
+            self._describe(error)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a line, after those that could not be written before."""
+        self.waiting.append(json.dumps(record) + "\n")
+        self._append(flush=time.monotonic() - self.flushed > FLUSH_EVERY)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Write what is left; nothing is open."""
+        self._append(flush=True)
+        if self.waiting:
+            log.warning("%s: the last %d lines could not be written", self.path, len(self.waiting))
+
+    def _append(self, flush: bool) -> None:
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                view = memoryview("".join(self.waiting).encode())
+                try:
+                    while view:
+                        view = view[file.write(view) :]
+                    if flush:
+                        os.fsync(file.fileno())
+                        self.flushed = time.monotonic()
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(size)  # no half of a line
+                    raise
+        except OSError as error:
+            self._describe(error)
+            return
+        if self.failed and self.waiting:
+            log.info("%s can be written again: nothing of it is missing", self.path)
+        self.failed, self.waiting = False, []
+
+    def _describe(self, error: OSError) -> None:
+        if not self.failed:
+            log.warning("%s cannot be written (%s); its lines wait until it can be", self.path, error.strerror or error)
+        self.failed = True
 
 
 def _step_of(line: str) -> float:
@@ -171,7 +211,7 @@ class Wandb:
         import wandb
 
         known = self.folder / "wandb.json"
-        identity = json.loads(known.read_text())["id"] if step and known.exists() else uuid.uuid4().hex[:8]
+        identity = (step and _id_in(known)) or uuid.uuid4().hex[:8]
         write_file(known, json.dumps({"id": identity}) + "\n")
         self.run = wandb.init(
             project=self.config.project,
@@ -192,6 +232,17 @@ class Wandb:
         """Finish the run there."""
         if self.run is not None:
             self.run.finish()
+
+
+def _id_in(file: Path) -> str:
+    """The id that a run has there; empty: it has none, or one that cannot be read, which is told."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["id"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%s): a new run begins there", file, error)
+        return ""
 
 
 class TensorBoard:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.reporting.console import BRIEF
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.reporting.scores import group_rows, score_table
 from vlatrain.runs import RunFolder
 

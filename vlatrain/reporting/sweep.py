@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vlatrain.config.files import write_file, write_json
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.reporting.console import duration
 from vlatrain.runs.sweep import Outcome, SweepFolder
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ log = logging.getLogger("vlatrain")
 
 LAST = dataclasses.fields(TrainConfig)[-1].name  # the key that ends a config.yaml
 STATE = "state.json"  # of a checkpoint: all that is no tensor
+MOST_BYTES = 16_000_000  # of a config.yaml: a hundred thousand answers take two
+MOST_VALUES = 2_000_000  # that it stands for, with what its aliases repeat
 RENAMED = {"pure": "cacheable_inputs", "ends": "output_towers", "other": "other_modality", "parts": "subtasks"}
 """Keys in the description of a backbone, as configurations saved before have them."""
 PARTS = {"task": "subtasks", "data": "subtasks", "adapter": "components", "model": "submodels"}
@@ -176,15 +179,48 @@ def _parsed(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: what is wrong with it.
     """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{len(data) / 1e6:.0f} MB: a run's configuration has at most {MOST_BYTES / 1e6:.0f} MB")
     try:
-        values = yaml.safe_load(data.decode())
+        values = _loaded(data.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"not readable as YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply for a run's configuration") from error
     if not isinstance(values, dict):
         raise ValueError("not a run's configuration")
     if LAST not in values:  # cut between two lines, it is sound YAML
         raise ValueError(f"cut short: its last key, {LAST}, is missing")
     return _renamed(values)
+
+
+def _loaded(text: str) -> Any:
+    """The values of a YAML text, whose aliases may not multiply it: a few lines can stand for billions of values.
+
+    Raises:
+        ValueError: they do.
+        yaml.YAMLError, RecursionError: it is no YAML, or nested too deeply.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if _expanded(node, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for over {MOST_VALUES:,} values, which no run's configuration has")
+        return loader.construct_document(node) if node is not None else None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: Any, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinitely many, if it is inside itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known: whoever asks meanwhile is inside of it
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [one for pair in node.value for one in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_expanded(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

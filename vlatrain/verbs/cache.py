@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from vlatrain.config import UserError, disk_cache
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.memo import results
 from vlatrain.data import stored
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.tasks.looks import counts
 from vlatrain.training import resized
 from vlatrain.training.prefix_cache import store

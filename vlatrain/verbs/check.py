@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console as RichConsole
-
 from vlatrain.config import CheckConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import ROUTER
-from vlatrain.reporting.console import Console, collected, logged
+from vlatrain.reporting.console import Console, RichConsole, collected, logged
 from vlatrain.reporting.data_lookup import look_up
 from vlatrain.reporting.data_tables import show_report
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console as RichConsole
 
 from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.methods import ROUTER
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
-from vlatrain.reporting.console import BRIEF, Console, logged
+from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions

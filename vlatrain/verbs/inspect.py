@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -19,6 +18,7 @@ from vlatrain.config.methods import BARE, ROUTER, is_peft
 from vlatrain.config.methods import components as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import PROJECTION, Sites, everything
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.tasks import build, prepare
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from vlatrain.config.files import replace_folder, write_json
 from vlatrain.injection.attach import merged, restore
 from vlatrain.injection.merging.combine import Saved, added, pruned, side_by_side, summed
 from vlatrain.injection.sources import TRUNK, Source, read_sources
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.runs import RunFolder, save_config
 from vlatrain.tasks import prepare
 

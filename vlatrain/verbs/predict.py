@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,6 +27,7 @@ from vlatrain.data.images import allow
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.reporting.boxes import Drawings
+from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.tasks import subtasks_of
 from vlatrain.tasks.base import Answer, ImageBatch
 from vlatrain.tasks.lengths import check_lengths

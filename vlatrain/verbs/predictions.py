@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig, UserError
-from vlatrain.config.files import write_lines
+from vlatrain.config.files import replace_file, write_lines
 from vlatrain.config.joint import subtasks
 from vlatrain.data.images import is_shown
 from vlatrain.data.sample import Sample
@@ -73,8 +74,9 @@ def _save_images(folder: Path, samples: Sequence[Sample]) -> dict[str, list[str 
                 continue
             path = folder / (f"{name}_{number}.png" if sample.more else f"{name}.png")
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.load().save(path)
+                data = BytesIO()
+                picture.load().save(data, "PNG")
+                replace_file(path, data.getvalue())
             except OSError as error:
                 raise UserError(f"data.save_images: {path} could not be written ({error.strerror or error})") from error
             saved[sample.id].append(f"{folder.name}/{path.name}")

@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console as RichConsole
-
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file, write_json
 from vlatrain.config.joint import subtasks
@@ -22,7 +20,7 @@ from vlatrain.data.lazy import by_subtask
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.injection.routes import NOTE
-from vlatrain.reporting.console import BRIEF, Console
+from vlatrain.reporting.console import BRIEF, Console, RichConsole
 from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, score_table, shown_score

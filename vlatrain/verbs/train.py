@@ -16,7 +16,7 @@ from vlatrain import __version__
 from vlatrain.backbones.describe import checkpoints_of, revisions_of
 from vlatrain.backbones.reuse import give_back
 from vlatrain.config import ModelConfig, TaskConfig, TrainConfig, TrainerConfig, UserError, hub
-from vlatrain.config.files import write_json
+from vlatrain.config.files import state_of, write_json
 from vlatrain.config.joint import subtasks, tasks
 from vlatrain.config.memo import keep_result, key_of, load_result
 from vlatrain.config.methods import ROUTER
@@ -102,7 +102,7 @@ def train(config: TrainConfig) -> Run:
 def _train(config: TrainConfig) -> Run:
     main = rank() == 0
     files = RunFolder(run_folder(config))
-    console = Console(quiet=not main)
+    console, before = Console(quiet=not main), state_of(str(files.adapter))
     try:
         with ending(*named_signals(config.trainer.signal)), files.taken() if main else nullcontext():
             if main:
@@ -111,15 +111,22 @@ def _train(config: TrainConfig) -> Run:
             with logged(console, files.log if main else None):
                 _train_into(files, config, console, main)
     except KeyboardInterrupt as error:
-        raise Interrupted(signal_of(error), f"Stopped by {name_of(signal_of(error))}{_saved_so_far(files)}") from error
+        raise Interrupted(
+            signal_of(error), f"Stopped by {name_of(signal_of(error))}{_saved_so_far(files, before)}"
+        ) from error
     return Run(files.path)
 
 
-def _saved_so_far(files: RunFolder) -> str:
-    """What is left of a training that a signal ended outside of its steps, and how to go on."""
+def _saved_so_far(files: RunFolder, before: list[int] | None) -> str:
+    """What is left of a training that a signal ended outside of its steps, and how to go on.
+
+    Args:
+        files: its folder.
+        before: the state of what was trained when this session began: a run that goes on may have had it, for fewer steps.
+    """
     if steps := steps_in(files.checkpoints):
         saved = f"the last one saved is step {max(steps)}"
-        if files.adapter.exists():
+        if state_of(str(files.adapter)) not in (None, before):
             saved = "all steps are done, and what was trained is saved"
         return f": {saved}. To continue: the same command with resume=auto run.dir={files.path}"
     return " before the first checkpoint: nothing is kept but what was computed for the cache; the same command begins anew"
