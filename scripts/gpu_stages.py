@@ -209,14 +209,9 @@ def negatives(report: Report) -> None:
 
 
 def resume(report: Report) -> None:
-    """A run that a signal stops, and that goes on, against one that was left alone: adapters, bit for bit."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
-    import torch
-
+    """The same seed twice, and a run that a signal stops and that goes on, against one left alone: adapters, bit for bit."""
     import vlatrain.verbs.train as door
     from vlatrain.training.loop import Loop
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
     class Stopping(Loop):
         def _step(self, *given: Any) -> None:
@@ -226,15 +221,20 @@ def resume(report: Report) -> None:
 
     for precision in ("fp32",) if report.device == "cpu" else ("fp32", *PRECISIONS):
         words = (f"trainer.precision={precision}", "trainer.max_steps=6", "trainer.save_every=2", "adapter.dropout=0.2")
-        whole, broken = Path(f"{precision}_whole"), Path(f"{precision}_broken")
+        words = (*words, "trainer.deterministic=true")
+        whole, broken, twice = (Path(f"{precision}_{name}") for name in ("whole", "broken", "twice"))
         figures = train(report, whole, "vqa", *words)
+        train(report, twice, "vqa", *words)
         door.Loop = Stopping  # type: ignore[misc]
         try:
             train(report, broken, "vqa", *words, status=128 + signal.SIGTERM)
         finally:
             door.Loop = Loop  # type: ignore[misc]
         again = train(report, broken, "vqa", *words, "resume=auto")
-        one, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, broken))
+        one, other, same = (
+            (folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, broken, twice)
+        )
+        report.note(f"{precision} twice", {}, "" if one == same else "the same seed gives another adapter")
         problem = (
             "" if one == other else f"the adapters differ; last losses {figures['losses'][-1]}, {again['losses'][-1]}"
         )
@@ -294,9 +294,27 @@ def fits(report: Report) -> None:
     again = read(Path("less", "run.json"))["starts"][-1]["resolved"]
     same = again["trainer.batch_size"] == less["trainer.batch_size"]
     report.note("resumed", again, "" if same else f"it went on with {again['trainer.batch_size']} samples a pass")
+    _says_what_fits(report, size, moment)
     report.told = ", ".join(
         f"{task} {one['trainer.batch_size']} x {one['trainer.accumulate']}" for task, one in passes.items()
     )
+
+
+def _says_what_fits(report: Report, size: int, moment: list[str]) -> None:
+    """A pass that has no room: refused with overrides, of which the first one runs with the same room."""
+    import vlatrain
+
+    words = ("task=captioning", *moment, f"trainer.batch_size={size}")
+    with room_for(report, size // 2):
+        try:
+            vlatrain.train(vlatrain.compose(*words, "run.dir=without"))
+            said = ""
+        except vlatrain.UserError as error:
+            said = str(error)
+        named = [word for word in said.partition("have room: ")[2].split(" (")[0].split() if "=" in word]
+        if named:
+            command(*words[:-1], "run.dir=with", *named)
+    report.note("no room", {"said": said}, "" if named else "no override was named that has room")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from vlatrain.training.precision import (
     choose_device,
     choose_precision,
     make_accelerator,
+    naming_undetermined,
     peak_memory_mb,
     refuse_without_effect,
     reset_process_peak,
@@ -160,3 +162,34 @@ def test_the_peak_of_a_job_is_not_that_of_the_job_before() -> None:
     del before
     reset_process_peak()
     assert peak_memory_mb(torch.device("cpu")) < high - 250
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    yield
+    set_torch(TrainerConfig())
+
+
+def test_deterministic_kernels_are_asked_for(torch_as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    set_torch(TrainerConfig(deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_torch(TrainerConfig())
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_an_operation_without_such_a_kernel_is_named(torch_as_before: None) -> None:
+    text = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
+    with pytest.raises(RuntimeError, match=r"^adaptive"), naming_undetermined():
+        raise RuntimeError(text)
+    set_torch(TrainerConfig(deterministic=True))
+    with (
+        pytest.raises(UserError, match=r"deterministic=true: adaptive_avg_pool2d_backward_cuda has no"),
+        naming_undetermined(),
+    ):
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match=r"^shapes differ"), naming_undetermined():
+        raise RuntimeError("shapes differ")

@@ -22,6 +22,8 @@ class TrainerConfig:
             else 1. A number with `batch_size=auto` cuts the samples of a step into so many passes, whatever there is room for.
         precision: auto (bf16 on a GPU that has it, else fp16 there; fp32 on CPU), fp32, bf16 or fp16.
         tf32: on a GPU, compute what is fp32 with inputs of 10 bits (TF32): faster, less exact. Without it fp32 is fp32.
+        deterministic: let torch compute with deterministic kernels alone: on a GPU the same seed then gives the same bits, slower.
+            An operation that has none is refused by its name.
         low_norms: on a GPU in bf16 or fp16, let frozen layer norms put out that type, where autocast's put out fp32.
         device: auto (a GPU if there is one), cpu, cuda or mps (Apple's).
         gradient_checkpointing: recompute activations in the backward pass; less memory, more time.
@@ -52,6 +54,7 @@ class TrainerConfig:
     accumulate: Annotated[int | str, OrAuto(AT_LEAST_ONE)] = 1
     precision: Annotated[str, Choice("auto", "fp32", "bf16", "fp16")] = "auto"
     tf32: bool = False
+    deterministic: bool = False
     low_norms: bool = False
     device: Annotated[str, Choice("auto", "cpu", "cuda", "mps")] = "auto"
     gradient_checkpointing: bool = False

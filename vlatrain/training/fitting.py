@@ -29,6 +29,7 @@ from vlatrain.training.processes import count, gather
 log = logging.getLogger("vlatrain")
 
 CPU_ROOM = 4e9  # bytes
+IN_EVALUATION = "in an evaluation"  # the note of an error that came there
 SHARE = 0.9  # of what is free on a GPU: the rest is for what the allocator leaves between tensors
 
 
@@ -162,7 +163,7 @@ def longest_batch(samples: Sequence[Sample], size: int) -> list[Sample]:
 
 
 @contextmanager
-def _out_of_memory() -> Iterator[None]:
+def out_of_memory() -> Iterator[None]:
     """Let the error of a device that has no room be one and the same: Apple's is a plain `RuntimeError`."""
     try:
         yield
@@ -196,7 +197,7 @@ def run_longest(
     moving = {name: buffer.clone() for name, buffer in moving_buffers(model).items()}
     train_mode(model)
     try:
-        with rng.preserved(), _out_of_memory():
+        with rng.preserved(), out_of_memory():
             batch = move(task.collate(longest_batch(samples, size)), device)
             with autocast():
                 loss = task.loss(batch)

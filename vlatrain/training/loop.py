@@ -33,7 +33,7 @@ from vlatrain.training.checkpoints import Checkpoints
 from vlatrain.training.contrast import Contrast, passes_together
 from vlatrain.training.display import SILENT, Display, Sink, Track
 from vlatrain.training.eval_schedule import EvalSchedule, tried
-from vlatrain.training.fitting import run_longest, tried_on_device
+from vlatrain.training.fitting import IN_EVALUATION, run_longest, tried_on_device
 from vlatrain.training.lowering import Lowering
 from vlatrain.training.modes import (
     cast_trunk,
@@ -218,6 +218,11 @@ class Loop:
             "eval": max(1, math.ceil(self.total / self.schedule.every)) * (2 if self.trainer.eval_loss else 1),
             "test": 1,
         }
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
+        return f"in step {self.progress.step + 1} of {self.total}"
 
     def run(self) -> Result:
         """Train to the end, continuing the folder's last checkpoint if there is one and `resume` says so.
@@ -465,6 +470,9 @@ class Loop:
                     evaluation = replace(evaluation, loss=mean_loss(self.task, samples, passes))
         except EvaluationStopped:
             pass
+        except RuntimeError as error:  # Apple's, when it has no room, is a plain one
+            error.add_note(IN_EVALUATION)
+            raise
         finally:
             train_mode(self.model)
         signals = gather(self.signals.received)

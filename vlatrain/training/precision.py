@@ -6,7 +6,8 @@ import atexit
 import os
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -106,11 +107,32 @@ def refuse_without_effect(config: TrainerConfig, device: torch.device, precision
 
 
 def set_torch(config: TrainerConfig) -> None:
-    """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen, and with TF32 only by `trainer.tf32`."""
+    """Let torch compute with `trainer.threads` threads of the CPU, where they are chosen, with TF32 only by `trainer.tf32`, and by
+    deterministic kernels alone with `trainer.deterministic`."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32  # torch's own default is to round in convolutions
     if config.threads:
         torch.set_num_threads(config.threads)
+
+
+@contextmanager
+def naming_undetermined() -> Iterator[None]:
+    """While entered, an operation without a deterministic kernel, where only those are to be had, is an error of the user's."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not torch.are_deterministic_algorithms_enabled() or "determinis" not in text:
+            raise
+        what = text.split(" ")[0] if "does not have a deterministic" in text else text.split(". ")[0]
+        raise UserError(
+            f"trainer.deterministic=true: {what} has no deterministic kernel here: leave it out, or use trainer.device=cpu"
+        ) from error
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:

@@ -24,6 +24,7 @@ from vlatrain.reporting.scores import group_rows, marks, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
 from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
+from vlatrain.training.out_of_memory import naming_room
 from vlatrain.training.precision import choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import count, from_main, rank, together
@@ -51,7 +52,7 @@ def evaluate(config: EvalConfig) -> Run:
     try:
         with ending(*named(config.trainer.signal)):
             join_processes(config.trainer)
-            with together():
+            with together(), naming_room(config):
                 return _evaluate(config)
     except KeyboardInterrupt as error:  # before there was anything to keep
         raise stopped(error, BEGUN_ANEW) from error

@@ -35,6 +35,7 @@ from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.display import SILENT
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
+from vlatrain.training.out_of_memory import naming_room
 from vlatrain.training.precision import autocast, choose_device, choose_precision, join_processes, own
 from vlatrain.training.prefix_cache.compute import cache_prefix
 from vlatrain.training.processes import rank, together
@@ -167,7 +168,7 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     try:
         with ending(*named(config.trainer.signal)):
             join_processes(config.trainer)
-            with together():
+            with together(), naming_room(config):
                 return _predict(config, console or Console(quiet=rank() > 0))
     except KeyboardInterrupt as error:  # before there was anything to keep
         raise stopped(error, BEGUN_ANEW) from error

@@ -44,7 +44,15 @@ from vlatrain.tasks.text_facts import text_facts
 from vlatrain.tasks.yardsticks import Yardsticks
 from vlatrain.training.contrast import passes_together
 from vlatrain.training.loop import Loop, Trained
-from vlatrain.training.precision import choose_device, choose_precision, join_processes, reset_process_peak
+from vlatrain.training.out_of_memory import described
+from vlatrain.training.precision import (
+    choose_device,
+    choose_precision,
+    join_processes,
+    naming_undetermined,
+    reset_process_peak,
+    set_torch,
+)
 from vlatrain.training.prefix_cache.compute import PrefixCache, cache_prefix
 from vlatrain.training.processes import count, rank, together
 from vlatrain.training.progress import Result
@@ -68,7 +76,7 @@ FREE = (
     "trainer.cache", "trainer.cache_gb", "trainer.eval_loss", "trainer.eval_frozen", "trainer.shard",
     "data.groups", "data.subtasks.*.groups", "data.save_images", "data.subtasks.*.save_images",
     "data.max_megapixels", "data.subtasks.*.max_megapixels",
-    "trainer.signal",
+    "trainer.signal", "trainer.deterministic",
     "trainer.epochs", "trainer.max_steps",  # there may be more: a checkpoint knows how many there were to be
 )  # fmt: skip
 
@@ -85,6 +93,7 @@ def train(config: TrainConfig) -> Run:
     """
     # a missing GPU, or an option that a method does not take, must not wait for the data
     choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    set_torch(config.trainer)  # before anything computes
     check(config.adapter)
     check_known(config.task)
     join_processes(config.trainer)
@@ -108,7 +117,7 @@ def _train(config: TrainConfig) -> Run:
             if main:
                 _refuse_other_run(config, files)
             config = _continued(config, files)
-            with logged(console, files.log if main else None):
+            with logged(console, files.log if main else None), naming_undetermined():
                 _train_into(files, config, console, main)
     except KeyboardInterrupt as error:
         raise Interrupted(
@@ -184,7 +193,8 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     keep_resized(setup.backbone, config.trainer, samples, loop.uses, cache, COMMAND.get().alike)
     if main:
         files.note_resolved(_resolved(config, setup, loop, cache))
-    result = loop.run()
+    with described(config, setup, samples["train"], loop.device, loop.precision, lambda: loop.place):
+        result = loop.run()
     if shares := usage(setup.model):
         log.info("Sources by use: %s", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     extra = {}
