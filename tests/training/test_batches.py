@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
+import psutil
 import pytest
 import torch
 
 from tests.training.conftest import SmallTask, make_model, make_samples
+from vlatrain.config import UserError
+from vlatrain.training import batches as module
 from vlatrain.training.batches import SharedBatches, training_batches
 from vlatrain.training.order import Order
 from vlatrain.training.shares import EvaluationStopped
@@ -50,3 +55,48 @@ def test_workers_do_the_loading() -> None:
 
     batches = SharedBatches("cpu", 1, workers=2)
     assert os.getpid() not in batches(make_samples(4), collate, lambda batch: batch["pid"])
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGSTOP, r"data-loading process \d+ is stopped"),
+        (signal.SIGKILL, r"data-loading process \d+ was killed"),
+    ],
+)
+def test_a_worker_that_is_stopped_or_killed_is_named(
+    number: int, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PATROL", 0.2)
+    monkeypatch.setattr(module, "STOPPED_FOR", 0.5)
+
+    def collate(samples: list[int]) -> dict[str, int]:
+        if samples[0] == 3:
+            os.kill(os.getpid(), number)
+        return {"pid": os.getpid()}
+
+    seen = []
+    with pytest.raises(UserError, match=said):
+        seen.extend(SharedBatches("cpu", 1, workers=1)([*range(6)], collate, lambda batch: batch["pid"]))
+    assert len(seen) in (2, 3)  # a kill may come before what was loaded is handed over
+    assert ("lets it go on" in caplog.text) == (number == signal.SIGSTOP)
+    assert not psutil.pid_exists(seen[0]) or psutil.Process(seen[0]).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Slow, and so told of; and stopped for a moment."""
+    monkeypatch.setattr(module, "PATROL", 0.1)
+    monkeypatch.setattr(module, "TOLD_AFTER", 0.2)
+
+    def collate(samples: list[int]) -> dict[str, int]:
+        if samples[0] == 1:
+            time.sleep(0.5)
+        if samples[0] == 2:
+            os.system(f"(sleep 0.5; kill -CONT {os.getpid()}) &")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return {"id": samples[0]}
+
+    found = SharedBatches("cpu", 1, workers=1)([*range(4)], collate, lambda batch: batch["id"])
+    assert list(found) == [0, 1, 2, 3]
+    assert "has loaded nothing for" in caplog.text
+    assert "lets it go on" in caplog.text

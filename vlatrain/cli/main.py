@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from vlatrain.cli import help as texts
 from vlatrain.config.errors import UserError
 from vlatrain.reporting.stream import Forgiving
 from vlatrain.training.signals import ending, name_of, signal_of
-from vlatrain.verbs import VERBS
+from vlatrain.verbs import VERBS, announce_loading
 
 if TYPE_CHECKING:
     import argparse
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 GROUP_ORDER = ("task", "model", "adapter", "data", "optim", "trainer", "logger", "experiment")
 
+ANSWERED = ("-h", "--help", "--version", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
+"""Flags that are answered without PyTorch."""
+PATIENCE = 1.0  # seconds until the first word
+
 
 def entry() -> None:
     """The console script."""
@@ -43,6 +48,12 @@ def entry() -> None:
     # PEFT imports it where it is installed; on a CPU it tells of the kernels that it goes without, and of casts
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.stderr = Forgiving(sys.stderr)
+    if not any(word.startswith(ANSWERED) for word in sys.argv[1:]):
+        waiting = threading.Timer(
+            PATIENCE, announce_loading
+        )  # a busy machine takes longer than that for the configuration
+        waiting.daemon = True
+        waiting.start()
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +26,15 @@ from vlatrain.training.processes import from_main
 from vlatrain.training.rng import seeded_cpu
 from vlatrain.training.shares import shared
 
+log = logging.getLogger("vlatrain")
+
 GRACE = 30  # seconds that a worker lives on after SIGTERM
+PATROL = 5  # seconds without a batch after which its processes are looked after
+STOPPED_FOR, SILENT_FOR, TOLD_AFTER = (
+    30.0,
+    1800.0,
+    60.0,
+)  # seconds that they may be stopped, and silent, and are told of
 PREFETCH = 2  # batches that each worker has ready
 
 Loaded = TypeVar("Loaded")
@@ -100,7 +112,7 @@ def batches_by(
     device: torch.device | str,
 ) -> Generator[Loaded, None, None]:
     """What `collate` makes of the samples at each range of positions, in order, on the device. Close it when done."""
-    for batch in _loader(_Groups(samples, collate), keys, workers, device):
+    for batch in _loaded(_loader(_Groups(samples, collate), keys, workers, device)):
         yield move(_unwrap(batch), device)
 
 
@@ -120,7 +132,7 @@ def training_batches(
     """
     passes = _Passes(order, samples, collate, rank)
     keys = ((step, micro_batch) for step in steps for micro_batch in range(len(order.micro_batches(step, rank))))
-    for weight, batch in _loader(passes, keys, workers, device):
+    for weight, batch in _loaded(_loader(passes, keys, workers, device)):
         yield _unwrap(batch), weight
 
 
@@ -170,12 +182,74 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: to
         batch_size=None,
         sampler=keys,
         num_workers=workers,
+        timeout=PATROL if workers else 0,
         prefetch_factor=PREFETCH if workers else None,
         # a fork shares the samples and the task with its backbone; other methods would pickle them for every worker
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_outlast_signals,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # its own: a loader draws from it, and a resumed run starts one loader more
+    )
+
+
+def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader gives, with a word where a data-loading process gives nothing for long, and an end where it never will.
+
+    Raises:
+        UserError: a process has been stopped or killed, or has given nothing for too long.
+    """
+    batches, waited = iter(loader), 0.0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            processes = [worker.pid for worker in getattr(batches, "_workers", ())]
+            if processes and "exited unexpectedly" in str(error):
+                raise UserError(_killed(str(error))) from error
+            if not (processes and "timed out" in str(error)):
+                raise
+            waited += PATROL
+            _patrol(processes, waited)
+            continue
+        waited = 0.0
+        yield batch
+
+
+def _patrol(processes: Sequence[int], waited: float) -> None:
+    """Look after data-loading processes that have given nothing for so many seconds."""
+    states = {pid: _state_of(pid) for pid in processes}
+    stopped = [pid for pid, state in states.items() if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)]
+    named = ", ".join(map(str, stopped or processes))
+    if waited >= (STOPPED_FOR if stopped else SILENT_FOR):
+        for pid in states:  # nothing else ends a process that is stopped, and one that hangs would be waited for
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        what = "is stopped (by SIGSTOP or a debugger)" if stopped else "has loaded nothing"
+        raise UserError(
+            f"data-loading process {named} {what} for {waited:.0f} s: see what its images lie on and what stopped it, or set "
+            "trainer.workers=0; a training goes on with resume=auto from its last checkpoint"
+        )
+    if stopped:
+        log.warning("Data-loading process %s is stopped: kill -CONT %s lets it go on", named, named.replace(",", ""))
+    elif waited >= TOLD_AFTER and waited % TOLD_AFTER < PATROL:
+        log.warning("Data-loading process %s has loaded nothing for %.0f s", named, waited)
+
+
+def _state_of(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.Error:
+        return psutil.STATUS_DEAD
+
+
+def _killed(text: str) -> str:
+    number = re.search(r"pid\(?s?\)?:? ?\(?([\d, ]+)", text)
+    named = f"data-loading process {number[1].strip()}" if number else "a data-loading process"
+    return (
+        f"{named} was killed, perhaps for want of memory: set fewer trainer.workers, or 0; a training goes on with resume=auto "
+        "from its last checkpoint"
     )
 
 

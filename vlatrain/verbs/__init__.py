@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+_announced = threading.Event()
+
+
+def announce_loading() -> None:
+    """Say, once, that PyTorch is to be loaded, which takes seconds; nothing where it is there."""
+    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0" and not _announced.is_set():
+        _announced.set()
+        print("Loading PyTorch and transformers ...", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class Verb:
     @property
     def call(self) -> Callable[..., Any]:
         """The function; torch is imported with it."""
+        announce_loading()
         module, _, name = self.function.rpartition(".")
         verb: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return verb
