@@ -147,3 +147,15 @@ def test_tables_of_samples_are_listed_and_removed(
         assert "40 days ago" in out
     assert sorted(path.stem for path in tables.glob("*")) == sorted(2 * left)
     assert tables.exists() == bool(left)
+
+
+def test_what_is_half_written_is_listed_and_pruned(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of prefixes, of tables of samples, and of reports."""
+    (kept / A / "x.safetensors.tmp").write_bytes(b"x")
+    (kept / stored.FOLDER / "abc-1.tmp").mkdir(parents=True)
+    (kept / memo.FOLDER).mkdir()
+    (kept / memo.FOLDER / "r.json.tmp").write_bytes(b"x")
+    assert main(["cache"]) == 0
+    assert "3 half written, by runs that were killed or are at it" in " ".join(capsys.readouterr().out.split())
+    assert main(["cache", "prune=all"]) == 0
+    assert not [*kept.rglob("*.tmp")]

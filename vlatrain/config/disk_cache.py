@@ -30,6 +30,13 @@ def folders(kind: str) -> list[Path]:
     return []
 
 
+def leftovers(kind: str) -> list[Path]:
+    """Folders of a kind that a process was writing when it was killed, or still is."""
+    with suppress(OSError):
+        return [path for path in place_of(kind).iterdir() if path.is_dir() and path.suffix == PARTIAL]
+    return []
+
+
 def put(folder: Path, write: Callable[[Path], object]) -> None:
     """Write a folder: `write(temporary folder)`, flushed and renamed. What was there before goes; of several processes that write
     the same, the first one's stays.

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vlatrain.config.files import kept_folder, replace_file
+from vlatrain.config.files import PARTIAL, kept_folder, replace_file
 
 FOLDER = "reports"  # below `kept_folder()`
 MOST = 200  # files that are kept; of more, those that were used last
@@ -45,6 +45,13 @@ def results() -> list[Path]:
     """The files of all results that are kept."""
     with suppress(OSError):
         return [path for path in (kept_folder() / FOLDER).iterdir() if path.suffix == ".json"]
+    return []
+
+
+def leftovers() -> list[Path]:
+    """Files of results that a process was writing when it was killed."""
+    with suppress(OSError):
+        return [path for path in (kept_folder() / FOLDER).iterdir() if path.suffix == PARTIAL]
     return []
 
 

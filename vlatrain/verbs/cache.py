@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vlatrain.config import UserError, disk_cache
+from vlatrain.config import UserError, disk_cache, memo
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.memo import results
 from vlatrain.data import stored
@@ -81,6 +81,7 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
     console = console or Console()
     asked = _asked(words)
     found, of_data = folders(), others()
+    half_written = [*memo.leftovers(), *(path for kind in OTHERS for path in disk_cache.leftovers(kind))]
     name, days = asked.get("prune", "all"), asked.get("older_than", 0.0)
     chosen, doomed = (
         [one for one in kept if one.days >= days and (name == "all" or one.path.name.startswith(name))]
@@ -92,6 +93,7 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         freed = store.clear(folder.path for folder in chosen)
         if name == "all":
             _remove_files(days)
+            freed += sum(_remove_leftover(path) for path in half_written if _days(path) >= days)
         console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
         if of_data:
             freed = sum(disk_cache.remove(folder.path) for folder in doomed)
@@ -112,8 +114,29 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
             numbers = ", ".join(f"{number:,} {split}" for split, number in folder.note.items()) or "?"
             table.add_row(folder.path.name[:12], numbers, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
         console.print(table)
+    if left := [*store.leftovers(), *half_written]:
+        size = sum(disk_cache.bytes_of(path) if path.is_dir() else path.stat().st_size for path in left)
+        console.print(
+            f"{len(left)} half written, by runs that were killed or are at it, {size / 1e9:.2f} GB; prune=all removes"
+        )
     size = sum(folder.bytes for folder in [*found, *of_data])
     console.print(f"{size / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes")
+
+
+def _days(path: Path) -> float:
+    """Since it was last written; 0: it is gone."""
+    with suppress(OSError):
+        return (time.time() - path.stat().st_mtime) / DAY
+    return 0.0
+
+
+def _remove_leftover(path: Path) -> int:
+    """Remove what is half written; bytes that were freed."""
+    if path.is_dir():
+        return disk_cache.remove(path)
+    size = path.stat().st_size if path.exists() else 0
+    path.unlink(missing_ok=True)
+    return size
 
 
 def _remove_files(days: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.disk import killed_while_writing, room
@@ -247,3 +248,48 @@ def test_what_cannot_be_removed_is_told_once_a_folder_and_the_others_are_removed
         clear(tmp_path.iterdir())
     assert len(caught.value.problems) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def states(numbers: range) -> dict[str, torch.Tensor]:
+    return {str(number): torch.full((2, 3), float(number)) for number in numbers}
+
+
+def test_two_runs_keep_each_state_once(tmp_path: Path) -> None:
+    """Both began with nothing; what the first has written the second one does not write again, and reads."""
+    folder = tmp_path / ("a" * 32)
+    one, two = (Disk(folder, "p", {}) for _ in range(2))
+    one.add(states(range(6)), False)
+    two.add(states(range(4, 9)), False)
+    one.flush()
+    two.flush()
+    kept = [key for path in folder.iterdir() for key in safe_open(path, "pt").keys()]  # noqa: SIM118
+    assert sorted(kept) == [str(number) for number in range(9)]
+    assert float(two.get("5").sum()) == 30
+    two.refresh()
+    assert "0" in two
+
+
+def test_the_limit_holds_while_it_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all folders together: another run keeps something else there meanwhile."""
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    one, other = (Disk(tmp_path / (name * 32), name, {}, limit=5000) for name in "ab")
+    one.add({"1": torch.zeros(500)}, False)
+    one.flush()
+    other.add({"2": torch.zeros(500)}, False)
+    other.flush()
+    one.add({"3": torch.zeros(500)}, False)
+    with pytest.raises(Unwritable, match=r"trainer\.cache_gb=5e-06 is reached"):
+        one.flush()
+    assert one.get("3") is not None
+    assert sizes(tmp_path / ("a" * 32)) + sizes(tmp_path / ("b" * 32)) <= 5000
+
+
+def test_a_process_that_is_stopped_while_it_has_its_turn_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    with module._alone(tmp_path):
+        mine = Disk(tmp_path / ("a" * 32), "p", {})
+        mine.add(states(range(2)), False)
+        mine.flush()
+    assert len(Disk(tmp_path / ("a" * 32), "p", {}).places) == 2

@@ -79,6 +79,11 @@ class Builder:
 
     def _add(self, cache: PrefixCache, samples: Sequence[Sample], inputs: Inputs, asked: bool) -> None:
         backbone, towers = self.backbone, cache.towers(asked)
+        for tower in towers:
+            cache.stores[tower].refresh()
+        needed = [(tower, key) for tower in towers for one in samples for key in cache.keys(tower, one)]
+        if all(key in cache.stores[tower] for tower, key in needed):  # another run has kept them meanwhile
+            return
         backbone.prefix_replay = self.prefix_replay
         with (
             torch.no_grad(),

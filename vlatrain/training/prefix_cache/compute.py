@@ -255,7 +255,8 @@ class _Work:
         boundary = self.result.frontiers[tower].boundary
         assert boundary is not None
         note = {"model": self.config.model.name, "source": self.backbone.source, "task": self.config.task.name}
-        return Disk(kept_folder() / name, name, {**note, "prefix": boundary.name, "precision": self.precision})
+        note |= {"prefix": boundary.name, "precision": self.precision}
+        return Disk(kept_folder() / name, name, note, 1e9 * self.config.trainer.cache_gb)
 
     def _missing(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Those whose states are not all there, one of those with the same states."""

@@ -11,16 +11,18 @@ anew. A folder that cannot be written can still be read, and what a run has open
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import math
 import os
 import re
 import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +38,7 @@ log = logging.getLogger("vlatrain")
 
 SHARD = ".safetensors"
 SHARD_BYTES = 64_000_000
+PATIENCE = 10.0  # seconds that a process waits for its turn to write
 LEFT = 3600  # seconds after which what is half written was left by a kill
 EARLIER = "prefix.json"  # what earlier versions wrote beside the shards
 
@@ -88,6 +91,10 @@ class Store(Protocol):
         """Write what has been added. Raises `Unwritable`, as `add`."""
         ...
 
+    def refresh(self) -> None:
+        """Know what other processes have kept meanwhile."""
+        ...
+
     def withdraw(self) -> None:
         """Remove what has been added."""
         ...
@@ -120,6 +127,9 @@ class Memory:
     def flush(self) -> None:
         """Nothing to do."""
 
+    def refresh(self) -> None:
+        """Nothing to do."""
+
     def withdraw(self) -> None:
         """Forget all states."""
         self.states = {}
@@ -137,10 +147,12 @@ class Disk:
         folder: the folder; made with the first shard.
         prefix: hash of the prefix, in every shard.
         note: what the folder is for, as `vlatrain cache` lists it.
+        limit: bytes that all folders together may take.
     """
 
-    def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, prefix: str, note: Mapping[str, Any], limit: float = math.inf) -> None:
         self.folder, self.prefix, self.note, self.name = folder, prefix, dict(note), str(folder)
+        self.limit = limit
         self.in_tuple = False
         self.places: dict[str, Path] = {}
         self.unchecked: dict[str, int] = {}  # checksums of the states that this process has not read yet
@@ -222,13 +234,33 @@ class Disk:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added as a shard."""
+        """Write what has been added as a shard, but for what another run has kept meanwhile: one process after the other, so that
+        each state is kept once, and no more than may be."""
         if not self.waiting:
             return
+        with self._turn():
+            self.refresh()
+            self.waiting = {key: state for key, state in self.waiting.items() if key not in self.places}
+            if self.waiting:
+                self._write_waiting()
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return _alone(self.folder.parent)
+
+    def _full(self, size: int) -> str:
+        """Why there is no room for so many bytes; empty: there is."""
+        if self.limit == math.inf or sum(sizes(folder) for folder in folders()) + size <= self.limit:
+            return ""
+        return f"trainer.cache_gb={self.limit / 1e9:g} is reached, with what other runs keep"
+
+    def _write_waiting(self) -> None:
         sums = {key: _sum(state) for key, state in self.waiting.items()}
         about = {"prefix": self.prefix, "note": self.note, "in_tuple": self.in_tuple, "sums": sums}
+        data = save(dict(self.waiting), {"vlatrain": json.dumps(about)})
+        if fault := self._full(len(data)):
+            raise Unwritable(fault)
         try:
-            path = self._write(save(dict(self.waiting), {"vlatrain": json.dumps(about)}))
+            path = self._write(data)
             self.open[path] = safe_open(path, "pt")
         except OSError as error:
             with suppress(OSError):
@@ -261,6 +293,31 @@ class Disk:
         return sizes(self.folder)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into the folders in a folder. Whatever keeps it from that for long (a process that is
+    stopped, a file system without locks), it goes on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield  # writing says it
+        return
+    try:
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class Shared(Disk):
     """States in memory that the processes of a machine share: shards in files without a name.
 
@@ -275,6 +332,12 @@ class Shared(Disk):
         super().__init__(Path(f"/proc/{os.getpid()}/fd"), "", {})
         self.name = "the memory that processes share"
         self.files: list[Any] = []
+
+    def refresh(self) -> None:
+        """Nothing to do: other processes' shards are taken in when all are there."""
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def take_in(self, paths: Iterable[Path]) -> None:
         """Know the shards of other processes."""
@@ -320,6 +383,11 @@ def note_of(folder: Path) -> dict[str, Any]:
             note: dict[str, Any] = json.loads((safe_open(path, "pt").metadata() or {})["vlatrain"])["note"]
             return note
     return {}
+
+
+def leftovers() -> list[Path]:
+    """Files in the folders of prefixes that a process was writing when it was killed, or still is."""
+    return [path for folder in folders() for path in _files(folder, PARTIAL)]
 
 
 def sizes(folder: Path) -> int:
