@@ -7,7 +7,7 @@ import pytest
 from tests.data.writing import FORMATS, files, load_train, problems_of, write_images, write_records
 from vlatrain.config import TaskConfig
 from vlatrain.data import load, load_inputs
-from vlatrain.data.sample import fingerprint
+from vlatrain.data.sample import fingerprint, texts_of
 
 
 @pytest.fixture
@@ -365,3 +365,25 @@ def test_several_images_keep_their_places_in_a_conversation(messages, expected, 
     found = load_inputs(str(file), files(file), TaskConfig("instruct"))
     assert [(turn.user, turn.reply) for turn in found[0].turns] == expected
     assert len(found[0].pictures) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("vqa", {"question": "q" * 50_000_000}),
+        ("vqa", {"answer": ["a", "b" * 300_000]}),
+        ("captioning", {"captions": ["c" * 300_000]}),
+        ("classification", {"label": "d" * 300_000}),
+        ("instruct", {"conversations": [{"from": "human", "value": "e" * 300_000}, {"from": "gpt", "value": "f"}]}),
+    ],
+)
+def test_a_text_that_no_model_reads_is_cut_before_it_is_tokenised_and_told(task, changes, folder, caplog):
+    good = vqa(
+        captions=["a"], label="a", conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    )
+    file = write(folder, good, good | {"image": "1.png"} | changes, good | {"image": "2.png"} | changes)
+    found = (
+        load_inputs(str(file), files(file), TaskConfig(task)) if task == "instruct" else load_train(files(file), task)
+    )
+    assert max(len(text) for text in texts_of(found)) == 200_000
+    assert f"{file}:2: a text of over 200,000 characters, and 1 more: cut to these before it is read" in caplog.text

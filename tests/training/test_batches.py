@@ -60,8 +60,8 @@ def test_workers_do_the_loading() -> None:
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (signal.SIGSTOP, r"data-loading process \d+ is stopped"),
-        (signal.SIGKILL, r"data-loading process \d+ was killed"),
+        (signal.SIGSTOP, r"trainer\.workers=1: process \d+, which loads images, is stopped"),
+        (signal.SIGKILL, r"trainer\.workers=1: a process that loads images was killed .* set fewer"),
     ],
 )
 def test_a_worker_that_is_stopped_or_killed_is_named(

@@ -129,6 +129,14 @@ def test_a_file_of_samples(runs: dict[str, Path], images: Path, tmp_path: Path) 
     assert [record["question"] for record in records] == ["is it red?", "is it blue?"]
 
 
+def test_a_question_that_no_model_reads_is_cut_and_told(
+    runs: dict[str, Path], images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = vlatrain.load(runs["vqa"])
+    assert predictor.predict(images / "red.png", question="is it red? " * 1_000_000)
+    assert "question: 11,000,000 characters, cut to 200,000 before it is read" in caplog.text
+
+
 def test_captions(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     records = asked(tmp_path / "out.jsonl", f"run={runs['captioning']}", f"image={images}")
     assert len(records) == 3

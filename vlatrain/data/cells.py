@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MOST = 200_000  # characters of a text: a tokenizer reads all of them before it cuts, and no model reads so many
 SHOWN = 80  # characters of a cell in a message
 KEYS_SHOWN = 6  # keys of an object in a message
 
@@ -89,9 +90,9 @@ def value_at(value: Any, path: Sequence[str]) -> Any:
 
 
 def text(value: Any) -> str:
-    """A cell as text, stripped; empty for a missing value. Raises `CellError` for what is no text."""
+    """A cell as text, stripped, of at most `MOST` characters; empty for a missing value. Raises `CellError` for what is no text."""
     if isinstance(value, str):
-        stripped: str = value.strip()
+        stripped: str = value.strip()[:MOST]
         if not stripped.isascii():
             try:
                 stripped.encode("utf-8")

@@ -22,7 +22,17 @@ from vlatrain.config.spec import TaskSpec
 from vlatrain.config.wording import LETTERS, Wording
 from vlatrain.data.box_turns import divider
 from vlatrain.data.boxes import Box, Suspicion, in_shares, read_boxes
-from vlatrain.data.cells import CellError, bare_numbers, check_weights, clipped, parse_list, text, texts, with_weights
+from vlatrain.data.cells import (
+    MOST,
+    CellError,
+    bare_numbers,
+    check_weights,
+    clipped,
+    parse_list,
+    text,
+    texts,
+    with_weights,
+)
 from vlatrain.data.checks import Problems
 from vlatrain.data.columns import Column, hint
 from vlatrain.data.features import FeaturePicture
@@ -115,6 +125,7 @@ class Builder:
         self._used = {name for column in columns.values() for name in column.reads} - {*(groups or ())}
         self.count = 0
         self._text_only, self._several, self._moved = Counted(), Counted(), Counted()
+        self._long = Counted()
         self._suspicious = Suspicion(form)
         self._chooses = wording.chooses
         question, boxes = (columns[key].composed if key in columns else None for key in ("question", "boxes"))
@@ -162,6 +173,9 @@ class Builder:
         turns = self._turns(question, said, len(pictures), source) if pictures else ()
         if picture is None:
             return
+        said_here = (question, label, *answers, *captions, *(one for turn in turns for one in (turn.user, turn.reply)))
+        if max(map(len, said_here)) >= MOST:
+            self._long.add(source)
         if len(self._problems) > before:
             self.rejected += [(one, source) for one in pictures]
             return
@@ -270,6 +284,13 @@ class Builder:
                 "strings are texts",
                 self._first_numbers,
                 f" (so are {self._numbers - 1:,} more cells)" if self._numbers > 1 else "",
+            )
+        if self._long.number:
+            log.warning(
+                "%s: a text of over %s characters%s: cut to these before it is read",
+                self._long.first,
+                f"{MOST:,}",
+                self._long.more,
             )
         for index, captions in self._captions.values():
             if len(captions) > len(self.samples[index].captions):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -112,7 +111,7 @@ def batches_by(
     device: torch.device | str,
 ) -> Generator[Loaded, None, None]:
     """What `collate` makes of the samples at each range of positions, in order, on the device. Close it when done."""
-    for batch in _loaded(_loader(_Groups(samples, collate), keys, workers, device)):
+    for batch in _loaded(_Groups(samples, collate), keys, workers, device):
         yield move(_unwrap(batch), device)
 
 
@@ -132,7 +131,7 @@ def training_batches(
     """
     passes = _Passes(order, samples, collate, rank)
     keys = ((step, micro_batch) for step in steps for micro_batch in range(len(order.micro_batches(step, rank))))
-    for weight, batch in _loaded(_loader(passes, keys, workers, device)):
+    for weight, batch in _loaded(passes, keys, workers, device):
         yield _unwrap(batch), weight
 
 
@@ -192,44 +191,46 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: to
     )
 
 
-def _loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader gives, with a word where a data-loading process gives nothing for long, and an end where it never will.
+def _loaded(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: torch.device | str) -> Iterator[Any]:
+    """What a loader has, with a word where its processes give nothing for long, and an end where they never will.
 
     Raises:
-        UserError: a process has been stopped or killed, or has given nothing for too long.
+        UserError: a process was killed, most often as memory ran out; or is stopped, or has given nothing for too long.
     """
-    batches, waited = iter(loader), 0.0
+    batches, waited = iter(_loader(dataset, keys, workers, device)), 0.0
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
         except RuntimeError as error:
-            processes = [worker.pid for worker in getattr(batches, "_workers", ())]
-            if processes and "exited unexpectedly" in str(error):
-                raise UserError(_killed(str(error))) from error
-            if not (processes and "timed out" in str(error)):
+            own = [worker.pid for worker in getattr(batches, "_workers", ())]
+            if "DataLoader worker" in str(error):
+                _kill(own)
+                raise UserError(
+                    f"trainer.workers={workers}: a process that loads images was killed ({' '.join(str(error).split())}), most "
+                    "often as memory ran out: set fewer, then run the same again (a training: with resume=auto)"
+                ) from error
+            if not (own and "DataLoader timed out" in str(error)):
                 raise
             waited += PATROL
-            _patrol(processes, waited)
+            _patrol(own, waited, workers)
             continue
         waited = 0.0
         yield batch
 
 
-def _patrol(processes: Sequence[int], waited: float) -> None:
+def _patrol(processes: Sequence[int], waited: float, workers: int) -> None:
     """Look after data-loading processes that have given nothing for so many seconds."""
     states = {pid: _state_of(pid) for pid in processes}
     stopped = [pid for pid, state in states.items() if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)]
     named = ", ".join(map(str, stopped or processes))
     if waited >= (STOPPED_FOR if stopped else SILENT_FOR):
-        for pid in states:  # nothing else ends a process that is stopped, and one that hangs would be waited for
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(processes)
         what = "is stopped (by SIGSTOP or a debugger)" if stopped else "has loaded nothing"
         raise UserError(
-            f"data-loading process {named} {what} for {waited:.0f} s: see what its images lie on and what stopped it, or set "
-            "trainer.workers=0; a training goes on with resume=auto from its last checkpoint"
+            f"trainer.workers={workers}: process {named}, which loads images, {what} for {waited:.0f} s: see what stopped it and "
+            "what its images lie on, or set 0, then run the same again (a training: with resume=auto)"
         )
     if stopped:
         log.warning("Data-loading process %s is stopped: kill -CONT %s lets it go on", named, named.replace(",", ""))
@@ -244,13 +245,11 @@ def _state_of(pid: int) -> str:
         return psutil.STATUS_DEAD
 
 
-def _killed(text: str) -> str:
-    number = re.search(r"pid\(?s?\)?:? ?\(?([\d, ]+)", text)
-    named = f"data-loading process {number[1].strip()}" if number else "a data-loading process"
-    return (
-        f"{named} was killed, perhaps for want of memory: set fewer trainer.workers, or 0; a training goes on with resume=auto "
-        "from its last checkpoint"
-    )
+def _kill(processes: Sequence[int]) -> None:
+    """End processes that may wait for what another one held, or are stopped: nothing else does."""
+    for pid in processes:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _outlast_signals(_: int) -> None:

@@ -3,6 +3,7 @@ the terminal and as JSONL. `Predictor` is what answers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vlatrain.config.joint import asked, subtasks
 from vlatrain.config.methods import ROUTER
 from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
+from vlatrain.data.cells import MOST
 from vlatrain.data.checks import Problems, check_pictures
 from vlatrain.data.choices import asked as worded
 from vlatrain.data.features import Given, check_shown, picture_of
@@ -43,6 +45,8 @@ from vlatrain.training.setup import load_setup
 from vlatrain.training.signals import ending, named
 from vlatrain.verbs.hits import Asked, Hit, hits_of
 from vlatrain.verbs.routed import RoutedPredictor, row_config
+
+log = logging.getLogger("vlatrain")
 
 
 class Predictor:
@@ -280,6 +284,9 @@ def _sample(
     """An image that is asked about."""
     said: dict[str, Any] = {}
     if question:
+        if len(question) > MOST:
+            log.warning("question: %s characters, cut to %s before it is read", f"{len(question):,}", f"{MOST:,}")
+            question = question[:MOST]
         speaks = "conversations" in task.spec.given
         said = {"turns": (Turn(question),)} if speaks else {"question": worded(question, options, task.wording)}
         said |= {"options": tuple(options)}
