@@ -288,7 +288,7 @@ def test_a_process_that_is_stopped_while_it_has_its_turn_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.1)
-    with module._alone(tmp_path):
+    with module._one_at_a_time(tmp_path):
         mine = Disk(tmp_path / ("a" * 32), "p", {})
         mine.add(states(range(2)), False)
         mine.flush()

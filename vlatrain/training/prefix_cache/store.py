@@ -245,7 +245,7 @@ class Disk:
                 self._write_waiting()
 
     def _turn(self) -> AbstractContextManager[None]:
-        return _alone(self.folder.parent)
+        return _one_at_a_time(self.folder.parent)
 
     def _full(self, size: int) -> str:
         """Why there is no room for so many bytes; empty: there is."""
@@ -294,7 +294,7 @@ class Disk:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Be the only process that writes into the folders in a folder. Whatever keeps it from that for long (a process that is
     stopped, a file system without locks), it goes on."""
     try:
