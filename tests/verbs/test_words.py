@@ -44,3 +44,11 @@ def test_within_two_seconds(words: list[str]) -> None:
     process.communicate()
     assert first.startswith("Loading")
     assert seconds < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_each_is_imported_by_itself(verb: str) -> None:
+    """In a process of its own: what another one has imported before hides which of them comes first."""
+    code = f"from vlatrain.verbs import VERBS; VERBS[{verb!r}].call"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -26,9 +26,9 @@ from vlatrain.backbones.describe import checkpoints_of
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import MANIFEST
 from vlatrain.config.memo import key_of
+from vlatrain.data.content import content
 from vlatrain.data.sample import Sample
 from vlatrain.runs import RunFolder, config_text, versions
-from vlatrain.training.resume import content
 from vlatrain.training.signals import Interrupted, name_of, signal_of
 
 log = logging.getLogger("vlatrain")

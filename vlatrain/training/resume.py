@@ -14,11 +14,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from vlatrain.config import UserError
-from vlatrain.data.choices import plain
-from vlatrain.data.images import header_of
-from vlatrain.data.images import identity as picture_id
-from vlatrain.data.lazy import column, pictures
-from vlatrain.data.sample import Sample, fingerprint
+from vlatrain.data.content import content
+from vlatrain.data.lazy import column
+from vlatrain.data.sample import Sample
 from vlatrain.injection.saved import differences, shapes_of
 from vlatrain.training import rng
 from vlatrain.training.checkpoints import Checkpoints, Saved
@@ -33,16 +31,6 @@ IDS = 10_000  # ids of samples that are hashed at once
 log = logging.getLogger("vlatrain")
 
 STEPS, CONTENT = "steps", "texts or images of the training samples, or their order"  # keys of an identity
-
-
-def content(samples: Sequence[Sample]) -> str:
-    """A hash of what samples say and show: their texts and order, and of each image in a file what its header says, with its size
-    in bytes. Others are known by their content."""
-    own = plain(samples)
-    found = hashlib.sha256(fingerprint(own).encode())
-    for picture in pictures(own):
-        found.update(repr(header_of(picture) or picture_id(picture)).encode())
-    return found.hexdigest()[:12]
 
 
 def identity(
