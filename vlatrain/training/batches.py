@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from vlatrain.config import UserError
 from vlatrain.data.sample import Sample
@@ -204,9 +204,9 @@ def _loaded(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: to
         except StopIteration:
             return
         except RuntimeError as error:
-            own = [worker.pid for worker in getattr(batches, "_workers", ())]
-            if "DataLoader worker" in str(error):
-                _kill(own)
+            own = bool(getattr(batches, "_workers", ()))
+            if own and "DataLoader worker" in str(error):
+                _kill(batches)
                 raise UserError(
                     f"trainer.workers={workers}: a process that loads images was killed ({' '.join(str(error).split())}), most "
                     "often as memory ran out: set fewer, then run the same again (a training: with resume=auto)"
@@ -214,19 +214,20 @@ def _loaded(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: to
             if not (own and "DataLoader timed out" in str(error)):
                 raise
             waited += PATROL
-            _patrol(own, waited, workers)
+            _patrol(batches, waited, workers)
             continue
         waited = 0.0
         yield batch
 
 
-def _patrol(processes: Sequence[int], waited: float, workers: int) -> None:
-    """Look after data-loading processes that have given nothing for so many seconds."""
+def _patrol(batches: Any, waited: float, workers: int) -> None:
+    """Look after a loader's processes, which have given nothing for so many seconds."""
+    processes = [worker.pid for worker in batches._workers]
     states = {pid: _state_of(pid) for pid in processes}
     stopped = [pid for pid, state in states.items() if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)]
     named = ", ".join(map(str, stopped or processes))
     if waited >= (STOPPED_FOR if stopped else SILENT_FOR):
-        _kill(processes)
+        _kill(batches)
         what = "is stopped (by SIGSTOP or a debugger)" if stopped else "has loaded nothing"
         raise UserError(
             f"trainer.workers={workers}: process {named}, which loads images, {what} for {waited:.0f} s: see what stopped it and "
@@ -245,11 +246,13 @@ def _state_of(pid: int) -> str:
         return psutil.STATUS_DEAD
 
 
-def _kill(processes: Sequence[int]) -> None:
-    """End processes that may wait for what another one held, or are stopped: nothing else does."""
-    for pid in processes:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+def _kill(batches: Any) -> None:
+    """End a loader's processes, which may wait for what another one held, or are stopped: nothing else does."""
+    if getattr(batches, "_worker_pids_set", False):  # else torch raises wherever the main thread is, as they end
+        signal_handling._remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
+    for worker in batches._workers:
+        worker.kill()
 
 
 def _outlast_signals(_: int) -> None:
