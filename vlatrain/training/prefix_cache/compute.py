@@ -41,10 +41,10 @@ from vlatrain.training.modes import hash_of
 from vlatrain.training.precision import DTYPES
 from vlatrain.training.prefix_cache.build import Builder, at_once, loaded, size_of
 from vlatrain.training.prefix_cache.frontier import Frontier, frontiers, needed
+from vlatrain.training.prefix_cache.shared import Shared
 from vlatrain.training.prefix_cache.store import (
     Disk,
     Memory,
-    Shared,
     Store,
     Unwritable,
     folders,
