@@ -39,3 +39,10 @@ def test_a_folder_that_is_of_no_use_is_no_matter(what: str, tmp_path: Path) -> N
         memo.keep_result("k", [1, 2, 3])
         (tmp_path / "cache" / memo.FOLDER / "k.json").write_text("[1, 2")
     assert memo.load_result("k") is None
+
+
+def test_a_result_that_has_changed_is_not_believed() -> None:
+    memo.keep_result("a", {"seconds": 10})
+    (file,) = memo.results()
+    file.write_text(file.read_text().replace("10", "90"))
+    assert memo.load_result("a") is None

@@ -132,9 +132,11 @@ def test_what_depends_on_the_training_is_checked_each_time(data: DataConfig) -> 
 
 def test_a_damaged_table_is_made_anew(data: DataConfig, reads: list[str], caplog: pytest.LogCaptureFixture) -> None:
     whole = train(data)
-    for number, name in enumerate(("about.json", "train.arrow", "pictures.arrow"), start=2):
+    damages = [(name, flips) for name in ("about.json", "train.arrow", "pictures.arrow") for flips in (False, True)]
+    for number, (name, flips) in enumerate(damages, start=2):
         (table,) = disk_cache.folders(stored.FOLDER)
-        (table / name).write_bytes((table / name).read_bytes()[:40])
+        written = (table / name).read_bytes()
+        (table / name).write_bytes(written[:40] + bytes([written[40] ^ 1]) + written[41:] if flips else written[:40])
         caplog.clear()
         assert train(data) == whole
         assert len(reads) == number

@@ -61,7 +61,7 @@ ROWS = (
         ),
     ),
     Row(
-        4, "SIGTERM, SIGINT in a step", "the signal, to the group of processes", "saved after the step; status 143, 130; it goes on",
+        4, "SIGTERM, SIGINT in a step", "the signal, to the group of processes", "saved after the step; status 143, 130; goes on",
         (f"{STOPS}::test_a_signal_saves_says_how_to_continue_and_continues",),
     ),
     Row(
@@ -78,8 +78,8 @@ ROWS = (
         (f"{STOPS}::test_a_second_ctrl_c_quits_at_once", f"{SIGNALS}::test_the_first_is_noted_and_answered_and_the_second_leaves"),
     ),
     Row(
-        7, "a full disk at each write", "the n-th file that is flushed finds no room", "one line, status 2, and the command goes on "
-        "to the same bits; behind cache and log it only warns",
+        7, "a full disk at each write", "the n-th file that is flushed finds no room", "one line, status 2, and the command goes "
+        "on to the same bits; behind cache and log it only warns",
         (
             f"{STORMS}::test_a_disk_that_is_full_at_each_write",
             f"{CHECKPOINTS}::test_a_full_disk_is_told_with_what_to_do_and_harms_nothing",
@@ -188,7 +188,7 @@ ROWS = (
         (f"{RUNS}::test_a_changed_option_is_refused_with_the_difference",),
     ),
     Row(
-        24, "two runs in one folder", "a second process, and what a killed one left", "the second is refused; a stale lock is taken",
+        24, "two runs in one folder", "a second process, and what a killed one left", "the second is refused, a stale lock taken",
         (
             f"{FOLDER}::test_one_process_at_a_time", f"{FOLDER}::test_a_killed_process_is_no_owner",
             f"{STORMS}::test_two_processes_in_one_folder",

@@ -1,4 +1,4 @@
-"""Faults of the matrix that no room has to itself, each done to a real run: the small one of the training's tests, or a tiny one."""
+"""Faults that no room has to itself, each done to a real run: the small one of the training's tests, or a tiny one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,12 +19,16 @@ import torch
 from PIL import Image
 
 from tests.commands import command, tiny_run
+from tests.conftest import small_config
 from tests.disk import FORK
 from tests.training.conftest import load_adapter, make_config, make_loop, same
 from tests.training.test_interruptions import agree, finish, start, wait
+from vlatrain.backbones.loading import load
 from vlatrain.backbones.pretrained import ASSETS
 from vlatrain.config import UserError
+from vlatrain.tasks import looks
 from vlatrain.training.batches import GRACE, batches_by
+from vlatrain.training.setup import keep_processor
 
 
 def test_one_seed_is_one_adapter(tmp_path: Path) -> None:
@@ -197,3 +202,40 @@ def test_a_killed_worker_is_one_line_and_the_others_are_not_waited_for() -> None
         list(batches_by([range(2), range(2, 4)], range(4), collate, 2, "cpu"))
     assert not multiprocessing.active_children()
     assert time.monotonic() - began < GRACE
+
+
+def test_a_bit_of_what_is_kept_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLATRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(looks, "WORTH_KEEPING", 1)
+    calls: list[Any] = []
+
+    def look(texts: Any) -> Any:
+        calls.append(texts)
+        return (looks.Seen(len(text), 1, False) for text in texts)
+
+    backbone = SimpleNamespace(tokenises="so", looked_at={})
+
+    def seen() -> list[looks.Seen]:
+        backbone.looked_at.clear()
+        return looks.Look(backbone, "read", look)(["a", "bcd"])  # type: ignore[arg-type]
+
+    assert [one.tokens for one in seen()] == [1, 3]
+    assert seen()
+    assert len(calls) == 1
+    (file,) = looks.counts()
+    data = bytearray(file.read_bytes())
+    data[-4 * len(looks.Seen._fields)] ^= 4
+    file.write_bytes(data)
+    assert [one.tokens for one in seen()] == [1, 3]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json"])
+def test_a_processor_that_has_changed_is_refused(name: str, tmp_path: Path) -> None:
+    setup = SimpleNamespace(backbone=load(small_config("blip"), "vqa", texts=["is it red?"]))
+    keep_processor(setup, tmp_path)  # type: ignore[arg-type]
+    load(small_config("blip"), "vqa", run=tmp_path)
+    file = tmp_path / "processor" / name
+    file.write_text(file.read_text().replace("0", "1", 1))
+    with pytest.raises(UserError, match=rf"processor: {name} has changed since it was written"):
+        load(small_config("blip"), "vqa", run=tmp_path)

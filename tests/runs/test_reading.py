@@ -88,6 +88,64 @@ def test_a_configuration_that_cannot_be_read_is_restored_from_the_newest_checkpo
     assert len(caplog.messages) == 1, "once restored, there is nothing to say"
 
 
+def test_a_configuration_that_is_sound_but_changed_is_restored_and_kept_beside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = begun(tmp_path / "run", 1, 2)
+    runs.RunFolder(folder).seal(complete=False)
+    file = folder / "config.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("seed: 2", "seed: 3"))
+    assert runs.read_config(folder)["seed"] == 2
+    assert "config.yaml: has changed since it was written" in caplog.text
+    assert "what was there is in config.changed.yaml" in caplog.text
+    assert file.read_text() == before
+    assert "seed: 3" in (folder / "config.changed.yaml").read_text()
+
+
+SEALED = {
+    "metrics.json": '{"metrics": {"accuracy": 50.0}}',
+    "metrics.jsonl": '{"step": 1, "loss": 0.5}\n',
+    "predictions.jsonl": '{"id": "a", "score": 1.0}\n',
+    "baselines.json": "{}",
+}
+
+
+@pytest.mark.parametrize("damage", ["a digit", "cut at a line", "removed", "the manifest"])
+@pytest.mark.parametrize("name", [*SEALED][:3])
+def test_what_has_changed_since_it_was_written_is_not_believed(name: str, damage: str, tmp_path: Path) -> None:
+    for file, text in SEALED.items():
+        (tmp_path / file).write_text(text)
+    runs.RunFolder(tmp_path).seal()
+    run = runs.Run(tmp_path)
+    read = {"metrics.json": lambda: run.metrics, "metrics.jsonl": lambda: run.history}.get(
+        name, lambda: run.predictions
+    )
+    assert read()
+    file = tmp_path / ("manifest.json" if damage == "the manifest" else name)
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace("0", "1", 1) if damage == "a digit" else "")
+    with pytest.raises(UserError, match=rf"{name}: .*run again what wrote it") as caught:
+        read()
+    assert len(caught.value.problems) == 1
+    (tmp_path / "manifest.json").unlink()  # as it says, where it was on purpose; those of before have none
+    if damage in ("a digit", "the manifest"):
+        assert read()
+
+
+def test_an_evaluation_without_its_scores_is_not_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluations" / "eval"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    runs.RunFolder(folder).seal()
+    (folder / "metrics.json").unlink()
+    (found,) = runs.Run(tmp_path).evaluations
+    with pytest.raises(UserError, match=r"metrics\.json: is missing, though it was written"):
+        _ = found.metrics
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = begun(tmp_path / "run", 1, 2, 3)
     state = folder / "checkpoints" / "step_3" / "state.json"

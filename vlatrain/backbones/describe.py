@@ -103,7 +103,9 @@ def has_trained_head(config: ModelConfig, task: str) -> bool:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+            raise ValueError("it has no model_type, so it is of no model of transformers")
         return settings
     except (OSError, ValueError) as error:
         raise UserError(f"model.checkpoint={folder}: no readable config.json ({error})") from error

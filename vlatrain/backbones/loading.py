@@ -31,7 +31,7 @@ from vlatrain.backbones.reuse import Source
 from vlatrain.backbones.weights import broken_file
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.config.families import VISION_TOWERS
-from vlatrain.runs import RunFolder
+from vlatrain.runs import RunFolder, refuse_changed
 
 FAMILIES: dict[str, type[Backbone]] = {
     "blip": Blip,
@@ -213,6 +213,7 @@ def _renamed(problem: str, names: Sequence[tuple[re.Pattern[str], str]]) -> str:
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Source:
     family, settings = family_of(config), settings_of(config, task)
     if run is not None and (saved := RunFolder(run).processor).is_dir():
+        refuse_changed(saved)
         processor = family.read_processor(str(saved))
     else:
         processor = family.make_processor(config, settings, texts)

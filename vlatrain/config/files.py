@@ -117,10 +117,29 @@ def write_manifest(folder: Path, leave_out: Sequence[str] = ()) -> None:
     """Write down size and SHA-256 of each file in a folder and below, but for files of some names. Raises `OSError`."""
     without = (MANIFEST, *leave_out)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
+    (folder / MANIFEST).write_text(manifest_of(folder, files), encoding="utf-8")
+
+
+def manifest_of(folder: Path, files: Iterable[Path]) -> str:
+    """The content of a folder's manifest: size and SHA-256 of some files. Raises `OSError`."""
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    return json.dumps({"files": entries}, indent=1)
+
+
+def changed(path: Path) -> str:
+    """What is wrong with a file by the manifest beside it, if anything; a file that it does not name is taken as it is."""
+    manifest = path.parent / MANIFEST
+    try:
+        entry = json.loads(manifest.read_text(encoding="utf-8"))["files"].get(path.name)
+        if entry is None or (path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]):
+            return ""
+    except FileNotFoundError:
+        return "is missing, though it was written" if manifest.exists() else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be compared with {manifest}, which cannot be read ({' '.join(str(error).split())})"
+    return f"has changed since it was written (if that was on purpose, remove {manifest})"
 
 
 def files_in(folder: Path, missing: bool = False) -> list[str]:

@@ -25,7 +25,10 @@ def load_result(key: str) -> Any:
     """What was kept under a key; None: nothing, or nothing that can be read."""
     file = _file(key)
     with suppress(OSError, ValueError):
-        value = json.loads(file.read_text(encoding="utf-8"))
+        told, text = file.read_text(encoding="utf-8").split("\n", 1)
+        if told != _sum(text):
+            raise ValueError("it has changed since it was written")
+        value = json.loads(text)
         os.utime(file)
         return value
     return None
@@ -36,7 +39,8 @@ def keep_result(key: str, value: Any) -> None:
     if str(kept_folder()).startswith("~"):  # there is no home folder
         return
     with suppress(OSError):
-        replace_file(_file(key), json.dumps(value, ensure_ascii=False))
+        text = json.dumps(value, ensure_ascii=False)
+        replace_file(_file(key), f"{_sum(text)}\n{text}")
         for old in sorted(results(), key=lambda file: -file.stat().st_mtime)[MOST:]:
             old.unlink(missing_ok=True)
 
@@ -53,6 +57,11 @@ def leftovers() -> list[Path]:
     with suppress(OSError):
         return [path for path in (kept_folder() / FOLDER).iterdir() if path.suffix == PARTIAL]
     return []
+
+
+def _sum(text: str) -> str:
+    """The checksum that stands in front of a value."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _file(key: str) -> Path:

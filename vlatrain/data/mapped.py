@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow
 
+from vlatrain.config.files import write_manifest
 from vlatrain.data.arrow_columns import NotStorableError, Same, read_columns, write_columns
 from vlatrain.data.features import FeaturePicture
 from vlatrain.data.images import BytesPicture, FilePicture, Header, NoPicture, identity
@@ -231,6 +232,7 @@ def write(
         about["fingerprints"][split] = fingerprint(given)
     _write_pictures(folder, [*album, *others], state_of, about)
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    write_manifest(folder)
 
 
 def _write_pictures(folder: Path, album: Sequence[Picture], state_of: Any, about: dict[str, Any]) -> None:

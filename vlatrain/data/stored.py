@@ -25,7 +25,7 @@ import pyarrow
 from vlatrain import __version__
 from vlatrain.config import disk_cache
 from vlatrain.config.data import DataConfig
-from vlatrain.config.files import kept_folder, state_of
+from vlatrain.config.files import files_in, kept_folder, state_of
 from vlatrain.config.memo import key_of
 from vlatrain.config.task import TaskConfig
 from vlatrain.data import mapped
@@ -34,7 +34,7 @@ from vlatrain.data.sample import Picture, Sample
 
 log = logging.getLogger("vlatrain")
 
-RULES = "vlatrain-samples-1"  # raise it whenever rows become other samples, or the files have another form
+RULES = "vlatrain-samples-2"  # raise it whenever rows become other samples, or the files have another form
 FEWEST = 100_000  # rows that are worth it: of fewer the objects take little memory and little time
 SMALLEST = 1_000_000  # bytes of data files, of which fewer hold no so many rows
 FOLDER = "samples"  # below `kept_folder()`
@@ -134,6 +134,7 @@ def _opened(folder: Path) -> dict[str, Sequence[Sample]] | None:
     if not (folder / mapped.ABOUT).is_file():
         return None
     try:
+        files_in(folder)  # each is as it was written
         found, about = mapped.opened(folder)
         album = next(iter(found.values())).album
         if any((state_of(path) or [-1, -1]) != state for path, state in album.files()):

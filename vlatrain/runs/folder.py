@@ -20,7 +20,7 @@ from typing import Any
 
 from vlatrain import __version__
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import PARTIAL, write_json
+from vlatrain.config.files import MANIFEST, PARTIAL, manifest_of, write_file, write_json
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,22 @@ class RunFolder:
         """Folder: evaluated images that were no files of their own, where they were asked for."""
         return self.path / "images"
 
+    def seal(self, complete: bool = True) -> None:
+        """Write down what the files that are read again are now: whoever reads them sees whether they have changed.
+
+        Args:
+            complete: whether all are written; else those that a training has from its start.
+        """
+        files = [self.config, self.about, self.constants, self.data]
+        if complete:
+            predictions = [self.predictions(), *sorted(self.path.glob(self.predictions("*").name))]
+            files += [self.metrics, self.history, *predictions]
+        write_file(self.path / MANIFEST, manifest_of(self.path, [file for file in files if file.is_file()]))
+
+    def unseal(self) -> None:
+        """Be about to write these files anew."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+
     @property
     def holds_work(self) -> bool:
         """Whether there is something to lose: a checkpoint, what was trained, or scores."""
@@ -176,7 +192,17 @@ class RunFolder:
     def _leave(self, made: Sequence[Path]) -> None:
         if self.holds_work or (self.history.exists() and self.history.stat().st_size):
             return
-        for file in (self.config, self.about, self.data, self.constants, self.log, self.history, self.owner):
+        own = (
+            self.config,
+            self.about,
+            self.data,
+            self.constants,
+            self.log,
+            self.history,
+            self.owner,
+            self.path / MANIFEST,
+        )
+        for file in own:
             file.unlink(missing_ok=True)
             file.with_name(file.name + PARTIAL).unlink(missing_ok=True)
         shutil.rmtree(self.processor, ignore_errors=True)

@@ -16,7 +16,7 @@ import yaml
 
 from vlatrain.config.errors import UserError
 from vlatrain.config.families import VISION_TOWERS
-from vlatrain.config.files import MANIFEST, files_in, write_file
+from vlatrain.config.files import MANIFEST, changed, files_in, write_file
 from vlatrain.config.keys import nearest
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.spec import with_shipped_specs
@@ -77,7 +77,12 @@ class Run:
     @property
     def evaluations(self) -> list[Run]:
         """The evaluations afterwards, by name."""
-        return [Run(path.parent) for path in sorted(self.files.evaluations.glob(f"*/{self.files.metrics.name}"))]
+        whole = {
+            path.parent
+            for name in (self.files.metrics.name, MANIFEST)
+            for path in self.files.evaluations.glob(f"*/{name}")
+        }
+        return [Run(folder) for folder in sorted(whole)]
 
 
 def list_runs(folder: str | Path = ROOT) -> list[Run]:
@@ -141,8 +146,12 @@ def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
         Its plain values, None if there are none; and what there is to say of a `config.yaml` that could not be read.
     """
     path = RunFolder(folder).config
+    data, values = b"", None
     try:
-        return _parsed(path.read_bytes()), ""
+        data = path.read_bytes()
+        values = _parsed(data)
+        if not (fault := changed(path)):
+            return values, ""
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     except ValueError as error:
@@ -150,9 +159,15 @@ def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
     text, source = _in_checkpoints(RunFolder(folder).checkpoints)
     if source is None:
         return None, f"{path}: {fault}, and no checkpoint holds the configuration"
+    if data == text.encode():  # restored before
+        return values, ""
+    beside = path.with_name(f"{path.stem}.changed{path.suffix}")
     with suppress(UserError):  # a folder that cannot be written can be read all the same
+        if values is not None:  # somebody may have changed it on purpose
+            write_file(beside, data)
         write_file(path, text)
-    return _parsed(text.encode()), f"{path}: {fault}; it is restored from {source}"
+    kept = f", and what was there is in {beside.name}" if values is not None else ""
+    return _parsed(text.encode()), f"{path}: {fault}; it is restored from {source}{kept}"
 
 
 def is_run(folder: Path) -> bool:
@@ -283,6 +298,18 @@ def refuse_changed(folder: Path) -> None:
         ) from error
 
 
+def refuse_changed_file(path: Path) -> None:
+    """Refuse a file of a run that is not as it was written.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    if fault := changed(path):
+        raise UserError(
+            f"{path}: {fault}; copy it again from where it was, or run again what wrote it (a training: with resume=auto)"
+        )
+
+
 def runs_below(folder: Path, depth: int = 4) -> list[Path]:
     """The runs in a folder, newest first."""
     of_any = RunFolder(Path())
@@ -318,6 +345,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _read(path: Path) -> Any:
+    refuse_changed_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -327,6 +355,10 @@ def _read(path: Path) -> Any:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
+    refuse_changed_file(path)
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error

@@ -32,6 +32,7 @@ AT_MOST = 100_000  # samples of a split that are looked at
 AT_ONCE = 256  # texts that are tokenised at a time
 WORTH_KEEPING = 5_000  # texts that take a while to look at
 KEPT = "texts-{}.npy"  # what was seen of so many
+DIGEST = 32  # bytes of the checksum in front of it
 NONE = -1  # in such a file, for `Seen.first`
 
 Form = Callable[[str], Hashable]
@@ -88,7 +89,10 @@ class Look:
         key = hashlib.blake2b(repr((self._name, tokenises, texts)).encode(), digest_size=16).hexdigest()
         file = kept_folder() / KEPT.format(key)
         with suppress(OSError, ValueError, EOFError):
-            table = np.load(file, allow_pickle=False)
+            told, data = (content := file.read_bytes())[:DIGEST], content[DIGEST:]
+            if hashlib.sha256(data).digest() != told:
+                raise ValueError("it has changed since it was written")
+            table = np.load(io.BytesIO(data), allow_pickle=False)
             if table.shape == (len(texts), len(Seen._fields)):
                 os.utime(file)
                 return [
@@ -101,7 +105,7 @@ class Look:
         stream = io.BytesIO()
         np.save(stream, np.array(rows, dtype=np.int32), allow_pickle=False)
         with suppress(OSError):  # it is looked at again
-            replace_file(file, stream.getvalue())
+            replace_file(file, hashlib.sha256(stream.getvalue()).digest() + stream.getvalue())
         return found
 
 

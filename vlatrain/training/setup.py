@@ -20,7 +20,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
-from vlatrain.config.files import replace_folder
+from vlatrain.config.files import replace_folder, write_manifest
 from vlatrain.data.lazy import Images, by_subtask, joined, most_images
 from vlatrain.data.sample import Sample, texts_of
 from vlatrain.injection.attach import attach, restore
@@ -242,4 +242,9 @@ def scored(
 def keep_processor(setup: TrainingSetup, run: Path) -> None:
     """Keep a random backbone's processor in the run: nothing else could bring its tokenizer back."""
     if setup.backbone.config.random_init:
-        replace_folder(RunFolder(run).processor, lambda folder: setup.backbone.processor.save_pretrained(str(folder)))
+
+        def write_processor(folder: Path) -> None:
+            setup.backbone.processor.save_pretrained(str(folder))
+            write_manifest(folder)
+
+        replace_folder(RunFolder(run).processor, write_processor)

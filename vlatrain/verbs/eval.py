@@ -21,7 +21,7 @@ from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, score_table
-from vlatrain.runs import COMMAND, Run, RunFolder, save_config, versions
+from vlatrain.runs import COMMAND, Run, RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
 from vlatrain.training.out_of_memory import naming_room
@@ -120,6 +120,7 @@ def _written(
         save_config(config, files.path)
         write_predictions(files, "eval", evaluation, samples, config)
         write_json(files.metrics, metrics)
+        files.seal()
         _show(config, metrics, files.path, [*yardsticks.described, *marks(config, metrics)])
     return Run(files.path)
 
@@ -145,6 +146,7 @@ def _scored(
 
 def _constants(run: Path) -> dict[str, Any] | None:
     """What baselines say by the run's training data; None if it keeps none: it was made before, or merged."""
+    refuse_changed_file(RunFolder(run).constants)
     with suppress(OSError, ValueError):
         return dict(json.loads(RunFolder(run).constants.read_text(encoding="utf-8")))
     return None

@@ -25,7 +25,7 @@ from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, score_table, shown_score
 from vlatrain.reporting.summary import show_files
-from vlatrain.runs import RunFolder, save_config, versions
+from vlatrain.runs import RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.journal import Journal
 from vlatrain.training.precision import choose_device, choose_precision, own, peak_memory_mb
@@ -122,7 +122,8 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
             log.warning(mark)
     write_json(files.constants, constants)
     write_file(files.adapter / "README.md", _card(router, metrics))
-    write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
+    write_json(files.metrics, metrics)
+    files.seal()  # last: a folder with metrics.json is a finished run
     show_router(config, folder, metrics)
 
 
@@ -205,6 +206,7 @@ def _drawn(samples: Sequence[Sample], most: int, seed: str) -> list[Sample]:
 
 def _constants(run: Path) -> dict[str, Any]:
     """What baselines say by a run's training data; nothing, if it keeps none."""
+    refuse_changed_file(RunFolder(run).constants)
     with suppress(OSError, ValueError):
         return dict(json.loads(RunFolder(run).constants.read_text(encoding="utf-8")))
     return {}

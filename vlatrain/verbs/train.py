@@ -184,6 +184,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     loop.began -= filled_in
     loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
     if main:
+        files.unseal()
         # what loads fastest here does so here: an evaluation elsewhere finds out for itself
         save_config(replace(config, trainer=replace(config.trainer, workers=workers)), folder)
         files.note_start(data)
@@ -193,6 +194,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     keep_resized(setup.backbone, config.trainer, samples, loop.uses, cache, COMMAND.get().alike)
     if main:
         files.note_resolved(_resolved(config, setup, loop, cache))
+        files.seal(complete=False)
     with described(config, setup, samples["train"], loop.device, loop.precision, lambda: loop.place):
         result = loop.run()
     if shares := usage(setup.model):
@@ -205,13 +207,15 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         "cache": cache.facts if cache else {"where": "off"},
     }
     if main:
+        files.unseal()
         for split, found in (("", metrics), *((split, metrics[split]) for split in extra)):
             for mark in marks(config, found, split):
                 log.warning(mark)
         for split, evaluation in {"eval": result.evaluation, **extra}.items():
             if evaluation is not None:
                 write_predictions(files, split, evaluation, samples[split], config)
-        write_json(files.metrics, metrics)  # last: a folder with metrics.json is a finished run
+        write_json(files.metrics, metrics)  # all but last: a folder with metrics.json is a finished run
+        files.seal()
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
         show_run(config, folder, metrics)
