@@ -10,7 +10,7 @@ ARGS ?=
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow test-versions check lint format smoke audit bench bench-gpu real-towers real gpu-wheels build clean
+.PHONY: help install run test test-slow test-versions faults check lint format smoke audit bench bench-gpu real-towers real gpu-wheels build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-slow: $(STAMP) ## the slow tests: full-size models, wheels, several process
 
 test-versions: $(STAMP) ## the contract tests with the oldest and the newest versions, and other arithmetic (ARGS=torch: other Pythons, GBs)
 	$(BIN)/python scripts/test_versions.py $(ARGS)
+
+faults: $(STAMP) ## make each fault of the matrix happen, and print what came of it (half an hour on two cores; ARGS="--rows 1,7")
+	$(BIN)/python scripts/faults.py $(ARGS)
 
 check: lint ## lint, and the tests of the folders that have changed (BASE=COMMIT: since when; by default since the main branch)
 	@tests="$$($(BIN)/python scripts/changed_tests.py $(BASE))"; if [ -z "$$tests" ]; then echo "nothing changed that has tests"; else $(PYTEST) $$tests $(ARGS); fi

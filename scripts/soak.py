@@ -9,6 +9,8 @@ begins anew. Prints the figures; status 1 where something differs, a traceback w
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import random
 import shutil
@@ -28,11 +30,18 @@ os.environ |= {
 }
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.faults.sessions import full_from, result_of, session
+from tests.commands import command
+from tests.faults.sessions import WORDS, full_from, result_of, session
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT, "SIGHUP": signal.SIGHUP}
 FAULTS = (*SIGNALS, "full disk", "pruned cache")
 CACHE, LAST = "trainer.cache=disk", 300
+
+
+def warm(folder: Path) -> None:
+    """Import what a training does, once and not in each session."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert command(*WORDS, "trainer.max_steps=1", CACHE, f"run.dir={folder}") == 0
 
 
 def ended(process: Any) -> int:
@@ -69,6 +78,7 @@ def main() -> int:
         alone, folder = Path(scratch) / "alone" / "run", Path(scratch) / "disturbed" / "run"
         for path in (alone, folder):
             path.parent.mkdir()
+        warm(Path(scratch) / "warm")
         assert ended(session(alone, CACHE)) == 0, alone.with_suffix(".said").read_text()
         began = time.monotonic()
         assert ended(session(folder, CACHE)) == 0  # the imports are done: how long a session takes

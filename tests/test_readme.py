@@ -136,7 +136,7 @@ def test_the_first_command_says_what_is_shown(
     assert shown == real[: len(shown)]
     run = next((tmp_path / "outputs" / "vqa" / "tiny_blip").iterdir())
     listed = re.findall(r"^  ([\w.]+) {2,}\S", told.out, re.MULTILINE)
-    assert {*listed, "checkpoints", "run.json"} == {path.name for path in run.iterdir()}
+    assert {*listed, "checkpoints", "manifest.json", "run.json"} == {path.name for path in run.iterdir()}
     guide = (ROOT / "vlatrain" / "training" / "README.md").read_text(encoding="utf-8")
     for path in run.iterdir():
         assert f"| `{path.name}{'/' * path.is_dir()}` |" in guide

@@ -26,6 +26,7 @@ from tests.training.test_interruptions import agree, finish, start, wait
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.pretrained import ASSETS
 from vlatrain.config import UserError
+from vlatrain.reporting.loggers import JsonLines
 from vlatrain.tasks import looks
 from vlatrain.training.batches import GRACE, batches_by
 from vlatrain.training.setup import keep_processor
@@ -239,3 +240,22 @@ def test_a_processor_that_has_changed_is_refused(name: str, tmp_path: Path) -> N
     file.write_text(file.read_text().replace("0", "1", 1))
     with pytest.raises(UserError, match=rf"processor: {name} has changed since it was written"):
         load(small_config("blip"), "vqa", run=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: text[text.index("\n") + 1 :], lambda text: text.replace("0", "1", 1), None]
+)
+def test_records_that_are_lost_or_have_changed_are_told(
+    change: Callable[[str], str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def session(steps: int) -> None:
+        make_loop(
+            tmp_path / "run", make_config(max_steps=steps), sinks=[JsonLines(tmp_path / "run" / "metrics.jsonl")]
+        ).run()
+
+    (tmp_path / "run").mkdir()
+    session(4)
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_text(change(file.read_text()) if change else file.read_text())
+    session(5)
+    assert ("some of what was recorded up to step 4 is lost, or has changed" in caplog.text) == bool(change)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vlatrain.data.content import content
 from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
 from vlatrain.injection.saved import differences, shapes_of
+from vlatrain.runs import RunFolder
 from vlatrain.training import rng
 from vlatrain.training.checkpoints import Checkpoints, Saved
 from vlatrain.training.modes import moving_buffers
@@ -51,6 +53,21 @@ def identity(
         "trained parameters": sum(parameter.numel() for parameter in parameters.values()),
         "frozen weights": frozen_hash[:12],
     }
+
+
+def course(file: Path) -> dict[str, Any]:
+    """What is in `metrics.jsonl`, to which lines are only added: how many lines, and a hash of them."""
+    data = file.read_bytes() if file.is_file() else b""
+    return {"lines": data.count(b"\n"), "sha256": hashlib.sha256(data[: data.rfind(b"\n") + 1]).hexdigest()}
+
+
+def _begins_with(file: Path, before: Mapping[str, Any] | None) -> bool:
+    """Whether the first lines of a file are what they were; checkpoints of earlier versions do not say."""
+    if before is None:
+        return True
+    data = file.read_bytes() if file.is_file() else b""
+    first = b"".join(data.splitlines(keepends=True)[: before["lines"]])
+    return bool(hashlib.sha256(first).hexdigest() == before["sha256"])
 
 
 class Checkpointer:
@@ -99,6 +116,7 @@ class Checkpointer:
             "progress": asdict(progress) | {"seconds": seconds},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random": states,
+            "history": course(self._history),
         }
         problems: list[str] = []
         if self.accelerator.is_main_process:
@@ -129,6 +147,11 @@ class Checkpointer:
             before = "starting anew" if found is None else f"going back to the checkpoint of step {step}"
             for problem in damaged:
                 log.warning("%s: %s", problem, before)
+            if found and not _begins_with(self._history, found.state.get("history")):
+                log.warning(
+                    "%s: some of what was recorded up to step %d is lost, or has changed; it is left as it is",
+                    self._history, found.step,
+                )  # fmt: skip
         step = from_main(step)
         if step is None:
             return None
@@ -151,6 +174,10 @@ class Checkpointer:
             )
         self.planned = int(saved.state["identity"][STEPS])
         return Progress(**saved.state["progress"])
+
+    @property
+    def _history(self) -> Path:
+        return RunFolder(self.checkpoints.folder.parent).history
 
     def load_weights(self, step: int) -> bool:
         """Set the trained weights to those of a checkpoint. False, with a warning, if it is damaged or gone."""

@@ -71,6 +71,7 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
     router = Router(config, device, precision)
     _announce(router)
     if main:
+        files.unseal()
         save_config(config, folder)
         files.note_start(data)
     most = router.options.samples
