@@ -122,6 +122,17 @@ _VERB_TEXTS = {
         "  vlatrain check task=classification model=clip data=files data.train=train.csv strict=true output=data.json\n"
         "  vlatrain check task=captioning model=blip data=hub data.path=USER/NAME",
     ),
+    "report": (
+        "vlatrain report run=FOLDER|[FOLDER,FOLDER] [output=FILE]",
+        "Writes a page of a run: scores with their baselines, curves, predictions with images, mistakes, towers, data. Of several runs, of a\n"
+        "sweep or of a folder with runs in it: what they score and cost, what was varied, on which samples they disagree. The page is one\n"
+        "HTML file that needs no network. Needs the extra report (jinja2, matplotlib).\n"
+        "  output=FILE             the page (default: report.html in the folder)",
+        "  vlatrain report run=outputs/vqa/blip/NAME\n"
+        "  vlatrain report run=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=compared.html\n"
+        "  vlatrain report run=outputs/sweeps/NAME\n"
+        "  vlatrain report run=outputs",
+    ),
     "cache": (
         "vlatrain cache [prune=all | prune=NAME] [older_than=DAYS]",
         "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it.\n"
@@ -156,7 +167,7 @@ def of_verb(verb: str, options: dict[str, list[str]]) -> str:
     """The text of `vlatrain VERB --help`: of groups and keys those that the verb reads."""
     usage, text, examples = _VERB_TEXTS[verb]
     told = f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n"
-    if verb == "cache":  # none of Hydra's
+    if VERBS[verb].plain:  # none of Hydra's
         return told
     own = {group: names for group, names in options.items() if _takes(verb, "adapter" if group == RECIPES else group)}
     keys: dict[str, list[str]] = {}

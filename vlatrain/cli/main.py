@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         if "--version" in rest:
             print(f"vlatrain {__version__}")
             return 0
-        if verb == "cache":
+        if VERBS[verb].plain:
             VERBS[verb].call(rest)
             return 0
         with ending():

@@ -173,12 +173,12 @@ class RunFolder:
             with suppress(FileExistsError), self.owner.open("x", encoding="utf-8") as file:
                 json.dump(about, file)
                 return
-            if alive := self._at_work():
+            if alive := self.at_work():
                 raise UserError(f"{self.path} is being written by {alive}: wait for it, or choose another run.name")
             self.owner.unlink(missing_ok=True)  # of a process that was killed
         raise UserError(f"{self.path}: another process has just begun here: choose another run.name")
 
-    def _at_work(self) -> str:
+    def at_work(self) -> str:
         """The process at work here; empty: there is none any more."""
         try:
             owner = json.loads(self.owner.read_text(encoding="utf-8"))

@@ -27,10 +27,12 @@ class Verb:
     Attributes:
         does: what it does, in a line of the help.
         function: module and function that a checked configuration is given to.
+        plain: whether it is given the words as they are: it has no configuration.
     """
 
     does: str
     function: str
+    plain: bool = False
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -52,5 +54,6 @@ VERBS = {
     ),
     "inspect": Verb("show what a training would adapt and cost; loads no weights", "vlatrain.verbs.inspect.inspect"),
     "check": Verb("look at the data of a training; loads no weights", "vlatrain.verbs.check.check"),
-    "cache": Verb("list and remove what runs have kept of frozen prefixes", "vlatrain.verbs.cache.show"),
+    "report": Verb("write a page of a run, or of several side by side", "vlatrain.verbs.report.report", plain=True),
+    "cache": Verb("list and remove what runs have kept of frozen prefixes", "vlatrain.verbs.cache.show", plain=True),
 }

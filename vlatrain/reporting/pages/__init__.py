@@ -1,0 +1,48 @@
+"""Reports: one HTML file a run, or of several runs, that needs nothing outside of it.
+
+A page is made of what run folders hold, by templates (jinja2) and plots (matplotlib), which the extra `report` brings. It asks no
+network: images are inside it as thumbnails, and its policy forbids it to fetch anything or to run any script but its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from vlatrain.config import UserError
+from vlatrain.config.files import write_file
+from vlatrain.reporting.pages.reading import Selection, select, snapshot
+
+NAME = "report.html"
+PACKAGES = ("jinja2", "matplotlib")
+
+
+def missing() -> list[str]:
+    """The packages of a report that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def write_report(folders: list[Path], output: Path | None = None) -> tuple[Path, Selection]:
+    """Write the report of run folders.
+
+    Args:
+        folders: a run, several, a sweep's folder, or one with runs below it.
+        output: the file; None: `report.html` in the folder, of several folders in the working folder.
+
+    Returns:
+        The file, and what it is of.
+
+    Raises:
+        UserError: a package is missing, a folder is none of these, or the file cannot be written.
+    """
+    if absent := missing():
+        raise UserError(f"a report needs {' and '.join(absent)}: pip install 'vlatrain[report]'")
+    selection = select(folders)
+    output = output or selection.folder / NAME
+    from vlatrain.reporting.pages.render import page  # its packages need not be there
+
+    write_file(output, page(selection, output))
+    return output, selection
+
+
+__all__ = ["NAME", "PACKAGES", "Selection", "missing", "select", "snapshot", "write_report"]
