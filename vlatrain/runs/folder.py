@@ -114,7 +114,8 @@ class RunFolder:
         return self.path / "owner.json"
 
     def predictions(self, split: str = "eval") -> Path:
-        """Each evaluated sample with prediction, references and score; of the test data in a file of its own."""
+        """Each evaluated sample with prediction, references and score; of the test data, and of the frozen model, in a file of its
+        own."""
         return self.path / ("predictions.jsonl" if split == "eval" else f"predictions-{split}.jsonl")
 
     @property

@@ -158,6 +158,7 @@ class Instruct(Task):
                 "id": sample.id,
                 "question": sample.turns[-1].user,
                 "turn": len(sample.turns),
+                **({"history": [[turn.user, turn.reply] for turn in sample.turns[:-1]]} if sample.turns[:-1] else {}),
                 "prediction": text,
                 "references": [reference],
                 "score": score,

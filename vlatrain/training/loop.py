@@ -82,6 +82,7 @@ class Trained:
         layers: the layers of the towers, for gradient checkpointing and compilation.
         within: entered for each optimizer step (from 0), all its passes included; evaluations are outside.
         prune: asked after an evaluation, with its step: whether to end here.
+        scored_frozen: called with the evaluation of the frozen model, where that is asked for.
     """
 
     model: nn.Module
@@ -90,6 +91,7 @@ class Trained:
     layers: Sequence[nn.Module] = ()
     within: Callable[[int], AbstractContextManager[Any]] = nullcontext
     prune: Callable[[int], bool] = lambda step: False
+    scored_frozen: Callable[[Evaluation], object] = lambda evaluation: None
 
 
 class Loop:
@@ -434,6 +436,7 @@ class Loop:
             sink.write(
                 {"step": 0, "epoch": 0.0} | {f"frozen/{name}": value for name, value in evaluation.metrics.items()}
             )
+        self.trained.scored_frozen(evaluation)
 
     def _try_evaluation(self) -> None:
         """Evaluate a few samples, for what it takes."""

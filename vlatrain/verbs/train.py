@@ -64,6 +64,7 @@ from vlatrain.training.signals import Interrupted, ending, name_of, signal_of
 from vlatrain.training.signals import named as named_signals
 from vlatrain.verbs.predictions import write_predictions
 from vlatrain.verbs.route import train_router
+from vlatrain.verbs.towers import towers
 
 log = logging.getLogger("vlatrain")
 
@@ -177,6 +178,9 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         layers=setup.layers,
         within=lambda step: _dropping(config, setup, step),
         prune=_pruning(config, folder),
+        scored_frozen=lambda found: (
+            write_predictions(files, "frozen", found, samples["eval"], config) if main else None
+        ),
     )
     shown = shuffled(samples["train"], config)
     loop = Loop(config, setup.task, trained, shown, samples["eval"], folder, console, tries=tries)
@@ -329,6 +333,7 @@ def summary(
         **records,
         **({"frozen": {"metrics": result.frozen}} if result.frozen else {}),
         "parameters": {"trainable": trainable, "total": total, "percent": 100 * trainable / total},
+        **towers(config, setup.model),
         "speed": {"samples_per_s": result.samples_per_s, "wall_s": result.wall_seconds},
         "memory": {"peak_mb": result.peak_mb},
         "training": {

@@ -77,7 +77,9 @@ def scatter(
     marked = set(front)
     for place, (name, x, y) in enumerate(points):
         on = place in marked
-        axes.plot([x], [y], marker="D" if on else "o", markersize=7 if on else 5, color=colour(1 if on else 0), linestyle="")
+        axes.plot(
+            [x], [y], marker="D" if on else "o", markersize=7 if on else 5, color=colour(1 if on else 0), linestyle=""
+        )
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=INK)
     ordered = sorted((points[place][1:] for place in front))
     if len(ordered) > 1:
@@ -108,13 +110,16 @@ def strip(title: str, points: Sequence[tuple[Any, float]], labels: tuple[str, st
         if values[0] > 0 and values[-1] / values[0] >= 8:
             axes.set_xscale("log")
     means = {
-        choice: [value for other, value in points if other == choice] for choice in sorted(choices, key=places.__getitem__)
+        choice: [value for other, value in points if other == choice]
+        for choice in sorted(choices, key=places.__getitem__)
     }
     axes.plot(
         [places[choice] for choice in means], [sum(own) / len(own) for own in means.values()],
         color=colour(0), linewidth=1.2, marker="_", markersize=14, label="mean",
     )  # fmt: skip
-    axes.plot([places[choice] for choice, _ in points], [value for _, value in points], "o", color=colour(1), markersize=4)
+    axes.plot(
+        [places[choice] for choice, _ in points], [value for _, value in points], "o", color=colour(1), markersize=4
+    )
     axes.margins(0.12)
     return _svg(figure, title)
 

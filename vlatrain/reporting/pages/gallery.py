@@ -296,7 +296,10 @@ def disagreements(
         The samples as the page has them, how many there are, and how many all runs have.
     """
     scores: list[dict[tuple[str, ...], float]] = [
-        {key_of(record): 100.0 * is_right(record) if "scores" in record else score_of(record) for record in lines(file, [])}
+        {
+            key_of(record): 100.0 * is_right(record) if "scores" in record else score_of(record)
+            for record in lines(file, [])
+        }
         for file in files
     ]
     common = [key for key in scores[0] if all(key in own for own in scores[1:])]

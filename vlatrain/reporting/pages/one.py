@@ -43,7 +43,9 @@ def content(run: Snapshot, pictures: Pictures | None = None) -> dict[str, Any]:
         shown, total = len(predicted.records), predicted.total
         notes.append(f"{shown:,} of {total:,} predictions are shown: the surest mistakes, and every n-th of the rest")
     if thumbnails.beyond:
-        notes.append(f"{len(thumbnails.urls):,} images are shown, {thumbnails.beyond:,} are not, to keep the page small")
+        notes.append(
+            f"{len(thumbnails.urls):,} images are shown, {thumbnails.beyond:,} are not, to keep the page small"
+        )
     if thumbnails.missing:
         notes.append(f"{thumbnails.missing:,} images cannot be read from where they were")
     if not predicted.total:
@@ -142,14 +144,17 @@ def _curves(run: Snapshot) -> Iterator[Markup]:
     levels |= {"frozen model": frozen[run.metric]} if run.metric in frozen else {}
     yield figures.curves(run.metric, {run.metric: series(run, f"eval/{run.metric}")}, levels, run.unit(run.metric))
     others = [
-        name for name in run.metrics.get("metrics") or {} if name != run.metric and run.unit(name) == run.unit(run.metric)
+        name
+        for name in run.metrics.get("metrics") or {}
+        if name != run.metric and run.unit(name) == run.unit(run.metric)
     ]
     if others:
         shown = {name: series(run, f"eval/{name}") for name in others[: figures.SERIES]}
         yield figures.curves("Other scores", shown, unit=run.unit(run.metric))
     rates = dict.fromkeys(name for record in run.history for name in record.get("lr") or {})
     values = {
-        name: [(record["step"], record["lr"][name]) for record in run.history if name in (record.get("lr") or {})] for name in rates
+        name: [(record["step"], record["lr"][name]) for record in run.history if name in (record.get("lr") or {})]
+        for name in rates
     }
     yield figures.curves("Learning rate", values)
     for key, (title, unit) in CURVES.items():
@@ -190,7 +195,10 @@ def _groups(run: Snapshot, predicted: Gallery) -> Iterator[dict[str, Any]]:
 
 def _group(metric: str, name: str, lines: Sequence[tuple[str, int, float]]) -> dict[str, Any]:
     most = max([100.0, *(score for *_, score in lines)])
-    shown = [(group or "(none)", count, number(score), round(100 * score / most, 1)) for group, count, score in lines[:GROUPS]]
+    shown = [
+        (group or "(none)", count, number(score), round(100 * score / most, 1))
+        for group, count, score in lines[:GROUPS]
+    ]
     words = {"reference": "answer or class", "question_words": "words of the question"}
     label = words.get(name.rpartition("/")[2], name.replace("_", " "))
     return {"metric": metric.replace("_", " "), "name": label, "lines": shown, "beyond": len(lines) - len(shown)}
@@ -272,8 +280,14 @@ def _facts(run: Snapshot) -> Iterator[tuple[str, str]]:
     if about.get("time"):
         yield "begun", str(about["time"]).replace("T", " ")
     if training:
-        yield "steps", f"{training.get('steps', 0):,} ({training.get('epochs', 0):.4g} epochs), seed {training.get('seed')}"
-        yield "best step", f"{training.get('best_step')} of {training.get('evaluations')} evaluations, chosen on the evaluation data"
+        yield (
+            "steps",
+            f"{training.get('steps', 0):,} ({training.get('epochs', 0):.4g} epochs), seed {training.get('seed')}",
+        )
+        yield (
+            "best step",
+            f"{training.get('best_step')}, the best of {training.get('evaluations')} evaluations, chosen on the evaluation data",
+        )
     for name, group in (("baseline", "baselines"),):
         for baseline, what in (run.metrics.get(group) or {}).items():
             yield f"{name}: {baseline.replace('_', ' ')}", f"{what.get('says', '')} (of {what.get('source', '')})"
@@ -294,7 +308,9 @@ def _facts(run: Snapshot) -> Iterator[tuple[str, str]]:
 
 def _described(key: str) -> bool:
     """Whether a key describes a backbone or a task, rather than choosing something."""
-    return key.startswith(("model.tasks", "model.towers", "task.spec", "model.options", "model.image", "model.submodels"))
+    return key.startswith(
+        ("model.tasks", "model.towers", "task.spec", "model.options", "model.image", "model.submodels")
+    )
 
 
 def _plain(value: Any) -> str:

@@ -27,7 +27,10 @@ def pictures_of(run: Snapshot) -> tuple[Pictures | None, str]:
         return None, ""
     config, known = run.typed(), (run.metrics.get("data") or {}).get("eval")
     if config is None or not known or not _is_here(config):
-        return None, "its images are in no files of this machine (data.save_images=true writes them into the run folder)"
+        return (
+            None,
+            "its images are in no files of this machine (data.save_images=true writes them into the run folder)",
+        )
     try:
         with collected():
             samples = load_run(config, ["eval"])["eval"]

@@ -32,7 +32,11 @@ def page(selection: Selection, output: Path) -> str:
 def rendered(template: str, content: dict[str, Any]) -> str:
     """A template with its content. All text is escaped; only the script whose hash stands in the page's policy may run."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -49,7 +49,9 @@ def content(selection: Selection, output: Path) -> dict[str, Any]:
     thumbnails = Thumbnails()
     groups = [_group(own, varied, named, thumbnails, notes) for own in comparable(runs)]
     if thumbnails.beyond:
-        notes.append(f"{len(thumbnails.urls):,} images are shown, {thumbnails.beyond:,} are not, to keep the page small")
+        notes.append(
+            f"{len(thumbnails.urls):,} images are shown, {thumbnails.beyond:,} are not, to keep the page small"
+        )
     methods = methods_table(runs)
     return {
         "title": f"{len(runs)} runs",
@@ -83,7 +85,9 @@ def comparable(runs: Sequence[Snapshot]) -> list[list[Snapshot]]:
 def varied_keys(runs: Sequence[Snapshot]) -> list[str]:
     """What differs between the runs, of what was chosen on their command lines, and of the groups."""
     typed = dict.fromkeys(GROUPS) | {
-        str(override).lstrip("+~").partition("=")[0]: None for run in runs for override in run.about.get("overrides") or []
+        str(override).lstrip("+~").partition("=")[0]: None
+        for run in runs
+        for override in run.about.get("overrides") or []
     }
     keys = [key for key in typed if not key.startswith(UNVARIED)]
     return [key for key in keys if len({value_of(run, key) for run in runs}) > 1]
@@ -131,7 +135,8 @@ def over_seeds(runs: Sequence[Snapshot], varied: Sequence[str]) -> Iterator[dict
         scores = [run.score for run in own if run.score is not None]
         if len(scores) > 1:
             yield {
-                "what": ", ".join(f"{key}={value}" for key, value in zip(others, values, strict=True) if value) or "all",
+                "what": ", ".join(f"{key}={value}" for key, value in zip(others, values, strict=True) if value)
+                or "all",
                 "mean": number(statistics.fmean(scores), own[0].unit(own[0].metric)),
                 "deviation": number(statistics.stdev(scores)),
                 "runs": len(scores),
@@ -188,10 +193,16 @@ def _strips(runs: Sequence[Snapshot], varied: Sequence[str], label: str) -> Iter
             yield figures.strip(f"{runs[0].task}: {runs[0].metric} by {key}", points, (key, label))
 
 
-def _disagreements(ranked: Sequence[Snapshot], named: Mapping[int, str], thumbnails: Thumbnails) -> dict[str, Any] | None:
+def _disagreements(
+    ranked: Sequence[Snapshot], named: Mapping[int, str], thumbnails: Thumbnails
+) -> dict[str, Any] | None:
     """The samples on which the best runs on the same data disagree; None where there are not two of them."""
     data = [(run.metrics.get("data") or {}).get("eval") for run in ranked]
-    known = [run for run, own in zip(ranked, data, strict=True) if own and own == data[0] and run.files.predictions().exists()]
+    known = [
+        run
+        for run, own in zip(ranked, data, strict=True)
+        if own and own == data[0] and run.files.predictions().exists()
+    ]
     if len(known) < 2:
         return None
     known = known[:COMPARED]

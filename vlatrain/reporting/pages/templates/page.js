@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const STEP = 48;
+const STEP = 30;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -34,7 +34,7 @@ function picture(place, label, caption, layers = []) {
     return holder;
   }
   const size = data.sizes[place];
-  holder.append(element("img", { src: data.thumbs[place], alt: label, loading: "lazy", class: Math.max(...size) <= 96 ? "small" : null }));
+  holder.append(element("img", { src: data.thumbs[place], alt: label, class: Math.max(...size) <= 96 ? "small" : null }));
   for (const [boxes, kind] of layers) if (boxes && boxes.length) holder.append(drawn(boxes, kind, size));
   if (caption) holder.append(element("small", {}, caption));
   return holder;
