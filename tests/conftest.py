@@ -29,6 +29,7 @@ from vlatrain.backbones.base import Backbone
 from vlatrain.cli.registry import register_resolvers
 from vlatrain.config import AdapterConfig, ModelConfig
 from vlatrain.data.sample import Sample, Turn
+from vlatrain.reporting import pages
 
 FAKE_CUDA = ("tests/gpu_free/test_kernels.py", "tests/gpu_free/test_stored_type.py")
 PEFTS_OWN = "rslora|vblora|loha|lokr|oft|boft|hra|fourierft|waveft|c3a|hira|miss|randlora|delora|gralora|road"
@@ -220,6 +221,35 @@ def make_samples() -> list[Sample]:
 @pytest.fixture
 def samples() -> list[Sample]:
     return make_samples()
+
+
+MISSING = pages.missing  # as it is: for the tests of reports
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runs_end_without_a_report() -> Iterator[None]:
+    """A report takes a second, and the trainings of other tests are hundreds."""
+    pages.missing = lambda: ["nothing, but this is no test of reports"]
+    yield
+    pages.missing = MISSING
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are written, at the end of runs, too."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pages, "missing", MISSING)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are empty, which is most of the time that a report takes."""
+    from markupsafe import Markup
+
+    from vlatrain.reporting.pages import figures
+
+    empty = Markup('<svg role="img" aria-label="{}"></svg>')
+    monkeypatch.setattr(figures, "_svg", lambda figure, title: empty.format(title))
 
 
 @pytest.fixture(scope="session", autouse=True)

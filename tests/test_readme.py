@@ -20,6 +20,7 @@ from vlatrain.cli.overrides import Request
 from vlatrain.config.folder import RECIPES, conf_dir, options_of
 from vlatrain.reporting.console import Console
 from vlatrain.runs import baselines, save_config
+from vlatrain.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -117,7 +118,7 @@ def shape(text: str) -> list[str]:
 
 
 def test_the_first_command_says_what_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reports: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Console, "__init__", functools.partialmethod(Console.__init__, interval=0.0))
@@ -208,7 +209,9 @@ def finished(name: str) -> None:
 
 
 @pytest.mark.parametrize("shown", cells())
-def test_command_lines_compose(shown: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_compose(
+    shown: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = [PLACEHOLDERS.get(word, word) for word in shown]
     for group, base in (("adapter", "bottleneck"), ("model", "blip")):
@@ -231,7 +234,7 @@ def test_command_lines_compose(shown: tuple[str, ...], tmp_path: Path, monkeypat
         for source in re.findall(r"\b[A-Z_]+\d?\b", value) if "sources" in word else ():
             finished(source)
     verb, rest = cli.split_verb(words)
-    if verb == "cache" or "--cfg" in rest:
+    if VERBS[verb].plain or "--cfg" in rest:
         assert cli.main(words) == 0
         return
     arguments, _ = cli._parsed(rest)

@@ -36,6 +36,7 @@ def listed(verb: str, section: str) -> dict[str, list[str]]:
         ("eval", ["task", "model", "data", "trainer"]),
         ("predict", ["task", "model", "data", "trainer"]),
         ("merge", ["model"]),
+        ("report", []),
         ("cache", []),
     ],
 )
@@ -57,7 +58,7 @@ def test_a_verb_lists_the_keys_that_it_takes() -> None:
     assert "train" in scored["data"]
     assert "train" not in listed("predict", "keys")["data"]
     assert set(listed("merge", "keys")) == {"model", ""}
-    assert listed("cache", "keys") == {}
+    assert listed("cache", "keys") == listed("report", "keys") == {}
 
 
 @pytest.mark.parametrize("verb", [*OF_RUN, "check"])

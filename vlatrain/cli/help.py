@@ -124,9 +124,9 @@ _VERB_TEXTS = {
     ),
     "report": (
         "vlatrain report run=FOLDER|[FOLDER,FOLDER] [output=FILE]",
-        "Writes a page of a run: scores with their baselines, curves, predictions with images, mistakes, towers, data. Of several runs, of a\n"
-        "sweep or of a folder with runs in it: what they score and cost, what was varied, on which samples they disagree. The page is one\n"
-        "HTML file that needs no network. Needs the extra report (jinja2, matplotlib).\n"
+        "Writes a page of a run: scores with their baselines, curves, predictions with images, mistakes, towers, data.\n"
+        "Of several runs, of a sweep or of a folder with runs in it: what they score and cost, what was varied, on which\n"
+        "samples they disagree. The page is one HTML file that needs no network. Needs the extra `report`: jinja2, matplotlib.\n"
         "  output=FILE             the page (default: report.html in the folder)",
         "  vlatrain report run=outputs/vqa/blip/NAME\n"
         "  vlatrain report run=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=compared.html\n"

@@ -27,6 +27,7 @@ from vlatrain.config.errors import UserError, all_incompatible
 from vlatrain.config.printable import printable
 from vlatrain.config.schema import AS_TRAIN
 from vlatrain.reporting.console import BRIEF, report
+from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.scores import headline
 from vlatrain.reporting.sweep import finish, line, not_run
 from vlatrain.runs import Command, Outcome, RunFolder, SweepFolder, job_name, new_name, run_folder, within
@@ -249,6 +250,8 @@ class Jobs:
         if self.sweep is not None and _is_first():
             outcomes = self.sweep.outcomes()
             finish(outcomes, self.sweep.path)
+            if self.verb == "train" and "run.report=off" not in self.request.overrides:
+                report_at_end(self.sweep.path)
             if self.ended and not outcomes:
                 raise UserError(
                     f"no job has left its outcome in {self.sweep.jobs}: all need the disk that this process has"

@@ -24,10 +24,12 @@ class RunConfig:
     Attributes:
         name: name of the run; null: a timestamp and a short id.
         dir: the folder; by default `outputs/<task>/<model>/<name>`.
+        report: `auto` writes `report.html` at the end, if the extra `report` is installed; `off` does not.
     """
 
     name: str | None = None
     dir: str | None = None
+    report: Annotated[str, Choice("auto", "off")] = "auto"
 
 
 @dataclass

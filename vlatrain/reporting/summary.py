@@ -85,6 +85,7 @@ def show_files(folder: Path, console: Console) -> None:
         (files.config, "the whole configuration"),
         (files.data, "what the data is like"),
         (files.log, "what was said"),
+        (files.report, "all of it as a page, for a browser"),
     ):
         if path.exists():
             console.print(f"  {path.name:<18} {what}", markup=False, highlight=False)

@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "run.log"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.path / "report.html"
+
+    @property
     def evaluations(self) -> Path:
         """Folder: one for each evaluation afterwards."""
         return self.path / "evaluations"

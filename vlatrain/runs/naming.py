@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, RunConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.runs.folder import RunFolder
 
 ROOT = Path("outputs")
@@ -47,12 +47,12 @@ def named(config: TrainConfig, job: str = "", stamp: str | None = None) -> Train
     name = config.run.name or (Path(folder).name if folder else (stamp or new_name()))
     if job:
         name, folder = f"{name}-{job}", str(Path(folder) / job) if folder else None
-    return replace(config, run=RunConfig(name, folder))
+    return replace(config, run=replace(config.run, name=name, dir=folder))
 
 
 def within(config: TrainConfig, folder: Path) -> TrainConfig:
     """The configuration of a training in a folder, which it may have begun."""
-    return replace(config, run=RunConfig(folder.name, str(folder)))
+    return replace(config, run=replace(config.run, name=folder.name, dir=str(folder)))
 
 
 def evaluation_named(config: EvalConfig, job: str = "") -> EvalConfig:

@@ -36,9 +36,8 @@ def report(words: Sequence[str], console: Console | None = None) -> Path:
     asked = _asked(words)
     folders, output = _folders(asked["run"]), asked.get("output")
     path, selection = write_report(folders, Path(output).expanduser() if output else None)
-    if not selection.single:
-        if table := methods_table(selection.runs):
-            console.print(_shown(table))
+    if not selection.single and (table := methods_table(selection.runs)):
+        console.print(_shown(table))
     console.print(f"The report is in {path}", markup=False, highlight=False, soft_wrap=True)
     return path
 

@@ -40,12 +40,11 @@ def towers(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
     elsewhere = Counter[str]()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            path = next((path for path in longest if path and f".{path}." in f".{name}"), None)
-            if path is None:
+            known = next((places[path] for path in longest if path and f".{path}." in f".{name}"), None)
+            if known is None:
                 elsewhere[group_of(name)] += size_of(parameter)
             else:
-                tower, place = places[path]
-                trainable[tower][place] += size_of(parameter)
+                trainable[known[0]][known[1]] += size_of(parameter)
     described = {}
     for tower, stack in found.stacks.items():
         counts = dict(trainable[tower])

@@ -30,10 +30,11 @@ from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.merging.fuse import usage
 from vlatrain.reporting.card import write_card
-from vlatrain.reporting.console import Console, logged
+from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.data_report import TEXTS, report_of
 from vlatrain.reporting.data_tables import brief_lines
 from vlatrain.reporting.loggers import make_sinks
+from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
@@ -222,6 +223,9 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         files.seal()
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
+        if config.run.report == "auto" and not BRIEF.get():  # a sweep has one of all its jobs
+            known = {sample.id: sample.pictures for sample in samples["eval"]}
+            report_at_end(folder, lambda name: known.get(name, ()))
         show_run(config, folder, metrics)
     give_back(loop.parameters.values())
 

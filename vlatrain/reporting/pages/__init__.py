@@ -7,11 +7,15 @@ network: images are inside it as thumbnails, and its policy forbids it to fetch 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 from vlatrain.config import UserError
 from vlatrain.config.files import write_file
 from vlatrain.reporting.pages.reading import Selection, select, snapshot
+from vlatrain.reporting.pages.thumbnails import Pictures
+
+log = logging.getLogger("vlatrain")
 
 NAME = "report.html"
 PACKAGES = ("jinja2", "matplotlib")
@@ -22,12 +26,15 @@ def missing() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def write_report(folders: list[Path], output: Path | None = None) -> tuple[Path, Selection]:
+def write_report(
+    folders: list[Path], output: Path | None = None, pictures: Pictures | None = None
+) -> tuple[Path, Selection]:
     """Write the report of run folders.
 
     Args:
         folders: a run, several, a sweep's folder, or one with runs below it.
         output: the file; None: `report.html` in the folder, of several folders in the working folder.
+        pictures: finds the images of a single run that are no files; None: they are read or generated again.
 
     Returns:
         The file, and what it is of.
@@ -41,8 +48,19 @@ def write_report(folders: list[Path], output: Path | None = None) -> tuple[Path,
     output = output or selection.folder / NAME
     from vlatrain.reporting.pages.render import page  # its packages need not be there
 
-    write_file(output, page(selection, output))
+    write_file(output, page(selection, output, pictures))
     return output, selection
 
 
-__all__ = ["NAME", "PACKAGES", "Selection", "missing", "select", "snapshot", "write_report"]
+def report_at_end(folder: Path, pictures: Pictures | None = None) -> None:
+    """Write the report of what has just ended, where the packages for it are installed. What goes wrong is said, and no more: the
+    folder has everything without it."""
+    if missing():
+        return
+    try:
+        write_report([folder], pictures=pictures)
+    except Exception as error:  # whatever a plot or an image may raise
+        log.warning("No report was written (%s: %s)", type(error).__name__, " ".join(str(error).split()))
+
+
+__all__ = ["NAME", "PACKAGES", "Selection", "missing", "report_at_end", "select", "snapshot", "write_report"]

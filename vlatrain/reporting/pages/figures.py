@@ -81,7 +81,7 @@ def scatter(
             [x], [y], marker="D" if on else "o", markersize=7 if on else 5, color=colour(1 if on else 0), linestyle=""
         )
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=INK)
-    ordered = sorted((points[place][1:] for place in front))
+    ordered = sorted(points[place][1:] for place in front)
     if len(ordered) > 1:
         axes.plot(*zip(*ordered, strict=True), color=colour(1), linewidth=1, linestyle="--")
     axes.margins(0.12)
@@ -135,13 +135,13 @@ def towers(described: Mapping[str, Mapping[str, Any]]) -> Markup:
     lanes = [(tower, site) for tower, about in described.items() for site in about["sites"]]
     if not lanes:
         return Markup()
-    most = max((number for about in described.values() for number in about["trainable"].values()), default=0)
+    largest = max((number for about in described.values() for number in about["trainable"].values()), default=0)
     depth = max(int(about["layers"]) for about in described.values())
     figure, axes = _axes("layer", "", (max(SIZE[0], 1.6 + 0.24 * depth), 0.7 + 0.26 * len(lanes)))
     for lane, (tower, site) in enumerate(lanes):
         for layer in range(int(described[tower]["layers"])):
             number = described[tower]["trainable"].get(f"{layer}.{site}", 0)
-            strength = 0.25 + 0.75 * number / most if number else 0.0
+            strength = 0.15 + 0.4 * number / largest if number else 0.0
             face = {"facecolor": colour(0), "alpha": strength} if number else {"facecolor": "none"}
             axes.add_patch(Rectangle((layer - 0.42, -lane - 0.4), 0.84, 0.8, edgecolor="none", **face))
             axes.add_patch(Rectangle((layer - 0.42, -lane - 0.4), 0.84, 0.8, edgecolor=GRID, facecolor="none"))
@@ -156,12 +156,10 @@ def towers(described: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def _axes(x: str, y: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
     axes.set_xlabel(x, color=INK, fontsize=8)
     axes.set_ylabel(y, color=INK, fontsize=8)
     axes.tick_params(colors=INK, labelsize=8, length=2)
@@ -185,24 +183,27 @@ def _legend(axes: Axes) -> None:
 def _svg(figure: Figure, title: str) -> Markup:
     """A figure as the content of a page: what it shows as its label, no metadata, colours by CSS."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be called $5
     stream = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "text.parse_math": False, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with rc_context(settings):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", text, count=1)
-    text = re.sub(r"\s*xmlns:?\w*=\"[^\"]*\"", "", text)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    drawn = stream.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r"\1", drawn, count=1)
+    drawn = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", drawn, count=1)
+    drawn = re.sub(r"\s*xmlns:?\w*=\"[^\"]*\"", "", drawn)
+    drawn = drawn.replace("xlink:href", "href")
+    drawn = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", drawn)
     for number in range(SERIES):
-        text = text.replace(colour(number), f"var(--s{number})")
-    text = text.replace(INK, "var(--ink)").replace(GRID, "var(--line)")
+        drawn = drawn.replace(colour(number), f"var(--s{number})")
+    drawn = drawn.replace(INK, "var(--ink)").replace(GRID, "var(--line)")
     label = Markup.escape(title)
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+    return Markup(drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 
 def _number(value: Any) -> float | None:

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig, UserError
-from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.saved import typed
+from vlatrain.config.spec import with_shipped_specs
 from vlatrain.runs import RunFolder, find_config, is_run, runs_below
 from vlatrain.runs.baselines import Beaten, beside_baseline
 from vlatrain.runs.sweep import Outcome, SweepFolder
@@ -99,12 +100,19 @@ class Snapshot:
 
     def higher_is_better(self, name: str) -> bool:
         """Whether more of a score is better."""
-        known = self._directions()
-        return known.get(name, True)
+        return self._directions.get(name, True)
 
+    @cached_property
     def _directions(self) -> dict[str, bool]:
-        config = self.typed()
-        return {name: spec.higher_is_better for name, spec in score_specs(config.task).items()} if config else {}
+        task = with_shipped_specs(dict(self.config.get("task") or {}))
+        named = {"": task} | {
+            f"{name}/": own for name, own in (task.get("subtasks") or {}).items() if isinstance(own, dict)
+        }
+        return {
+            f"{subtask}{score['name']}": bool(score.get("higher_is_better", True))
+            for subtask, own in named.items()
+            for score in (own.get("spec") or {}).get("metrics") or []
+        }
 
     def typed(self) -> TrainConfig | None:
         """The configuration as the dataclass that it was; None where this version cannot read it."""

@@ -13,19 +13,21 @@ from markupsafe import Markup
 from vlatrain import __version__
 from vlatrain.reporting.pages import one, several
 from vlatrain.reporting.pages.reading import Selection
+from vlatrain.reporting.pages.thumbnails import Pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(selection: Selection, output: Path) -> str:
+def page(selection: Selection, output: Path, pictures: Pictures | None = None) -> str:
     """The report of some runs as HTML.
 
     Args:
         selection: the runs.
         output: the file that it is written to.
+        pictures: finds the images of a single run that are no files.
     """
     if selection.single:
-        return rendered("run.html", one.content(selection.runs[0]))
+        return rendered("run.html", one.content(selection.runs[0], pictures))
     return rendered("runs.html", several.content(selection, output))
 
 

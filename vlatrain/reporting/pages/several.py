@@ -95,11 +95,10 @@ def varied_keys(runs: Sequence[Snapshot]) -> list[str]:
 
 def value_of(run: Snapshot, key: str) -> str:
     """What a run has for a key, or for a group."""
-    if "/" in key or key in run.config and isinstance(run.config[key], Mapping):
-        for override in run.about.get("overrides") or []:
-            name, _, value = str(override).lstrip("+").partition("=")
-            if name == key and "/" in key:
-                return value
+    if "/" in key:  # a group inside a group, which the configuration has under other names
+        typed = (str(override).lstrip("+").partition("=") for override in run.about.get("overrides") or [])
+        return next((value for name, _, value in typed if name == key), "")
+    if isinstance(run.config.get(key), Mapping):
         return run.named(key)
     value: Any = run.config
     for name in key.split("."):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vlatrain.config import UserError
@@ -16,7 +17,7 @@ from vlatrain.data.sample import Picture
 SIDE = 224  # pixels of the longer side
 PLAIN = 96  # images up to this side are kept without loss
 MOST, MOST_BYTES = 500, 11_000_000  # thumbnails of a page, and what they take
-HUES = [(0, 0, 0, 0)] + [
+HUES = [(0, 0, 0, 0),
     (230, 60, 60, 150), (60, 120, 230, 150), (40, 170, 90, 150), (230, 160, 30, 150), (150, 80, 210, 150), (30, 180, 190, 150),
 ]  # fmt: skip
 Pictures = Callable[[str], tuple[Picture, ...]]
@@ -58,10 +59,9 @@ class Thumbnails:
         except (OSError, ValueError):
             self.missing += 1
             return None
-        colours = Image.new("RGBA", classes.size)
         hues = [HUES[0] if number == 0 else HUES[1 + (number - 1) % (len(HUES) - 1)] for number in range(256)]
-        colours.putdata([hues[value] for value in classes.getdata()])
-        return self._add(url, colours, classes.size)
+        colours = np.array(hues, dtype=np.uint8)[np.asarray(classes)]  # (H, W, 4)
+        return self._add(url, Image.fromarray(colours), classes.size)
 
     def _of(self, name: str, picture: Callable[[], Picture]) -> int | None:
         if name in self._places:

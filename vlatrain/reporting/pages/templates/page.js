@@ -65,7 +65,7 @@ function card(record, gallery) {
   record.answers.forEach((answer, place) => {
     const [kind, mark] = verdict(answer, gallery.graded);
     const sure = answer.sure === undefined ? "" : percent(answer.sure);
-    const score = gallery.graded && !answer.boxes && (answer.right || answer.score === 0) ? "" : answer.score.toFixed(1);
+    const score = gallery.graded && !answer.boxes && (answer.right || answer.score === 0) ? "" : `${answer.boxes ? "IoU " : ""}${answer.score.toFixed(1)}`;
     made.append(element("span", { class: `answer ${kind}` },
       mark ? element("span", { class: "mark", title: kind === "half" ? "partly right" : kind }, mark) : "",
       element("span", { class: "grow" }, answer.text || "(nothing)"),
@@ -74,7 +74,6 @@ function card(record, gallery) {
   });
   const rank = record.rank === undefined ? "" : `right one at rank ${record.rank}; `;
   if (record.refs && record.refs.length) made.append(element("span", { class: "refs" }, `${rank}reference: ${record.refs.join(" | ")}`));
-  if (record.boxes) made.append(element("span", { class: "refs" }, "dashed green: reference; pink: predicted"));
   made.append(element("span", { class: "id" }, [record.id, ...Object.entries(record.f).filter(([name]) => name !== "reference").map(([, value]) => value)].join(" · ")));
   return made;
 }
@@ -186,6 +185,7 @@ function start(root, gallery) {
     list.replaceChildren();
     add();
   };
+  if (gallery.records.some((one) => one.boxes)) list.before(element("p", { class: "note" }, "Boxes: dashed green the reference, pink what was predicted."));
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", add);
