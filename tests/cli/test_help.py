@@ -46,7 +46,7 @@ def test_a_verb_lists_the_groups_that_it_takes(verb: str, groups: list[str]) -> 
 
 def test_a_verb_lists_the_keys_that_it_takes() -> None:
     every = listed("train", "keys")
-    assert (every["run"], every[""]) == (["name", "dir"], ["seed", "resume"])
+    assert (every["run"], every[""]) == (["name", "dir", "report"], ["seed", "resume"])
     assert "decode.num_beams" in every["task"]
     assert not {"name", "spec.query", "decode"} & {*every["task"]}
     assert listed("inspect", "keys") == every

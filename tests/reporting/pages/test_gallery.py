@@ -25,7 +25,7 @@ def test_answers_are_counted_and_shown_with_their_images(tmp_path: Path) -> None
     found = gallery(run / "predictions.jsonl", thumbnails)
     assert (found.total, found.graded, found.confident, found.changed) == (6, True, True, None)
     assert found.means["topic"] == {"easy": (3, pytest.approx(200 / 3)), "hard": (3, pytest.approx(200 / 3))}
-    assert found.confusions[""] == (["dog", "fish", "others"], [[2, 0, 1], [0, 2, 1], [0, 0, 0]])
+    assert found.confusions[""] == (["dog", "fish", "others"], [[2, 0, 1], [0, 2, 1]])
     first = found.records[0]
     assert first["refs"] == ["dog"]
     assert first["f"] == {"topic": "easy", "reference": "dog"}

@@ -73,7 +73,7 @@ def scatter(
     """
     figure, axes = _axes(*labels)
     if logarithmic and all(x > 0 for _, x, _ in points):
-        axes.set_xscale("log")
+        _logarithmic(axes)
     marked = set(front)
     for place, (name, x, y) in enumerate(points):
         on = place in marked
@@ -108,7 +108,7 @@ def strip(title: str, points: Sequence[tuple[Any, float]], labels: tuple[str, st
         places = dict(zip(choices, [number or 0.0 for number in numbers], strict=True))
         values = sorted(places.values())
         if values[0] > 0 and values[-1] / values[0] >= 8:
-            axes.set_xscale("log")
+            _logarithmic(axes)
     means = {
         choice: [value for other, value in points if other == choice]
         for choice in sorted(choices, key=places.__getitem__)
@@ -170,6 +170,16 @@ def _axes(x: str, y: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axe
         spine.set_color(GRID)
     axes.patch.set_visible(False)
     return figure, axes
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis, its numbers written out: matplotlib's own are formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes) -> None:

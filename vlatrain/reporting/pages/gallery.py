@@ -184,7 +184,7 @@ def _confusion(pairs: Counter[tuple[str, str]]) -> tuple[list[str], list[list[in
     table = [[0] * side for _ in range(side)]
     for (reference, prediction), count in pairs.items():
         table[place.get(reference, side - 1)][place.get(prediction, side - 1)] += count
-    return [*names, *(["others"] if more else [])], table
+    return [*names, *(["others"] if more else [])], table if sum(table[-1]) else table[:-1]
 
 
 def _is_text(record: Record) -> bool:

@@ -173,7 +173,7 @@ def series(run: Snapshot, key: str) -> list[tuple[float, float]]:
 def _shaded(names: Sequence[str], table: Sequence[Sequence[int]]) -> dict[str, Any]:
     lines = [
         (name, [(count, round(100 * count / max(1, sum(line)))) for count in line])
-        for name, line in zip(names, table, strict=True)
+        for name, line in zip(names, table, strict=False)  # none for others, if no reference is another one
     ]
     return {"names": names, "lines": lines}
 
