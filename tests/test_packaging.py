@@ -92,7 +92,11 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(unpacked)
-    for path in [*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("vlatrain/assets/**/*")]:
+    for path in [
+        *ROOT.glob("conf/**/*.yaml"),
+        *ROOT.glob("vlatrain/assets/**/*"),
+        *ROOT.glob("vlatrain/**/templates/*"),
+    ]:
         if path.is_file():
             assert str(Path("vlatrain") / path.relative_to(ROOT)).replace("vlatrain/vlatrain", "vlatrain") in names
     ran = subprocess.run(

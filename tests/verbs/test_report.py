@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,19 @@ def test_a_sweep_ends_with_its_report(reports: None, tmp_path: Path) -> None:
     assert command("-m", "adapter.dim=2,4", *sizes, f"hydra.sweep.dir={tmp_path / 'sweep'}") == 0
     assert "adapter.dim" in (tmp_path / "sweep" / "report.html").read_text()
     assert not [*tmp_path.glob("runs/*/report.html")]
+
+
+@pytest.mark.slow
+def test_the_script_s_table_comes_from_the_folders_alone(reports: None, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "compare_methods.py"
+    sizes = ["data.train_size=16", "data.eval_size=6", "trainer.max_steps=2", "trainer.batch_size=4"]
+    words = ["--tasks", "vqa", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "table.md"), *sizes]
+    subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
+    table = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "table.md").read_text().splitlines()[2:]
+    ]
+    assert [line[1] for line in table] == ["none", "bottleneck", "lora", "full"]
+    page = report([f"run={tmp_path / 'runs'}"], Console(width=80)).read_text()
+    (methods,) = re.findall(r'<table class="sortable methods">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    assert [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in methods.split("</tr>")[:-1]] == table
