@@ -67,7 +67,8 @@ _VERB_TEXTS = {
     ),
     "predict": (
         "vlatrain predict run=FOLDER image=... [question=... | text=... | texts=[...]] [KEY=VALUE ...]",
-        "Asks a trained model. Text is taken as you type it inside your shell's quotes.\n"
+        "Asks a trained model. Text is taken as you type it inside your shell's quotes. In a terminal, without an image, it\n"
+        "loads the model once and answers line by line.\n"
         "  image=FILE or FOLDER    what to look at\n"
         "  images=[FILE,FILE]      several that one question is about, in order\n"
         "  question=TEXT           VQA: what to answer; instruct: what the user says; grounding: what to find\n"
@@ -78,6 +79,7 @@ _VERB_TEXTS = {
         "  output=FILE             results as JSONL\n"
         "  draw=FOLDER             grounding: images with the boxes drawn\n"
         "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
+        "  vlatrain predict run=outputs/vqa/blip/NAME                 in a terminal: a conversation\n"
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
         "  vlatrain predict run=outputs/captioning/blip/NAME image=photos/ output=captions.jsonl\n"
         '  vlatrain predict run=outputs/retrieval/clip/NAME image=photos/ text="a dog on a beach"\n'

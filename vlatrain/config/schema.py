@@ -132,6 +132,12 @@ class PredictConfig(TrainConfig):
     draw: str | None = None
     top_k: Annotated[int, AT_LEAST_ONE] = 5
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there is no query: in a terminal, it is typed."""
+        queries = (self.image, self.images, self.input, self.question, self.text, self.texts, self.output, self.draw)
+        return not any(queries)
+
 
 @dataclass
 class MergeConfig(TrainConfig):

@@ -183,6 +183,11 @@ def _predict(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
         return _predict_routed(config, console)
     subtask, whole = asked(config), config
     config = subtasks(config)[subtask]  # of a joint run, the configuration of the subtask that is asked
+    if queries.is_conversation(config):
+        from vlatrain.verbs.conversation import Conversation  # which asks a `Predictor`
+
+        Conversation(config, Predictor(whole, Path(config.source), subtask), console).run()
+        return []
     samples = _samples(config)  # before the weights: a missing file must not wait
     samples = [replace(one, subtask=subtask) for one in samples]
     searches = config.task.spec.query == TEXT

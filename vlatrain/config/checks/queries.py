@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from vlatrain.config.task import TaskConfig
 MARK = "<image>"  # as in rows, see `vlatrain.data.sample`
 
 
+def is_conversation(config: PredictConfig) -> bool:
+    """Whether queries are to be typed: there is none, and somebody sits at a terminal."""
+    return config.asks_nothing and sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
     """What is wrong with the query of a prediction.
 
@@ -21,6 +27,8 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
         config: the configuration.
         task: the task, or the subtask of a joint one, that is asked.
     """
+    if is_conversation(config):
+        return
     yield from _asked_about(config, "boxes" in task.spec.fields, f"this run's task is {task.name}")
     if config.images and not task.spec.several_images:
         yield f"images=[...]: a sample of task={task.name} has one image; image=FILE, or a folder, asks about each"
