@@ -132,3 +132,13 @@ def test_no_control_character_of_a_stranger_reaches_terminal_or_log(
         assert "a\\x1b]0;owned\\x07\\x9b2J\\u202e.png" in plain
         assert not set(text) & set("\x07\x9b\u202e")
         assert "\x1b]" not in text
+
+
+def test_on_a_terminal_lines_end_between_words_and_paths_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream, path = io.StringIO(), "/folder" * 9
+    Console(stream, live=True).message(f"warning: what is said here takes more than one line, see {path}")
+    lines = [line.strip() for line in stream.getvalue().splitlines()]
+    assert path in lines
+    assert all(len(line) <= 40 for line in lines if line != path)
+    assert " ".join(lines) == f"warning: what is said here takes more than one line, see {path}"

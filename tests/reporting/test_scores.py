@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from rich.console import Console
 
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.reporting.records import TRAINING
-from vlatrain.reporting.scores import headline, marks, score_table
-from vlatrain.reporting.summary import best_step
+from vlatrain.reporting.scores import headline, marks, result_line, score_table
+from vlatrain.reporting.summary import best_step, show_run
 
 CONFIG = TrainConfig(task=TaskConfig("classification"))
 
@@ -95,3 +96,35 @@ def test_what_is_no_percentage_has_no_unit() -> None:
 def test_the_best_step_is_named_and_on_what_it_was_chosen(more: dict[str, Any], said: str) -> None:
     training = {"steps": 9, "best_step": 7, "evaluations": 3}
     assert best_step({**record(50.0), "training": training, **more}) == ("7 of 9, best of 3", said)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (record(70.1), "accuracy 70.10 %, better than 70.00 % (majority class)"),
+        (record(70.0), "accuracy 70.00 %, no better than 70.00 % (majority class)"),
+        (record(70.0, None), "accuracy 70.00 %"),
+        ({"metric": "accuracy", "metrics": {}}, ""),
+    ],
+)
+def test_the_headline_is_a_line_with_what_it_beat(metrics: dict[str, Any], said: str) -> None:
+    assert result_line(CONFIG, metrics) == said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_finished_run_is_80_columns_wide_and_breaks_no_path(terminal: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "a [long] folder" / ("x" * 90)
+    folder.mkdir(parents=True)
+    for name in ("metrics.json", "predictions.jsonl", "report.html"):
+        (folder / name).touch()
+    metrics = record(80.0, parameters={"trainable": 1, "total": 100, "percent": 1.0}, memory={"peak_mb": 1.0})
+    metrics |= {"speed": {"samples_per_s": 5.0, "wall_s": 9.0}, "machine": {"device": "cpu"}}
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+    show_run(CONFIG, folder, metrics, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "accuracy 80.00 %, better than 70.00 % (majority class)"
+    assert lines[1].strip() == "classification · tiny_blip · bottleneck"
+    assert f"Everything is in {folder}:" in lines
+    assert all(line.strip() for line in lines)
+    assert all(len(line) <= 80 for line in lines if line[0] in "│┃┏└┡")
+    assert sum(str(folder) in line for line in lines) == 2  # where it is, and how to ask it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ class Console:
         # in a data-loading worker, whatever held rich's lock when it was forked holds it for ever
         text = printable(text)
         if self._rich is not None and os.getpid() == self._process:
-            self._rich.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._rich.print(wrapped(text, self._rich.width), markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
 
@@ -111,6 +112,12 @@ class Console:
         if not self._open and self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text whose lines end between words; a path that is longer than a line stays whole."""
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
+    return "\n".join("\n".join(line) for line in lines)
 
 
 class _Quiet:

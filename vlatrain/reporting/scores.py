@@ -33,6 +33,20 @@ def marks(config: TrainConfig, scored: Mapping[str, Any], split: str = "") -> li
     return said
 
 
+def result_line(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
+    """The headline score with its interval, and what it beat or did not; empty if there is none."""
+    name = str(metrics.get("metric", ""))
+    if name not in (metrics.get("metrics") or {}):
+        return ""
+    known = score_specs(config.task)
+    beaten = beside_baseline(metrics, name, known[name].higher_is_better if name in known else True)
+    said = f"{name.replace('_', ' ')} {shown_score(config, name, metrics['metrics'][name])}"
+    if beaten is None:
+        return said
+    which = f"{shown_score(config, name, beaten.value)} ({beaten.name})"
+    return f"{said}, {'better' if beaten.better else 'no better'} than {which}"
+
+
 def score_table(config: TrainConfig, metrics: Mapping[str, Any], title: str) -> Table:
     """The scores as a table with what they are compared with, the headline metric first, those of the test data last.
 
@@ -45,7 +59,12 @@ def score_table(config: TrainConfig, metrics: Mapping[str, Any], title: str) -> 
     baselines = any(found.get("baselines") for _, found in splits)
     frozen = (metrics.get("frozen") or {}).get("metrics", {})
     table = Table(
-        "what", "value", *(["baseline"] if baselines else []), *(["frozen model"] if frozen else []), title=title
+        "what",
+        "value",
+        *(["baseline"] if baselines else []),
+        *(["frozen model"] if frozen else []),
+        title=title,
+        title_justify="left",
     )
     for split, found in splits:
         for name in _ordered(found, metrics["metric"]):

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.reporting.console import BRIEF
 from vlatrain.reporting.console import RichConsole as Console
-from vlatrain.reporting.scores import group_rows, score_table
+from vlatrain.reporting.scores import group_rows, result_line, score_table
 from vlatrain.runs import RunFolder
 
 
@@ -43,6 +45,8 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
         table.add_row("training speed", f"{speed['samples_per_s']:,.0f} samples/s")
     table.add_row("time", f"{speed['wall_s']:,.0f} s")
     table.add_row("peak memory", f"{metrics['memory']['peak_mb']:,.0f} MB ({metrics['machine']['device']})")
+    if line := result_line(config, metrics):
+        console.print(Text(line, style="bold"), soft_wrap=True)
     console.print(table)
     show_files(folder, console)
     console.print("Next:")
@@ -74,7 +78,7 @@ def asking(config: TrainConfig, folder: object) -> list[str]:
 
 def show_files(folder: Path, console: Console) -> None:
     """Print what is in a run folder."""
-    console.print(f"Everything is in [bold]{folder}[/]:")
+    console.print(Text.assemble("Everything is in ", (str(folder), "bold"), ":"), soft_wrap=True)
     files = RunFolder(folder)
     for path, what in (
         (files.adapter, "what was trained, in PEFT's layout"),
@@ -88,7 +92,7 @@ def show_files(folder: Path, console: Console) -> None:
         (files.report, "all of it as a page, for a browser"),
     ):
         if path.exists():
-            console.print(f"  {path.name:<18} {what}", markup=False, highlight=False)
+            console.print(f"  {path.name:<18} {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _next(config: TrainConfig, folder: Path) -> list[str]:

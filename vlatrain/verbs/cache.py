@@ -101,9 +101,8 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
                 f"Removed {len(doomed)} of {len(of_data)} folders of samples and images, {freed / 1e9:.2f} GB"
             )
         return
-    table = Table(
-        "name", "model", "task", "prefix", "precision", "GB", "last used", title=f"Kept in {store.kept_folder()}"
-    )
+    console.print(f"Kept in {store.kept_folder()}", markup=False, highlight=False, soft_wrap=True)
+    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used")
     for folder in found:
         told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
         table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")

@@ -14,16 +14,17 @@ from vlatrain.config.spec import IMAGE, QUESTION
 from vlatrain.data import picture_files
 from vlatrain.data.features import check_shown, picture_of
 from vlatrain.data.sample import Picture, Sample, Turn
+from vlatrain.reporting.console import wrapped
 from vlatrain.tasks.sample_checks import check_samples
 from vlatrain.verbs.hits import Hit
 from vlatrain.verbs.predict import Predictor
 
 END = ("quit", "exit", "q")
 HELP = {
-    QUESTION: "a question about it",
-    IMAGE: "another image",
+    QUESTION: "questions about it, or another path",
+    IMAGE: "that of another",
 }
-SEARCHED = "a text to search a folder for, or texts, separated by ;, to rank for an image"
+SEARCHED = "texts, separated by semicolons, to be ranked; or that of a folder, and a text to search it for"
 
 
 class Conversation:
@@ -50,10 +51,9 @@ class Conversation:
         """Answer lines until one of them says the end, or there are no more."""
         with suppress(ImportError):
             import readline  # noqa: F401, lines can then be edited and called back
-        self._print(
-            f"{self.config.source} is loaded. Type the path of an image, then {HELP.get(self.spec.query, SEARCHED)};"
-        )
-        self._print("another path is another image; quit or Ctrl-D ends.")
+        self._print(f"{self.config.source} is loaded.")
+        said = f"Type the path of an image, then {HELP.get(self.spec.query, SEARCHED)}. Ctrl-D, or quit, ends."
+        self._print(wrapped(said, self.console.width))
         while True:
             try:
                 line = read(f"{self._about()}> ").strip()

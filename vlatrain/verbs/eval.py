@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 
 from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json
@@ -20,7 +21,7 @@ from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
-from vlatrain.reporting.scores import group_rows, marks, score_table
+from vlatrain.reporting.scores import group_rows, marks, result_line, score_table
 from vlatrain.runs import COMMAND, Run, RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
@@ -153,7 +154,7 @@ def _constants(run: Path) -> dict[str, Any] | None:
 
 
 def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path, said: list[str]) -> None:
-    table = score_table(config, metrics, f"{config.source} on {metrics['samples']:,} {config.split} samples")
+    table = score_table(config, metrics, f"{metrics['samples']:,} {config.split} samples")
     for row in group_rows(config, metrics):
         table.add_row(*row)
     for row in routing_rows(config, metrics) if "router" in metrics else ():
@@ -162,7 +163,10 @@ def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path, said: list[
         table.add_row("speed", f"{metrics['speed']['samples_per_s']:,.1f} samples/s")
     if not BRIEF.get():
         out = RichConsole()
+        out.print(str(config.source), markup=False, highlight=False, soft_wrap=True)
+        if line := result_line(config, metrics):
+            out.print(Text(line, style="bold"), soft_wrap=True)
         out.print(table)
         for sentence in said:
             out.print(sentence, markup=False, highlight=False, soft_wrap=True)
-        out.print(f"Scores and predictions are in [bold]{folder}[/]")
+        out.print(Text.assemble("Scores and predictions are in ", (str(folder), "bold")), soft_wrap=True)

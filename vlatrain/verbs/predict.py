@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from vlatrain.config import PredictConfig, TaskConfig, TrainConfig, UserError
 from vlatrain.config.checks import queries
@@ -250,13 +251,13 @@ def _show(
             progress.advance(bar)
     console.print(_table(records[:SHOWN]))
     if config.draw:
-        console.print(f"Boxes drawn in [bold]{config.draw}[/]")
+        console.print(Text.assemble("Boxes drawn in ", (config.draw, "bold")), soft_wrap=True)
     if note:
         console.print(note, style="dim")
     if config.output:
         if rank() == 0:
             write_lines(Path(config.output), records)
-        console.print(f"{len(records)} predictions in [bold]{config.output}[/]")
+        console.print(Text.assemble(f"{len(records)} predictions in ", (config.output, "bold")), soft_wrap=True)
     elif len(records) > SHOWN:
         console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
     return records
