@@ -133,3 +133,11 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     problems: list[str] = []
     assert gallery(file, Thumbnails(), problems=problems).total == 6
     assert problems == ["predictions.jsonl: 1 lines cannot be read, and are left out"]
+
+
+def test_images_are_found_from_where_the_run_was_started(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", answers(2))
+    made_run(tmp_path / "started", images=2)
+    thumbnails = Thumbnails()
+    gallery(run / "predictions.jsonl", thumbnails, started=tmp_path / "started")
+    assert (len(thumbnails.urls), thumbnails.missing) == (2, 0)

@@ -58,16 +58,18 @@ def gallery(
     frozen: Path | None = None,
     problems: list[str] | None = None,
     most: int = MOST,
+    started: Path = Path(),
 ) -> Gallery:
     """The predictions in a file.
 
     Args:
-        path: `predictions.jsonl`; image paths in it that are not absolute are from its folder.
+        path: `predictions.jsonl`; images are looked for from its folder, and from where the run was started.
         thumbnails: takes the images that are shown.
         pictures: finds images that are no files.
         frozen: the same file of the frozen model; None: there is none.
         problems: takes what cannot be read, a sentence each.
         most: how many are shown.
+        started: the folder that the run was started in.
     """
     problems = problems if problems is not None else []
     made, counted = Gallery(), _Counts()
@@ -87,7 +89,8 @@ def gallery(
     images = _images(path)
     for place, record in enumerate(lines(path, [])):
         if place in chosen:
-            made.records.append(_shown(record, before.get(key_of(record)), path.parent, images, thumbnails, pictures))
+            folders = (path.parent, started)
+            made.records.append(_shown(record, before.get(key_of(record)), folders, images, thumbnails, pictures))
     return made
 
 
@@ -218,13 +221,13 @@ def _images(path: Path) -> dict[str, str]:
 def _shown(
     record: Record,
     before: Record | None,
-    folder: Path,
+    folders: Sequence[Path],
     images: Mapping[str, str],
     thumbnails: Thumbnails,
     pictures: Pictures | None,
 ) -> dict[str, Any]:
     """A prediction as the page has it."""
-    own = _places(record, folder, thumbnails, pictures)
+    own = _places(record, folders, thumbnails, pictures)
     shown: dict[str, Any] = {"id": str(record.get("id", "")), "images": own, "f": filters_of(record)}
     if boxes := boxes_of(record.get("references")):
         shown["boxes"] = boxes
@@ -241,7 +244,7 @@ def _shown(
     if before is not None:
         shown["answers"].append(answer_of(before, thumbnails))
     if record.get("direction") and str(record.get("prediction")) in images:
-        shown["answers"][0]["image"] = thumbnails.of_file(folder / images[str(record["prediction"])])
+        shown["answers"][0]["image"] = thumbnails.of_file(_located(images[str(record["prediction"])], folders))
     elif record.get("query") and pictures and (found := pictures(str(record.get("prediction")))):
         shown["answers"][0]["image"] = thumbnails.of_picture(f"sample {record['prediction']} 0", found[0])
     return shown
@@ -262,14 +265,16 @@ def answer_of(record: Record, thumbnails: Thumbnails) -> dict[str, Any]:
     return answer
 
 
-def _places(record: Record, folder: Path, thumbnails: Thumbnails, pictures: Pictures | None) -> list[int | None]:
+def _places(
+    record: Record, folders: Sequence[Path], thumbnails: Thumbnails, pictures: Pictures | None
+) -> list[int | None]:
     """The thumbnails of a sample's images."""
     paths: Sequence[str | None] = record.get("images") or [record.get("image")]
     known = pictures(str(record.get("id"))) if pictures and None in paths else ()
     places: list[int | None] = []
     for number, path in enumerate(paths):
         if path:
-            places.append(thumbnails.of_file(folder / path))
+            places.append(thumbnails.of_file(_located(path, folders)))
         elif number < len(known):
             places.append(thumbnails.of_picture(f"sample {record.get('id')} {number}", known[number]))
         else:
@@ -277,12 +282,21 @@ def _places(record: Record, folder: Path, thumbnails: Thumbnails, pictures: Pict
     return places
 
 
+def _located(path: str, folders: Sequence[Path]) -> Path:
+    """An image file: from the first folder that has it."""
+    return next((folder / path for folder in folders if (folder / path).exists()), folders[0] / path)
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def disagreements(
-    files: Sequence[Path], thumbnails: Thumbnails, pictures: Pictures | None = None, most: int = MOST // 3
+    files: Sequence[Path],
+    thumbnails: Thumbnails,
+    pictures: Pictures | None = None,
+    most: int = MOST // 3,
+    started: Path = Path(),
 ) -> tuple[list[dict[str, Any]], int, int]:
     """The samples on which runs disagree: some are right, some are wrong; with scores that are not such, the widest apart first.
 
@@ -291,6 +305,7 @@ def disagreements(
         thumbnails: takes their images.
         pictures: finds images that are no files.
         most: how many are returned.
+        started: the folder that the first of them was started in.
 
     Returns:
         The samples as the page has them, how many there are, and how many all runs have.
@@ -311,7 +326,7 @@ def disagreements(
         for record in _of(file, chosen):
             place = chosen[key_of(record)]
             if number == 0:
-                shown[place] = _shown(record, None, file.parent, {}, thumbnails, pictures)
+                shown[place] = _shown(record, None, (file.parent, started), {}, thumbnails, pictures)
             elif place in shown:
                 shown[place]["answers"].append(answer_of(record, thumbnails))
     return [shown[place] for place in sorted(shown)], len(differing), len(common)

@@ -38,7 +38,8 @@ def content(run: Snapshot, pictures: Pictures | None = None) -> dict[str, Any]:
         pictures, reason = pictures_of(run)
         notes += [f"No images: {reason}"] if reason else []
     thumbnails = Thumbnails()
-    predicted = gallery(run.files.predictions(), thumbnails, pictures, run.files.predictions("frozen"), notes)
+    own, frozen = run.files.predictions(), run.files.predictions("frozen")
+    predicted = gallery(own, thumbnails, pictures, frozen, notes, started=run.started)
     if predicted.total > len(predicted.records):
         shown, total = len(predicted.records), predicted.total
         notes.append(f"{shown:,} of {total:,} predictions are shown: the surest mistakes, and every n-th of the rest")

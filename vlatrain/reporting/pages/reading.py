@@ -47,6 +47,11 @@ class Snapshot:
         return RunFolder(self.folder)
 
     @property
+    def started(self) -> Path:
+        """The folder that it was started in: image paths may be from there."""
+        return Path(str(self.about.get("folder") or "."))
+
+    @property
     def state(self) -> str:
         """`finished`, `running`, `stopped` or `damaged`."""
         if self.metrics.get("metrics") is not None:

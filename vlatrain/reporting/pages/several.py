@@ -206,7 +206,7 @@ def _disagreements(
         return None
     known = known[:COMPARED]
     files = [run.files.predictions() for run in known]
-    records, differing, common = disagreements(files, thumbnails, pictures_of(known[0])[0])
+    records, differing, common = disagreements(files, thumbnails, pictures_of(known[0])[0], started=known[0].started)
     counted = gallery(files[0], Thumbnails(most=0), most=1)
     return {
         "records": records,
