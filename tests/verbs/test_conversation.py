@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from tests.commands import command, tiny_run
+from vlatrain.config import PredictConfig, TaskConfig
+from vlatrain.config.spec import shipped_spec
+from vlatrain.data.sample import Picture, Sample
 from vlatrain.training import setup
-from vlatrain.verbs import predict
+from vlatrain.verbs import conversation, predict
 from vlatrain.verbs.conversation import Conversation
+from vlatrain.verbs.hits import Hit
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -30,6 +37,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     monkeypatch.setattr(Conversation.run, "__defaults__", (read,))
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_once_and_asked_often(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,3 +84,65 @@ def test_other_tasks(
     typed(monkeypatch, *(line.format(images=images) for line in lines))
     assert command("predict", f"run={run}") == 0
     assert shown in capsys.readouterr().out
+
+
+class Echo:
+    """A predictor that answers with what it was asked."""
+
+    subtask = ""
+    task = SimpleNamespace(backbone=None)
+
+    def ask(self, samples: list[Sample], alternatives: int = 1) -> Iterator[list[Hit]]:
+        """The question, and how much was said before."""
+        yield from ([Hit(f"{one.question or one.turns[-1].user} {len(one.turns)}", 0.5)] for one in samples)
+
+    def find_texts(self, images: list[Picture], texts: list[str], k: int) -> Iterator[list[Hit]]:
+        """The texts as they are."""
+        yield [Hit(text, None) for text in texts]
+
+    def find_images(self, text: str, images: list[Picture], names: list[str], k: int) -> list[Hit]:
+        """Every image."""
+        return [Hit(Path(name).name, None) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "said"),
+    [
+        ("vqa", ["what?"], ["what?: no such file; type the path of an image, or of a folder of images, first"]),
+        ("vqa", ["{images}/red.png", "", "what?", "why?"], ["  what? 0  0.500", "  why? 0  0.500"]),
+        ("vqa", ["{images}/bad.png", "what?"], []),
+        ("vqa", ["{images}", "what?"], [f"  {name}.png: what? 0  0.500" for name in ("blue", "green", "red")]),
+        ("vqa", ["quit", "what?"], []),
+        ("instruct", ["{images}/red.png", "hi", "and?"], ["  hi 1  0.500", "  and? 2  0.500"]),
+        (
+            "captioning",
+            ["{images}/red.png", "nothing.png"],
+            ["nothing.png: no such file; task=captioning is asked no questions"],
+        ),
+        ("retrieval", ["{images}/red.png", "a dog; a cat"], ["  a dog", "  a cat"]),
+        ("retrieval", ["{images}", "a dog"], ["  blue.png", "  green.png", "  red.png"]),
+    ],
+)
+def test_each_line_has_its_answer(
+    task: str, lines: list[str], said: list[str], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "check_samples", lambda backbone, samples: None)
+    monkeypatch.setattr(
+        Echo, "ask", lambda self, samples, k=1: iter([[]] * len(samples))
+    ) if task == "captioning" else None
+    config = PredictConfig(task=TaskConfig(task, spec=shipped_spec(task)), source="RUN")
+    console, given = Console(file=io.StringIO(), width=80), iter([line.format(images=images) for line in lines])
+
+    def read(prompt: str) -> str:
+        return next(given, "quit")
+
+    if "bad.png" in lines[0]:
+        (images / "bad.png").write_text("no image")
+    Conversation(config, Echo(), console).run(read)  # type: ignore[arg-type]
+    shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert shown[0] == "RUN is loaded."
+    assert all(len(line) <= 80 for line in shown[:3])
+    if "bad.png" in lines[0]:
+        assert sum("bad.png" in line for line in shown) == 1
+    else:
+        assert [line for line in shown if line in said] == said
