@@ -271,7 +271,7 @@ USES: dict[str, Callable[[Uses], str]] = {
 @contextlib.contextmanager
 def stopping_after(step: int) -> Iterator[None]:
     """While inside, a training gets a SIGTERM when it has recorded a step."""
-    from vlatrain.reporting.loggers import JsonLines
+    from vlatrain.reporting.history import JsonLines
 
     write = JsonLines.write
 

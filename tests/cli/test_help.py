@@ -33,8 +33,8 @@ def listed(verb: str, section: str) -> dict[str, list[str]]:
         ("train", [*GROUP_ORDER]),
         ("inspect", [*GROUP_ORDER]),
         ("check", [*GROUP_ORDER]),
-        ("eval", ["task", "model", "data", "trainer"]),
-        ("predict", ["task", "model", "data", "trainer"]),
+        ("eval", ["task", "model", "data", "trainer", "logger"]),
+        ("predict", ["task", "model", "data", "trainer", "logger"]),
         ("merge", ["model"]),
         ("report", []),
         ("cache", []),
@@ -54,7 +54,8 @@ def test_a_verb_lists_the_keys_that_it_takes() -> None:
     assert (scored["adapter"], scored[""]) == (["drop_layers", "sources"], ["seed"])
     assert "epochs" not in scored["trainer"]
     assert "eval_batch_size" in scored["trainer"]
-    assert not {"optim", "logger", "run"} & {*scored}
+    assert not {"optim", "run"} & {*scored}
+    assert "artifact" not in scored["logger"]
     assert "train" in scored["data"]
     assert "train" not in listed("predict", "keys")["data"]
     assert set(listed("merge", "keys")) == {"model", ""}

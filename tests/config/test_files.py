@@ -11,7 +11,7 @@ import pytest
 from tests.disk import killed_while_writing, room
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.files import replace_file, replace_folder, write_file, write_lines
-from vlatrain.reporting.loggers import JsonLines
+from vlatrain.reporting.history import JsonLines
 from vlatrain.runs import save_config
 
 WRITERS: dict[str, Callable[[Path, int], object]] = {

@@ -26,7 +26,7 @@ from tests.training.test_interruptions import agree, finish, start, wait
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.pretrained import ASSETS
 from vlatrain.config import UserError
-from vlatrain.reporting.loggers import JsonLines
+from vlatrain.reporting.history import JsonLines
 from vlatrain.tasks import looks
 from vlatrain.training.batches import GRACE, batches_by
 from vlatrain.training.setup import keep_processor

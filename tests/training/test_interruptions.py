@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.training.conftest import SmallTask, load_adapter, make_config, make_loop, make_model, same
-from vlatrain.reporting.loggers import JsonLines
+from vlatrain.reporting.history import JsonLines
 from vlatrain.training.signals import Interrupted
 
 FORK = multiprocessing.get_context("fork")  # the imports are done: a killed process costs milliseconds

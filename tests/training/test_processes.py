@@ -19,7 +19,7 @@ from tests.numerics import assert_close, near
 from tests.training.conftest import SmallTask, load_adapter, make_config, make_loop, make_model, make_samples, same
 from tests.training.test_interruptions import FORK, finish, lines, losses, wait
 from vlatrain.config import UserError
-from vlatrain.reporting.loggers import JsonLines
+from vlatrain.reporting.history import JsonLines
 from vlatrain.training.signals import Interrupted
 
 STEPS = {"epochs": 2, "save_every": 4, "eval_every": 4}

@@ -18,7 +18,7 @@ from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig
 from vlatrain.injection.attach import attach
-from vlatrain.reporting.loggers import JsonLines
+from vlatrain.reporting.history import JsonLines
 from vlatrain.tasks import build
 from vlatrain.training import rng
 from vlatrain.training.batches import SharedBatches

@@ -165,9 +165,9 @@ _TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", 
 #: By key, with all below it, the verbs that read it; of several entries the longest counts. What is not here (`model`, `seed`, a
 #: verb's own keys) all read. `inspect` and `check` take what train takes (`AS_TRAIN`).
 READ_BY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("adapter", "optim", "logger", "run", "resume", "sweep.prune"), _TRAINING),
+    **dict.fromkeys(("adapter", "optim", "run", "resume", "sweep.prune"), _TRAINING),
     "sweep": ("train", "eval"),
-    **dict.fromkeys(("task", "data", "trainer", "adapter.drop_layers", "adapter.sources"), _ASKING),
+    **dict.fromkeys(("task", "data", "trainer", "logger", "adapter.drop_layers", "adapter.sources"), _ASKING),
     **dict.fromkeys(("data.train", "data.eval", "data.test", "data.path", "data.subset", "data.streaming"), _SCORING),
     **dict.fromkeys(("data.annotations", "data.eval_annotations", "data.test_annotations", "data.revision"), _SCORING),
     **dict.fromkeys(("data.split", "data.columns.split", "data.skip_broken", "data.text_only"), _SCORING),
@@ -176,6 +176,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
         _SCORING,
     ),
     **dict.fromkeys(("data.groups", "data.save_images"), _SCORING),
+    **dict.fromkeys(("logger.artifact",), _TRAINING),
     **dict.fromkeys(("data.shots", "data.balance"), _TRAINING),
     **dict.fromkeys(("data.crop", "data.flip", "data.views", "task.sampling", "task.sampling_temperature"), _TRAINING),
     **dict.fromkeys(("task.points", "task.matching", "task.negatives", "task.negatives_per_step"), _TRAINING),

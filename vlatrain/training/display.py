@@ -34,10 +34,6 @@ class Sink(Protocol):
         """One record, with its `step`."""
         ...
 
-    def close(self) -> None:
-        """The run has ended or stops here."""
-        ...
-
 
 class _Silent:
     def track(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Track]:

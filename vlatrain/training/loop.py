@@ -105,7 +105,7 @@ class Loop:
         eval: samples of the evaluations; may be empty: then the last weights count as the best.
         folder: the run folder; `checkpoints/` and `adapter/` are written there.
         display: shows progress.
-        sinks: take the records of metrics.
+        sinks: take the records of metrics; whoever made them closes them.
         tries: whether the longest batch is run first, and `trainer.batch_size` lowered until there is room for it; `config`
             then has what was found.
 
@@ -241,15 +241,11 @@ class Loop:
             self._resume()
             for sink in self.sinks:
                 sink.begin(self.progress.step)
-            try:
-                if self.trainer.eval_frozen and self.progress.frozen is None and self.eval:
-                    self._evaluate_frozen()
-                with self.display.track("training", self.total, self.progress.step) as track:
-                    self._train(track)
-                return self._finish()
-            finally:
-                for sink in self.sinks:
-                    sink.close()
+            if self.trainer.eval_frozen and self.progress.frozen is None and self.eval:
+                self._evaluate_frozen()
+            with self.display.track("training", self.total, self.progress.step) as track:
+                self._train(track)
+            return self._finish()
 
     def _train(self, track: Track) -> None:
         steps = range(self.progress.step, self.total)

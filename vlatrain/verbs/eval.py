@@ -22,6 +22,7 @@ from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, result_line, score_table
+from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
 from vlatrain.runs import COMMAND, Run, RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
@@ -122,8 +123,18 @@ def _written(
         write_predictions(files, "eval", evaluation, samples, config)
         write_json(files.metrics, metrics)
         files.seal()
+        add_to_run(config, run, lambda: _outcome(config, metrics, evaluation, samples, files.path.name))
         _show(config, metrics, files.path, [*yardsticks.described, *marks(config, metrics)])
     return Run(files.path)
+
+
+def _outcome(
+    config: EvalConfig, metrics: dict[str, Any], evaluation: Evaluation, samples: Sequence[Sample], name: str
+) -> Outcome:
+    """What trackers are given of an evaluation, which has a name among those of its run."""
+    most, title = config.logger.table, f"evaluations/{name}"
+    tables = {title: table_of(evaluation.predictions, samples, most)} if most else {}
+    return Outcome({title: metrics["metrics"]}, tables)
 
 
 def _scored(

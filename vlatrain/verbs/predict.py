@@ -31,6 +31,7 @@ from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.reporting.boxes import Drawings
 from vlatrain.reporting.console import RichConsole as Console
+from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
 from vlatrain.tasks import subtasks_of
 from vlatrain.tasks.base import Answer, ImageBatch
 from vlatrain.tasks.lengths import check_lengths
@@ -208,7 +209,7 @@ def _answered(
     if not searches:
         predictor.load_cached(samples)
     answers = (_search if searches else _ask)(config, predictor, samples)
-    return _show(config, console, answers, 1 if config.text else len(samples), _fewer(config, predictor))
+    return _show(config, console, answers, samples, _fewer(config, predictor))
 
 
 def _predict_routed(config: PredictConfig, console: Console) -> list[dict[str, Any]]:
@@ -219,7 +220,7 @@ def _predict_routed(config: PredictConfig, console: Console) -> list[dict[str, A
         check_samples(predictor.router.reader.backbone, samples)
         hits = predictor.ask(samples, config.top_k, journal)
         answers = _recorded(config, samples, ((found, {"routed": name}) for name, found in hits))
-        return _show(config, console, answers, len(samples))
+        return _show(config, console, answers, samples)
 
 
 @contextmanager
@@ -239,9 +240,10 @@ def _journal(
 
 
 def _show(
-    config: PredictConfig, console: Console, answers: Iterator[dict[str, Any]], total: int, note: str = ""
+    config: PredictConfig, console: Console, answers: Iterator[dict[str, Any]], samples: list[Sample], note: str = ""
 ) -> list[dict[str, Any]]:
-    """Show records as they come, and write them where that is asked for."""
+    """Show records as they come, and write and log them where that is asked for."""
+    total = 1 if config.text else len(samples)
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("predicting", total=total)
@@ -260,7 +262,15 @@ def _show(
         console.print(Text.assemble(f"{len(records)} predictions in ", (config.output, "bold")), soft_wrap=True)
     elif len(records) > SHOWN:
         console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
+    if rank() == 0:
+        add_to_run(config, Path(config.source), lambda: _outcome(config, records, samples))
     return records
+
+
+def _outcome(config: PredictConfig, records: list[dict[str, Any]], samples: list[Sample]) -> Outcome:
+    """What trackers are given of predictions."""
+    most = config.logger.table
+    return Outcome({}, {"predictions/asked": table_of(records, samples, most)} if most else {})
 
 
 def _samples(config: PredictConfig) -> list[Sample]:

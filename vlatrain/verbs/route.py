@@ -7,9 +7,8 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.injection.routes import NOTE
 from vlatrain.reporting.console import BRIEF, Console, RichConsole
-from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, score_table, shown_score
 from vlatrain.reporting.summary import show_files
+from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of
 from vlatrain.runs import RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.journal import Journal
@@ -48,7 +47,13 @@ Right choices: {accuracy:.2f} % on the evaluation data; of what each sample's ow
 """
 
 
-def train_router(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
+def train_router(
+    files: RunFolder,
+    config: TrainConfig,
+    console: Console,
+    main: bool,
+    trackers: Callable[[TrainConfig], list[Forgiving]],
+) -> None:
     """Train a router, score it, and write everything into its run folder.
 
     Args:
@@ -56,6 +61,7 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
         config: the configuration, with what the runs say.
         console: where progress is shown.
         main: whether this is the process that writes.
+        trackers: makes the trackers that are asked for.
 
     Raises:
         UserError: data, weights or runs that cannot be had.
@@ -113,10 +119,14 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
     }
     if not main:
         return
-    for sink in make_sinks(config.logger, folder, asdict(config)):
+    most = config.logger.table if config.logger.trackers else 0
+    tables = {
+        split: table_of(found.evaluation.predictions, samples[split], most) for split, found in splits.items() if most
+    }
+    for sink in trackers(config):
         sink.begin(0)
         sink.write({"step": 0, **{f"eval/{name}": value for name, value in metrics["metrics"].items()}})
-        sink.close()
+        sink.report(outcome_of(metrics, tables, files.adapter))
     for split, found in splits.items():
         write_predictions(files, split, found.evaluation, samples[split], config)
         for mark in marks(config, metrics if split == "eval" else metrics[split], "" if split == "eval" else split):

@@ -33,11 +33,11 @@ from vlatrain.reporting.card import write_card
 from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.data_report import TEXTS, report_of
 from vlatrain.reporting.data_tables import brief_lines
-from vlatrain.reporting.loggers import make_sinks
 from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
+from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of, tracking
 from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
 from vlatrain.tasks import Evaluation, check_known, subtasks_of
 from vlatrain.tasks.looks import AT_MOST
@@ -119,8 +119,12 @@ def _train(config: TrainConfig) -> Run:
             if main:
                 _refuse_other_run(config, files)
             config = _continued(config, files)
-            with logged(console, files.log if main else None), naming_undetermined():
-                _train_into(files, config, console, main)
+            with (
+                logged(console, files.log if main else None),
+                tracking(files.path, main) as trackers,
+                naming_undetermined(),
+            ):
+                _train_into(files, config, console, main, trackers)
     except KeyboardInterrupt as error:
         raise Interrupted(
             signal_of(error), f"Stopped by {name_of(signal_of(error))}{_saved_so_far(files, before)}"
@@ -143,11 +147,17 @@ def _saved_so_far(files: RunFolder, before: list[int] | None) -> str:
     return " before the first checkpoint: nothing is kept but what was computed for the cache; the same command begins anew"
 
 
-def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool) -> None:
+def _train_into(
+    files: RunFolder,
+    config: TrainConfig,
+    console: Console,
+    main: bool,
+    trackers: Callable[[TrainConfig], list[Forgiving]],
+) -> None:
     folder = files.path
     reset_process_peak()
     if config.adapter.name == ROUTER:
-        train_router(files, config, console, main)
+        train_router(files, config, console, main, trackers)
         return
     has_test = any(subtask.data.test for subtask in subtasks(config).values())
     log.info("Run folder: %s", folder)
@@ -187,7 +197,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     loop = Loop(config, setup.task, trained, shown, samples["eval"], folder, console, tries=tries)
     config = loop.config
     loop.began -= filled_in
-    loop.sinks = make_sinks(config.logger, folder, dataclasses.asdict(config), main)
+    loop.sinks = sinks = trackers(config)
     if main:
         files.unseal()
         # what loads fastest here does so here: an evaluation elsewhere finds out for itself
@@ -223,11 +233,30 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
         files.seal()
         if setup.is_adapter:
             write_card(files.adapter, config, metrics)
+        _report_outcome(config, files, metrics, {"eval": result.evaluation, **extra}, samples, sinks)
         if config.run.report == "auto" and not BRIEF.get():  # a sweep has one of all its jobs
             known = {sample.id: sample.pictures for sample in samples["eval"]}
             report_at_end(folder, lambda name: known.get(name, ()))
         show_run(config, folder, metrics)
     give_back(loop.parameters.values())
+
+
+def _report_outcome(
+    config: TrainConfig,
+    files: RunFolder,
+    metrics: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation | None],
+    samples: Mapping[str, Sequence[Sample]],
+    sinks: Sequence[Forgiving],
+) -> None:
+    """Give the trackers, where there are any, what the training came to."""
+    if not config.logger.trackers:
+        return
+    most = config.logger.table
+    scored = {split: one for split, one in evaluations.items() if one is not None and most}
+    tables = {split: table_of(one.predictions, samples[split], most) for split, one in scored.items()}
+    for sink in sinks:
+        sink.report(outcome_of(metrics, tables, files.adapter if files.adapter.is_dir() else None))
 
 
 def _constants(setup: TrainingSetup, train: Sequence[Sample], data: str) -> dict[str, Any]:

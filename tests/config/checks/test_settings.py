@@ -84,7 +84,7 @@ def test_a_sound_configuration_has_no_problems() -> None:
         ("data.crop", 1.5),
         ("data.flip", 1.5),
         ("data.views", -1),
-        ("logger.name", "mlflow"),
+        ("logger.name", "nowhere"),
         ("resume", "yes"),
         ("resume", "auto"),
         ("run.name", "a/b"),

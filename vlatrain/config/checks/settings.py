@@ -13,6 +13,7 @@ from vlatrain.config.checks import data_files, queries
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.config.logger import EXTRAS
 from vlatrain.config.optim import PARAMETER_GROUPS
 from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
@@ -190,9 +191,12 @@ def _run(config: TrainConfig, job: bool) -> Iterable[str]:
 
 
 def _logger(config: TrainConfig) -> Iterable[str]:
-    package = config.logger.name
-    if package in ("wandb", "tensorboard") and importlib.util.find_spec(package) is None:
-        yield f"logger={package}: needs a package; pip install 'vlatrain[{package}]'"
+    if isinstance(config, EvalConfig):  # it is the run's, whose scores count without it
+        return
+    for package in config.logger.trackers:
+        if importlib.util.find_spec(package) is None:
+            install = f"'vlatrain[{package}]'" if package in EXTRAS else package
+            yield f"logger={package}: needs a package; pip install {install}"
 
 
 def _data(config: TrainConfig) -> Iterable[str]:
