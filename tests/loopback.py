@@ -1,15 +1,19 @@
 """A hub on this machine: repositories of models and data sets in the protocol that `huggingface_hub` speaks.
 
 What it does not have is answered with the hub's own error codes (`X-Error-Code`), large files have the headers of those in LFS, and
-a download can be cut in the middle. Source of the protocol: `huggingface_hub` 2.4, `file_download.py`, `hf_api.py`,
-`utils/_http.py`.
+a download can be cut in the middle. Who has the token may make repositories and commit to them; cards are checked.
+Source of the protocol: `huggingface_hub` 2.4, `file_download.py`, `hf_api.py`, `_commit_api.py`, `lfs.py`, `utils/_http.py`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 import shutil
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +24,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LARGE = 10_000  # bytes from which a file is in LFS
 SLOW = 1_000  # bytes of a piece, where it is slow
 TOKEN = "hf_of_this_test"
+PIPELINES = {
+    "visual-question-answering", "image-to-text", "zero-shot-image-classification", "image-classification", "image-segmentation",
+    "image-text-to-text", "zero-shot-object-detection",
+}  # fmt: skip
+LICENSES = {"apache-2.0", "mit", "unknown", "other"}
 
 
 @dataclass
@@ -59,7 +70,9 @@ class Hub:
         stalls: bytes after which every download of a file falls silent, by its name.
         pace: seconds that it rests after each piece of a file.
         silent: how the paths begin that it takes requests for and answers none, as `/api`.
+        objects: large files that were uploaded, by their SHA-256.
         over: whether it is to end.
+        folder: where it keeps what is uploaded.
     """
 
     address: str = ""
@@ -70,7 +83,9 @@ class Hub:
     stalls: dict[str, int] = field(default_factory=dict)
     pace: float = 0.0
     silent: tuple[str, ...] = ()
+    objects: dict[str, bytes] = field(default_factory=dict)
     over: threading.Event = field(default_factory=threading.Event)
+    folder: Path = Path()
 
     def add(self, name: str, folder: Path, kind: str = "models", revision: str = "main", **about: Any) -> str:
         """A commit with the files of a folder, on a branch. Returns it."""
@@ -96,8 +111,87 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def do_POST(self) -> None:
-        posted = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        self._answer(body=True, posted=posted)
+        posted = self._body().decode()
+        path = unquote(urlsplit(self.path).path)
+        writes = re.fullmatch(
+            r"/api/(repos/create|validate-yaml|models/([^/]+/[^/]+)/(preupload|commit)/[^/]+)|/([^/]+/[^/]+)\.git/info/lfs/.*",
+            path,
+        )
+        if not writes:
+            return self._answer(body=True, posted=posted)
+        self.hub.asked.append(f"POST {path}")
+        if writes[1] == "validate-yaml":
+            return self._checked_card(json.loads(posted)["content"])
+        if not self._has_token():
+            return self._error(401, "", "Invalid username or password.")
+        if writes[1] == "repos/create":
+            return self._make_repository(json.loads(posted))
+        if (name := f"models/{writes[2] or writes[4]}") not in self.hub.repositories:
+            return self._error(404, "RepoNotFound", "Repository not found")
+        if writes[3] == "preupload":
+            files = json.loads(posted)["files"]
+            modes = {True: "lfs", False: "regular"}
+            told = [{"path": f["path"], "uploadMode": modes[f["size"] >= LARGE], "shouldIgnore": False} for f in files]
+            return self._json({"files": told})
+        if writes[3] == "commit":
+            return self._commit(name, [json.loads(line) for line in posted.splitlines()])
+        wanted = [one for one in json.loads(posted)["objects"] if one["oid"] not in self.hub.objects]
+        for one in wanted:
+            one["actions"] = {"upload": {"href": f"{self.hub.address}/objects/{one['oid']}"}}
+        return self._json({"transfer": "basic", "objects": wanted})
+
+    def do_PUT(self) -> None:
+        name, content = self.path.rpartition("/")[2], self._body()
+        if hashlib.sha256(content).hexdigest() != name:
+            return self._error(400, "", "not what was announced")
+        self.hub.objects[name] = content
+        return self._json({})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _make_repository(self, wanted: dict[str, Any]) -> None:
+        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+        if f"models/{name}" in self.hub.repositories:
+            known = {"error": "You already created this model repo", "url": f"{self.hub.address}/{name}"}
+            return self._json(known, 409)
+        folder = Path(tempfile.mkdtemp(dir=self.hub.folder))
+        (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+        self.hub.add(name, folder, private=wanted.get("private", wanted.get("visibility") == "private"))
+        return self._json({"url": f"{self.hub.address}/{name}", "name": name, "id": "1"})
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repository = self.hub.repositories[name]
+        folder = Path(tempfile.mkdtemp(dir=self.hub.folder))
+        shutil.copytree(repository.commits[repository.refs["main"]], folder, dirs_exist_ok=True)
+        for line in lines:
+            file = folder / line["value"].get("path", "")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if line["key"] == "file":
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "lfsFile":
+                file.write_bytes(self.hub.objects[line["value"]["oid"]])
+            elif line["key"] == "deletedFile":
+                file.unlink()
+        commit = self.hub.add(name.partition("/")[2], folder)
+        self._json({"commitUrl": f"{self.hub.address}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _checked_card(self, content: str) -> None:
+        """What is wrong with what a card says of itself, as far as the hub's own rules are known here."""
+        about = yaml.safe_load(content.split("---")[1])
+        bases = about.get("base_model") or []
+        named = [bases] if isinstance(bases, str) else bases
+        wrong = [f'"base_model" {one} is no model id' for one in named if not re.fullmatch(r"[\w.-]+/[\w.-]+", one)]
+        wrong += [] if about.get("license") in LICENSES else ['"license" must be one of the list']
+        wrong += [] if about.get("pipeline_tag") in {None, *PIPELINES} else ['"pipeline_tag" is unknown']
+        for result in (one for model in about.get("model-index", []) for one in model["results"]):
+            whole = {"task", "dataset", "metrics"} <= {*result} and {"type", "name"} <= {*result["dataset"]}
+            wrong += [] if whole and all({"type", "value"} <= {*m} for m in result["metrics"]) else ['"model-index"']
+        answer = {"errors": [{"message": one} for one in wrong], "warnings": []}
+        self._json(answer, 400 if wrong else 200)
 
     def _answer(self, body: bool, posted: str = "") -> None:
         path = unquote(urlsplit(self.path).path)
@@ -112,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(words) < 2:
             return self._json([], 200 if not words else 404)
         repository, rest = self.hub.repositories.get(f"{kind}/{words[0]}/{words[1]}"), words[2:]
-        has_token = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        has_token = self._has_token()
         if repository is None or (repository.private and not has_token):
             # as of a repository that is not there, so of one that is private
             return self._error(404 if has_token else 401, "RepoNotFound", "Repository not found")
@@ -233,7 +327,11 @@ def _tree(files: dict[str, Path], below: str, recursive: bool) -> list[dict[str,
 @contextmanager
 def serving() -> Iterator[Hub]:
     """A hub that answers at 127.0.0.1 while inside."""
-    hub = Hub()
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _serving(Hub(folder=Path(folder)))
+
+
+def _serving(hub: Hub) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -255,6 +353,7 @@ def environment(address: str, home: Path) -> dict[str, str]:
 def client_of(hub: Hub, home: Path, patch: Any) -> None:
     """Let the client in this process, which has read its variables, use a hub and a cache of its own."""
     import huggingface_hub.constants as constants
+    from huggingface_hub import hf_api
 
     for key, value in environment(hub.address, home).items():
         patch.setenv(key, value)
@@ -270,6 +369,10 @@ def client_of(hub: Hub, home: Path, patch: Any) -> None:
     }
     for key, value in settings.items():
         patch.setattr(constants, key, value)
+    # objects made once: PEFT asks the first whether a file is there, transformers lists templates by the second
+    patch.setattr(hf_api.api, "endpoint", hub.address)
+    if (loaded := sys.modules.get("transformers.utils.hub")) is not None:
+        patch.setattr(loaded, "_hf_api", None, raising=False)
 
 
 def copy(source: Path, folder: Path) -> Path:

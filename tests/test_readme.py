@@ -227,7 +227,7 @@ def test_command_lines_compose(
         elif re.fullmatch(r"data\.(?:train|eval)=\w+/\w+", word):  # class folders
             (tmp_path / value / "rose").mkdir(parents=True)
             (tmp_path / value / "rose" / "1.jpg").touch()
-        if word.startswith("run=") and words[0] == "merge":
+        if word.startswith("run=") and words[0] in ("merge", "export"):
             finished(value)
         elif word.startswith("run="):
             run_of(Path(value), words)

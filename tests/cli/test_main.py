@@ -93,7 +93,7 @@ def test_the_verb_leads(argv: list[str], verb: str, rest: list[str]) -> None:
 
 def test_an_unknown_verb_is_refused_with_what_was_meant(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert problems(capsys, "trian") == [
-        "trian: no such verb; there are train, eval, predict, merge, inspect, check, report, cache; did you mean train?"
+        "trian: no such verb; there are train, eval, predict, merge, export, inspect, check, report, cache; did you mean train?"
     ]
 
 

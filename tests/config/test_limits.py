@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CONF
-from vlatrain.config import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config import EvalConfig, ExportConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.adapter import AdapterConfig
 from vlatrain.config.keys import required, type_of
 from vlatrain.config.limits import Choice, choices, limits, problems
@@ -19,14 +19,14 @@ from vlatrain.config.optim import PARAMETER_GROUPS
 
 CHOICES = {
     key: tuple(map(str, limit.values))
-    for schema in (TrainConfig, EvalConfig, PredictConfig, MergeConfig)
+    for schema in (TrainConfig, EvalConfig, PredictConfig, MergeConfig, ExportConfig)
     for key, limit in limits(schema).items()
     if isinstance(limit, Choice)
 }
 
 
 def test_the_defaults_hold() -> None:
-    for schema in (TrainConfig, EvalConfig, PredictConfig, MergeConfig):
+    for schema in (TrainConfig, EvalConfig, PredictConfig, MergeConfig, ExportConfig):
         assert list(problems(schema())) == []
 
 
@@ -75,12 +75,12 @@ def test_parameter_groups_are_documented_where_they_are_set() -> None:
 
 
 def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text))
+    return set(re.findall(r"[\w-]+", text))
 
 
 def test_comments_that_list_choices_list_them_all() -> None:
     lists = [(file, key, comment) for file, key, comment in comments() if len(words(comment) & {*CHOICES[key]}) > 1]
-    assert {"trainer.precision", "adapter.share.over", "optim.schedule", "into"} <= {key for _, key, _ in lists}
+    assert {"trainer.precision", "adapter.share.over", "optim.schedule", "form"} <= {key for _, key, _ in lists}
     wrong = [line for line in lists if set(CHOICES[line[1]]) - words(line[2])]
     # PEFT's methods and those without `columns` have fewer
     assert [line for line in wrong if line[1] not in ("adapter.share.what", "adapter.activation")] == []
@@ -89,7 +89,9 @@ def test_comments_that_list_choices_list_them_all() -> None:
 @pytest.mark.parametrize("key", CHOICES)
 def test_the_field_s_doc_says_what_each_choice_is(key: str) -> None:
     group, _, name = key.rpartition(".")
-    owners: list[Any] = [required(type_of(TrainConfig, group))] if group else [TrainConfig, EvalConfig, MergeConfig]
+    owners: list[Any] = (
+        [required(type_of(TrainConfig, group))] if group else [TrainConfig, EvalConfig, MergeConfig, ExportConfig]
+    )
     documented = "".join(
         owner.__doc__ for owner in owners if name in {field.name for field in dataclasses.fields(owner)}
     )

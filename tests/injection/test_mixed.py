@@ -22,7 +22,6 @@ from vlatrain.config.methods import completed, components, problems
 from vlatrain.injection.attach import attach, group_of, restore, save
 from vlatrain.injection.mixed import load
 from vlatrain.injection.peft_method import SAVED_AS
-from vlatrain.reporting.card import write_card
 from vlatrain.tasks import build
 from vlatrain.training.loop import Loop, Trained
 from vlatrain.training.modes import fingerprint
@@ -103,20 +102,6 @@ def test_each_component_is_an_adapter_by_itself(tmp_path: Path) -> None:
     assert any("lora_A" in name for name, _ in alone.model.named_parameters())
     assert [*load(both.model, tmp_path).components] == ["vision", "rest"]
     assert fingerprint(both.model) != fingerprint(alone.model)
-
-
-def test_the_card_says_how_to_load_it(tmp_path: Path) -> None:
-    metrics = {
-        "backbone": "assets:x", "versions": {"vlatrain": "1"}, "training": {"epochs": 1}, "metrics": {"accuracy": 1.0},
-        "parameters": {"trainable": 1, "total": 2, "percent": 50.0},
-    }  # fmt: skip
-    for component in ("vision", "rest"):
-        (tmp_path / component).mkdir()
-    write_card(tmp_path, train_config(adapter_config("mixed")), metrics)
-    text = (tmp_path / "README.md").read_text()
-    assert "from vlatrain.injection.mixed import load" in text
-    assert "lora as `vision` and bottleneck as `rest`" in text
-    assert "../README.md" in (tmp_path / "vision" / "README.md").read_text()
 
 
 def test_a_component_without_points_gets_what_the_others_leave() -> None:

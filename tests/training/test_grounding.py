@@ -75,7 +75,7 @@ def test_the_mean_of_a_run_with_itself_is_the_run(task: str, tmp_path: Path) -> 
 
 def test_a_checkpoint_with_lora_in_its_weights_has_the_head(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "grounding", "adapter=lora", "optim.lr=0.01")
-    assert command("merge", f"sources={run}", "into=weights", f"output={tmp_path / 'whole'}") == 0
+    assert command("export", f"run={run}", "form=merged", f"to={tmp_path / 'whole'}") == 0
     frozen = tiny_run(tmp_path / "frozen", "grounding", "adapter=none", f"model.checkpoint={tmp_path / 'whole'}")
     assert read(frozen / "metrics.json")["metrics"] == pytest.approx(scores(run), abs=0.2)
 

@@ -1,4 +1,4 @@
-"""`merge`, and what it is for: fusions that need no source any more, means of runs, and checkpoints with LoRA in their weights."""
+"""`merge`, and what it is for: fusions that need no source any more, and means of runs."""
 
 from __future__ import annotations
 
@@ -112,25 +112,6 @@ def test_lora_of_other_ranks_is_averaged(runs: dict[str, Path], tmp_path: Path) 
     evaluated(output)
 
 
-@pytest.mark.slow
-def test_lora_goes_into_the_weights(runs: dict[str, Path], tmp_path: Path) -> None:
-    output = tmp_path / "checkpoint"
-    assert command("merge", f"sources={runs['lora']}", "into=weights", f"output={output}") == 0
-    frozen = tiny_run(tmp_path / "frozen", "vqa", "adapter=none", f"model.checkpoint={output}")
-    assert predictions(frozen) == evaluated(runs["lora"])
-    untouched = tiny_run(tmp_path / "untouched", "vqa", "adapter=none")
-    assert predictions(untouched) != predictions(frozen)
-
-
-@pytest.mark.slow
-def test_a_full_fine_tuning_becomes_a_checkpoint(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path / "full", "vqa", "adapter=full", "optim.lr=0.001")
-    output = tmp_path / "checkpoint"
-    assert command("merge", f"run={run}", "into=weights", f"output={output}") == 0
-    frozen = tiny_run(tmp_path / "frozen", "vqa", "adapter=none", f"model.checkpoint={output}")
-    assert predictions(frozen) == evaluated(run)
-
-
 @pytest.mark.parametrize("name", [name for name, row in rows_peft.ROWS.items() if ("blip", "vqa") not in row.unfit])
 def test_every_method_of_peft_goes_into_the_weights(name: str) -> None:
     backbone, model = adapted(rows_peft.ROWS[name], ("blip", "vqa"))
@@ -147,16 +128,13 @@ def test_every_method_of_peft_goes_into_the_weights(name: str) -> None:
         ((), "merge needs sources=[FOLDER,FOLDER]"),
         (
             ("sources=[{a}]", "output={new}"),
-            "a single run needs weights=[FACTOR], keep=NUMBER (of a fusion) or into=weights",
+            "a single run needs weights=[FACTOR] or keep=NUMBER (of a fusion); vlatrain export form=merged",
         ),
         (("sources=[{a},{b}]",), "output=FOLDER is missing"),
         (("sources=[{a},{b}]", "output={a}"), "there is something already"),
         (("sources=[{a},{b}]", "output={new}", "weights=[1]"), "1 of them for 2 sources"),
-        (("sources=[{a},{b}]", "output={new}", "into=weights"), "takes one run, not 2"),
         (("sources=[{a},{b}]", "output={new}", "keep=1"), "prunes one run"),
         (("sources=[{a}]", "output={new}", "keep=1"), "only a fusion has sources to choose from"),
-        (("sources=[{a}]", "output={new}", "into=weights"), "adapter=bottleneck is not merged into the weights"),
-        (("sources=[{a}]", "output={new}", "into=somewhere"), "into=somewhere: must be one of adapter, weights"),
         (("sources=[{a},{lora}]", "output={new}"), "its method is lora, that of"),
         (("sources=[{a},{a}]", "output={new}"), "is named 2 times"),
         (("sources=[{a},{new}]", "output={new}"), "no finished run there"),

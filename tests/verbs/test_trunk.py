@@ -88,7 +88,7 @@ def test_the_mean_of_two_has_the_mean_of_their_trunks(runs: Runs, tmp_path: Path
 @pytest.mark.slow
 def test_lora_and_its_biases_go_into_the_weights(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "whole"
-    assert command("merge", f"run={runs['lora']}", "into=weights", f"output={output}") == 0
+    assert command("export", f"run={runs['lora']}", "form=merged", f"to={output}") == 0
     weights = load_file(output / "model.safetensors")
     for name, tensor in trunk(runs["lora"]).items():
         assert torch.equal(weights[name], tensor), name

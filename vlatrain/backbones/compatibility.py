@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from vlatrain.backbones.describe import crossed, sites, stacks, widths
+from vlatrain.backbones.describe import crossed, is_plain, sites, stacks, widths
 from vlatrain.backbones.head_checks import ALONE, gridless, ill_headed
 from vlatrain.config import AdapterConfig, TrainConfig, UserError
 from vlatrain.config.checks.composites import ill_composed
@@ -14,8 +14,9 @@ from vlatrain.config.errors import Incompatible
 from vlatrain.config.families import COMPOSITES
 from vlatrain.config.joint import JOINT
 from vlatrain.config.methods import BARE, ROUTER, components, is_peft
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig
+from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig
 from vlatrain.config.spec import TEXT
+from vlatrain.injection.merging.exportable import unexportable
 from vlatrain.injection.merging.mergeable import unmergeable
 from vlatrain.injection.points import Place, Point, Stack, select
 from vlatrain.injection.sources import unfusable
@@ -33,6 +34,8 @@ def incompatibilities(config: TrainConfig) -> list[str]:
     """The reasons why the method cannot go to its points; those are `Incompatible` where each setting is sound by itself."""
     if isinstance(config, MergeConfig):
         return unmergeable(config)
+    if isinstance(config, ExportConfig):
+        return unexportable(config, is_plain(config))
     if config.adapter.name == ROUTER:
         return _of_router(config)
     found = list(_by_task(config))

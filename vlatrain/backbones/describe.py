@@ -18,8 +18,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from vlatrain.config import ModelConfig, UserError, hub
-from vlatrain.config.families import VISION_TOWERS
+from vlatrain.config import ModelConfig, TrainConfig, UserError, hub
+from vlatrain.config.families import COMPOSITES, VISION_TOWERS
 from vlatrain.config.model import SiteConfig, TowerConfig
 from vlatrain.injection.points import PROJECTION, Place, Sites, Stack, select
 
@@ -76,6 +76,12 @@ def folders_of(config: ModelConfig, task: str) -> dict[str, Path | None]:
         return folder if folder is not None and (folder / "config.json").is_file() else None
 
     return {submodel: Path(name) if Path(name).is_dir() else fetched(submodel) for submodel, name in names.items()}
+
+
+def is_plain(config: TrainConfig) -> bool:
+    """Whether one class of transformers, with the weights of one checkpoint, is the whole backbone: no composite, no new head."""
+    model = config.model
+    return model.family not in (*COMPOSITES, *VISION_TOWERS) and not model.random_init and not config.served.trained
 
 
 def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:

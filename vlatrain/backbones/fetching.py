@@ -7,7 +7,6 @@ after this reads folders.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from vlatrain.backbones.describe import checkpoints_of, revisions_of
 from vlatrain.backbones.weights import weight_names
@@ -88,7 +86,7 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> Path:
         OSError: it cannot be had, with one line that says why.
         UserError: it is no name of a repository.
     """
-    with _explained(name, revision), _without_bar():
+    with _explained(name, revision), hub_client.without_bar():
         folder = Path(_snapshot(name, revision, SETTINGS))
     if weights and _missing(folder, [file.name for file in folder.iterdir()]) != []:
         # what is there may be the list of files in another format than the best
@@ -116,18 +114,6 @@ def _missing(folder: Path, names: Iterable[str]) -> list[str] | None:
     """The files of weights among some names that are not in a folder yet; None: no name is one of weights."""
     wanted = weight_names(names, lambda file: (folder / file).read_text(encoding="utf-8"))
     return [own for own in wanted if not (folder / own).is_file()] if wanted else None
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """Small files are fetched without a progress bar, as are those that are there."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown and sys.stderr.isatty():
-            enable_progress_bars()
 
 
 def _snapshot(name: str, revision: str | None, files: Iterable[str]) -> str:

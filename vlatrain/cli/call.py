@@ -8,7 +8,7 @@ from typing import Any
 from vlatrain import verbs
 from vlatrain.backbones.compatibility import incompatibilities
 from vlatrain.backbones.describe import checkpoints_of
-from vlatrain.config import EvalConfig, MergeConfig, TrainConfig, UserError, hub
+from vlatrain.config import EvalConfig, ExportConfig, MergeConfig, TrainConfig, UserError, hub
 from vlatrain.config.checks.settings import problems
 from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import ROUTER
@@ -60,7 +60,11 @@ def check(config: TrainConfig) -> None:
 
 def _needs_hub(verb: str, config: TrainConfig) -> bool:
     """Whether weights or data are wanted that lie in no folder of this machine."""
-    if verb == "inspect" or (isinstance(config, MergeConfig) and config.into == "adapter"):
+    if (
+        verb == "inspect"
+        or isinstance(config, MergeConfig)
+        or (isinstance(config, ExportConfig) and config.form != "merged")
+    ):
         return False
     each = [*subtasks(config).values()]
     loaded = [] if config.model.random_init else each if config.adapter.name == ROUTER else [config]

@@ -39,9 +39,10 @@ from vlatrain.config.errors import Incompatible, UserError, all_incompatible
 from vlatrain.config.folder import conf_dir
 from vlatrain.config.keys import all_keys, did_you_mean, leaves, problems_in, unknown_keys
 from vlatrain.config.methods import ROUTER, completed
-from vlatrain.config.schema import CheckConfig, EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import CheckConfig, EvalConfig, ExportConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
 from vlatrain.injection.routes import routed
+from vlatrain.runs import local_run
 
 MOST_COMPOSED = 16  # jobs of a sweep that are each composed beforehand; of a larger one, each choice once
 
@@ -231,11 +232,12 @@ def typed(config: DictConfig, schema: type[TrainConfig]) -> TrainConfig:
         made = cast(TrainConfig, OmegaConf.to_object(config))
         if type(made) is not schema:  # check's keys were beside those of train
             made = schema(**vars(made))
-        made = dataclasses.replace(made, adapter=completed(made.adapter), task=joint.completed(made.task))
+        adapter = dataclasses.replace(made.adapter, sources=[local_run(source) for source in made.adapter.sources])
+        made = dataclasses.replace(made, adapter=completed(adapter), task=joint.completed(made.task))
         if (
             made.adapter.name == ROUTER
             and made.adapter.sources
-            and not isinstance(made, (EvalConfig, PredictConfig, MergeConfig))
+            and not isinstance(made, (EvalConfig, PredictConfig, MergeConfig, ExportConfig))
         ):
             return routed(made)  # task, data and backbone are those of its runs
         return dataclasses.replace(

@@ -95,13 +95,28 @@ _VERB_TEXTS = {
         "                          of other adapters each tensor is, so that what they do is not: with weights that do not\n"
         "                          add to 1 it grows by the product of their layers\n"
         "  keep=1                  of a fusion, the most used sources; the rest is dropped\n"
-        "  into=weights            LoRA and PEFT's other methods, and full fine-tuning: a whole checkpoint, for\n"
-        "                          model.checkpoint=FOLDER and from_pretrained; for its task only\n"
         "  output=FOLDER           where the result goes; new or empty",
         "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=outputs/vqa/blip/mean\n"
         "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] weights=[1.0,-0.5] output=outputs/vqa/blip/less-b\n"
-        "  vlatrain merge sources=[outputs/vqa/blip/FUSION] keep=1 output=outputs/vqa/blip/pruned\n"
-        "  vlatrain merge sources=[outputs/vqa/blip/LORA] into=weights output=checkpoints/blip-mine",
+        "  vlatrain merge sources=[outputs/vqa/blip/FUSION] keep=1 output=outputs/vqa/blip/pruned",
+    ),
+    "export": (
+        "vlatrain export run=FOLDER to=FOLDER|hub:OWNER/NAME [KEY=VALUE ...]",
+        "Hands on what a run has trained, with a model card: data, figures beside their baselines, code that loads it.\n"
+        "Predictions, the data report and logs stay where they are.\n"
+        "  to=FOLDER               new or empty; eval, predict and adapter.sources take it as they take a run\n"
+        "  to=hub:OWNER/NAME       a repository of the hub, which is made if it is not there; eval, predict and\n"
+        "                          adapter.sources take hub:OWNER/NAME too\n"
+        "  form=adapter            the adapter with what eval and predict need (the default)\n"
+        "  form=merged             a whole checkpoint with the adapter in its weights, for model.checkpoint= and from_pretrained:\n"
+        "                          LoRA and PEFT's other methods, full fine-tuning; for its task only\n"
+        "  form=peft-lora          a LoRA that needs PEFT and transformers alone\n"
+        "  license=NAME            the licence, by the hub's name for it\n"
+        "  private=true            a new repository that only its owner sees",
+        "  vlatrain export run=outputs/vqa/blip/NAME to=shared/doors\n"
+        "  vlatrain export run=outputs/vqa/blip/NAME to=hub:me/doors license=apache-2.0 private=true\n"
+        "  vlatrain export run=outputs/vqa/blip/LORA to=checkpoints/blip-mine form=merged\n"
+        '  vlatrain predict run=hub:me/doors image=photo.jpg question="what colour is the door?"',
     ),
     "inspect": (
         "vlatrain inspect [GROUP=OPTION ...] [KEY=VALUE ...]",

@@ -18,7 +18,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.folder import conf_dir, options_of, subgroups_of
 from vlatrain.config.keys import all_keys, did_you_mean, is_open, leaves, open_below, problems_in
 from vlatrain.config.schema import TrainConfig
-from vlatrain.runs import read_config
+from vlatrain.runs import local_run, read_config
 
 GONE = {
     "trainer=gpu": "there is none any more: trainer.batch_size=auto, the default, takes what a GPU has room for; leave it out, or "
@@ -32,7 +32,7 @@ class Request:
     """What was asked for.
 
     Attributes:
-        verb: train, eval, predict, merge, inspect or check.
+        verb: train, eval, predict, merge, export, inspect or check.
         overrides: Hydra overrides, as typed.
         multirun: whether it is a sweep.
         config_dir: the user's own folder of YAML files.
@@ -146,7 +146,12 @@ def literal(value: str) -> str:
 
 
 # Free text: taken as typed, so that a question may hold commas, brackets and apostrophes.
-_FREE_TEXT = {"eval": ("output",), "predict": ("image", "question", "text", "input", "output"), "merge": ("output",)}
+_FREE_TEXT = {
+    "eval": ("output",),
+    "predict": ("image", "question", "text", "input", "output"),
+    "merge": ("output",),
+    "export": ("to", "license"),
+}
 
 
 # Paths: taken as typed, too, but for a quoted one, `null`, and what Hydra would put in (`${oc.env:HOME}/a.jsonl`).
@@ -194,11 +199,11 @@ def aliased(request: Request) -> list[str]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if request.verb == "merge" and key in ("run", "sources") and equals:
-            folders = _folders(value)
+            folders = [local_run(folder) for folder in _folders(value)]
             source = folders[0] if folders else None
             texts.append(f"sources=[{','.join(map(literal, folders))}]")
         elif key in ("run", "source") and equals:
-            source = value.strip("'\"")
+            source = local_run(value.strip("'\""))
             texts.append(f"source={literal(source)}")
         elif _is_free_text(request, key, value):
             texts.append(f"{key}={literal(value)}")
@@ -208,7 +213,7 @@ def aliased(request: Request) -> list[str]:
             texts.append(text)
     if source is None:
         several = "sources=[FOLDER,FOLDER], the folders of finished runs"
-        needed = several if request.verb == "merge" else "run=FOLDER, the folder of a finished run"
+        needed = several if request.verb == "merge" else "run=FOLDER, the folder of a finished run, or hub:OWNER/NAME"
         raise UserError(f"{request.verb} needs {needed}")
     if request.verb == "merge":
         texts.append(f"source={literal(source)}")

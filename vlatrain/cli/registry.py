@@ -17,7 +17,15 @@ from vlatrain.config.keys import problems_in
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig
 from vlatrain.config.optim import OptimConfig
-from vlatrain.config.schema import AS_TRAIN, CheckConfig, EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import (
+    AS_TRAIN,
+    CheckConfig,
+    EvalConfig,
+    ExportConfig,
+    MergeConfig,
+    PredictConfig,
+    TrainConfig,
+)
 from vlatrain.config.spec import TaskSpec, described, with_shipped_specs
 from vlatrain.config.task import TaskConfig
 from vlatrain.config.trainer import TrainerConfig
@@ -27,6 +35,7 @@ SCHEMAS: dict[str, type[TrainConfig]] = {
     "eval": EvalConfig,
     "predict": PredictConfig,
     "merge": MergeConfig,
+    "export": ExportConfig,
     "inspect": TrainConfig,
     "check": CheckConfig,
 }
@@ -40,7 +49,7 @@ GROUPS: dict[str, type] = {
     "logger": LoggerConfig,
 }
 FROM_RUN = "from_run"
-OF_RUN = ("eval", "predict", "merge")  # verbs whose groups are a finished run's
+OF_RUN = ("eval", "predict", "merge", "export")  # verbs whose groups are a finished run's
 
 
 def _served(key: str, otherwise: Any = None, *, _root_: DictConfig) -> Any:

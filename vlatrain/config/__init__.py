@@ -6,12 +6,20 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.logger import LoggerConfig
 from vlatrain.config.model import ModelConfig, ModelTaskConfig, SiteConfig, TowerConfig
 from vlatrain.config.optim import OptimConfig
-from vlatrain.config.schema import CheckConfig, EvalConfig, MergeConfig, PredictConfig, RunConfig, TrainConfig
+from vlatrain.config.schema import (
+    CheckConfig,
+    EvalConfig,
+    ExportConfig,
+    MergeConfig,
+    PredictConfig,
+    RunConfig,
+    TrainConfig,
+)
 from vlatrain.config.task import DecodeConfig, TaskConfig
 from vlatrain.config.trainer import TrainerConfig
 
 __all__ = [
-    "AdapterConfig", "CheckConfig", "ColumnsConfig", "DataConfig", "DecodeConfig", "EvalConfig", "LoggerConfig", "MergeConfig",
-    "ModelConfig", "ModelTaskConfig", "OptimConfig", "PredictConfig", "RunConfig", "SiteConfig", "TaskConfig", "TowerConfig",
-    "TrainConfig", "TrainerConfig", "UserError",
+    "AdapterConfig", "CheckConfig", "ColumnsConfig", "DataConfig", "DecodeConfig", "EvalConfig", "ExportConfig",
+    "LoggerConfig", "MergeConfig", "ModelConfig", "ModelTaskConfig", "OptimConfig", "PredictConfig", "RunConfig",
+    "SiteConfig", "TaskConfig", "TowerConfig", "TrainConfig", "TrainerConfig", "UserError",
 ]  # fmt: skip

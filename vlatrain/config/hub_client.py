@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,20 @@ def watched() -> Iterator[None]:
         set_client_factory(before)
 
 
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """Small files are fetched without a progress bar, as are those that are there."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown and sys.stderr.isatty():
+            enable_progress_bars()
+
+
 def reason(
     error: BaseException, name: str, revision: str | None = None, what: str = "", kind: str = "model"
 ) -> str | None:
@@ -97,7 +112,7 @@ def reason(
         name: the repository.
         revision: the revision that was asked for.
         what: what of it was asked for.
-        kind: `model` or `data`: what begins the options for it.
+        kind: `model` or `data`: what begins the options for it; `run`: one that has none.
     """
     from huggingface_hub import errors
 
@@ -115,7 +130,7 @@ def reason(
     if is_one(errors.RepositoryNotFoundError):
         return f"{address} has no {name}, or it is private: {LOG_IN}"
     if is_one(errors.RevisionNotFoundError):
-        return f"{name} has no revision {revision or hub.MAIN} ({kind}.revision)"
+        return f"{name} has no revision {revision or hub.MAIN}{'' if kind == 'run' else f' ({kind}.revision)'}"
     status = next((code for one in causes if (code := _status(one))), 404)
     if status != 404:  # a file that is not there: the client says which
         return f"{address} refuses {name} ({status}){f': {LOG_IN}' if status in (401, 403) else ''}"

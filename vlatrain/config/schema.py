@@ -148,7 +148,6 @@ class MergeConfig(TrainConfig):
         sources: the run folders (`run=FOLDER` on the command line for a single one).
         weights: a factor for each source; empty: the mean.
         keep: of a fusion, how many of its sources are kept, the most used ones; null: it is no pruning.
-        into: `adapter`: the result is an adapter, in a run folder; `weights`: a whole checkpoint with the adapter in its weights.
         output: folder of the result; must not be there yet, or be empty.
     """
 
@@ -156,8 +155,27 @@ class MergeConfig(TrainConfig):
     sources: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     keep: Annotated[int | None, AT_LEAST_ONE] = None
-    into: Annotated[str, Choice("adapter", "weights")] = "adapter"
     output: str = ""
+
+
+@dataclass
+class ExportConfig(TrainConfig):
+    """`vlatrain export`: hand on what a run has trained, with a model card. The groups are the run's own.
+
+    Attributes:
+        source: the run folder (`run=FOLDER` on the command line), or `hub:OWNER/NAME`.
+        to: a folder, new or empty; or `hub:OWNER/NAME`, a repository of the hub, which is made if it is not there.
+        form: `adapter`: the adapter with what eval and predict need, for `run=`; `merged`: a whole checkpoint with the adapter
+            in its weights, where that is exact; `peft-lora`: a LoRA that needs PEFT and transformers alone.
+        license: the licence that it is given on under, by the hub's name for it; null: what is known of it.
+        private: of a new repository, whether only its owner sees it.
+    """
+
+    source: str = ""
+    to: str = ""
+    form: Annotated[str, Choice("adapter", "merged", "peft-lora")] = "adapter"
+    license: str | None = None
+    private: bool = False
 
 
 _TRAINING, _SCORING, _ASKING = ("train",), ("train", "eval"), ("train", "eval", "predict")
@@ -193,4 +211,4 @@ AS_TRAIN = ("inspect", "check")
 def readers(key: str) -> tuple[str, ...]:
     """The verbs that read a key, by `READ_BY`; `inspect` and `check` are not named, as they take what train takes."""
     entry = max((known for known in READ_BY if key == known or key.startswith(f"{known}.")), key=len, default="")
-    return READ_BY.get(entry, ("train", "eval", "predict", "merge"))
+    return READ_BY.get(entry, ("train", "eval", "predict", "merge", "export"))

@@ -72,6 +72,7 @@ class TaskSpec:
         query: how it is asked about images: `image` (nothing more), `question`, or `text` (texts are matched with images).
         alternatives: whether it knows several answers to a query, each with its probability.
         example: what stands behind `vlatrain predict run=FOLDER` in an example.
+        pipeline: what the hub calls such a task (`pipeline_tag` of a model card); empty: it has no word for it.
         prompt: which of `model.prompts` a model that continues text is told.
         builtin: which of the sets of `data=shapes` serves it; empty: none.
         served_as: the shipped task as which a backbone serves it, with the same class, checkpoint and points; empty: by its own
@@ -88,6 +89,7 @@ class TaskSpec:
     query: str = IMAGE
     alternatives: bool = False
     example: str = "image=PHOTO.jpg"
+    pipeline: str = ""
     prompt: str = TOLD_QUESTION
     builtin: str = ""
     served_as: str = ""

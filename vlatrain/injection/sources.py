@@ -92,19 +92,21 @@ def read_sources(folders: Sequence[str], key: str) -> list[Source]:
         if not is_run(path):
             problems.append(f"{key}: {path}: no finished run there (it has no {RunFolder(path).config.name})")
             continue
-        name, inside = path.resolve().name, RunFolder(path).adapter.name
+        name, inside = path.resolve().name, RunFolder(path).adapter
         try:
-            if (path / inside).is_dir():
-                refuse_changed(path / inside)
+            if inside.is_dir():
+                refuse_changed(inside)
             run, adapter = read_config(path), _read_adapter(path)
         except UserError as error:
             problems += [f"{key}: {problem}" for problem in error.problems]
             continue
         sources.append(Source(name if names[name] == 1 else str(path.resolve()), path, run, adapter))
         if not adapter and sources[-1].method not in BARE and not run.get("adapter", {}).get("components"):
-            problems.append(f"{key}: {path}: no {inside}/adapter_config.json there; the run has not finished")
+            problems.append(f"{key}: {path}: no {inside.name}/adapter_config.json there; the run has not finished")
         elif adapter and not sources[-1].weights.is_file():
-            problems.append(f"{key}: {path}: no {inside}/{sources[-1].weights.name} there; the run has not finished")
+            problems.append(
+                f"{key}: {path}: no {inside.name}/{sources[-1].weights.name} there; the run has not finished"
+            )
     if problems:
         raise UserError(problems)
     return sources

@@ -1,135 +1,221 @@
-"""The model card of an adapter: what it is, what it scores, how to load it."""
+"""The model card of what was trained: what it is, what it scores, how to load it. Its metadata are the hub's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from vlatrain.backbones.describe import ASSETS, checkpoints_of, is_plain
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file
 from vlatrain.config.joint import scores as score_specs
+from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import components
 from vlatrain.injection.sources import TRUNK
 from vlatrain.reporting.scores import shown_score
+from vlatrain.reporting.snippets import COPY, PHOTO, backbone, by_peft, checkpoint, loading, words_of_backbone
 from vlatrain.reporting.summary import asking
+from vlatrain.runs import hub_name
 from vlatrain.runs.baselines import beside_baseline
 
-CARD = """---
-library_name: peft
-base_model: {backbone}
-tags: [vlatrain, {task}, {design}]
----
+LICENSE = "apache-2.0"  # of what is shipped
+UNKNOWN = "unknown"  # a licence by the hub's list: whoever trains says under which one it is given on
+ADAPTER, MERGED, PEFT_LORA = FORMS = ("adapter", "merged", "peft-lora")
 
-# {design} adapter for {task} on {model}
-
-Trained with vlatrain {version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) in a frozen {model}
-(`{architecture}`, {backbone}), {epochs:.4g} epochs of `data={data}`, seed {seed}.
-
-| metric | value | baseline |
-|---|---|---|
-{scores}
-
-## Load it
-
-```python
-import vlatrain  # makes the adapter's method known to PEFT
-{load_from}
-from transformers import {architecture}
-
-backbone = {architecture}.from_pretrained("{backbone}"{revision})
-model = {load}(backbone, "PATH/TO/THIS/FOLDER")
-```
-{components}{by_task}{trunk}
-or ask it: {asked}.
-"""
+INTRODUCTION = {
+    ADAPTER: "An adapter for a frozen {model}",
+    MERGED: "A {model} with an adapter in its weights",
+    PEFT_LORA: "A LoRA of PEFT's for a frozen {model}",
+}
+COMPONENTS = (
+    "It has {components}, each in a folder of its own, and each an adapter by itself, which `PeftModel.from_pretrained` loads "
+    "from there.\n"
+)
+COMPONENT = (
+    "# The component {component} ({design}) of an adapter for {task} on {model}\n\n"
+    "It was trained together with the other components; `../README.md` says how to load them all.\n"
+)
 
 
-COMPONENTS = """
-It has {components}, each in a folder of its own; `load` puts all of them in. Each is an adapter by itself, which
-`PeftModel.from_pretrained` loads from its folder.
-"""
+@dataclass(frozen=True)
+class Place:
+    """Where what a card describes is to be had.
 
-COMPONENT = """---
-library_name: peft
-base_model: {backbone}
-tags: [vlatrain, {task}, {design}]
----
+    Attributes:
+        run: what `vlatrain.load` and `run=` take: a folder, or `hub:OWNER/NAME`.
+        folder: where the adapter's files are, or the checkpoint's: a folder, or `hub:OWNER/NAME`.
+    """
 
-# The component {component} ({design}) of an adapter for {task} on {model}
-
-It was trained together with the other components; `../README.md` says how to load them all.
-"""
-
-BY_TASK = """
-It has adapters of its own for each of {subtasks}; say whose a call is:
-
-```python
-from vlatrain.injection.context import for_task
-
-with for_task(model, "SUBTASK"):
-    ...
-```
-"""
-
-IN_TRUNK = """
-Weights of the trunk have trained with it: `trunk.safetensors` holds them, and they go into the backbone before the adapter does:
-
-```python
-from vlatrain.injection.trunk import load_trunk
-
-load_trunk(backbone, "PATH/TO/THIS/FOLDER")
-```
-"""
+    run: str
+    folder: str
 
 
-def write_card(folder: Path, config: TrainConfig, metrics: Mapping[str, Any]) -> None:
-    """Write `README.md` into the adapter's folder, in place of the generic one.
+def write_card(
+    folder: Path,
+    config: TrainConfig,
+    metrics: Mapping[str, Any],
+    place: Place,
+    form: str = ADAPTER,
+    license: str | None = None,
+) -> None:
+    """Write `README.md` into a folder, in place of a generic one; into those of components, too.
 
     Args:
-        folder: the adapter's folder.
+        folder: the folder with the adapter or the checkpoint.
         config: the run's configuration.
-        metrics: the content of its `metrics.json`.
+        metrics: the content of its `metrics.json`; of a merged run there is none.
+        place: where it will be.
+        form: one of `FORMS`.
+        license: under which licence it is given on; None: that of the shipped, if nothing else went into it.
     """
-    named = components(config.adapter) if config.adapter.components else {}
-    text = CARD.format(
-        backbone=metrics["backbone"],
-        revision=f', revision="{config.model.revision}"' if config.model.revision else "",
-        task=config.task.name,
-        design=config.adapter.name,
-        model=config.model.name,
-        architecture=config.model.tasks[config.task.name].architecture,
-        version=metrics["versions"]["vlatrain"],
-        data=config.data.name,
-        seed=config.seed,
-        epochs=metrics["training"]["epochs"],
-        scores="\n".join(_row(config, metrics, name) for name in metrics["metrics"]),
-        asked=", ".join(f"`{command}`" for command in asking(config, "RUN_FOLDER")),
-        load_from=f"from {'vlatrain.injection.mixed import load' if named else 'peft import PeftModel'}",
-        load="load" if named else "PeftModel.from_pretrained",
-        components=COMPONENTS.format(
+    title = f"{config.adapter.name} for {config.task.name} on {config.model.name}"
+    license = license or _license(config)
+    data = _metadata(config, metrics, title, form, license)
+    named = components(config.adapter) if config.adapter.components and form == ADAPTER else {}
+    text = "\n".join(_sections(folder, config, metrics, place, form, title, license, named))
+    write_file(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
+    for name, component in named.items():
+        about = {"design": component.name, "task": config.task.name, "model": config.model.name}
+        own = ModelCardData(base_model=data.base_model, library_name="peft", license=data.license, tags=data.tags)
+        write_file(
+            folder / name / "README.md", f"---\n{own.to_yaml()}\n---\n\n{COMPONENT.format(component=name, **about)}"
+        )
+
+
+def hub_bases(config: TrainConfig) -> list[str]:
+    """The names on the hub of what the backbone is made of; none where some of it is not from there."""
+    names = [] if config.model.random_init else list(checkpoints_of(config.model, config.task.name).values())
+    remote = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir()]
+    return remote if len(remote) == len(names) else []
+
+
+def _metadata(config: TrainConfig, metrics: Mapping[str, Any], title: str, form: str, license: str) -> ModelCardData:
+    bases, pipeline = hub_bases(config), config.task.spec.pipeline or None
+    datasets = {one.data.path for one in subtasks(config).values() if one.data.name == "hub" and one.data.path}
+    relation: dict[str, Any] = {"base_model_relation": "finetune" if form == MERGED else "adapter"} if bases else {}
+    is_full = config.adapter.name == "full" and form == ADAPTER
+    return ModelCardData(
+        base_model=(bases[0] if len(bases) == 1 else bases) or None,
+        datasets=sorted(path for path in datasets if not Path(path).is_dir()) or None,
+        eval_results=list(_results(config, metrics)) or None,
+        library_name="transformers" if form == MERGED else "vlatrain" if is_full else "peft",
+        license=license,
+        model_name=title,
+        pipeline_tag=pipeline,
+        tags=["vlatrain", config.task.name, config.adapter.name],
+        **relation,
+    )
+
+
+def _license(config: TrainConfig) -> str:
+    names = [] if config.model.random_init else checkpoints_of(config.model, config.task.name).values()
+    shipped = all(Path(name).is_relative_to(ASSETS) for name in names)
+    generated = all(one.data.name == "shapes" for one in subtasks(config).values())
+    return LICENSE if shipped and generated else UNKNOWN
+
+
+def _results(config: TrainConfig, metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """The figures of each split, for the hub's `model-index`."""
+    named = sorted({one.data.path or one.data.name for one in subtasks(config).values()})
+    for split, record in _splits(metrics).items():
+        for name, value in record["metrics"].items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                yield EvalResult(
+                    task_type=config.task.spec.pipeline or "other",
+                    dataset_type=named[0],
+                    dataset_name=", ".join(Path(one).name for one in named),
+                    dataset_split=split,
+                    metric_type=name,
+                    metric_name=name,
+                    metric_value=round(float(value), 4),
+                )
+
+
+def _splits(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    known = {"eval": metrics, "test": metrics.get("test") or {}}
+    return {split: record for split, record in known.items() if record.get("metrics")}
+
+
+def _sections(
+    folder: Path,
+    config: TrainConfig,
+    metrics: Mapping[str, Any],
+    place: Place,
+    form: str,
+    title: str,
+    license: str,
+    named: Mapping[str, Any],
+) -> Iterator[str]:
+    yield f"# {title}\n"
+    yield INTRODUCTION[form].format(model=config.model.name) + f", made by vlatrain {_facts(config, metrics)}.\n"
+    yield from _scores(config, metrics)
+    yield "## Load it\n"
+    if form == ADAPTER:
+        yield _code(loading(config, place.run))
+        asked = ", ".join(f"`{command}`" for command in asking(config, place.run))
+        yield f"`{PHOTO}` is yours. From a terminal: {asked}.\n"
+    elif form == MERGED:
+        if is_plain(config):
+            yield "Nothing but transformers is needed:\n"
+            yield _code(checkpoint(config, hub_name(place.folder) or place.folder))
+        else:
+            yield _code(backbone(config, place.folder))
+        words = " ".join(words_of_backbone(config, place.folder))
+        copied = (
+            f" (`hf download {hub_name(place.folder)} --local-dir {COPY}` makes a copy)" if f"={COPY} " in words else ""
+        )
+        yield f"In vlatrain it is a backbone, which `vlatrain {words}` scores{copied}.\n"
+    trunk = (folder / TRUNK).is_file()
+    if form != MERGED and (code := by_peft(config, place.folder, trunk, ours=form == ADAPTER)):
+        if form == ADAPTER:
+            yield "Into transformers' own model by PEFT:\n"
+        yield _code(code)
+    if named:
+        yield COMPONENTS.format(
             components=" and ".join(f"{component.name} as `{name}`" for name, component in named.items())
         )
-        if named
-        else "",
-        by_task=BY_TASK.format(subtasks=", ".join(config.task.subtasks)) if config.adapter.by_task else "",
-        trunk=IN_TRUNK if (folder / TRUNK).is_file() else "",
+    if license == UNKNOWN:
+        yield "Its licence is not said: that of the backbone, of the data, and what whoever gives it on has decided apply.\n"
+
+
+def _facts(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "from finished runs"
+    data = ", ".join(sorted({one.data.name for one in subtasks(config).values()}))
+    return (
+        "{version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) have trained (`adapter={design}`), {epochs:.4g} epochs "
+        "of `data={data}`, seed {seed}; the backbone is {backbone}"
+    ).format(
+        version=metrics["versions"]["vlatrain"],
+        design=config.adapter.name,
+        data=data,
+        seed=config.seed,
+        epochs=(metrics.get("training") or {}).get("epochs", 0),
+        backbone=metrics["backbone"],
         **metrics["parameters"],
     )
-    write_file(folder / "README.md", text)
-    for name, component in named.items():
-        card = COMPONENT.format(
-            component=name,
-            design=component.name,
-            backbone=metrics["backbone"],
-            task=config.task.name,
-            model=config.model.name,
-        )
-        write_file(folder / name / "README.md", card)
 
 
-def _row(config: TrainConfig, metrics: Mapping[str, Any], name: str) -> str:
+def _scores(config: TrainConfig, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the figures, each with what it is compared with."""
+    splits = _splits(metrics)
+    if not splits:
+        return
     known = score_specs(config.task)
-    beaten = beside_baseline(metrics, name, known[name].higher_is_better if name in known else True)
-    base = f"{shown_score(config, name, beaten.value)} ({beaten.name})" if beaten else ""
-    return f"| {name} | {shown_score(config, name, metrics['metrics'][name])} | {base} |"
+    yield "| metric | split | value | best baseline |\n|---|---|---|---|"
+    for split, record in splits.items():
+        for name, value in record["metrics"].items():
+            beaten = beside_baseline(record, name, known[name].higher_is_better if name in known else True)
+            base = f"{shown_score(config, name, beaten.value)} ({beaten.name})" if beaten else ""
+            yield f"| {name} | {split} | {shown_score(config, name, value)} | {base} |"
+    yield ""
+
+
+def _code(lines: str) -> str:
+    return f"```python\n{lines}\n```\n"

@@ -4,6 +4,7 @@ The room stands just above the configuration, as all above it read or write run 
 """
 
 from vlatrain.runs.folder import COMMAND, Command, RunFolder, steps_in, versions
+from vlatrain.runs.hub import hub_name, local_run, upload
 from vlatrain.runs.naming import evaluation_named, job_name, named, new_name, run_folder, within
 from vlatrain.runs.reading import (
     STATE,
@@ -32,9 +33,11 @@ __all__ = [
     "config_text",
     "evaluation_named",
     "find_config",
+    "hub_name",
     "is_run",
     "job_name",
     "list_runs",
+    "local_run",
     "named",
     "new_name",
     "read_config",
@@ -45,6 +48,7 @@ __all__ = [
     "save_config",
     "saved_config",
     "steps_in",
+    "upload",
     "versions",
     "within",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any
 
 from vlatrain import __version__
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import MANIFEST, PARTIAL, manifest_of, write_file, write_json
+from vlatrain.config.files import MANIFEST, PARTIAL, manifest_of, write_json
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ class RunFolder:
 
     @property
     def adapter(self) -> Path:
-        """Folder: what was trained, in PEFT's layout."""
-        return self.path / "adapter"
+        """Folder: what was trained, in PEFT's layout; of an exported run the folder itself."""
+        return self.path if self.is_exported else self.path / "adapter"
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it was made by `vlatrain export`, and holds what was trained beside the configuration, as the hub has it."""
+        return (self.path / MANIFEST).is_file()
 
     @property
     def checkpoints(self) -> Path:

@@ -12,20 +12,20 @@ from datetime import datetime
 from pathlib import Path
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig, RunConfig, TrainConfig
 from vlatrain.runs.folder import RunFolder
 
 ROOT = Path("outputs")
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The run folder: `run.dir`, else `outputs/<task>/<model>/<run.name>`; for eval and predict, the run asked about;
+    """The run folder: `run.dir`, else `outputs/<task>/<model>/<run.name>`; for eval, predict and export, the run asked about;
     for merge, the new one.
 
     Args:
         config: the configuration; of a training, what `named` returned.
     """
-    if isinstance(config, (EvalConfig, PredictConfig)):
+    if isinstance(config, (EvalConfig, PredictConfig, ExportConfig)):
         return Path(config.source)
     if isinstance(config, MergeConfig):
         return Path(config.output)

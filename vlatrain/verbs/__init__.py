@@ -49,9 +49,8 @@ VERBS = {
     ),
     "eval": Verb("score a finished run again, on the same or on other data", "vlatrain.verbs.eval.evaluate"),
     "predict": Verb("ask a trained model about your images", "vlatrain.verbs.predict.predict"),
-    "merge": Verb(
-        "average adapters, prune a fusion, or put an adapter into the model's weights", "vlatrain.verbs.merge.merge"
-    ),
+    "merge": Verb("average adapters, or prune a fusion", "vlatrain.verbs.merge.merge"),
+    "export": Verb("hand a finished run on: a folder or the hub, with a model card", "vlatrain.verbs.export.export"),
     "inspect": Verb("show what a training would adapt and cost; loads no weights", "vlatrain.verbs.inspect.inspect"),
     "check": Verb("look at the data of a training; loads no weights", "vlatrain.verbs.check.check"),
     "report": Verb("write a page of a run, or of several side by side", "vlatrain.verbs.report.report", plain=True),

@@ -1,4 +1,4 @@
-"""`vlatrain merge`: from finished runs a new adapter, in a run folder of its own, or a whole checkpoint."""
+"""`vlatrain merge`: from finished runs a new adapter, in a run folder of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlatrain.backbones.describe import sites
-from vlatrain.backbones.loading import load, write
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
 from vlatrain.config.files import replace_folder, write_json
-from vlatrain.injection.attach import merged, restore
 from vlatrain.injection.merging.combine import Saved, added, pruned, side_by_side, summed
 from vlatrain.injection.sources import TRUNK, Source, read_sources
 from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.runs import RunFolder, save_config
-from vlatrain.tasks import prepare
 
 NOTE = "merge.json"  # says in the result what it was made of
 
@@ -52,18 +48,12 @@ def merge(config: MergeConfig, console: Console | None = None) -> Merged:
     console = console or Console()
     sources = read_sources(config.sources, "sources")
     output = Path(config.output).expanduser()
-    if config.into == "weights":
-        note: dict[str, Any] = {"kind": "into weights", "sources": [str(sources[0].folder)]}
-        _into_weights(config, sources[0], output)
-        told = f"vlatrain task={config.task.name} model={config.model.name} model.checkpoint={output} adapter=none"
-    else:
-        saved, method, note = _combined(config, sources)
-        trunks = [source.trunk for source in sources if source.trunk]  # all of them or none, as has been checked
-        tensors = {"adapter_model.safetensors": saved[1]} | ({TRUNK: added(trunks, note["weights"])} if trunks else {})
-        _write_run(config, method, saved[0], tensors, sources[0], output)
-        told = f"vlatrain eval run={output}"
+    saved, method, note = _combined(config, sources)
+    trunks = [source.trunk for source in sources if source.trunk]  # all of them or none, as has been checked
+    tensors = {"adapter_model.safetensors": saved[1]} | ({TRUNK: added(trunks, note["weights"])} if trunks else {})
+    _write_run(config, method, saved[0], tensors, sources[0], output)
     write_json(output / NOTE, note)
-    console.print(f"In [bold]{output}[/]: {_described(note)}\nNext:\n  {told}", soft_wrap=True)
+    console.print(f"In [bold]{output}[/]: {_described(note)}\nNext:\n  vlatrain eval run={output}", soft_wrap=True)
     return Merged(output, note)
 
 
@@ -108,18 +98,7 @@ def _write_run(
     save_config(TrainConfig(**{**values, "adapter": method}), output)
 
 
-def _into_weights(config: MergeConfig, source: Source, output: Path) -> None:
-    """A checkpoint in the hub's layout: model, tokenizer, image processor."""
-    whole = dataclasses.replace(config.model, quantize=None)
-    backbone = load(whole, config.task.name, seed=config.seed, run=source.folder)
-    prepare(config.task, backbone)
-    where = sites(config.model, config.task.name, config.points)
-    write(backbone, merged(restore(backbone.model, config.adapter, RunFolder(source.folder).adapter, where)), output)
-
-
 def _described(note: dict[str, Any]) -> str:
-    if note["kind"] == "into weights":
-        return f"a checkpoint with the adapter of {note['sources'][0]} in its weights"
     if note["kind"] == "pruned":
         return f"the fusion {note['sources'][0]} with {', '.join(note['kept'])} alone"
     terms = (f"{weight:g} x {source}" for weight, source in zip(note["weights"], note["sources"], strict=True))

@@ -29,7 +29,7 @@ from vlatrain.data.subtasks import load_run
 from vlatrain.injection.attach import check, group_of, save
 from vlatrain.injection.drop import drawn, dropping
 from vlatrain.injection.merging.fuse import usage
-from vlatrain.reporting.card import write_card
+from vlatrain.reporting.card import Place, write_card
 from vlatrain.reporting.console import BRIEF, Console, logged
 from vlatrain.reporting.data_report import TEXTS, report_of
 from vlatrain.reporting.data_tables import brief_lines
@@ -232,7 +232,7 @@ def _train_into(
         write_json(files.metrics, metrics)  # all but last: a folder with metrics.json is a finished run
         files.seal()
         if setup.is_adapter:
-            write_card(files.adapter, config, metrics)
+            write_card(files.adapter, config, metrics, Place(str(folder), str(files.adapter)))
         _report_outcome(config, files, metrics, {"eval": result.evaluation, **extra}, samples, sinks)
         if config.run.report == "auto" and not BRIEF.get():  # a sweep has one of all its jobs
             known = {sample.id: sample.pictures for sample in samples["eval"]}
@@ -415,6 +415,8 @@ def _refuse_other_run(config: TrainConfig, files: RunFolder) -> None:
     if not files.holds_work:
         return
     folder = files.path
+    if files.is_exported:
+        raise UserError(f"{folder} holds an exported run, which is not continued: choose another run.name or run.dir")
     if config.resume != "auto":
         raise UserError(
             f"{folder} holds a run already: continue it with resume=auto, or choose another run.name or run.dir"

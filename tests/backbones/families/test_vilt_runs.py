@@ -54,7 +54,7 @@ def test_a_run_goes_on_and_goes_into_a_checkpoint(tmp_path: Path, small: tuple[s
         tmp_path / "run", "vqa", *small, "adapter=lora", "trainer.save_every=1", "trainer.cache=off", "resume=auto"
     )
     assert json.loads((run / "metrics.json").read_text())["metrics"] == metrics["metrics"]
-    assert command("merge", f"run={run}", "into=weights", f"output={tmp_path / 'whole'}") == 0
+    assert command("export", f"run={run}", "form=merged", f"to={tmp_path / 'whole'}") == 0
     model = ViltForQuestionAnswering.from_pretrained(tmp_path / "whole")
     answers = yaml.safe_load((run / "config.yaml").read_text())["task"]["answer_list"]
     assert [model.config.id2label[place] for place in range(len(answers))] == answers

@@ -200,7 +200,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 def test_the_head_goes_into_a_checkpoint_that_needs_no_training(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "classification", "model=tiny_vit", "adapter=lora")
     whole = tmp_path / "whole"
-    assert command("merge", f"run={run}", "into=weights", f"output={whole}") == 0
+    assert command("export", f"run={run}", "form=merged", f"to={whole}") == 0
     assert command(
         "task=classification", "model=tiny_vit", f"model.checkpoint={whole}", "adapter=none", f"run.dir={tmp_path / 'none'}",
         "data.train_size=24", "data.eval_size=10", "trainer.device=cpu",

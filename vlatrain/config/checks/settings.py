@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from vlatrain.config.errors import Incompatible, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.logger import EXTRAS
 from vlatrain.config.optim import PARAMETER_GROUPS
-from vlatrain.config.schema import EvalConfig, MergeConfig, PredictConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
 from vlatrain.config.task import TaskConfig
+
+HUB = "hub:"  # what a run of the hub begins with
 
 
 def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = False) -> list[str]:
@@ -30,6 +33,8 @@ def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = Fals
     """
     if isinstance(config, MergeConfig):
         return [*_values(config), *_model(config, folders), *_merge(config)]
+    if isinstance(config, ExportConfig):
+        return [*_values(config), *_model(config, folders), *_export(config)]
     found = [*_values(config), *methods.problems(config.adapter), *_model(config, folders)]
     found += [*_rates(config), *_run(config, job), *_logger(config), *_passes(config), *_shared(config)]
     if wrong := joint.problems(config):
@@ -239,22 +244,36 @@ def _prediction(config: PredictConfig) -> Iterable[str]:
 
 
 def _merge(config: MergeConfig) -> Iterable[str]:
-    output, number = Path(config.output).expanduser(), len(config.sources)
-    if not config.output:
-        yield "output=FOLDER is missing: where the result goes"
-    elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        yield f"output={config.output}: there is something already; choose another folder"
-    if config.into == "weights" and number > 1:
-        yield f"into=weights: takes one run, not {number}; merge their adapters first, then the result"
+    number = len(config.sources)
+    yield from _new_folder("output", config.output)
     if config.keep is not None and number > 1:
         yield f"keep={config.keep}: prunes one run, a fusion, not {number}"
-    if config.keep is not None and config.into == "weights":
-        yield "keep= and into=weights: a fusion is not linear and cannot go into the weights"
-    if config.weights and (config.keep is not None or config.into == "weights"):
-        yield "weights=: only the adapters of runs are weighted, neither with keep= nor with into=weights"
+    if config.weights and config.keep is not None:
+        yield "weights=: only the adapters of runs are weighted, not with keep="
     elif config.weights and len(config.weights) != number:
         yield f"weights: {len(config.weights)} of them for {number} sources"
-    elif not config.weights and number < 2 and config.keep is None and config.into == "adapter":
-        yield "sources: a single run needs weights=[FACTOR], keep=NUMBER (of a fusion) or into=weights"
+    elif not config.weights and number < 2 and config.keep is None:
+        yield (
+            "sources: a single run needs weights=[FACTOR] or keep=NUMBER (of a fusion); vlatrain export form=merged puts one into "
+            "the model's weights"
+        )
     if not all(math.isfinite(weight) for weight in config.weights):
         yield f"weights={config.weights}: must be finite"
+
+
+def _export(config: ExportConfig) -> Iterable[str]:
+    if config.to.startswith(HUB):
+        if not re.fullmatch(rf"{HUB}[\w.-]+/[\w.-]+", config.to):
+            yield f"to={config.to}: a repository of the hub is hub:OWNER/NAME"
+        return
+    if config.private:
+        yield "private=true: a folder has no owner; to=hub:OWNER/NAME has"
+    yield from _new_folder("to", config.to)
+
+
+def _new_folder(key: str, name: str) -> Iterable[str]:
+    folder = Path(name).expanduser()
+    if not name:
+        yield f"{key}=FOLDER is missing: where the result goes"
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        yield f"{key}={name}: there is something already; choose another folder"

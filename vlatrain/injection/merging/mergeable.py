@@ -23,24 +23,9 @@ def unmergeable(config: MergeConfig) -> list[str]:
         sources = read_sources(config.sources, "sources")
     except UserError as error:
         return error.problems
-    if config.into == "weights":
-        return list(_into_weights(sources[0]))
     if config.keep is not None:
         return list(_prune(sources[0], config.keep))
     return list(_average(sources, sum(config.weights) if config.weights else 1.0))
-
-
-def _into_weights(source: Source) -> Iterator[str]:
-    title = f"sources: {source.folder}: adapter={source.method}"
-    if source.method == "none":
-        yield f"{title} has changed nothing that could go into the weights"
-    elif source.run.get("adapter", {}).get("components"):
-        yield f"{title} has several methods, which cannot all go into the weights"
-    elif source.is_ours:
-        yield (
-            f"{title} is not merged into the weights, as most of vlatrain's own designs have a non-linearity; methods of PEFT are, "
-            "such as adapter=lora"
-        )
 
 
 def _prune(source: Source, keep: int) -> Iterator[str]:

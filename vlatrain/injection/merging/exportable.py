@@ -1,0 +1,59 @@
+"""Whether a finished run can be handed on in a form, from what its files say: where it cannot, a line says so, and what can.
+
+No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlatrain.config import ExportConfig, UserError
+from vlatrain.config.methods import BARE, ROUTER
+from vlatrain.injection.merging.mergeable import LORA
+from vlatrain.injection.sources import Source, read_sources
+
+BY_VLATRAIN = "form=adapter can, which vlatrain loads"
+BY_PEFT = "form=adapter can, which vlatrain loads, and PEFT after `import vlatrain`"
+
+
+def unexportable(config: ExportConfig, plain: bool) -> list[str]:
+    """Everything that keeps a run from being exported in its form.
+
+    Args:
+        config: the run's configuration, and what is asked for.
+        plain: whether one class of transformers is the whole backbone.
+    """
+    try:
+        (source,) = read_sources([config.source], "run")
+    except UserError as error:
+        return error.problems
+    title = f"run={source.folder}: adapter={source.method}"
+    if source.method == "none":
+        return [f"{title} has trained nothing that could be exported"]
+    if source.method == ROUTER:
+        return [
+            f"{title} picks among other runs, which stay where they are, and cannot be exported; each of these runs can"
+        ]
+    found = {"merged": _unmerged, "peft-lora": _no_lora}.get(config.form)
+    return list(found(source, title, plain)) if found else []
+
+
+def _unmerged(source: Source, title: str, plain: bool) -> Iterator[str]:
+    if source.run.get("adapter", {}).get("components"):
+        yield f"form=merged: {title} has several methods, which cannot all go into the weights; {BY_VLATRAIN}"
+    elif source.is_ours:
+        yield f"form=merged: {title} is no change of weights, so that no checkpoint can be exact; {BY_PEFT}"
+
+
+def _no_lora(source: Source, title: str, plain: bool) -> Iterator[str]:
+    if source.run.get("adapter", {}).get("components"):
+        yield f"form=peft-lora: {title} has several methods; {BY_VLATRAIN}"
+    elif source.method in BARE:
+        yield f"form=peft-lora: {title} has trained weights where they are; form=merged can, a whole checkpoint"
+    elif source.is_ours:
+        yield f"form=peft-lora: {title} is no LoRA; {BY_PEFT}"
+    elif source.adapter.get("peft_type") != LORA:
+        yield f"form=peft-lora: {title} is no LoRA; form=adapter can, which PEFT itself loads, and form=merged"
+    elif source.trunk:
+        yield f"form=peft-lora: {title} has trained weights of the trunk, too; form=merged can, with all of them"
+    elif not plain:
+        yield f"form=peft-lora: {title}: transformers has no class that is all of model={source.model}; {BY_VLATRAIN}"

@@ -1,0 +1,129 @@
+"""`vlatrain export`: what a finished run has trained, for others: a folder or a repository of the hub, with a model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlatrain.backbones.describe import sites
+from vlatrain.backbones.loading import load, write
+from vlatrain.config import ExportConfig
+from vlatrain.config.files import MANIFEST, files_in, replace_folder, write_manifest
+from vlatrain.injection.attach import merged, restore
+from vlatrain.reporting.card import ADAPTER, MERGED, Place, write_card
+from vlatrain.reporting.snippets import words_of_backbone
+from vlatrain.reporting.summary import asking
+from vlatrain.runs import RunFolder, hub_name, upload
+from vlatrain.tasks import prepare
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` has made.
+
+    Attributes:
+        to: where it is: a folder, or `hub:OWNER/NAME`.
+        address: the page of the repository; empty for a folder.
+    """
+
+    to: str
+    address: str = ""
+
+
+def export(config: ExportConfig, console: Console | None = None) -> Exported:
+    """Hand on a run as the configuration says.
+
+    Args:
+        config: the run's configuration, with where and in which form.
+        console: where to print.
+
+    Raises:
+        UserError: weights that cannot be had, or a hub that does not take them.
+    """
+    console = console or Console()
+    if name := hub_name(config.to):
+        with tempfile.TemporaryDirectory() as folder:
+            _write(config, Path(folder))
+            address = upload(Path(folder), name, config.private)
+        exported = Exported(config.to, address)
+    else:
+        replace_folder(Path(config.to).expanduser(), lambda fresh: _write(config, fresh))
+        exported = Exported(config.to)
+    where = f"{exported.to} ({exported.address})" if exported.address else exported.to
+    console.print(f"In [bold]{where}[/]: {_described(config.form)}, with a model card", soft_wrap=True)
+    if commands := _next(config):
+        console.print("Next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, markup=False)
+    return exported
+
+
+def _write(config: ExportConfig, folder: Path) -> None:
+    """Write all that is handed on into an empty folder."""
+    run = RunFolder(Path(config.source))
+    if config.form == MERGED:
+        _write_merged(config, run, folder)
+    else:
+        _copy_adapter(run.adapter, folder)
+        if config.form == ADAPTER:
+            _copy_run(run, folder)
+        else:
+            (folder / MANIFEST).unlink(missing_ok=True)  # it would be taken for a run
+    write_card(folder, config, _metrics(run), Place(config.to, config.to), config.form, config.license)
+
+
+def _copy_adapter(adapter: Path, folder: Path) -> None:
+    """The files of an adapter as they were written; where there is no list of them, as `merge` makes none, all that is there."""
+    try:
+        names = [*files_in(adapter), MANIFEST]
+    except FileNotFoundError:
+        names = [str(file.relative_to(adapter)) for file in adapter.rglob("*") if file.is_file() and file.name != CARD]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(adapter / name, folder / name)
+    if not (folder / MANIFEST).is_file():
+        write_manifest(folder)
+
+
+def _copy_run(run: RunFolder, folder: Path) -> None:
+    """What eval and predict need beside it. Predictions, the data report and logs stay: they are of the data."""
+    for file in (run.config, run.metrics, run.constants):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if run.processor.is_dir():
+        shutil.copytree(run.processor, folder / run.processor.name)
+
+
+def _write_merged(config: ExportConfig, run: RunFolder, folder: Path) -> None:
+    """A checkpoint in the hub's layout: model, tokenizer, image processor."""
+    whole = dataclasses.replace(config.model, quantize=None)
+    backbone = load(whole, config.task.name, seed=config.seed, run=run.path)
+    prepare(config.task, backbone)
+    where = sites(config.model, config.task.name, config.points)
+    write(backbone, merged(restore(backbone.model, config.adapter, run.adapter, where)), folder)
+
+
+def _metrics(run: RunFolder) -> dict[str, Any]:
+    with suppress(OSError, ValueError):  # one that `merge` has made has none
+        return dict(json.loads(run.metrics.read_text(encoding="utf-8")))
+    return {}
+
+
+def _described(form: str) -> str:
+    if form == MERGED:
+        return "a checkpoint with the adapter in its weights"
+    return "the adapter with what eval and predict need" if form == ADAPTER else "the LoRA, for PEFT alone"
+
+
+def _next(config: ExportConfig) -> list[str]:
+    if config.form == MERGED:
+        return [f"vlatrain {' '.join(words_of_backbone(config, config.to))}"]
+    return asking(config, config.to) if config.form == ADAPTER else []
