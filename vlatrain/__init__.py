@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlatrain.config import TrainConfig, UserError
     from vlatrain.runs import Outcome, Run, list_runs
+    from vlatrain.verbs.export import Exported
     from vlatrain.verbs.inspect import Inspection
     from vlatrain.verbs.predict import Predictor, RoutedPredictor
 
 __version__ = "0.1.0"
 __all__ = [
-    "Outcome", "Predictor", "Run", "UserError", "check", "compose", "evaluate", "inspect", "list_runs", "load", "predict", "sweep",
-    "train",
+    "Outcome", "Predictor", "Run", "UserError", "check", "compose", "evaluate", "export", "inspect", "list_runs", "load", "predict",
+    "sweep", "train",
 ]  # fmt: skip
 
 LAZY = {
@@ -138,6 +139,26 @@ def predict(run: Run | str | Path, *overrides: str) -> list[dict[str, Any]]:
 
     records: list[dict[str, Any]] = call("predict", _composed("predict", [f"run={_quoted(run)}", *overrides]))
     return records
+
+
+def export(run: Run | str | Path, to: str | Path, *overrides: str) -> Exported:
+    """Hand a finished run on: `vlatrain export run=RUN to=TO OVERRIDE ...`.
+
+    Args:
+        run: the run, or its folder.
+        to: a folder, new or empty; or `hub:OWNER/NAME`.
+        overrides: what is to differ: `form=merged`, `license=mit`, `private=true`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UserError: it cannot be handed on in this form, or the hub does not take it.
+    """
+    from vlatrain.cli.call import call
+
+    exported: Exported = call("export", _composed("export", [f"run={_quoted(run)}", f"to={_quoted(to)}", *overrides]))
+    return exported
 
 
 def check(config: TrainConfig) -> dict[str, Any]:

@@ -252,24 +252,6 @@ def test_a_lora_that_is_not_all_of_it_is_refused(
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("run", "said"),
-    [
-        ("hub:me/nowhere", "run=hub:me/nowhere"),
-        ("hub:doors", "hub:doors: a run of the hub is hub:OWNER/NAME, or hub:OWNER/NAME@REVISION"),
-        ("hub:me/tiny", "hub:me/tiny: has no config.yaml, so it is no run; a whole model is model.checkpoint=me/tiny"),
-        ("hub:me/tiny@v9", "me/tiny has no revision v9"),
-    ],
-)
-def test_what_the_hub_does_not_have_is_one_line(
-    run: str, said: str, server: Hub, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.add("me/tiny", ASSETS / "tiny_clip")
-    assert command("eval", f"run={run}") == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error "))
-    assert said.removeprefix("run=") in line
-
-
 @pytest.mark.slow
 def test_a_hub_that_does_not_take_it_says_why(
     server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
