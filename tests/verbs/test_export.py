@@ -57,6 +57,8 @@ def run_code_of(card: Path) -> list[dict[str, Any]]:
 
 def test_over_the_hub_and_back_bit_for_bit(server: Hub, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", "vqa")
+    written = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(written.replace("logger:\n  name: none", "logger:\n  name: wandb"))
     assert command("export", f"run={run}", "to=hub:me/doors", "license=mit", "private=true") == 0
     assert server.repositories["models/me/doors"].private
     assert command("predict", "run=hub:me/doors", "image=photo.jpg", "question=what is it?", *AT_HAND) == 0
@@ -65,8 +67,9 @@ def test_over_the_hub_and_back_bit_for_bit(server: Hub, tmp_path: Path) -> None:
     sent, back = contents(run / "adapter"), contents(fetched)
     for name, data in sent.items():
         assert name == "README.md" or back[name] == data, name
-    for name in ("config.yaml", "metrics.json", "baselines.json"):
+    for name in ("metrics.json", "baselines.json"):
         assert back[name] == (run / name).read_bytes()
+    assert back["config.yaml"].decode() == written, "others' evaluations are not logged where the training was"
     assert {*back} - {*sent} <= {"config.yaml", "metrics.json", "baselines.json", "run.log"}, "no predictions, no data"
     card = ModelCard.load(fetched / "README.md")
     assert (card.data.license, card.data.pipeline_tag) == ("mit", "visual-question-answering")
@@ -205,7 +208,7 @@ OURS, LORA, LOHA = ({"peft_type": kind} for kind in ("VLATRAIN", "LORA", "LOHA")
 @pytest.mark.parametrize(
     ("method", "adapter", "words", "said"),
     [
-        ("bottleneck", OURS, ("form=merged",), "no change of weights, so that no checkpoint can be exact; form=adapter"),
+        ("bottleneck", OURS, ("form=merged",), "which are not merged, as most change no weights; form=adapter can"),
         ("bottleneck", OURS, ("form=peft-lora",), "adapter=bottleneck is no LoRA; form=adapter can"),
         ("loha", LOHA, ("form=peft-lora",), "is no LoRA; form=adapter can, which PEFT itself loads, and form=merged"),
         ("mixed", {}, ("form=merged",), "several methods, which cannot all go into the weights; form=adapter can"),

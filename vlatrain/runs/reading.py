@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,12 @@ def list_runs(folder: str | Path = ROOT) -> list[Run]:
 
 def config_text(config: TrainConfig) -> str:
     """The resolved configuration as plain values: the content of `config.yaml`, kept in each checkpoint too."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=120)
+    return plain_text(dataclasses.asdict(config))
+
+
+def plain_text(values: Mapping[str, Any]) -> str:
+    """The same of plain values."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
 
 
 def save_config(config: TrainConfig, folder: Path) -> Path:

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, write
-from vlatrain.config import ExportConfig
-from vlatrain.config.files import MANIFEST, files_in, replace_folder, write_manifest
+from vlatrain.config import ExportConfig, LoggerConfig
+from vlatrain.config.files import MANIFEST, files_in, replace_folder, write_file, write_manifest
 from vlatrain.injection.attach import merged, restore
 from vlatrain.reporting.card import ADAPTER, MERGED, Place, write_card
 from vlatrain.reporting.snippets import words_of_backbone
 from vlatrain.reporting.summary import asking
-from vlatrain.runs import RunFolder, hub_name, upload
+from vlatrain.runs import RunFolder, hub_name, plain_text, saved_config, upload
 from vlatrain.tasks import prepare
 
 CARD = "README.md"
@@ -94,8 +94,11 @@ def _copy_adapter(adapter: Path, folder: Path) -> None:
 
 
 def _copy_run(run: RunFolder, folder: Path) -> None:
-    """What eval and predict need beside it. Predictions, the data report and logs stay: they are of the data."""
-    for file in (run.config, run.metrics, run.constants):
+    """What eval and predict need beside it. Predictions, the data report and logs stay, as they are of the data, and so does where
+    the training was logged: others' evaluations do not go there."""
+    values = {**saved_config(run.path), "logger": dataclasses.asdict(LoggerConfig())}
+    write_file(RunFolder(folder).config, plain_text(values))
+    for file in (run.metrics, run.constants):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     if run.processor.is_dir():

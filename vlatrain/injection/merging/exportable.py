@@ -41,7 +41,7 @@ def _unmerged(source: Source, title: str, plain: bool) -> Iterator[str]:
     if source.run.get("adapter", {}).get("components"):
         yield f"form=merged: {title} has several methods, which cannot all go into the weights; {BY_VLATRAIN}"
     elif source.is_ours:
-        yield f"form=merged: {title} is no change of weights, so that no checkpoint can be exact; {BY_PEFT}"
+        yield f"form=merged: {title} is a design of vlatrain's own, which are not merged, as most change no weights; {BY_PEFT}"
 
 
 def _no_lora(source: Source, title: str, plain: bool) -> Iterator[str]:
