@@ -69,6 +69,8 @@ QUICK_CELLS = {
     "tests/gpu_free/test_pin.py::test_batches_can_be_pinned_kept_and_not": ".*(clip\\+gpt2|blip-|llava).*",
     "tests/gpu_free/test_ranks.py::test_an_image_that_one_process_cannot_read_is_told_by_all": "0-disk|1-off|1-memory",
     "tests/gpu_free/test_ranks.py::test_processes_that_disagree_train_the_same": "auto-clock-1|memory-memory-1",
+    "tests/verbs/test_export.py::test_what_cannot_be_is_refused_with_what_can": "bottleneck-.*words0.*|lora-.*",
+    "tests/injection/merging/test_exportable.py::test_what_changes_weights_goes_into_them": "(bitfit|task_lora)-blip.*",
     "tests/verbs/test_merge.py::test_every_method_of_peft_goes_into_the_weights": "lora|dora|ia3|oft|vera|lokr|miss|ln_tuning",
     "tests/verbs/test_new_tasks.py::test_wrong_queries_are_refused": ".*(choice needs|set question=|bad.jsonl).*",
     "tests/verbs/test_predict.py::test_wrong_queries_are_refused": "vqa-words[025].*|captioning.*|retrieval-words7.*",

@@ -155,6 +155,8 @@ NOT_BY_PEFT = ("composite", "a tower with a head", "the head alone", "boxes by a
         ("vqa", ("adapter=lora", "optim.lr=0.05")),
         ("captioning", ("adapter=loha", "optim.lr=0.05")),
         ("vqa", ("adapter=full", "optim.lr=0.001")),
+        ("vqa", ("adapter=bitfit", "optim.lr=0.05")),
+        ("vqa", ("adapter=task_lora", "model=tiny_composite", "optim.lr=0.05")),
         ("vqa", ("adapter=lora", "model=tiny_composite", "optim.lr=0.05")),
         ("classification", ("adapter=lora", "model=tiny_vit", "optim.lr=0.05")),
     ],
@@ -202,14 +204,17 @@ def made_up(folder: Path, method: str, model: str = "tiny_blip", **adapter: Any)
     return folder
 
 
-OURS, LORA, LOHA = ({"peft_type": kind} for kind in ("VLATRAIN", "LORA", "LOHA"))
+OURS = {"peft_type": "VLATRAIN", "design": "bottleneck"}
+LORA, LOHA = ({"peft_type": kind} for kind in ("LORA", "LOHA"))
 
 
 @pytest.mark.parametrize(
     ("method", "adapter", "words", "said"),
     [
-        ("bottleneck", OURS, ("form=merged",), "which are not merged, as most change no weights; form=adapter can"),
-        ("bottleneck", OURS, ("form=peft-lora",), "adapter=bottleneck is no LoRA; form=adapter can"),
+        ("bottleneck", OURS, ("form=merged",), "is no change of weights, so that no checkpoint does the same; form=adapter"),
+        ("bottleneck", OURS, ("form=peft-lora",), "adapter=bottleneck is no LoRA of PEFT's; form=adapter can"),
+        ("task_lora", {**OURS, "design": "task_lora"}, ("form=peft-lora",), "PEFT's; form=merged can, a whole checkpoint, and"),
+        ("bitfit", {**OURS, "design": "bitfit", "tasks": ["a"]}, ("form=merged",), "adapters for each task (adapter.by_task=true)"),
         ("loha", LOHA, ("form=peft-lora",), "is no LoRA; form=adapter can, which PEFT itself loads, and form=merged"),
         ("mixed", {}, ("form=merged",), "several methods, which cannot all go into the weights; form=adapter can"),
         ("mixed", {}, ("form=peft-lora",), "has several methods; form=adapter can"),
@@ -240,6 +245,7 @@ def test_what_cannot_be_is_refused_with_what_can(
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_a_lora_that_is_not_all_of_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

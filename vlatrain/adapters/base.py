@@ -141,6 +141,16 @@ class Adapter(nn.Module):
     def adopt(self, frozen: Mapping[str, nn.Module]) -> None:
         """Start from the frozen modules of the place (by role). Called once, when the module is new; by default nothing."""
 
+    def change_of(self, module: nn.Module) -> Mapping[str, Tensor] | None:
+        """What it comes to as a change of the weights of the module whose output it adapts: by the names of these, what is added.
+
+        None, the default: it is no such change. Of `at = "modules"` some designs are.
+
+        Args:
+            module: the module.
+        """
+        return None
+
     def resolve(self) -> None:
         """Called when its shared parts are in place: what refers to one of them does so from here. By default nothing."""
 

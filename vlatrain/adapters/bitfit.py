@@ -54,6 +54,10 @@ class BitFit(Adapter):
         super().__init__(facts, options)
         self.bias = nn.Parameter(torch.zeros(facts.width))
 
+    def change_of(self, module: nn.Module) -> Mapping[str, Tensor] | None:
+        """The bias, of a module that has one."""
+        return None if getattr(module, "bias", None) is None else {"bias": self.bias}
+
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """The bias, (width,)."""
         return self.bias.to(states.dtype)

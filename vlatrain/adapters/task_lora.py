@@ -70,6 +70,11 @@ class TaskLora(Adapter):
         }
         return role in wanted or bool(FUSED.get(role, set()) & wanted)
 
+    def change_of(self, module: nn.Module) -> Mapping[str, Tensor] | None:
+        """The product of the two projections; GPT-2's layers have their weights the other way round."""
+        change = self.scaling * self.up.weight @ self.down.weight  # (outputs, inputs)
+        return {"weight": change if isinstance(module, nn.Linear) else change.T}
+
     def forward(self, states: Tensor, call: Call = Call()) -> Tensor:  # noqa: B008, an immutable default
         """What to add to the layer's output, from its input (B, L, inputs): (B, L, width)."""
         inputs = self.dropout(states.to(self.down.weight.dtype))

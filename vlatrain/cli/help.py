@@ -109,7 +109,7 @@ _VERB_TEXTS = {
         "                          adapter.sources take hub:OWNER/NAME too\n"
         "  form=adapter            the adapter with what eval and predict need (the default)\n"
         "  form=merged             a whole checkpoint with the adapter in its weights, for model.checkpoint= and from_pretrained:\n"
-        "                          LoRA and PEFT's other methods, full fine-tuning; for its task only\n"
+        "                          LoRA and PEFT's other methods, bitfit, task_lora, full fine-tuning; for its task only\n"
         "  form=peft-lora          a LoRA that needs PEFT and transformers alone\n"
         "  license=NAME            the licence, by the hub's name for it\n"
         "  private=true            a new repository that only its owner sees",

@@ -289,8 +289,10 @@ class VlatrainModel(Tuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         adapted = [module for module in self.model.modules() if _is_adapted(module)]
-        if merge and adapted:
-            getattr(adapted[0], CHILD).merge()
+        for module in adapted if merge else ():
+            getattr(module, CHILD).changes()  # all or none
+        for module in adapted if merge else ():
+            getattr(module, CHILD).merge()
         for module in adapted:
             getattr(module, CHILD).leave()
             delattr(module, CHILD)
@@ -301,7 +303,9 @@ class VlatrainModel(Tuner):
         ]
         for name, wrapper in wrappers:  # heads that were trained with the adapters
             parent, _, last = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), last, wrapper.original_module)
+            trained = getattr(wrapper, "modules_to_save", {})
+            merged = [trained[name] for name in self.active_adapters if merge and name in trained]
+            setattr(self.model.get_submodule(parent), last, merged[0] if merged else wrapper.original_module)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model

@@ -274,9 +274,29 @@ class Site(nn.Module, BaseTunerLayer):
             target: Any = self.target
             self.units[adapter_name].to(device or next(target.parameters()).device)
 
+    def changes(self) -> dict[str, Tensor]:
+        """What the active adapters come to as a change of the adapted module's weights: by name, what is added.
+
+        Raises:
+            ValueError: one is no such change, as most of the designs are none, or the module lacks the weight.
+        """
+        found: dict[str, Tensor] = {}
+        target: Any = self.target
+        for unit in (self.units[name] for name in self.active_adapters if name in self.units):
+            change = unit.change_of(target) if isinstance(unit, Adapter) else None
+            if change is None:
+                raise ValueError(
+                    "these adapters cannot be merged into the weights, as PEFT's can; unload() removes them"
+                )
+            for key, tensor in change.items():
+                found[key] = found[key] + tensor.detach() if key in found else tensor.detach()
+        return found
+
     def merge(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: most of the designs have a non-linearity, and are no change of the weights."""
-        raise ValueError("these adapters cannot be merged into the weights, as PEFT's can; unload() removes them")
+        """Change the adapted module's weights by what its active adapters come to; see `changes`."""
+        for name, change in self.changes().items():
+            weight = getattr(self.target, name)
+            weight.data += change.to(weight.dtype)
 
     def unmerge(self) -> None:
         """Nothing to do: they are never merged."""

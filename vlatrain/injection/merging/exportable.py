@@ -11,6 +11,7 @@ from vlatrain.config.methods import BARE, ROUTER
 from vlatrain.injection.merging.mergeable import LORA
 from vlatrain.injection.sources import Source, read_sources
 
+LINEAR = ("bitfit", "task_lora")  # the designs of our own that are changes of weights (`Adapter.change_of`)
 BY_VLATRAIN = "form=adapter can, which vlatrain loads"
 BY_PEFT = "form=adapter can, which vlatrain loads, and PEFT after `import vlatrain`"
 
@@ -40,8 +41,10 @@ def unexportable(config: ExportConfig, plain: bool) -> list[str]:
 def _unmerged(source: Source, title: str, plain: bool) -> Iterator[str]:
     if source.run.get("adapter", {}).get("components"):
         yield f"form=merged: {title} has several methods, which cannot all go into the weights; {BY_VLATRAIN}"
-    elif source.is_ours:
-        yield f"form=merged: {title} is a design of vlatrain's own, which are not merged, as most change no weights; {BY_PEFT}"
+    elif source.adapter.get("tasks"):
+        yield f"form=merged: {title} has adapters for each task (adapter.by_task=true); {BY_PEFT}"
+    elif source.is_ours and source.adapter.get("design") not in LINEAR:
+        yield f"form=merged: {title} is no change of weights, so that no checkpoint does the same; {BY_PEFT}"
 
 
 def _no_lora(source: Source, title: str, plain: bool) -> Iterator[str]:
@@ -50,7 +53,8 @@ def _no_lora(source: Source, title: str, plain: bool) -> Iterator[str]:
     elif source.method in BARE:
         yield f"form=peft-lora: {title} has trained weights where they are; form=merged can, a whole checkpoint"
     elif source.is_ours:
-        yield f"form=peft-lora: {title} is no LoRA; {BY_PEFT}"
+        other = "form=merged can, a whole checkpoint, and " if source.adapter.get("design") in LINEAR else ""
+        yield f"form=peft-lora: {title} is no LoRA of PEFT's; {other}{BY_PEFT}"
     elif source.adapter.get("peft_type") != LORA:
         yield f"form=peft-lora: {title} is no LoRA; form=adapter can, which PEFT itself loads, and form=merged"
     elif source.trunk:
