@@ -10,7 +10,7 @@ LOOP, SIGNALS, STOPS = (
     "tests/training/test_signals.py",
     "tests/training/test_interruptions.py",
 )
-IMAGES, DATA, LOGGERS = "tests/data/test_images.py", "tests/data/test_load.py", "tests/reporting/test_loggers.py"
+IMAGES, DATA, TRACKERS = "tests/data/test_images.py", "tests/data/test_load.py", "tests/reporting/test_trackers.py"
 CACHE, CHECKPOINTS = "tests/training/prefix_cache/test_faults.py", "tests/training/test_checkpoints.py"
 SAVED, CODE, FITS = (
     "tests/injection/test_saved.py",
@@ -179,8 +179,8 @@ ROWS = (
     Row(
         22, "a tracker without key or server", "a logger that raises", "one warning; the training goes on",
         (
-            f"{LOGGERS}::test_a_failing_logger_is_told_once_and_left_alone",
-            f"{LOGGERS}::test_a_missing_package_or_unknown_logger_is_told_when_chosen",
+            f"{TRACKERS}::test_a_failing_tracker_is_told_once_and_left_alone",
+            f"{TRACKERS}::test_a_missing_package_is_refused_when_chosen_and_is_no_matter_to_an_evaluation",
         ),
     ),
     Row(

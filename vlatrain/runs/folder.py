@@ -20,7 +20,7 @@ from typing import Any
 
 from vlatrain import __version__
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import MANIFEST, PARTIAL, manifest_of, write_json
+from vlatrain.config.files import MANIFEST, PARTIAL, manifest_of, write_file, write_json
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RunFolder:
     @property
     def is_exported(self) -> bool:
         """Whether it was made by `vlatrain export`, and holds what was trained beside the configuration, as the hub has it."""
-        return (self.path / MANIFEST).is_file()
+        return (self.path / MANIFEST).is_file() and not self.about.is_file() and not (self.path / "adapter").is_dir()
 
     @property
     def checkpoints(self) -> Path:

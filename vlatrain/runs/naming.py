@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig, RunConfig, TrainConfig
+from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.runs.folder import RunFolder
 
 ROOT = Path("outputs")

@@ -173,22 +173,6 @@ def _unwrap(batch: Loaded | UserError) -> Loaded:
     return batch
 
 
-def _loaded(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: torch.device | str) -> Iterator[Any]:
-    """What a loader has. A worker that the system has killed is the user's to mend: it lacked memory, most often."""
-    batches = iter(_loader(dataset, keys, workers, device))
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        for worker in getattr(batches, "_workers", ()):  # which may wait for what the killed one held
-            worker.kill()
-        raise UserError(
-            f"trainer.workers={workers}: a process that loads images was killed ({' '.join(str(error).split())}), most often as "
-            "memory ran out: set fewer, then run the same again (a training: with resume=auto)"
-        ) from error
-
-
 def _loader(dataset: Dataset[Any], keys: Iterable[Any], workers: int, device: torch.device | str) -> DataLoader[Any]:
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the tokenizers library complains of every fork
