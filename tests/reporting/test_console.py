@@ -142,3 +142,13 @@ def test_on_a_terminal_lines_end_between_words_and_paths_stay_whole(monkeypatch:
     assert path in lines
     assert all(len(line) <= 40 for line in lines if line != path)
     assert " ".join(lines) == f"warning: what is said here takes more than one line, see {path}"
+
+
+def test_a_log_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
+    """As in the folder of a run that may only be read."""
+    (tmp_path / "file").touch()
+    stream = io.StringIO()
+    with logged(Console(stream, live=False), tmp_path / "file" / "run.log"):
+        log.info("step 1")
+    assert stream.getvalue().startswith(f"warning: {tmp_path / 'file' / 'run.log'} cannot be written (")
+    assert stream.getvalue().endswith("kept nowhere\nstep 1\n")

@@ -207,15 +207,21 @@ def logged(console: Console, file: Path | None = None, warnings: bool = True) ->
     """
     logger = logging.getLogger(ROOT)
     handlers: list[logging.Handler] = [_ToConsole(console, warnings)]
+    fault = ""
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_ToFile(file, encoding="utf-8"))
-        handlers[-1].setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(_ToFile(file, encoding="utf-8"))
+            handlers[-1].setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+        except OSError as error:  # a run that is only to be read
+            fault = f"{file} cannot be written ({error.strerror}): what is said is kept nowhere"
     before = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for handler in handlers:
         logger.addHandler(handler)
+    if fault:
+        logger.warning(fault)
     try:
         yield
     finally:
