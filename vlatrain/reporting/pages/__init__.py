@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlatrain.config import UserError
 from vlatrain.config.files import write_file
 from vlatrain.reporting.pages.reading import Selection, select, snapshot
-from vlatrain.reporting.pages.thumbnails import Pictures
+
+if TYPE_CHECKING:
+    from vlatrain.reporting.pages.thumbnails import Pictures  # with numpy, which the command line does without
 
 log = logging.getLogger("vlatrain")
 
