@@ -418,7 +418,11 @@ def outcome(damage: Damage, status: int | None, said: str, same: bool) -> tuple[
     if "some of what was recorded" in said and "metrics.jsonl" in str(damage.file):
         return "went on, and said so", True
     if same:
-        return ("went on, and said so", True) if "warning" in said else ("made no difference", True)
+        return (
+            ("went on, and said so", True)
+            if "warning" in said or "is restored from" in said
+            else ("made no difference", True)
+        )
     if not damage.place.own and damage.kind == "bit flipped":
         return "another model, as no hash says what it was", True
     return "believed", False

@@ -84,9 +84,11 @@ def main() -> int:
         assert ended(session(folder, CACHE)) == 0  # the imports are done: how long a session takes
         took = time.monotonic() - began
         shutil.rmtree(folder)
+        deck: list[str] = []
         expected, whole, began = result_of(alone), 0, time.monotonic()
         while (running := time.monotonic() - began < options.seconds) or not whole or folder.exists():
-            fault = draw.choice(FAULTS) if running else "none"
+            deck = deck or draw.sample(FAULTS, len(FAULTS))  # each of them once, before one comes again
+            fault = deck.pop() if running else "none"
             status = disturbed(folder, fault, draw, took) if running else ended(session(folder, CACHE))
             faults[fault] += 1
             statuses[status] += 1
@@ -95,8 +97,9 @@ def main() -> int:
                 problems.append(f"{fault}: a traceback\n{said}")
             if status == 0:
                 whole += 1
-                if result_of(folder) != expected:
-                    problems.append(f"{fault}: another result than that of the run that was left alone")
+                pairs = zip(("adapter", "course", "scores", "predictions"), result_of(folder), expected, strict=True)
+                if differing := [f"{name}: {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]:
+                    problems.append(f"{fault}: another result than that of the run that was left alone: {differing}")
                 if left := [str(path) for path in folder.rglob("*.tmp")]:
                     problems.append(f"{fault}: half written files are left: {left}")
                 shutil.rmtree(folder)
