@@ -55,3 +55,15 @@ def test_a_failed_write_catches_up_later(tmp_path: Path, caplog: pytest.LogCaptu
     sink.close()
     assert steps(path) == [1, 2, 3, 4]
     assert sum("cannot be written" in message for message in caplog.messages) == 1
+
+
+def test_an_evaluation_that_is_made_again_is_recorded_once(tmp_path: Path) -> None:
+    for step in (0, 2):  # killed between the record and the checkpoint that would know of it
+        lines = JsonLines(tmp_path / "metrics.jsonl")
+        lines.begin(step)
+        for record in ({"step": 2, "loss": 1.0}, {"step": 2, "eval/accuracy": 50.0})[step // 2 :]:
+            lines.write(record)
+    lines.write({"step": 3, "loss": 0.5})
+    assert [set(json.loads(line)) - {"step"} for line in lines.path.read_text().splitlines()] == [
+        {"loss"}, {"eval/accuracy"}, {"loss"},
+    ]  # fmt: skip

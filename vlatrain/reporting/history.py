@@ -28,6 +28,8 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # what of the step that is gone on from is there already, by its keys
+        self.step, self.recorded = 0, list[set[str]]()
         self.waiting: list[str] = []
         self.failed, self.flushed = False, 0.0
 
@@ -35,13 +37,17 @@ class JsonLines:
         """Keep what was recorded up to `step`; a line torn by a kill goes too."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
+        self.step, self.recorded = step, [set(json.loads(line)) for line in kept if _step_of(line) == step]
         try:
             replace_file(self.path, "".join(line + "\n" for line in kept) if step else "")
         except OSError as error:
             self._describe(error)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line, after those that could not be written before."""
+        """Append a line, after those that could not be written before; unless it is there: an evaluation that a kill kept from
+        being saved is made, and recorded, again."""
+        if record["step"] == self.step and set(record) in self.recorded:
+            return
         self.waiting.append(json.dumps(record) + "\n")
         self._append(flush=time.monotonic() - self.flushed > FLUSH_EVERY)
 
