@@ -240,6 +240,9 @@ def test_a_processor_that_has_changed_is_refused(name: str, tmp_path: Path) -> N
     file.write_text(file.read_text().replace("0", "1", 1))
     with pytest.raises(UserError, match=rf"processor: {name} has changed since it was written"):
         load(small_config("blip"), "vqa", run=tmp_path)
+    file.unlink()
+    with pytest.raises(UserError, match=rf"processor: {name} is missing"):
+        load(small_config("blip"), "vqa", run=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def _renamed(problem: str, names: Sequence[tuple[re.Pattern[str], str]]) -> str:
 def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run: Path | None) -> Source:
     family, settings = family_of(config), settings_of(config, task)
     if run is not None and (saved := RunFolder(run).processor).is_dir():
-        refuse_changed(saved)
+        refuse_changed(saved, missing=False)
         processor = family.read_processor(str(saved))
     else:
         processor = family.make_processor(config, settings, texts)

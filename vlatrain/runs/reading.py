@@ -284,17 +284,18 @@ def _rename_parts(values: Any, new: str) -> None:
         _rename_parts(value, new)
 
 
-def refuse_changed(folder: Path) -> None:
+def refuse_changed(folder: Path, missing: bool = True) -> None:
     """Refuse what was trained if a file of it is not as it was written: a bit that flipped is in no way to be seen otherwise.
 
     Args:
         folder: the folder of an adapter; of earlier versions there is no hash, which is said.
+        missing: whether files may be missing, as whoever reads them says it better.
 
     Raises:
         UserError: a file has changed.
     """
     try:
-        files_in(folder, missing=True)
+        files_in(folder, missing=missing)
     except FileNotFoundError:
         log.info("%s has no hash, as those of before had none: whether it has changed cannot be told", folder)
     except ValueError as error:
