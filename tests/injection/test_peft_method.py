@@ -171,6 +171,7 @@ def test_names_are_compared_as_whole_segments(name: str, tmp_path: Path) -> None
     assert [*again.peft_config] == ["default"]
 
 
+@pytest.mark.slow
 def test_peft_alone_is_told_what_to_import(tmp_path: Path) -> None:
     """An adapter of before, whose file has the plain name, is read as well."""
     _, model = adapted("clip", "retrieval", "bottleneck")

@@ -64,6 +64,7 @@ def test_it_says_where_the_page_is_and_shows_the_table(reports: None, undrawn: N
     assert report([f"run={tmp_path / 'runs' / 'full'}", f"output={tmp_path / 'one.html'}"], console).exists()
 
 
+@pytest.mark.slow
 def test_a_training_ends_with_its_report(reports: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run(tmp_path / "run", "vqa", "trainer.eval_frozen=true")
     page = (run / "report.html").read_text()
