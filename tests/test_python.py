@@ -38,7 +38,7 @@ def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     text = (Path(vlatrain.__file__).parent / "README.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert len(code) == 7
+    assert len(code) == 8
     names: dict[str, object] = {}
     for example in code:
         exec(compile(example, "README.md", "exec"), names)
