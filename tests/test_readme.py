@@ -17,6 +17,7 @@ from vlatrain.cli import main as cli
 from vlatrain.cli.call import resolved
 from vlatrain.cli.compose import composed, prepare
 from vlatrain.cli.overrides import Request
+from vlatrain.config.checks import queries
 from vlatrain.config.folder import RECIPES, conf_dir, options_of
 from vlatrain.reporting.console import Console
 from vlatrain.runs import baselines, save_config
@@ -213,6 +214,7 @@ def test_command_lines_compose(
     shown: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(queries, "is_conversation", lambda config: config.asks_nothing)  # as in a terminal
     words = [PLACEHOLDERS.get(word, word) for word in shown]
     for group, base in (("adapter", "bottleneck"), ("model", "blip")):
         (tmp_path / "my_conf" / group).mkdir(parents=True)
