@@ -70,6 +70,8 @@ ROWS = (
         (
             f"{SIGNALS}::test_at_every_moment_it_says_what_is_kept_and_the_command_goes_on",
             f"{STOPS}::test_a_signal_in_an_evaluation_saves_and_the_evaluation_is_done_again",
+            "tests/verbs/test_eval.py::test_what_is_stopped_goes_on_after_the_last_batch",
+            "tests/training/test_journal.py::test_it_is_written_as_it_goes_so_that_a_kill_loses_little",
             f"{RUNS}::test_a_signal_in_a_prediction",
         ),
     ),
@@ -170,11 +172,20 @@ ROWS = (
     ),
     Row(
         20, "GPU out of memory", "a device with less room than it tells", "the passes are halved, or it is said what would fit",
-        (f"{FITS}::test_passes_that_do_not_run_are_halved", f"{FITS}::test_a_device_with_less_room_than_is_told_is_tried"), "fits",
+        (
+            f"{FITS}::test_passes_that_do_not_run_are_halved", f"{FITS}::test_a_device_with_less_room_than_is_told_is_tried",
+            "tests/training/test_out_of_memory.py::test_what_would_fit_fits",
+        ),
+        "fits",
     ),
     Row(
-        21, "a worker killed", "SIGKILL to a worker of a run that has begun", "one line, status 2, and the command goes on",
-        (f"{RUNS}::test_a_worker_that_is_killed", f"{RUNS}::test_a_killed_worker_is_one_line_and_the_others_are_not_waited_for"),
+        21, "a worker killed or stopped", "SIGKILL or SIGSTOP to a worker of a run that has begun", "one line, status 2, and the "
+        "command goes on",
+        (
+            f"{RUNS}::test_a_worker_that_is_killed",
+            f"{RUNS}::test_a_killed_worker_is_one_line_and_the_others_are_not_waited_for",
+            "tests/training/test_batches.py::test_a_worker_that_is_stopped_or_killed_is_named",
+        ),
     ),
     Row(
         22, "a tracker without key or server", "a logger that raises", "one warning; the training goes on",
