@@ -85,8 +85,10 @@ def test_the_table_of_methods(tmp_path: Path) -> None:
             tmp_path / str(number), overrides=[f"adapter={method}", f"seed={number}"], time=f"2026-01-01T00:00:0{number}",
             metrics={"accuracy": score}, speed=speed,
         )  # fmt: skip
-    table = methods_table([snapshot(tmp_path / str(number)) for number in (3, 2, 1, 0)])
-    assert table == [
+    tried = ["adapter=bottleneck", "optim.lr=1", "seed=4"]
+    made_run(tmp_path / "4", overrides=tried, time="2026-01-01T00:00:04", metrics={"accuracy": 1.0})
+    table = methods_table([snapshot(tmp_path / str(number)) for number in (4, 3, 2, 1, 0)])
+    assert table == [  # without what was tried and is worse
         ["vqa", "none", "10.0", "12.5 %", "1.00 %", "-", "610", "8"],
         ["vqa", "bottleneck", "40.0", "50.0 %", "1.00 %", "12", "610", "8"],
         ["vqa", "full", "80.0", "100.0 %", "1.00 %", "12", "610", "8"],

@@ -1,7 +1,8 @@
-"""The table of methods: by task and method the mean score over seeds, its share of full fine-tuning, and what it cost."""
+"""The table of methods: by task and method the mean score of its best settings, its share of full fine-tuning, and what it cost."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 
@@ -9,6 +10,13 @@ from vlatrain.reporting.pages.reading import FINISHED, Snapshot
 
 HEAD = ["task", "method", "metric", "of full", "trainable", "samples/s", "peak MB", "seconds"]
 FULL = "full"
+UNSETTING = (
+    "seed",
+    "run",
+    "resume",
+    "logger",
+    "sweep",
+)  # of a configuration what two runs of the same settings may have otherwise
 
 
 def methods_table(runs: Sequence[Snapshot]) -> list[list[str]]:
@@ -27,7 +35,8 @@ def methods_table(runs: Sequence[Snapshot]) -> list[list[str]]:
     if all(len(methods) < 2 for methods in groups.values()):
         return []
     table = []
-    for (label, _), methods in groups.items():
+    for (label, _), every in groups.items():
+        methods = {method: _best(own) for method, own in every.items()}
         full = _mean(methods[FULL]) if FULL in methods else 0.0
         table += [_line(label, method, own, full) for method, own in methods.items()]
     return table
@@ -37,6 +46,16 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     """The table in Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in table)])
+
+
+def _best(runs: Sequence[Snapshot]) -> list[Snapshot]:
+    """Of a method's runs those with the settings whose mean score is the best: what was tried beside them is no seed of theirs."""
+    alike: dict[str, list[Snapshot]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.config.items() if key not in UNSETTING}
+        alike.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    best = max if runs[0].higher_is_better(runs[0].metric) else min
+    return best(alike.values(), key=_mean)
 
 
 def _mean(runs: Sequence[Snapshot]) -> float:
