@@ -28,7 +28,7 @@ from vlatrain.training.setup import TrainingSetup, load_setup
 from vlatrain.training.validation import without_adapters
 
 NEIGHBOURS = 5
-MOST = {"train": 600, "test": 200}  # images
+MOST = {"train": 200, "test": 100}  # images
 BATCH = 32
 
 
