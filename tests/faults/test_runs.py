@@ -95,6 +95,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("run") / "run", "vqa", "trainer.save_every=1")
 
 
+#: As the run of this module was trained.
+FEW_STEPS = (
+    "data.train_size=24",
+    "data.eval_size=10",
+    "trainer.max_steps=3",
+    "trainer.batch_size=8",
+    "trainer.threads=1",
+)
 PLACES = {  # the file that becomes a pickle, or is replaced by one, and what then reads it
     "a checkpoint": ("checkpoints/step_3/trainable.safetensors", "checkpoints/step_3/trainable.safetensors"),
     "an adapter": ("adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
@@ -118,14 +126,7 @@ def test_a_pickle_is_not_executed(place: str, run: Path, tmp_path: Path, capsys:
         (torch.save if new.endswith("bin") else pickle.dump)({"weight": Executed(mark)}, file)
     words = ["eval", f"run={run if of_backbone else folder}", f"output={tmp_path / 'scored'}"]
     if "checkpoint" in place:
-        words = [
-            "data.train_size=24",
-            "data.eval_size=10",
-            "trainer.max_steps=3",
-            "trainer.batch_size=8",
-            "trainer.threads=1",
-        ]
-        words += ["task=vqa", "trainer.save_every=1", f"run.dir={folder}", "resume=auto"]
+        words = [*FEW_STEPS, "task=vqa", "trainer.save_every=1", f"run.dir={folder}", "resume=auto"]
     status = command(*words, *([f"model.checkpoint={folder}"] if of_backbone else []))
     assert status == (0 if "checkpoint" in place else 2)  # from the checkpoint before
     assert not mark.exists()
@@ -134,14 +135,7 @@ def test_a_pickle_is_not_executed(place: str, run: Path, tmp_path: Path, capsys:
 
 def test_a_changed_option_is_refused_with_the_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    words = [
-        "data.train_size=24",
-        "data.eval_size=10",
-        "trainer.max_steps=3",
-        "trainer.batch_size=8",
-        "trainer.threads=1",
-    ]
-    assert command(*words, "trainer.save_every=1", f"run.dir={run}", "resume=auto", "optim.lr=0.5") == 2
+    assert command(*FEW_STEPS, "trainer.save_every=1", f"run.dir={run}", "resume=auto", "optim.lr=0.5") == 2
     assert "optim.lr: 0.003 there, 0.5 now" in capsys.readouterr().err
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
 

@@ -91,14 +91,3 @@ def _step_of(line: str) -> float:
         return step
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def flat(record: Mapping[str, Any], key_prefix: str = "") -> dict[str, float]:
-    """Nested records as `lr/adapter`; what is no number is left out."""
-    values: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{key_prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[key_prefix + key] = value
-    return values

@@ -29,11 +29,8 @@ log = logging.getLogger("vlatrain")
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 PATROL = 5  # seconds without a batch after which its processes are looked after
-STOPPED_FOR, SILENT_FOR, TOLD_AFTER = (
-    30.0,
-    1800.0,
-    60.0,
-)  # seconds that they may be stopped, and silent, and are told of
+STOPPED_FOR, SILENT_FOR = 30.0, 1800.0  # seconds that they may be stopped, and silent
+TOLD_AFTER = 60.0  # seconds of silence that are told of
 PREFETCH = 2  # batches that each worker has ready
 
 Loaded = TypeVar("Loaded")
