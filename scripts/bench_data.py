@@ -5,7 +5,8 @@
 Made-up questions (`bench_check.py`), a training and an evaluation file. Each row of the table is one process of its own, which does
 with the data what a training does up to its first step, with `tiny_blip` on the CPU and the kept prefix off. `first`: nothing is
 kept yet; `again`: the same once more. `in memory` is the way of small files, forced upon all. Memory is that of the process at the
-first step (RSS), with torch and all else that it has imported; the pages of the mapped table are shared by all processes.
+first step (RSS), with torch and all else that it has imported; the pages of the mapped table are shared by all processes. What a
+worker of the data loader has of its own (USS) is what one more process takes.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ def at_first_step(words: list[str], fewest: int) -> dict[str, Any]:
     class FirstStepError(Exception):
         pass
 
-    def stop(*_: Any) -> None:
+    def stop(loop: Any, passes: Any, track: Any) -> None:
+        took = time.perf_counter() - started
+        next(passes)  # it starts the workers
         process, place = psutil.Process(), str(kept_folder() / stored.FOLDER)
         pages = sum(file.rss for file in process.memory_maps() if file.path.startswith(place))
         memory = process.memory_info().rss
-        found.update(start=time.perf_counter() - started, memory=memory / 2**20, own=(memory - pages) / 2**20)
+        found.update(start=took, memory=memory / 2**20, own=(memory - pages) / 2**20)
+        found["worker"] = max(child.memory_full_info().uss for child in process.children()) / 2**20
         raise FirstStepError
 
     verb.load_run = timed
@@ -83,8 +87,8 @@ def in_a_process(words: list[str], fewest: int, cache: Path) -> dict[str, Any]:
 def main(sizes: list[int]) -> None:
     """Print the table."""
     print(
-        "| rows | samples | | rows/s | start, s | memory, MB | without the table, MB | on disk, MB |\n"
-        + f"|{'---|' * 8}"
+        "| rows | samples | | rows/s | start, s | memory, MB | without the table, MB | a worker's own, MB | on disk, MB |\n"
+        + f"|{'---|' * 9}"
     )
     for rows in sizes:
         starts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -94,11 +98,17 @@ def main(sizes: list[int]) -> None:
             for way, fewest in WAYS.items():
                 for time_of in ("first", "again"):
                     number = len(starts)
-                    words = [*data, "trainer.cache=off", "trainer.epochs=1", f"run.dir={place}/run{number}"]
+                    words = [
+                        *data,
+                        "trainer.cache=off",
+                        "trainer.workers=2",
+                        "trainer.epochs=1",
+                        f"run.dir={place}/run{number}",
+                    ]
                     found = starts[way, time_of] = in_a_process(words, fewest, Path(place) / way.replace(" ", "-"))
                     print(
                         f"| {rows:,} | {way} | {time_of} | {1.1 * rows / found['reading']:,.0f} | {found['start']:.1f} | "
-                        f"{found['memory']:,.0f} | {found['own']:,.0f} | {found['disk']:,.0f} |",
+                        f"{found['memory']:,.0f} | {found['own']:,.0f} | {found['worker']:,.0f} | {found['disk']:,.0f} |",
                         flush=True,
                     )
         held, maps = starts["in memory", "again"], starts["mapped", "again"]

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.backbones.composites import described
-from tests.commands import command
+from tests.commands import asked, command
 from tests.conftest import model_config
 from tests.loopback import TOKEN, Hub, client_of, copy, serving
 from vlatrain.backbones import fetching
@@ -338,6 +339,8 @@ def test_runs_keep_the_commit_that_they_began_with(
 ) -> None:
     commit = server.add("me/tiny", TINY)
     run = tmp_path / "run"
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    question = [f"run={run}", f"image={tmp_path / 'red.png'}", "texts=[a red circle,a blue square]"]
     words = ["task=retrieval", "model=tiny_clip", "model.checkpoint=me/tiny", f"run.dir={run}", "data.train_size=24"]
     words += ["data.eval_size=10", "trainer.batch_size=8", "trainer.max_steps=2"]
     assert command(*words, "model.revision=main") == 0
@@ -346,11 +349,14 @@ def test_runs_keep_the_commit_that_they_began_with(
     assert (metrics["backbone"], metrics["backbone_revision"]) == ("me/tiny", commit)
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/tiny", commit)
-    assert f'from_pretrained("me/tiny", revision="{commit}")' in (run / "adapter" / "README.md").read_text()
+    assert f'from_pretrained(checkpoint, revision="{commit}")' in (run / "adapter" / "README.md").read_text()
+
+    predicted = asked(tmp_path / "first.jsonl", *question)
 
     other = copy(TINY, tmp_path / "other")
     save_file({key: value + 1 for key, value in load_file(other / WEIGHTS).items()}, other / WEIGHTS, {"format": "pt"})
     second = server.add("me/tiny", other)  # the branch goes on
+    assert asked(tmp_path / "second.jsonl", *question) == predicted
     assert command("eval", f"run={run}") == 0
     again = json.loads((run / "evaluations" / "eval" / "metrics.json").read_text())
     assert again["metrics"] == metrics["metrics"]

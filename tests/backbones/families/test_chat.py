@@ -166,6 +166,26 @@ def test_a_folder_loads_as_it_was_saved(name: str, tmp_path: Path) -> None:
     assert len({tuple(b.generate(b.context(given[0]), decode)) for b in (first, second)}) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAT)
+def test_a_tokenizer_without_padding_pads_with_the_end(name: str, tmp_path: Path) -> None:
+    """Masked, it is no matter which token stands there: rows of a batch are as alone."""
+    made = make(name)
+    made.processor.tokenizer.pad_token = None
+    made.model.save_pretrained(tmp_path)
+    made.processor.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    backbone = load(model_config(name, checkpoint=str(tmp_path), options=made.config.options), "vqa")
+    assert backbone.tokenizer.pad_token == backbone.tokenizer.eos_token
+    target, _ = backbone.target(REPLIES, 20)
+    logits = backbone.logits(backbone.context(backbone.inputs(images(), QUESTIONS, 40)), target)
+    for number in range(4):
+        inputs = backbone.inputs(images()[number : number + 1], QUESTIONS[number : number + 1], 40)
+        own = row(target, number)
+        alone = backbone.logits(backbone.context(inputs), own)
+        assert_close(logits[number, : own.ids.shape[1]], alone[0], backbone.model)
+
+
 def test_a_folder_in_the_hubs_older_layout(tmp_path: Path) -> None:
     """No settings of the whole processor, those of its image processor on their own, the chat template in JSON."""
     first = make("qwen2_5_vl")
