@@ -21,6 +21,7 @@ from vlatrain.backbones.describe import ASSETS
 from vlatrain.backbones.loading import load
 from vlatrain.backbones.pretrained import read_tokenizer
 from vlatrain.config import UserError
+from vlatrain.config.files import write_manifest
 from vlatrain.config.model import ModelConfig
 
 PACKAGE = ASSETS.parent
@@ -62,6 +63,17 @@ def test_every_call_that_reads_a_checkpoint_refuses_its_code() -> None:
 )
 def test_such_calls_are_found(source: str, caught: int) -> None:
     assert len(list(trusting(source))) == caught
+
+
+@tiny
+def test_a_checkpoint_with_a_manifest_is_as_it_was_written(name: str, task: str, folder: Path) -> None:
+    config = model_config(name, checkpoint=str(folder))
+    write_manifest(folder)
+    load(config, task)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "logit_scale_init_value": 1.0}))
+    with pytest.raises(UserError, match=r"config\.json has changed since it was written"):
+        load(config, task)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.disk import killed_while_writing, room
 from vlatrain.config import TrainConfig, UserError
-from vlatrain.config.files import replace_file, replace_folder, write_file, write_lines
+from vlatrain.config.files import has_manifest, replace_file, replace_folder, write_file, write_lines, write_manifest
 from vlatrain.reporting.history import JsonLines
 from vlatrain.runs import save_config
 
@@ -50,6 +50,15 @@ def test_a_full_disk_leaves_what_was_there_before_and_is_told(tmp_path: Path) ->
             write_file(file, "x" * 5000)
     assert file.read_text() == "before"
     assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_a_manifest_of_another_kind_is_none(tmp_path: Path) -> None:
+    assert not has_manifest(tmp_path)
+    for text in ("{", "[]", '{"name": "an app"}', '{"files": ["a"]}', '{"files": {"a": {"url": ""}}}'):
+        (tmp_path / "manifest.json").write_text(text)
+        assert not has_manifest(tmp_path), text
+    write_manifest(tmp_path)
+    assert has_manifest(tmp_path)
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,27 @@ def test_a_job_leaves_its_outcome_for_another_process(tmp_path: Path) -> None:
     (sweep.jobs / "0004.json").write_text('{"number"')  # cut short
     assert sweep.outcomes() == [left[1], left[2], left[0]]
     assert [one.done for one in left] == [True, False, True]
+
+
+@pytest.mark.parametrize("change", [("61.5", "91.5"), ('"number": 1', '"number": 0'), ('"sha256": "', '"sha256": "0')])
+def test_an_outcome_that_has_changed_is_not_believed(
+    change: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = SweepFolder(tmp_path)
+    sweep.begin(resume=False)
+    sweep.note(Outcome(1, ["seed=1"], metrics=DONE))
+    file = sweep.jobs / "0001.json"
+    file.write_text(file.read_text().replace(*change))
+    assert sweep.outcomes() == []
+    assert "0001.json is not believed (has changed since it was written)" in caplog.text
+
+
+def test_outcomes_of_before_have_no_checksum(tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path)
+    sweep.note(one := Outcome(1, ["seed=1"], metrics=DONE))
+    file = sweep.jobs / "0001.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"}))
+    assert sweep.outcomes() == [one]
 
 
 def test_figures() -> None:

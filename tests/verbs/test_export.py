@@ -68,7 +68,9 @@ def test_over_the_hub_and_back_bit_for_bit(server: Hub, tmp_path: Path) -> None:
     assert re.fullmatch(r"me--doors@\w{12}", fetched.name)
     sent, back = contents(run / "adapter"), contents(fetched)
     for name, data in sent.items():
-        assert name == "README.md" or back[name] == data, name
+        assert name in ("README.md", "manifest.json") or back[name] == data, name
+    listed = json.loads(back["manifest.json"])["files"]
+    assert {*sent, "config.yaml", "metrics.json", "baselines.json"} - {*listed} == {"README.md", "manifest.json"}
     for name in ("metrics.json", "baselines.json"):
         assert back[name] == (run / name).read_bytes()
     assert back["config.yaml"].decode() == written, "others' evaluations are not logged where the training was"
@@ -105,7 +107,7 @@ def test_an_earlier_export_is_replaced(server: Hub, tmp_path: Path) -> None:
     repository = server.repositories["models/me/it"]
     there = {file.name for file in repository.commits[repository.refs["main"]].iterdir()}
     assert "model.safetensors" in there
-    assert not there & {"adapter_model.safetensors", "manifest.json", "metrics.json"}
+    assert not there & {"adapter_model.safetensors", "config.yaml", "metrics.json"}
 
 
 #: Each kind of backbone, and each thing that a card says in words of its own.
@@ -283,6 +285,46 @@ def test_a_random_backbone_goes_with_its_processor(server: Hub, tmp_path: Path) 
     assert command("export", f"run={run}", "to=hub:me/random") == 0
     assert command("eval", "run=hub:me/random", *AT_HAND, f"output={tmp_path / 'again'}") == 0
     assert predictions(tmp_path / "again") == predictions(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_what_has_changed_since_is_refused(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = tmp_path / "exported", tiny_run(tmp_path / "run", "vqa", "adapter=lora")
+    assert command("export", f"run={run}", f"to={folder}", f"form={form}") == 0
+    words = ["eval", f"run={folder}", *AT_HAND]
+    if form == "merged":
+        words = [
+            "task=vqa",
+            "adapter=none",
+            f"model.checkpoint={folder}",
+            "data.eval_size=4",
+            f"run.dir={tmp_path / 'new'}",
+        ]
+    for file in [
+        file for file in folder.iterdir() if file.name not in ("README.md", "manifest.json", ".gitattributes")
+    ]:
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b"0", b"1", 1) if b"0" in before else before + b" ")
+        assert command(*words) == 2, file.name
+        said = capsys.readouterr().err
+        assert (said.count("error"), f"{file.name}: has changed" in said or f"{file.name} has changed" in said) == (
+            1,
+            True,
+        )
+        file.write_bytes(before)
+    assert command(*words) == 0
+
+
+@pytest.mark.slow
+def test_a_lora_of_an_exported_run_has_nothing_of_the_run(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", "vqa", "adapter=lora")
+    for source, name, *form in (("run", "exported"), ("exported", "lora", "form=peft-lora")):
+        assert command("export", f"run={tmp_path / source}", f"to={tmp_path / name}", *form) == 0
+    assert {*contents(tmp_path / "lora")} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert (tmp_path / "lora" / "adapter_config.json").read_text() == (
+        run / "adapter" / "adapter_config.json"
+    ).read_text()
 
 
 @pytest.mark.slow

@@ -95,6 +95,19 @@ def test_the_mean_of_a_run_with_itself_is_the_run(runs: dict[str, Path], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["config.yaml", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"])
+def test_what_has_changed_since_is_refused(
+    name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "mean"
+    assert command("merge", f"sources=[{runs['a']},{runs['b']}]", f"output={output}") == 0
+    file = output / name
+    file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+    assert command("eval", f"run={output}", "trainer.threads=1") == 2
+    assert "has changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_weights_may_be_any_numbers(runs: dict[str, Path], tmp_path: Path) -> None:
     sources = f"sources=[{runs['a']},{runs['b']}]"
     assert command("merge", sources, "weights=[1.5,-1]", f"output={tmp_path / 'out'}") == 0

@@ -31,6 +31,7 @@ from vlatrain.backbones.reuse import Source
 from vlatrain.backbones.weights import broken_file
 from vlatrain.config import ModelConfig, UserError
 from vlatrain.config.families import VISION_TOWERS
+from vlatrain.config.files import has_manifest
 from vlatrain.runs import RunFolder, refuse_changed
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -177,6 +178,9 @@ def _read_from(config: ModelConfig, task: str, weights: bool = True) -> Iterator
     local, checkpoint = config, checkpoint_of(config, task)
     try:
         local = located(config, task, weights)
+        for folder in checkpoints_of(local, task).values() if weights else ():
+            if has_manifest(Path(folder)):  # of `vlatrain export`
+                refuse_changed(Path(folder), missing=False)
         yield local
     except OSError as error:
         raise UserError(_broken_settings(local, task) or _unreachable(config, task, local, error)) from error

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vlatrain.config.errors import UserError
 
 PARTIAL = ".tmp"  # ends the name of what is being written
 MANIFEST = "manifest.json"  # of a folder: size and SHA-256 of each of its files
+CHECKSUM = "sha256"  # of a JSON object that is a file of its own: that of all its other values
 
 
 def kept_folder() -> Path:
@@ -167,6 +168,35 @@ def files_in(folder: Path, missing: bool = False) -> list[str]:
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read ({error})") from error
     return [*entries]
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder has a manifest of ours: others call files of another kind so."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].values()
+        return all({"bytes", "sha256"} <= entry.keys() for entry in entries)
+    return False
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be written as JSON, with a checksum of it."""
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def without_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_checksum` was given, read again; what was written without one is taken as it is.
+
+    Raises:
+        ValueError: it has changed since it was written.
+    """
+    plain = {key: one for key, one in value.items() if key != CHECKSUM}
+    if value.get(CHECKSUM, _checksum(plain)) != _checksum(plain):
+        raise ValueError("has changed since it was written")
+    return plain
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config.errors import UserError
-from vlatrain.config.files import write_file, write_json
+from vlatrain.config.files import with_checksum, without_checksum, write_file, write_json
 from vlatrain.config.sweep import FIGURES
 from vlatrain.runs.baselines import Beaten, beside_baseline
 from vlatrain.runs.reading import Run
+
+log = logging.getLogger("vlatrain")
 
 BEGUN = "ended without saying why: killed, perhaps for want of memory, or not yet done"  # until a job says otherwise
 PATIENCE = 60  # seconds that other processes wait for the first one to begin
@@ -242,12 +245,16 @@ def _made(file: Path) -> Path:
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
-    return {**asdict(outcome), "folder": str(outcome.folder) if outcome.folder else None}
+    return with_checksum({**asdict(outcome), "folder": str(outcome.folder) if outcome.folder else None})
 
 
 def _read(file: Path) -> Outcome | None:
-    """None where there is nothing, or nothing that could be an outcome."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        values = json.loads(file.read_text(encoding="utf-8"))
+    """None where there is nothing, or nothing that could be an outcome, which is said."""
+    try:
+        values = without_checksum(json.loads(file.read_text(encoding="utf-8")))
         return Outcome(**{**values, "folder": values["folder"] and Path(values["folder"])})
-    return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is not believed (%s): a sweep that goes on does this job again", file, error)
+        return None

@@ -16,15 +16,19 @@ from rich.console import Console
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, write
 from vlatrain.config import ExportConfig, LoggerConfig
-from vlatrain.config.files import MANIFEST, files_in, replace_folder, write_file, write_manifest
+from vlatrain.config.files import files_in, replace_folder, write_file, write_manifest
 from vlatrain.injection.attach import merged, restore
-from vlatrain.reporting.card import ADAPTER, MERGED, Place, write_card
+from vlatrain.reporting.card import ADAPTER, MERGED, PEFT_LORA, Place, write_card
 from vlatrain.reporting.snippets import words_of_backbone
 from vlatrain.reporting.summary import asking
-from vlatrain.runs import RunFolder, hub_name, plain_text, saved_config, upload
+from vlatrain.runs import RunFolder, hub_name, plain_text, refuse_changed, refuse_changed_file, saved_config, upload
 from vlatrain.tasks import prepare
 
 CARD = "README.md"
+_RUN = RunFolder(Path())
+OF_RUN = {
+    path.name for path in (_RUN.config, _RUN.metrics, _RUN.constants, _RUN.processor)
+}  # what is of a run and no adapter
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,22 @@ def _write(config: ExportConfig, folder: Path) -> None:
         _copy_adapter(run.adapter, folder)
         if config.form == ADAPTER:
             _copy_run(run, folder)
-        else:
-            (folder / MANIFEST).unlink(missing_ok=True)  # it would be taken for a run
+    if config.form != PEFT_LORA:  # which vlatrain does not read, and would take for a run
+        write_manifest(folder, leave_out=[CARD])  # which people complete
     write_card(folder, config, _metrics(run), Place(config.to, config.to), config.form, config.license)
 
 
 def _copy_adapter(adapter: Path, folder: Path) -> None:
-    """The files of an adapter as they were written; where there is no list of them, as `merge` makes none, all that is there."""
+    """The files of an adapter as they were written; where there is no list of them, as of earlier ones, all that is there."""
     try:
-        names = [*files_in(adapter), MANIFEST]
+        names = files_in(adapter)
     except FileNotFoundError:
         names = [str(file.relative_to(adapter)) for file in adapter.rglob("*") if file.is_file() and file.name != CARD]
-    for name in names:
+    for name in (
+        name for name in names if Path(name).parts[0] not in OF_RUN
+    ):  # of an exported run both are in one folder
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapter / name, folder / name)
-    if not (folder / MANIFEST).is_file():
-        write_manifest(folder)
 
 
 def _copy_run(run: RunFolder, folder: Path) -> None:
@@ -100,8 +104,10 @@ def _copy_run(run: RunFolder, folder: Path) -> None:
     write_file(RunFolder(folder).config, plain_text(values))
     for file in (run.metrics, run.constants):
         if file.is_file():
+            refuse_changed_file(file)
             shutil.copyfile(file, folder / file.name)
     if run.processor.is_dir():
+        refuse_changed(run.processor, missing=False)
         shutil.copytree(run.processor, folder / run.processor.name)
 
 

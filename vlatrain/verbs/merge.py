@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlatrain.config import AdapterConfig, MergeConfig, TrainConfig
-from vlatrain.config.files import replace_folder, write_json
+from vlatrain.config.files import replace_folder, write_json, write_manifest
 from vlatrain.injection.merging.combine import Saved, added, pruned, side_by_side, summed
 from vlatrain.injection.sources import TRUNK, Source, read_sources
 from vlatrain.reporting.console import RichConsole as Console
@@ -90,12 +90,14 @@ def _write_run(
         for name, group in tensors.items():
             plain = {key: tensor.contiguous() for key, tensor in group.items()}
             save_file(plain, folder / name, metadata={"format": "pt"})
+        write_manifest(folder)
 
     replace_folder(RunFolder(output).adapter, write_adapter)
     if (processor := RunFolder(first.folder).processor).is_dir():
         shutil.copytree(processor, RunFolder(output).processor)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     save_config(TrainConfig(**{**values, "adapter": method}), output)
+    RunFolder(output).seal()
 
 
 def _described(note: dict[str, Any]) -> str:
