@@ -1,11 +1,12 @@
 """Damage files, one at a time, and let the verb that reads them meet it: `python scripts/damages.py [--count 200] [--seed 0]`.
 
 Small runs are made once: a training on images in files with all that it keeps (samples, prefixes, resized images, reports), an
-evaluation of it, one on a backbone in a local folder, and one on a random backbone. Each damage is done to a copy: a file is cut,
-emptied, replaced by another one, removed, or has a bit flipped; of the backbone's weights, which are not vlatrain's own, the bit is
-one of the header. Then a verb runs, in a process of its own that has everything imported. What must come of it: one line and status
-2, or the very result of undamaged files. A traceback, another status, another result or none within a minute is printed, with
-status 1 at the end; `--only 17,40` does some again, and shows what was said.
+evaluation of it and one that was stopped, what export and merge write, a sweep, a training on a backbone in a local folder, and one
+on a random backbone. Each damage is done to a copy: a file is cut, emptied, replaced by another one, removed, or has a bit flipped;
+of the backbone's weights, which are not vlatrain's own, the bit is one of the header. Then a verb runs, in a process of its own
+that has everything imported. What must come of it: one line and status 2, or the very result of undamaged files. A traceback,
+another status, another result or none within a minute is printed, with status 1 at the end; `--only 17,40` does some again, and
+shows what was said.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ RANDOM = (  # a backbone of a few parameters, whose tokenizer is kept in the run
     "model.config.vision_config.image_size=64",
     "model.config.text_config.encoder_hidden_size=48",
 )
+SWEEP = ("-m", "adapter.dim=2,4", "hydra.sweep.dir=sweep", "trainer.cache=off", "trainer.max_steps=2", "run.report=off")
+ASKED = ("eval", "run=run", "output=journals/scored", "trainer.eval_batch_size=2")
 STEPS = ("trainer.max_steps=6", "trainer.eval_every=2", "trainer.cache=disk")
 QUESTIONS = ("what colour is it?", "is it red?")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
@@ -91,6 +94,11 @@ PLACES = (
     Place("cache", "cache", ("train", "eval", "cache")),
     Place("backbone", "backbone", ("begin", "begin", "ask"), own=False),
     Place("processor", "random/processor", ("eval random",)),
+    Place("exported run", "exported", ("eval exported", "predict exported")),
+    Place("merged run", "merged", ("eval merged",)),
+    Place("merged model", "model", ("begin merged",)),
+    Place("sweep", "sweep", ("resume sweep",)),
+    Place("journal", "journals", ("eval on",)),
 )
 
 
@@ -206,6 +214,19 @@ class Uses:
     def __init__(self, at: Path, data: Sequence[str]) -> None:
         self.at, self.data = at, data
 
+    def sweep(self) -> str:
+        """A sweep that goes on."""
+        with contextlib.chdir(self.at):
+            command(*self.data, *SMALL, *SWEEP, "resume=auto")
+            rows = json.loads(Path("sweep/sweep.json").read_text())
+            return json.dumps([[row[key] for key in ("number", "varied", "metrics", "failure")] for row in rows])
+
+    def evaluate_on(self) -> str:
+        """An evaluation that goes on, by its own command."""
+        with contextlib.chdir(self.at):
+            command(*ASKED)
+        return scores_in(self.at / "journals" / "scored")
+
     def evaluate(self, run: str = "run") -> str:
         """`vlatrain eval`."""
         command("eval", f"run={self.at / run}", f"output={self.at / 'scored'}")
@@ -228,8 +249,8 @@ class Uses:
     def merge(self) -> str:
         """`vlatrain merge` of the run with another."""
         sources = f"sources=[{self.at / 'other'},{self.at / 'run'}]"
-        command("merge", sources, f"output={self.at / 'merged'}")
-        return hashlib.sha256((self.at / "merged" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+        command("merge", sources, f"output={self.at / 'mean'}")
+        return hashlib.sha256((self.at / "mean" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
     def train(self) -> str:
         """Another training over the same data."""
@@ -241,9 +262,9 @@ class Uses:
         command("check", *self.data)
         return ""
 
-    def begin(self) -> str:
+    def begin(self, backbone: str = "backbone") -> str:
         """A training on the backbone in a folder."""
-        words = (f"model.checkpoint={self.at / 'backbone'}", "trainer.cache=off", "trainer.max_steps=2")
+        words = (f"model.checkpoint={self.at / backbone}", "trainer.cache=off", "trainer.max_steps=2")
         return learned(self.at / "again", *self.data, *SMALL, *words)
 
     def ask(self) -> str:
@@ -265,6 +286,12 @@ USES: dict[str, Callable[[Uses], str]] = {
     "begin": Uses.begin,
     "ask": Uses.ask,
     "eval random": lambda uses: uses.evaluate("random"),
+    "eval exported": lambda uses: uses.evaluate("exported"),
+    "predict exported": lambda uses: uses.predict("exported"),
+    "eval merged": lambda uses: uses.evaluate("merged"),
+    "begin merged": lambda uses: uses.begin("model"),
+    "resume sweep": Uses.sweep,
+    "eval on": Uses.evaluate_on,
 }
 
 
@@ -285,6 +312,24 @@ def stopping_after(step: int) -> Iterator[None]:
     JsonLines.write = write  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def stopping_after_batches(number: int) -> Iterator[None]:
+    """While inside, an evaluation is stopped when so many of its batches are known."""
+    from vlatrain.training.journal import Journal
+    from vlatrain.training.signals import Stopped
+
+    add = Journal.add
+
+    def add_and_stop(journal: Journal, call: int, result: Any) -> None:
+        add(journal, call, result)
+        if journal.results == number:
+            raise Stopped(signal.SIGTERM)
+
+    Journal.add = add_and_stop  # type: ignore[method-assign]
+    yield
+    Journal.add = add  # type: ignore[method-assign]
+
+
 def prepare(whole: Path, data: Sequence[str]) -> None:
     """Make all runs."""
     shutil.copytree(ROOT / "vlatrain" / "assets" / "tiny_blip", whole / "backbone")
@@ -297,6 +342,15 @@ def prepare(whole: Path, data: Sequence[str]) -> None:
     local = (f"model.checkpoint={whole / 'backbone'}", "trainer.cache=off", "trainer.max_steps=2")
     command(*data, *SMALL, *local, f"run.dir={whole / 'local'}")
     command(*data, *SMALL, *RANDOM, "trainer.max_steps=2", f"run.dir={whole / 'random'}")
+    command("export", f"run={whole / 'run'}", f"to={whole / 'exported'}")
+    command("merge", f"sources=[{whole / 'run'},{whole / 'other'}]", f"output={whole / 'merged'}")
+    command(*data, *SMALL, "adapter=lora", "trainer.max_steps=2", f"run.dir={whole / 'lora'}")
+    command("export", f"run={whole / 'lora'}", f"to={whole / 'model'}", "form=merged")
+    with contextlib.chdir(whole):
+        command(*data, *SMALL, *SWEEP)
+        with stopping_after_batches(2), contextlib.suppress(StatusError):
+            command(*ASKED)
+    assert [*(whole / "journals").iterdir()], "the evaluation was stopped"
 
 
 @contextlib.contextmanager
@@ -420,7 +474,7 @@ def outcome(damage: Damage, status: int | None, said: str, same: bool) -> tuple[
     if same:
         return (
             ("went on, and said so", True)
-            if "warning" in said or "is restored from" in said
+            if any(word in said for word in ("warning", "is restored from", "is not believed"))
             else ("made no difference", True)
         )
     if not damage.place.own and damage.kind == "bit flipped":
@@ -487,7 +541,7 @@ def main() -> int:
             word, well = try_out(damage, whole, data, expected[damage.use], bool(only))
             counts[damage.place.name, word] += 1
             failures += not well
-            told = f"{damage.number:4} {damage.place.name:10} {damage.file} {damage.kind}, {damage.use}: {word}"
+            told = f"{damage.number:4} {damage.place.name:12} {damage.file} {damage.kind}, {damage.use}: {word}"
             print(told if well else f"{told}  <-- FAILS", flush=True)
     print(_table(counts))
     number = sum(counts.values())

@@ -44,6 +44,14 @@ def test_an_outcome_that_has_changed_is_not_believed(
     assert "0001.json is not believed (has changed since it was written)" in caplog.text
 
 
+def test_an_outcome_in_the_place_of_another_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = SweepFolder(tmp_path)
+    sweep.note(Outcome(1, ["seed=1"], metrics=DONE))
+    (sweep.jobs / "0001.json").rename(sweep.jobs / "0002.json")
+    assert sweep.outcomes() == []
+    assert "0002.json is not believed (is that of another job)" in caplog.text
+
+
 def test_outcomes_of_before_have_no_checksum(tmp_path: Path) -> None:
     sweep = SweepFolder(tmp_path)
     sweep.note(one := Outcome(1, ["seed=1"], metrics=DONE))

@@ -252,7 +252,10 @@ def _read(file: Path) -> Outcome | None:
     """None where there is nothing, or nothing that could be an outcome, which is said."""
     try:
         values = without_checksum(json.loads(file.read_text(encoding="utf-8")))
-        return Outcome(**{**values, "folder": values["folder"] and Path(values["folder"])})
+        outcome = Outcome(**{**values, "folder": values["folder"] and Path(values["folder"])})
+        if file.stem not in (f"{outcome.number:04d}", _key(outcome.overrides)):
+            raise ValueError("is that of another job")
+        return outcome
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
