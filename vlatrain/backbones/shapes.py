@@ -37,6 +37,10 @@ class Shapes(TorchFunctionMode):
             and (out := _attended(*args, **(kwargs or {}))) is not None
         ):
             return out
+        if func is torch.Tensor.masked_scatter and own is not None and own.shape[-1] != args[2].shape[-1]:
+            raise RuntimeError(
+                f"what it reads of images has a width of {args[2].shape[-1]}, its texts one of {own.shape[-1]}"
+            )
         if func is torch.Tensor.tolist and hasattr(own, "counted"):
             return [own.counted] * len(own)  # type: ignore[union-attr,arg-type]
         try:

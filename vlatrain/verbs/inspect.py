@@ -12,19 +12,19 @@ from rich.table import Table
 from torch import nn
 
 from vlatrain.backbones.describe import checkpoint_of, sites, stacks
-from vlatrain.backbones.loading import family_of, meta_model
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.config.methods import BARE, ROUTER, is_peft
 from vlatrain.config.methods import components as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import PROJECTION, Sites, everything
 from vlatrain.reporting.console import RichConsole as Console
-from vlatrain.tasks import build, prepare
+from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named
 from vlatrain.training.fitting import largest, room_on, without_room
 from vlatrain.training.memory import Memory, predicted
 from vlatrain.training.precision import choose_device
+from vlatrain.training.sizes import refuse_unfit, without_weights
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def without_values(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     name = config.task.name
     where = sites(config.model, name, config.points)
     for device in ("meta", "cpu"):  # BOFT looks at values while it is made
-        model = meta_model(config.model, name).requires_grad_(False)
-        if config.task.answer_list or config.task.classes:  # a classifier has a row for each
-            prepare(config.task, family_of(config.model)(config.model, name, model, None, ""))
+        model = without_weights(config)
         try:
             with torch.device(device):
                 adapted = attach(model, config.adapter, where, [*config.task.subtasks])
@@ -117,6 +115,7 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
             "vlatrain inspect: adapter=router puts nothing into the backbone; inspect its runs as they were trained"
         )
     console = console or Console()
+    refuse_unfit(config)
     model, adapted = without_values(config)
     found = _counted(config, model, adapted)
     where = sites(config.model, config.task.name, config.points)

@@ -63,6 +63,7 @@ from vlatrain.training.sample_cache import build_sample_cache
 from vlatrain.training.setup import TrainingSetup, keep_processor, new_setup, scored
 from vlatrain.training.signals import Interrupted, ending, name_of, signal_of
 from vlatrain.training.signals import named as named_signals
+from vlatrain.training.sizes import refuse_unfit, sizes_are_chosen
 from vlatrain.verbs.predictions import write_predictions
 from vlatrain.verbs.route import train_router
 from vlatrain.verbs.towers import towers
@@ -98,6 +99,8 @@ def train(config: TrainConfig) -> Run:
     set_torch(config.trainer)  # before anything computes
     check(config.adapter)
     check_known(config.task)
+    if sizes_are_chosen(config.model, config.task.name):
+        refuse_unfit(config)
     join_processes(config.trainer)
     if config.trainer.shard and count() == 1:
         raise UserError(

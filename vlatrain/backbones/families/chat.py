@@ -358,7 +358,9 @@ class Chat(Backbone):
     def _extended(self, context: Context, ids: Tensor, mask: Tensor) -> Context:
         """A prompt's inputs with further tokens (N, L) and their mask."""
         # images may stand in what follows the first reply
-        new = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": ids == self.model.config.image_token_id}
+        new = {"input_ids": ids, "attention_mask": mask}
+        if not ids.is_meta:  # else there are none, and the values of the others are read
+            new["mm_token_type_ids"] = ids == self.model.config.image_token_id
         return {
             name: torch.cat([value, new.get(name, value.new_full(mask.shape, ADDED[name])).to(value.dtype)], dim=1)
             if name in ADDED
