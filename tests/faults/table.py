@@ -17,6 +17,7 @@ SAVED, CODE, FITS = (
     "tests/backbones/test_pretrained.py",
     "tests/training/test_fitting.py",
 )
+OVERFLOW = "tests/training/test_overflow.py"
 RUNS, STORMS, FOLDER = "tests/faults/test_runs.py", "tests/faults/test_storms.py", "tests/runs/test_folder.py"
 
 
@@ -126,8 +127,14 @@ ROWS = (
         ),
     ),
     Row(
-        13, "overflow in fp16", "activations beyond 65,504", "computed in fp32",
-        ("tests/training/test_modes.py::test_what_overflows_in_fp16_is_computed_in_fp32",),
+        13, "overflow in fp16", "a loss scale under which gradients overflow; activations beyond 65,504", "the step is left out, "
+        "the scale halved, and it goes on, to the same bits if it was stopped; computed in fp32",
+        (
+            f"{OVERFLOW}::test_a_step_that_overflows_is_left_out_and_told",
+            f"{OVERFLOW}::test_it_goes_on_with_its_scale_to_the_same_bits",
+            f"{OVERFLOW}::test_what_always_overflows_ends_in_a_line",
+            "tests/training/test_modes.py::test_what_overflows_in_fp16_is_computed_in_fp32",
+        ),
     ),
     Row(
         14, "broken images", "cut, empty, no image", "named by file; a small share is left out and listed",

@@ -69,6 +69,9 @@ from vlatrain.training.validation import mean_loss, without_adapters
 log = logging.getLogger("vlatrain")
 
 OVERFLOWS = 25  # steps in a row that fp16's loss scale may need to come down; more means that it never will
+OVERFLOWED = (
+    "Step %d: gradients overflow in fp16: the step is left out, and losses are scaled by %g, and by less until they fit"
+)
 
 
 @dataclass(frozen=True)
@@ -346,9 +349,12 @@ class Loop:
                 self.stopping = self.signals.received or signal.SIGTERM
             self.progress.overflows = 0 if math.isfinite(self.norm) else self.progress.overflows + 1
             # fp16: the scaler leaves such a step out and lowers its scale
-            passes = self.accelerator.scaler is not None and self.progress.overflows <= OVERFLOWS
+            scaler = self.accelerator.scaler
+            passes = scaler is not None and self.progress.overflows <= OVERFLOWS
             if not (math.isfinite(self.loss) and (math.isfinite(self.norm) or passes)):
                 raise not_finite(outcome, self.loss, self.norm)
+            if scaler is not None and self.progress.overflows == 1:
+                log.info(OVERFLOWED, outcome.step, scaler.get_scale() * scaler.get_backoff_factor())
             self.progress.loss_sum += self.loss
             self.progress.loss_steps += 1
 
