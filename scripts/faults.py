@@ -26,6 +26,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         ran: how many were run.
+        skipped: why others were not: they cannot be run here.
         failed: how many of them failed.
         seconds: what they took.
     """
@@ -33,6 +34,7 @@ class Outcome(NamedTuple):
     ran: int = 0
     failed: int = 0
     seconds: float = 0.0
+    skipped: str = ""
 
 
 def run(tests: Iterable[str], words: Sequence[str] = ()) -> dict[str, Outcome]:
@@ -55,26 +57,28 @@ def run(tests: Iterable[str], words: Sequence[str] = ()) -> dict[str, Outcome]:
         subprocess.run([*command, *words, *dict.fromkeys(tests)], cwd=ROOT, env=variables, check=False)
         cases = ElementTree.parse(report).getroot().iter("testcase") if report.exists() else ()
         for case in cases:
-            if case.find("skipped") is not None:
-                continue
             name = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name'].partition('[')[0]}"
             before = outcomes.get(name, Outcome())
+            if (skipped := case.find("skipped")) is not None:
+                outcomes[name] = before._replace(skipped=skipped.attrib["message"])
+                continue
             failed = case.find("failure") is not None or case.find("error") is not None
-            outcomes[name] = Outcome(
-                before.ran + 1, before.failed + failed, before.seconds + float(case.attrib.get("time", 0))
-            )
+            seconds = before.seconds + float(case.attrib.get("time", 0))
+            outcomes[name] = before._replace(ran=before.ran + 1, failed=before.failed + failed, seconds=seconds)
     return outcomes
 
 
 def described(row: Row, outcomes: Mapping[str, Outcome]) -> tuple[bool, str]:
     """Whether a row ends as it should, and its figures."""
-    if missing := [test for test in row.tests if test not in outcomes]:
-        return False, f"not run: {', '.join(missing)}"
+    missing = [test for test in row.tests if test not in outcomes]
+    if missing or not any(outcomes[test].ran for test in row.tests):
+        return False, f"not run: {', '.join(missing or row.tests)}"
     found = [outcomes[test] for test in row.tests]
     ran, failed = sum(one.ran for one in found), sum(one.failed for one in found)
     if failed:
         return False, f"{failed} of {ran} tests failed"
-    return True, f"{ran} test{'s' * (ran > 1)}, {sum(one.seconds for one in found):.0f} s"
+    left_out = "".join(f"; not here: {one.skipped}" for one in found if one.skipped)
+    return True, f"{ran} test{'s' * (ran > 1)}, {sum(one.seconds for one in found):.0f} s{left_out}"
 
 
 def main() -> int:

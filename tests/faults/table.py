@@ -81,10 +81,10 @@ ROWS = (
         (f"{STOPS}::test_a_second_ctrl_c_quits_at_once", f"{SIGNALS}::test_the_first_is_noted_and_answered_and_the_second_leaves"),
     ),
     Row(
-        7, "a full disk at each write", "the n-th file that is flushed finds no room", "one line, status 2, and the command goes "
-        "on to the same bits; behind cache and log it only warns",
+        7, "a full disk at each write", "the n-th file that is flushed finds no room; a small disk of its own", "one line, status "
+        "2, and the command goes on to the same bits; behind cache and log it only warns",
         (
-            f"{STORMS}::test_a_disk_that_is_full_at_each_write",
+            f"{STORMS}::test_a_disk_that_is_full_at_each_write", f"{STORMS}::test_a_disk_that_is_really_full",
             f"{CHECKPOINTS}::test_a_full_disk_is_told_with_what_to_do_and_harms_nothing",
             f"{CACHE}::test_a_disk_that_is_full_in_the_middle_is_told_and_the_rest_is_computed_each_time",
         ),

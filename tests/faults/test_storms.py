@@ -69,6 +69,18 @@ def test_a_disk_that_is_full_at_each_write(tmp_path: Path) -> None:
     assert result_of(full) == result_of(whole)
 
 
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    own_mounts = ["unshare", "--map-root-user", "--mount"]
+    tried = [*own_mounts, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip("no file system of its own can be mounted here")
+    words = [*own_mounts, sys.executable, "-m", "tests.faults.full_disk", str(tmp_path)]
+    ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900)
+    assert ran.returncode == 0, ran.stderr
+    print(last := ran.stdout.splitlines()[-1])
+    assert int(last.split()[1]) > 5
+
+
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command_line = [sys.executable, "-m", "vlatrain", *WORDS, f"run.dir={folder}"]

@@ -44,6 +44,9 @@ def test_a_row_holds_if_each_of_its_tests_was_run_and_none_failed() -> None:
     assert faults.described(row, {one: passed, two: passed}) == (True, "4 tests, 1 s")
     assert faults.described(row, {one: passed, two: failed}) == (False, "1 of 5 tests failed")
     assert faults.described(row, {one: passed}) == (False, f"not run: {two}")
+    skipped = faults.Outcome(skipped="no disk")
+    assert faults.described(row, {one: passed, two: skipped}) == (True, "2 tests, 0 s; not here: no disk")
+    assert faults.described(row, {one: skipped, two: skipped}) == (False, f"not run: {one}, {two}")
 
 
 @pytest.mark.slow
