@@ -18,6 +18,8 @@ from tests.faults.sessions import WORDS, full_from, result_of, session
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 def finish(process: Any) -> int:
     process.join(120)
@@ -75,7 +77,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
         pytest.skip("no file system of its own can be mounted here")
     words = [*own_mounts, sys.executable, "-m", "tests.faults.full_disk", str(tmp_path)]
-    ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(words, capture_output=True, text=True, env=variables, timeout=900, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
     print(last := ran.stdout.splitlines()[-1])
     assert int(last.split()[1]) > 5

@@ -50,6 +50,19 @@ def test_bars_on_a_terminal_can_be_nested_and_leave_messages_in_place() -> None:
         track.advance()
 
 
+def test_a_library_s_warning_does_not_damage_the_bars() -> None:
+    stream = io.StringIO()
+    library, handler = logging.getLogger("some.library"), logging.StreamHandler(stream)
+    library.addHandler(handler)
+    with Console(stream, live=True).track("training", 4) as track:
+        track.advance(2)
+        library.warning("careful")
+    library.removeHandler(handler)
+    assert handler.stream is stream
+    above, _ = stream.getvalue().split("careful\n")
+    assert above.endswith("\x1b[2K"), "the bar's line is erased first, and drawn again below"
+
+
 def test_quiet_shows_nothing() -> None:
     stream = io.StringIO()
     console = Console(stream, quiet=True, interval=0)

@@ -68,6 +68,7 @@ class Console:
         self.live = self.stream.isatty() if live is None else live
         self._rich = RichConsole(file=self.stream, force_terminal=True) if self.live else None
         self._bars: Progress | None = None
+        self._others: list[tuple[logging.StreamHandler[Any], Any]] = []  # of libraries, with the stream that they had
         self._open = 0
         self._process = os.getpid()
 
@@ -104,14 +105,25 @@ class Console:
             columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
             self._bars = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._rich, transient=True)
             self._bars.start()
+            self._others = [(handler, handler.setStream(sys.stderr)) for handler in _handlers_of(self.stream)]
         self._open += 1
         return self._bars
 
     def _end(self) -> None:
         self._open -= 1
         if not self._open and self._bars is not None:
+            for handler, stream in self._others:
+                handler.setStream(stream)
             self._bars.stop()
             self._bars = None
+
+
+def _handlers_of(stream: IO[str]) -> list[logging.StreamHandler[Any]]:
+    """What libraries' loggers write to a stream by: past rich, which stands in for standard error while bars are shown, it would
+    damage them."""
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    handlers = [handler for one in (logging.root, *loggers) for handler in one.handlers]
+    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is stream]
 
 
 def wrapped(text: str, width: int) -> str:
