@@ -5,7 +5,7 @@ evaluation of it and one that was stopped, what export and merge write, a sweep,
 on a random backbone. Each damage is done to a copy: a file is cut, emptied, replaced by another one, removed, or has a bit flipped;
 of the backbone's weights, which are not vlatrain's own, the bit is one of the header. Then a verb runs, in a process of its own
 that has everything imported. What must come of it: one line and status 2, or the very result of undamaged files. A traceback,
-another status, another result or none within a minute is printed, with status 1 at the end; `--only 17,40` does some again, and
+another status, another result or none within two minutes is printed, with status 1 at the end; `--only 17,40` does some again, and
 shows what was said.
 """
 
@@ -381,12 +381,13 @@ def warm(folder: Path) -> None:
         )
 
 
-def in_process(work: Callable[[], str], at: Path) -> tuple[int | None, str, str]:
+def in_process(work: Callable[[], str], at: Path, seconds: float = SECONDS) -> tuple[int | None, str, str]:
     """Do some work in a process of its own.
 
     Args:
         work: returns its result.
         at: where its cache is, and what it says goes.
+        seconds: after which it is killed.
 
     Returns:
         Its exit status (None: it hung), all that it said, and its result.
@@ -412,7 +413,7 @@ def in_process(work: Callable[[], str], at: Path) -> tuple[int | None, str, str]
 
     process = FORK.Process(target=child)
     process.start()
-    process.join(SECONDS)
+    process.join(seconds)
     if process.is_alive():
         process.kill()
     status = process.exitcode
@@ -532,7 +533,7 @@ def main() -> int:
         whole.mkdir()
         data = make_data(Path(scratch) / "data")
         warm(Path(scratch) / "warm")
-        status, said, _ = in_process(lambda: prepare(whole, data) or "", whole)  # type: ignore[func-returns-value]
+        status, said, _ = in_process(lambda: prepare(whole, data) or "", whole, 10 * SECONDS)  # type: ignore[func-returns-value]
         assert status == 0, said
         expected = expectations(whole, data)
         for damage in drawn(whole, options.first + options.count, options.seed)[options.first :]:

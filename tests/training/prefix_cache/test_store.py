@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,20 @@ def test_two_runs_keep_each_state_once(tmp_path: Path) -> None:
     assert float(two.get("5").sum()) == 30
     two.refresh()
     assert "0" in two
+
+
+def test_two_runs_write_one_after_the_other(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 32)
+    made = Disk(folder, "p", {})
+    made.add(states(range(2)), False)
+    writing = threading.Thread(target=made.flush)
+    with module._one_at_a_time(tmp_path):
+        writing.start()
+        writing.join(0.2)
+        assert writing.is_alive(), "it waits for its turn"
+        assert not made.places
+    writing.join()
+    assert len(made.places) == 2
 
 
 def test_the_limit_holds_while_it_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
