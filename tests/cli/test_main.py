@@ -199,6 +199,7 @@ def test_flags_may_stand_between_overrides(calls: Calls) -> None:
             ["every component has points"],
         ),
         (["adapter=mixed", "adapter.points=[vision]"], ["the other components leave it no point"]),
+        (["data=files", "data.train=a,b.jsonl"], ["quote it: \"data.train='a,b.jsonl'\""]),
         (["eval"], ["run=FOLDER"]),
         (["eval", "run=nowhere"], ["there is no such folder"]),
         (

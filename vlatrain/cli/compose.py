@@ -111,7 +111,12 @@ def prepare(request: Request, check: Check | None = None, whole: bool = True) ->
         used = _files(request, itertools.chain(*choices))
         found += [problem for file, group in used for problem in _file_problems(file, group, request)]
         if whole or found:
-            found += _of_jobs(request, checked, check, bool(found))
+            refused = {problem.partition("=")[0] for problem in checked.problems}  # and so left out of what is composed
+            found += [
+                problem
+                for problem in _of_jobs(request, checked, check, bool(found))
+                if not (" is missing" in problem and any(f"{key}=" in problem for key in refused))
+            ]
         if found:
             raise UserError(dict.fromkeys(found))
         overrides = [*map(joined, choices), *checked.passed]

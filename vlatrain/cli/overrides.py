@@ -97,7 +97,9 @@ def check(request: Request, texts: list[str], loader: ConfigLoader) -> Checked:
             )
             continue
         if override.is_sweep_override() and not multirun:
-            checked.problems.append(f"{text}: several values; -m sweeps over them")
+            key, _, value = text.partition("=")
+            whole = f'; if it is one path, quote it: "{key}={quoted(value)}"' if _PATHS.fullmatch(key) else ""
+            checked.problems.append(f"{text}: several values; -m sweeps over them{whole}")
             continue
         if override.is_sweep_override() and not override.is_discrete_sweep():
             checked.passed.append(text)
