@@ -16,9 +16,10 @@ from tests.numerics import near
 from tests.tasks.talker import Talker, described, talker
 from vlatrain.backbones.base import Converser
 from vlatrain.backbones.loading import FAMILIES, load
+from vlatrain.backbones.writing import Written
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
-from vlatrain.tasks import build
+from vlatrain.tasks import build, instruct
 from vlatrain.tasks.instruct import Instruct
 from vlatrain.training.batches import SharedBatches
 
@@ -110,8 +111,19 @@ def test_the_image_matters_and_alternatives_come_best_first() -> None:
         replies = work.reply(work.asked(samples), alternatives=3)
     assert [told(record) for record in found.predictions] == [sample.turns[0].reply for sample in samples]
     for row, record in zip(replies, found.predictions, strict=True):
-        assert row[0] == record["prediction"]
+        assert row[0].text == record["prediction"]
         assert len(set(row)) == 3
+
+
+@torch.no_grad()
+def test_how_sure_a_reply_was_is_kept_where_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [replace(sample, turns=sample.turns[:1]) for sample in make_samples()[:2]]
+    said = [text for sample in samples for turn in sample.turns for text in (turn.user, turn.reply)]
+    work = task_on(load(described(), "instruct", texts=said))
+    assert not any("token_probability" in one for one in work.evaluate(samples, SharedBatches("cpu", 2)).predictions)
+    monkeypatch.setattr(instruct, "write", lambda *args, **more: [Written("red", 0.25), Written("blue", 0.5)])
+    found = work.evaluate(samples, SharedBatches("cpu", 2)).predictions
+    assert [(one["prediction"], one["token_probability"]) for one in found] == [("red", 0.25), ("blue", 0.5)]
 
 
 @torch.no_grad()

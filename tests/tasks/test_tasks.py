@@ -41,6 +41,8 @@ def exactly(task: Task, samples: Sequence[Sample]) -> None:
     expected = [said.get(task.name, lambda sample: sample.captions[0])(sample) for sample in samples]
     assert [record["prediction"] for record in found.predictions] == expected
     assert all(record["score"] > 99 for record in found.predictions)
+    if task.name == "captioning":
+        assert all(record["token_probability"] > 0.9 for record in found.predictions)
 
 
 DUALS = ["metaclip2", "siglip", "siglip2_naflex", "align", "altclip", "chinese_clip", "aimv2"]

@@ -141,6 +141,7 @@ def test_captions(runs: dict[str, Path], images: Path, tmp_path: Path) -> None:
     records = asked(tmp_path / "out.jsonl", f"run={runs['captioning']}", f"image={images}")
     assert len(records) == 3
     assert all(isinstance(record["prediction"], str) for record in records)
+    assert all(0 < record["hits"][0]["score"] <= 1 for record in records)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from vlatrain.backbones.pretrained import (
     refuse_images,
     refuse_tokens,
 )
-from vlatrain.backbones.search import generate_settings, word_start
+from vlatrain.backbones.search import word_start
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.spec import TOLD_QUESTION
@@ -323,12 +323,9 @@ class Backbone:
         return {**found, "question": blank_text(batch_size, question, device)} if question else found
 
     @cached_property
-    def _word_start(self) -> tuple[Tensor, Tensor] | None:
+    def word_start(self) -> tuple[Tensor, Tensor] | None:
+        """Where a word may begin, for whoever searches for texts (`vlatrain.backbones.search`)."""
         return word_start(self.tokenizer)
-
-    def search(self, decode: DecodeConfig, alternatives: int) -> dict[str, Any]:
-        """Settings of transformers' `generate` for so many texts a row, at most `decode.num_beams`."""
-        return generate_settings(decode, alternatives, self._word_start)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Upright RGB images as the model wants them: (B, 3, H, W)."""

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from vlatrain.backbones.base import Backbone, Context, Embedder, Generator, Inputs, Text, blank_text
 from vlatrain.backbones.keys_values import kept_in_search
+from vlatrain.backbones.writing import Written
 from vlatrain.config import TaskConfig
 from vlatrain.data.sample import Sample
 from vlatrain.metrics.bootstrap import Statistic
@@ -82,8 +83,8 @@ class Found(NamedTuple):
         return cls(", ".join(f"{edge:.1f}" for edge in box), score, box)
 
 
-Answer = str | tuple[str, float] | tuple[str, float, str] | Found
-"""A text, a text with its score and perhaps the mask that shows where, or a box."""
+Answer = str | tuple[str, float] | tuple[str, float, str] | Written | Found
+"""A text, a text with its score and perhaps the mask that shows where, a text that was written, or a box."""
 Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
 """What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
 

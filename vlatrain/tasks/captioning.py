@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Generator, Text, blank_text
+from vlatrain.backbones.writing import Written, write
 from vlatrain.config import TaskConfig
 from vlatrain.data.lazy import column
 from vlatrain.data.sample import Sample
@@ -105,19 +106,20 @@ class Captioning(Task):
         """Images, and their captions."""
         return self.images, self.caption
 
-    def caption(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
+    def caption(self, batch: ImageBatch, alternatives: int = 1) -> list[list[Written]]:
         """For each image the best captions, best first."""
         context = self.generator.context(batch["inputs"])
-        texts = self.generator.generate(context, self.config.decode, self.config.prompt, alternatives)
+        texts = write(self.generator, context, self.config.decode, self.config.prompt, alternatives)
         return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """CIDEr-D, BLEU-1..4 and ROUGE-L; METEOR and SPICE if asked for and there is Java; see `vlatrain.metrics.caption`."""
-        texts = [best[0] for captions in batches(samples, self.images, self.caption) for best in captions]
+        found = [Written(*best[0]) for captions in batches(samples, self.images, self.caption) for best in captions]
+        texts = [one.text for one in found]
         scores = metric.score(texts, [sample.captions for sample in samples])
         predictions: list[dict[str, Any]] = [
-            {"id": sample.id, "prediction": text, "references": list(sample.captions), "score": score}
-            for sample, text, score in zip(samples, texts, scores.per_sample, strict=True)
+            {"id": sample.id, **one.record, "references": list(sample.captions), "score": score}
+            for sample, one, score in zip(samples, found, scores.per_sample, strict=True)
         ]
         settings = {"score": "CIDEr-D", "decode": {"prompt": self.config.prompt, **vars(self.config.decode)}}
         extra, statistics = dict[str, float](), _statistics(scores)
@@ -133,8 +135,8 @@ class Captioning(Task):
         if self.config.java_metrics:
             # by one process: Java takes a minute and gigabytes
             references = [sample.captions for sample in samples]
-            ((found, skipped),) = batches.map(lambda texts: metric.optional_scores(texts, references), [texts])
-            extra |= found
+            ((more, skipped),) = batches.map(lambda texts: metric.optional_scores(texts, references), [texts])
+            extra |= more
         if skipped:
             settings["skipped"] = skipped
         settings["intervals"] = "CIDEr-D: the n-grams' frequencies stay those of all references"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vlatrain.backbones.base import Backbone, Converser, Generator, Inputs, Text, blank_text
+from vlatrain.backbones.writing import Written, write
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.data.images import is_shown
 from vlatrain.data.lazy import column
@@ -123,17 +124,17 @@ class Instruct(Task):
         """Conversations up to the last reply, and their replies."""
         return self.asked, self.reply
 
-    def reply(self, batch: ImageBatch, alternatives: int = 1) -> list[list[str]]:
+    def reply(self, batch: ImageBatch, alternatives: int = 1) -> list[list[Written]]:
         """For each conversation the best replies, best first."""
         context = self.generator.context(batch["inputs"])
-        texts = self.generator.generate(context, self.config.decode, alternatives=alternatives)
+        texts = write(self.generator, context, self.config.decode, alternatives=alternatives)
         return [texts[start : start + alternatives] for start in range(0, len(texts), alternatives)]
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Exact match and ROUGE-L of the last replies, perplexity of all of them; see `vlatrain.metrics.instruct`."""
-        replies = (best[0] for replied in batches(samples, self.asked, self.reply) for best in replied)
+        replies = [Written(*best[0]) for replied in batches(samples, self.asked, self.reply) for best in replied]
         references = [sample.turns[-1].reply for sample in samples]
-        texts = [*replies]
+        texts = [reply.text for reply in replies]
         found = metric.score(texts, references)
         scores = {"rouge_l": found.rouge_l, "exact_match": found.exact_match}
         statistics = {"rouge_l": mean(found.per_sample), "exact_match": mean(found.exact_per_sample)}
@@ -159,11 +160,11 @@ class Instruct(Task):
                 "question": sample.turns[-1].user,
                 "turn": len(sample.turns),
                 **({"history": [[turn.user, turn.reply] for turn in sample.turns[:-1]]} if sample.turns[:-1] else {}),
-                "prediction": text,
+                **reply.record,
                 "references": [reference],
                 "score": score,
             }
-            for sample, text, reference, score in zip(samples, texts, references, found.per_sample, strict=True)
+            for sample, reply, reference, score in zip(samples, replies, references, found.per_sample, strict=True)
         ]
         lengths = question_lengths([sample.turns[-1].user for sample in samples])
         return Evaluation(

@@ -52,8 +52,9 @@ class Hit:
 
     Attributes:
         text: the answer, the class, the caption, the reply, the text found, or the name of the image found.
-        score: probability (answers, classes; see `Vqa.answer` for several beams), cosine similarity in [-1, 1] or matching log-odds
-            (search), share of the image (segmentation); None for captions and replies.
+        score: probability (answers, classes; see `Vqa.answer` for several beams), that of a token on average (captions and replies,
+            see `vlatrain.backbones.writing.Written`; None: the backbone does not say), cosine similarity in [-1, 1] or matching
+            log-odds (search), share of the image (segmentation).
         mask: segmentation: the class of each pixel of the image as the tower is given it, a PNG in a data: URI.
         box: of what has a place, left, top, right, bottom in pixels of the upright image; else None.
     """
@@ -69,6 +70,6 @@ def hits_of(answers: Sequence[Answer]) -> list[Hit]:
     return [Hit(answer, None) if isinstance(answer, str) else _hit(*answer) for answer in answers]
 
 
-def _hit(text: str, score: float, place: str | tuple[float, float, float, float] | None = None) -> Hit:
+def _hit(text: str, score: float | None, place: str | tuple[float, float, float, float] | None = None) -> Hit:
     """A hit with where it is: a mask, or a box."""
     return Hit(text, score, place) if isinstance(place, str) else Hit(text, score, box=place)

@@ -130,6 +130,23 @@ def test_scores_are_sorted_filters_narrow_and_keys_move(tmp_path: Path, opened: 
     assert inks[0] != inks[1]
 
 
+def test_captions_are_filtered_by_confidence(tmp_path: Path, opened: Open) -> None:
+    run = tiny_run(tmp_path / "run", "captioning")
+    report([f"run={run}"])
+    page = opened(run / "report.html")
+    cards = page.locator(".samples li")
+    total, parts = cards.count(), []
+    for choice in page.locator("[name=sure] option").all_text_contents():
+        page.select_option("[name=sure]", label=choice)
+        parts.append(cards.count())
+    assert parts[0] == total == sum(parts[1:])
+    page.select_option("[name=sure]", label="any")
+    page.select_option("[name=sort]", label="least sure first")
+    sure = [float(text.split()[-2]) for text in page.locator(".samples .sure").all_text_contents()]
+    assert sure == sorted(sure)
+    assert len(sure) == total
+
+
 def test_a_sweep_and_a_folder(tmp_path: Path, opened: Open) -> None:
     sizes = ["data.train_size=24", "data.eval_size=10", "trainer.max_steps=3", "trainer.batch_size=8"]
     words = ["-m", "adapter=bottleneck,none", "seed=0,1", *sizes, f"run.dir={tmp_path / 'runs'}"]

@@ -42,6 +42,16 @@ def test_of_many_the_surest_mistakes_are_shown(tmp_path: Path) -> None:
     assert doubt_of(records[293]) > doubt_of(records[7]) > doubt_of(records[8]) == 0
 
 
+def test_of_what_was_written_the_surest_mistakes_come_first(tmp_path: Path) -> None:
+    """Captions and replies have the probability of a token, and not that of the whole text."""
+    about = {"references": ["a red cat"], "prediction": "a dog", "score": 20.0}
+    records = [{"id": str(number), **about, "token_probability": number / 10} for number in range(10)]
+    found = gallery(written(tmp_path, records), Thumbnails(), most=6)
+    assert found.confident
+    assert {"9", "8", "7", "6"} <= {record["id"] for record in found.records}
+    assert found.records[-1]["answers"][0]["sure"] == 0.9
+
+
 def test_what_has_changed_against_the_frozen_model_is_counted(tmp_path: Path) -> None:
     own, before = written(tmp_path, answers()), written(tmp_path, answers(wrong=(0, 1, 2)), "predictions-frozen.jsonl")
     found = gallery(own, Thumbnails(), frozen=before)

@@ -29,6 +29,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTex
 from vlatrain.backbones.attention import additive
 from vlatrain.backbones.base import Backbone, Context, Inputs, Text, exact, padded_text, unit
 from vlatrain.backbones.lengths import Room, ended, rooms
+from vlatrain.backbones.writing import Writer, Written
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import exported, provide, reads_other, restore
 
@@ -174,7 +175,7 @@ def generating(model: nn.Module, beams: int) -> Iterator[None]:
             layer.beams, layer.kept = 0, None
 
 
-class Blip(Backbone):
+class Blip(Writer, Backbone):
     """BLIP for answering, captioning or retrieval, as `task` says. See `Generator` and `Embedder` for the operations."""
 
     model: Any
@@ -262,23 +263,20 @@ class Blip(Backbone):
             ).logits
             return logits
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         states, mask = context["states"], context["mask"]
         start = torch.tensor([self._prompt_ids(prompt)] * len(states), device=states.device)  # (B, P)
-        search = self.search(decode, alternatives)
-        with restore(self.model, context), generating(self.model.text_decoder, search["num_beams"]):
-            # (B * alternatives, P + new)
-            ids = self.model.text_decoder.generate(
-                input_ids=start,
-                attention_mask=torch.ones_like(start),
-                encoder_hidden_states=states,
-                encoder_attention_mask=mask,
-                eos_token_id=self._end,
-                pad_token_id=self.model.config.text_config.pad_token_id,
-                **search,
-            )
-        return self.written(ids[:, start.shape[1] :])
+        begun = {
+            "input_ids": start,
+            "attention_mask": torch.ones_like(start),
+            "encoder_hidden_states": states,
+            "encoder_attention_mask": mask,
+            "eos_token_id": self._end,
+            "pad_token_id": self.model.config.text_config.pad_token_id,
+        }
+        with restore(self.model, context), generating(self.model.text_decoder, decode.num_beams):
+            return self.search(self.model.text_decoder, begun, decode, alternatives)
 
     def image_features(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Projected [CLS] state of the image, and all its states."""

@@ -33,6 +33,7 @@ from vlatrain.backbones.lengths import SLACK, Room, rooms
 from vlatrain.backbones.placeholders import ONCE
 from vlatrain.backbones.pretrained import refuse_tokens
 from vlatrain.backbones.several import PLACE, counted, expansions, flat, numbered, parts_of, per_row
+from vlatrain.backbones.writing import Writer, Written
 from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
 from vlatrain.config.families import ChatOptions
 from vlatrain.config.spec import TOLD_IMAGE, TOLD_TURNS
@@ -71,7 +72,7 @@ class ChatInputs(Inputs, total=False):
     shown: Tensor
 
 
-class Chat(Backbone):
+class Chat(Writer, Backbone):
     """A causal model. `Generator` and, with a chat template, `Converser`.
 
     The first token of a target stands for the prompt's last one: that is where a text's first token is predicted.
@@ -428,20 +429,18 @@ class Chat(Backbone):
             rest = self.model(**going, use_cache=True)
         return torch.cat([begun.logits.expand(count, -1, -1), rest.logits], dim=1)
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         if (order := self._order(context)) is not None:
-            texts = self._generate(self.select_rows(context, order), decode, prompt, alternatives)
+            texts = self._write(self.select_rows(context, order), decode, prompt, alternatives)
             starts = (alternatives * order.argsort()).tolist()
             return [text for start in starts for text in texts[start : start + alternatives]]
-        return self._generate(context, decode, prompt, alternatives)
+        return self._write(context, decode, prompt, alternatives)
 
-    def _generate(self, context: Context, decode: DecodeConfig, prompt: str, alternatives: int) -> list[str]:
+    def _write(self, context: Context, decode: DecodeConfig, prompt: str, alternatives: int) -> list[Written]:
         given = self._begun(context, prompt)
         with self._shown(context), self._encoded(context, given) as image:
-            # (B * alternatives, prompt + new)
-            found = self.writer.generate(**given, **image, **self.search(decode, alternatives))
-        return self.written(found[:, given["input_ids"].shape[1] :])
+            return self.search(self.writer, {**given, **image}, decode, alternatives)
 
     def _begun(self, context: Context, prompt: str) -> Context:
         """A context's prompts with what the text is to begin with."""

@@ -38,7 +38,8 @@ from vlatrain.backbones.pretrained import (
 )
 from vlatrain.backbones.several import counted, flat, numbered
 from vlatrain.backbones.towers import checked_class, described_side, image_shape, read_images
-from vlatrain.config import DecodeConfig, ModelConfig, TaskConfig, UserError
+from vlatrain.backbones.writing import Writer
+from vlatrain.config import ModelConfig, TaskConfig, UserError
 from vlatrain.config.spec import TOLD_IMAGE
 from vlatrain.data.features import FeaturePicture
 from vlatrain.injection.context import provide, reads_other, restore, rows_of_images
@@ -65,7 +66,7 @@ class CompositeInputs(Inputs, total=False):
     prompt: Text
 
 
-class Composite(Backbone):
+class Composite(Writer, Backbone):
     """What all composites have in common: loading, images, and the tokens of texts. See `Generator` for the operations."""
 
     model: Any
@@ -375,11 +376,6 @@ class Composite(Backbone):
                 if reads_other(self.model, tower):
                     stack.enter_context(provide(self.model, tower, context["visual"], context["visible"]))
             yield
-
-    def _written(self, inputs: dict[str, Any], decode: DecodeConfig, alternatives: int, skip: int) -> list[str]:
-        """Texts that the language model generates from inputs, without their first `skip` tokens."""
-        ids = self.language.generate(**inputs, **self.search(decode, alternatives))  # (B * alternatives, skip + new)
-        return self.written(ids[:, skip:])
 
 
 def _joined(config: ModelConfig, vision: Any, text: Any) -> JoinedConfig:

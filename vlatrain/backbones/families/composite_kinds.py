@@ -20,6 +20,7 @@ from vlatrain.backbones.base import Context, Text, padded_text
 from vlatrain.backbones.chat_template import Script
 from vlatrain.backbones.families.composite import Composite, CompositeInputs
 from vlatrain.backbones.several import counted, numbered
+from vlatrain.backbones.writing import Written
 from vlatrain.config import DecodeConfig
 from vlatrain.config.spec import TOLD_TURNS
 from vlatrain.data.sample import IMAGE
@@ -120,7 +121,7 @@ class CausalComposite(Composite):
             ).last_hidden_state
         return context["visual"], states[:, -ids.shape[1] :], context["mask"]
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         ids, mask = context["ids"], context["mask"]
         if given := self._begun(prompt):
@@ -128,7 +129,8 @@ class CausalComposite(Composite):
             mask = torch.cat([mask, mask.new_ones(len(ids), len(given))], dim=1)
         embeddings, mask = self._embedded(context, ids, mask)
         with self._shown(context):
-            return self._written({"inputs_embeds": embeddings, "attention_mask": mask}, decode, alternatives, 0)
+            begun = {"inputs_embeds": embeddings, "attention_mask": mask}
+            return self.search(self.language, begun, decode, alternatives)
 
     def conversations(
         self,
@@ -251,7 +253,7 @@ class Seq2SeqComposite(Composite):
             ).logits
             return logits
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         given = self._start() + self._ids(prompt)
@@ -261,4 +263,4 @@ class Seq2SeqComposite(Composite):
             "decoder_input_ids": context["mask"].new_tensor(given).expand(len(states), -1),
         }
         with self._shown(context):
-            return self._written(inputs, decode, alternatives, len(given))
+            return self.search(self.language, inputs, decode, alternatives)

@@ -20,6 +20,7 @@ from vlatrain.backbones.base import Context, Text
 from vlatrain.backbones.chat_template import cut
 from vlatrain.backbones.families.chat import Chat, ChatInputs
 from vlatrain.backbones.lengths import SLACK, UNLIMITED, Room, ended, rooms
+from vlatrain.backbones.writing import Written
 from vlatrain.config import DecodeConfig, TaskConfig
 from vlatrain.injection.context import exported, restore
 
@@ -66,17 +67,13 @@ class Prefix(Chat):
         )
         return filled
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         given = self._begun(context, prompt)
         with self._shown(context):
-            # (B * alternatives, new)
-            ids = self.writer.generate(
-                inputs_embeds=self._embedded(context, given["input_ids"]),
-                attention_mask=given["attention_mask"],
-                **self.search(decode, alternatives),
-            )
-        return self.written(ids)
+            embeddings = self._embedded(context, given["input_ids"])
+            begun = {"inputs_embeds": embeddings, "attention_mask": given["attention_mask"]}
+            return self.search(self.writer, begun, decode, alternatives)
 
 
 class OptLayer(OPTDecoderLayer):
@@ -163,13 +160,10 @@ class Seq2Seq(Prefix):
             ).logits
             return logits
 
-    def generate(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
+    def write(self, context: Context, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[Written]:
         """Greedy or beam search, key-value cached."""
         states = context["states"]
         start = torch.tensor(self._start(prompt), device=states.device).expand(len(states), -1)  # (B, P)
         with restore(self.model, context):
-            # (B * alternatives, P + new)
-            ids = self.writer.generate(
-                **self._decoded(context), decoder_input_ids=start, **self.search(decode, alternatives)
-            )
-        return self.written(ids[:, start.shape[1] :])
+            begun = {**self._decoded(context), "decoder_input_ids": start}
+            return self.search(self.writer, begun, decode, alternatives)

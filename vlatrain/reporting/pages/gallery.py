@@ -107,7 +107,7 @@ def score_of(record: Record) -> float:
 
 def confidence_of(record: Record) -> float | None:
     """How sure a prediction is, 0 to 1; None where its task does not say."""
-    value = record.get("probability")
+    value = record.get("probability", record.get("token_probability"))
     if value is None:
         value = max(record.get("scores") or [None], default=None)
     return float(value) if isinstance(value, (int, float)) else None

@@ -113,6 +113,8 @@ function outcomes(gallery) {
   return known;
 }
 
+const SURE = { any: () => true, "90 % or more": (sure) => sure >= 0.9, "50 to 90 %": (sure) => sure >= 0.5 && sure < 0.9, "below 50 %": (sure) => sure < 0.5 };
+
 function open(records, gallery, place, back) {
   const dialog = element("dialog", { "aria-label": "Sample" });
   const body = element("div");
@@ -158,6 +160,9 @@ function start(root, gallery) {
     options(select, ["any", ...[...counts.keys()].sort()]);
     form.querySelector(".filters").append(element("label", {}, name === "reference" ? "answer or class" : name.replaceAll("_", " "), select));
   }
+  const surely = element("select", { name: "sure" });
+  options(surely, Object.keys(SURE));
+  if (gallery.confident) form.querySelector(".filters").append(element("label", {}, "confidence", surely));
   let chosen = [];
   let shown = 0;
   const add = () => {
@@ -177,6 +182,7 @@ function start(root, gallery) {
     const key = orders[form.elements.sort.value];
     chosen = gallery.records.filter((record) =>
       kinds[form.elements.outcome.value](record)
+      && SURE[surely.value](record.answers[0].sure)
       && filters.every((one) => record.f[one.dataset.filter] === one.value)
       && (!wanted || [record.id, record.question, ...(record.refs ?? []), ...record.answers.map((one) => one.text)].some((text) => (text ?? "").toLowerCase().includes(wanted))));
     const keys = new Map(chosen.map((record) => [record, key(record)]));
