@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.backbones.small import BY_TASK, SETTINGS
+from tests.loopback import TOKEN, Hub, client_of, serving
 from vlatrain.backbones.base import Backbone
 from vlatrain.cli.registry import register_resolvers
 from vlatrain.config import AdapterConfig, ModelConfig
@@ -252,6 +253,17 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     empty = Markup('<svg role="img" aria-label="{}"></svg>')
     monkeypatch.setattr(figures, "_svg", lambda figure, title: empty.format(title))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, whose client may write to it; and an empty working folder but for `photo.jpg`."""
+    with serving() as found:
+        client_of(found, tmp_path / "home", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.chdir(tmp_path)
+        Image.new("RGB", (40, 30), "red").save("photo.jpg")
+        yield found
 
 
 @pytest.fixture(scope="session", autouse=True)

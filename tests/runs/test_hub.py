@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.loopback import TOKEN, Hub, client_of, serving
+from tests.loopback import Hub
 from vlatrain.backbones.describe import ASSETS
 from vlatrain.config import TrainConfig, UserError
 from vlatrain.runs import RunFolder, hub_name, local_run, save_config, upload
 from vlatrain.runs.hub import _fetched
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as found:
-        client_of(found, tmp_path / "home", monkeypatch)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.chdir(tmp_path)
-        yield found
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from vlatrain import runs
-from vlatrain.config import TrainConfig, UserError
+from vlatrain.config import AdapterConfig, TrainConfig, UserError
 
 
 def test_samples_of_a_pass_and_passes_of_a_step_are_read_as_samples_of_a_step(tmp_path: Path) -> None:
@@ -33,6 +34,17 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     read = runs.read_config(tmp_path / "run")
     assert read["adapter"]["dim"] == config.adapter.dim
     assert read["task"]["prompt"] == "größer: \\${oc.env:HOME}"  # escaped: nothing is interpolated from a file
+
+
+def test_an_exported_router_names_its_runs_from_where_it_lies(tmp_path: Path) -> None:
+    """Any other configuration names them as it was written."""
+    routed = AdapterConfig(name="router", sources=["sources/vqa"])
+    runs.save_config(TrainConfig(adapter=routed), tmp_path)
+    assert runs.saved_config(tmp_path)["adapter"]["sources"] == ["sources/vqa"]
+    (tmp_path / "manifest.json").write_text('{"files": {}}')
+    assert runs.saved_config(tmp_path)["adapter"]["sources"] == [str(tmp_path / "sources" / "vqa")]
+    runs.save_config(TrainConfig(adapter=replace(routed, name="fusion")), tmp_path)
+    assert runs.saved_config(tmp_path)["adapter"]["sources"] == ["sources/vqa"]
 
 
 def test_a_folder_that_is_no_run_names_those_that_are(tmp_path: Path) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from PIL import Image
 
 from tests.commands import command, small_model, tiny_run
 from tests.conftest import adapter_config, model_config
-from tests.loopback import TOKEN, Hub, client_of, copy, serving
+from tests.loopback import TOKEN, Hub, copy
 from vlatrain.backbones.describe import ASSETS
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_json
@@ -22,16 +20,6 @@ from vlatrain.injection.sources import TRUNK
 from vlatrain.runs import local_run, save_config
 
 AT_HAND = ("trainer.threads=1",)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as found:
-        client_of(found, tmp_path / "home", monkeypatch)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.chdir(tmp_path)
-        Image.new("RGB", (40, 30), "red").save("photo.jpg")
-        yield found
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 
 import vlatrain
 from tests.commands import asked, command, tiny_run
+from tests.loopback import Hub
 from vlatrain.config.methods import ROUTER
 from vlatrain.data.shapes import build
+from vlatrain.injection.routes import WEIGHTS
+from vlatrain.runs import local_run
 from vlatrain.training.routing.hosts import Routed
 from vlatrain.training.routing.router import Router
 from vlatrain.verbs.routed import RoutedPredictor
@@ -72,6 +76,49 @@ def test_it_is_a_run_like_any_other(tasks: Path, runs: dict[str, Path]) -> None:
     assert [own["name"] for own in note["sources"]] == [*MANY]
     assert {line["routed"] for line in map(json.loads, (tasks / "predictions.jsonl").open())} <= {*MANY}
     assert found["router"]["reads"]["again_for"], "image towers have adapters in their first layer"
+
+
+@pytest.mark.slow
+def test_it_is_handed_on_with_its_runs_bit_for_bit(
+    server: Hub, tmp_path: Path, reports: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what was handed on, in a folder or over the hub, needs nothing of where it was trained."""
+    runs = {task: tiny_run(tmp_path / "before" / task, task) for task in ("vqa", "captioning")}
+    run = router(tmp_path / "before" / "run", [*runs.values()])
+    assert "choice of run" in (run / "report.html").read_text()
+    about = ("image=photo.jpg", "question='what is it?'", "trainer.threads=1")
+    said = asked(tmp_path / "said.jsonl", f"run={run}", *about)
+    for to in ("handed_on", "hub:me/router"):
+        assert command("export", f"run={run}", f"to={to}") == 0
+    (tmp_path / "before").rename(tmp_path / "gone")
+    run = tmp_path / "gone" / "run"
+    assert command("export", f"run={run}", "to=new") == 2
+    assert f"adapter.sources: {tmp_path}/before/vqa: the run is gone" in capsys.readouterr().err
+    assert command("export", "run=handed_on", "to=new", "form=merged") == 2
+    assert "adapter=router picks among other runs; form=adapter can, which carries them" in capsys.readouterr().err
+    for number, here in enumerate(("handed_on", "hub:me/router")):
+        again = tmp_path / f"again_{number}"
+        assert command("eval", f"run={here}", f"output={again}", "trainer.threads=1") == 0
+        assert metrics(again)["metrics"] == metrics(run)["metrics"]
+        records, own = ((folder / "predictions.jsonl").read_text() for folder in (again, run))
+        assert records == own
+        assert asked(tmp_path / f"said_{number}.jsonl", f"run={here}", *about) == said
+        folder = Path(local_run(here))
+        assert (folder / WEIGHTS).read_bytes() == (run / "adapter" / WEIGHTS).read_bytes()
+        for task in runs:
+            weights = "adapter_model.safetensors"
+            before = (tmp_path / "gone" / task / "adapter" / weights).read_bytes()
+            assert (folder / "sources" / task / weights).read_bytes() == before
+        assert str(tmp_path) not in "".join(file.read_text() for file in folder.rglob("*.json")), (
+            "no paths of a machine"
+        )
+        for block in re.findall(
+            r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        ):
+            exec(compile(block, here, "exec"), {})
+    # what was handed on is handed on again
+    assert command("export", "run=handed_on", "to=twice") == 0
+    assert (Path("twice") / "router.json").read_bytes() == (Path("handed_on") / "router.json").read_bytes()
 
 
 @pytest.mark.slow

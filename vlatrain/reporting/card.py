@@ -16,7 +16,7 @@ from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_file
 from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
-from vlatrain.config.methods import components
+from vlatrain.config.methods import ROUTER, components
 from vlatrain.injection.sources import TRUNK
 from vlatrain.reporting.scores import shown_score
 from vlatrain.reporting.snippets import COPY, PHOTO, backbone, by_peft, checkpoint, loading, words_of_backbone
@@ -33,6 +33,11 @@ INTRODUCTION = {
     MERGED: "A {model} with an adapter in its weights",
     PEFT_LORA: "A LoRA of PEFT's for a frozen {model}",
 }
+ROUTING = "A router, which picks for each sample the run that answers it, each an adapter for a frozen {model}"
+CHOICES = (
+    "It picks among {runs}: the sample's own run for {accuracy:.2f} % of the evaluation data, which scores {of_oracle:.2f} % of "
+    "what that run always would. The runs must be as they were; of each, `router.json` has a hash.\n"
+)
 COMPONENTS = (
     "It has {components}, each in a folder of its own, and each an adapter by itself, which `PeftModel.from_pretrained` loads "
     "from there.\n"
@@ -74,7 +79,9 @@ def write_card(
         form: one of `FORMS`.
         license: under which licence it is given on; None: that of the shipped, if nothing else went into it.
     """
-    title = f"{config.adapter.name} for {config.task.name} on {config.model.name}"
+    routed = config.adapter.name == ROUTER
+    tasks = f"{', '.join(config.task.subtasks)}" if routed else config.task.name
+    title = f"{config.adapter.name} for {tasks} on {config.model.name}"
     license = license or _license(config)
     data = _metadata(config, metrics, title, form, license)
     named = components(config.adapter) if config.adapter.components and form == ADAPTER else {}
@@ -153,8 +160,11 @@ def _sections(
     named: Mapping[str, Any],
 ) -> Iterator[str]:
     yield f"# {title}\n"
-    yield INTRODUCTION[form].format(model=config.model.name) + f", made by vlatrain {_facts(config, metrics)}.\n"
+    introduction = ROUTING if config.adapter.name == ROUTER else INTRODUCTION[form]
+    yield introduction.format(model=config.model.name) + f", made by vlatrain {_facts(config, metrics)}.\n"
     yield from _scores(config, metrics)
+    if "router" in metrics:
+        yield CHOICES.format(runs=", ".join(f"`{name}`" for name in metrics["router"]["sources"]), **metrics["router"])
     yield "## Load it\n"
     if form == ADAPTER:
         yield _code(loading(config, place.run))
@@ -188,15 +198,16 @@ def _facts(config: TrainConfig, metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "from finished runs"
     data = ", ".join(sorted({one.data.name for one in subtasks(config).values()}))
+    epochs = (metrics.get("training") or {}).get("epochs")
     return (
-        "{version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) have trained (`adapter={design}`), {epochs:.4g} epochs "
-        "of `data={data}`, seed {seed}; the backbone is {backbone}"
+        "{version}: {trainable:,} parameters ({percent:.2f} % of {total:,}) have trained (`adapter={design}`), {epochs}on "
+        "`data={data}`, seed {seed}; the backbone is {backbone}"
     ).format(
         version=metrics["versions"]["vlatrain"],
         design=config.adapter.name,
         data=data,
         seed=config.seed,
-        epochs=(metrics.get("training") or {}).get("epochs", 0),
+        epochs="" if epochs is None else f"{epochs:.4g} epochs ",
         backbone=metrics["backbone"],
         **metrics["parameters"],
     )

@@ -14,7 +14,7 @@ from vlatrain.config.methods import BARE, ROUTER
 from vlatrain.config.spec import QUESTION, TEXT
 from vlatrain.runs import hub_name
 
-PHOTO = "photo.jpg"
+PHOTO, WHAT = "photo.jpg", "what is it?"
 COPY = "FOLDER"  # a local copy of a repository
 
 
@@ -26,6 +26,9 @@ def loading(config: TrainConfig, run: str) -> str:
         run: its folder, or `hub:OWNER/NAME`.
     """
     lines = ["import vlatrain", ""]
+    if config.adapter.name == ROUTER:  # which picks the subtask
+        asked = f"model.predict({_quoted(PHOTO)}, question={_quoted(WHAT)})"
+        return "\n".join([*lines, f"model = vlatrain.load({_quoted(run)})", f"print({asked})"])
     for name, subtask in subtasks(config).items():
         own = f", subtask={_quoted(name)}" if name else ""
         lines += [f"model = vlatrain.load({_quoted(run)}{own})"]
@@ -134,5 +137,5 @@ def _quoted(text: str) -> str:
 def _query(task: TaskConfig) -> str:
     """What a task is asked about an image, as the arguments behind it."""
     if task.spec.query == QUESTION:
-        return ', question="what is it?"'
+        return f", question={_quoted(WHAT)}"
     return ', texts=["a red circle", "a blue square"]' if task.spec.query == TEXT else ""

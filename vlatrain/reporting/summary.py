@@ -11,6 +11,7 @@ from rich.text import Text
 
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import subtasks
+from vlatrain.config.methods import ROUTER
 from vlatrain.reporting.console import BRIEF
 from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.reporting.scores import group_rows, result_line, score_table
@@ -69,7 +70,11 @@ def best_step(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def asking(config: TrainConfig, folder: object) -> list[str]:
-    """Example commands that ask a finished run, one for each subtask of a joint one."""
+    """Example commands that ask a finished run, one for each subtask of a joint one; a router picks who answers."""
+    if config.adapter.name == ROUTER:
+        asks = any("question" in subtask.task.spec.given for subtask in subtasks(config).values())
+        question = ' question="..."' if asks else ""
+        return [f"vlatrain predict run={folder} image=PHOTO.jpg{question}"]
     return [
         f"vlatrain predict run={folder} {f'subtask={name} ' if name else ''}{subtask.task.spec.example}"
         for name, subtask in subtasks(config).items()

@@ -19,6 +19,7 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.families import VISION_TOWERS
 from vlatrain.config.files import MANIFEST, changed, files_in, write_file
 from vlatrain.config.keys import nearest
+from vlatrain.config.methods import ROUTER
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.spec import with_shipped_specs
 from vlatrain.runs.folder import RunFolder, steps_in
@@ -142,7 +143,16 @@ def saved_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{told}; put a copy in its place, or run the training's own command again with resume=auto")
     if told:
         log.warning(told)
-    return values
+    return _with_own_sources(values, folder)
+
+
+def _with_own_sources(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values of a configuration in which the runs of an exported router are named from its own folder, where they lie."""
+    adapter = values.get("adapter")
+    if not isinstance(adapter, dict) or adapter.get("name") != ROUTER or not RunFolder(folder).is_exported:
+        return values
+    sources = [str(folder.resolve() / str(source)) for source in adapter.get("sources") or []]
+    return {**values, "adapter": {**adapter, "sources": sources}}
 
 
 def find_config(folder: Path) -> tuple[dict[str, Any] | None, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from rich.console import Console
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.loading import load, write
 from vlatrain.config import ExportConfig, LoggerConfig
-from vlatrain.config.files import files_in, replace_folder, write_file, write_manifest
+from vlatrain.config.files import files_in, replace_folder, write_file, write_json, write_manifest
+from vlatrain.config.methods import ROUTER
 from vlatrain.injection.attach import merged, restore
+from vlatrain.injection.routes import NOTE, WEIGHTS, read_note, read_routes
 from vlatrain.reporting.card import ADAPTER, MERGED, PEFT_LORA, Place, write_card
 from vlatrain.reporting.snippets import words_of_backbone
 from vlatrain.reporting.summary import asking
@@ -25,10 +28,10 @@ from vlatrain.runs import RunFolder, hub_name, plain_text, refuse_changed, refus
 from vlatrain.tasks import prepare
 
 CARD = "README.md"
+SOURCES = "sources"  # of an exported router, the folder of its runs
 _RUN = RunFolder(Path())
-OF_RUN = {
-    path.name for path in (_RUN.config, _RUN.metrics, _RUN.constants, _RUN.processor)
-}  # what is of a run and no adapter
+# what is of a run and no adapter
+OF_RUN = {path.name for path in (_RUN.config, _RUN.metrics, _RUN.constants, _RUN.processor)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
         replace_folder(Path(config.to).expanduser(), lambda fresh: _write(config, fresh))
         exported = Exported(config.to)
     where = f"{exported.to} ({exported.address})" if exported.address else exported.to
-    console.print(f"In [bold]{where}[/]: {_described(config.form)}, with a model card", soft_wrap=True)
+    console.print(f"In [bold]{where}[/]: {_described(config)}, with a model card", soft_wrap=True)
     if commands := _next(config):
         console.print("Next:", *(f"  {command}" for command in commands), sep="\n", soft_wrap=True, markup=False)
     return exported
@@ -73,7 +76,9 @@ def export(config: ExportConfig, console: Console | None = None) -> Exported:
 def _write(config: ExportConfig, folder: Path) -> None:
     """Write all that is handed on into an empty folder."""
     run = RunFolder(Path(config.source))
-    if config.form == MERGED:
+    if config.adapter.name == ROUTER:
+        _copy_router(config, run, folder)
+    elif config.form == MERGED:
         _write_merged(config, run, folder)
     else:
         _copy_adapter(run.adapter, folder)
@@ -90,17 +95,39 @@ def _copy_adapter(adapter: Path, folder: Path) -> None:
         names = files_in(adapter)
     except FileNotFoundError:
         names = [str(file.relative_to(adapter)) for file in adapter.rglob("*") if file.is_file() and file.name != CARD]
-    for name in (
-        name for name in names if Path(name).parts[0] not in OF_RUN
-    ):  # of an exported run both are in one folder
+    for name in (name for name in names if Path(name).parts[0] not in OF_RUN):  # both are in the folder of an exported run
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapter / name, folder / name)
 
 
-def _copy_run(run: RunFolder, folder: Path) -> None:
+def _copy_router(config: ExportConfig, run: RunFolder, folder: Path) -> None:
+    """A router and the runs that it chooses among, each exported in a folder below, by which the router knows it: so it can be read
+    wherever it lies."""
+    note = read_note(run.path)
+    routes = read_routes(config.adapter.sources, note)
+    inside = {route.name: f"{SOURCES}/{route.name}" for route in routes}
+    for route in routes:
+        source, own = RunFolder(route.folder), folder / inside[route.name]
+        _copy_adapter(source.adapter, own)
+        _copy_run(source, own)
+        write_manifest(own, leave_out=[CARD])  # by which it is a run that was exported
+    shutil.copyfile(run.adapter / WEIGHTS, folder / WEIGHTS)
+    write_json(folder / NOTE, {**note, "sources": [{**one, "folder": inside[one["name"]]} for one in note["sources"]]})
+    _copy_run(run, folder, [*inside.values()])
+
+
+def _copy_run(run: RunFolder, folder: Path, sources: Sequence[str] | None = None) -> None:
     """What eval and predict need beside it. Predictions, the data report and logs stay, as they are of the data, and so does where
-    the training was logged: others' evaluations do not go there."""
+    the training was logged: others' evaluations do not go there.
+
+    Args:
+        run: the run.
+        folder: where it goes.
+        sources: of a router, its runs in that folder.
+    """
     values = {**saved_config(run.path), "logger": dataclasses.asdict(LoggerConfig())}
+    if sources is not None:
+        values["adapter"] = {**values["adapter"], "sources": sources}
     write_file(RunFolder(folder).config, plain_text(values))
     for file in (run.metrics, run.constants):
         if file.is_file():
@@ -126,7 +153,10 @@ def _metrics(run: RunFolder) -> dict[str, Any]:
     return {}
 
 
-def _described(form: str) -> str:
+def _described(config: ExportConfig) -> str:
+    form = config.form
+    if config.adapter.name == ROUTER:
+        return "the router with the runs that it chooses among"
     if form == MERGED:
         return "a checkpoint with the adapter in its weights"
     return "the adapter with what eval and predict need" if form == ADAPTER else "the LoRA, for PEFT alone"

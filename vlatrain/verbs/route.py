@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from vlatrain.config import TrainConfig
-from vlatrain.config.files import write_file, write_json
+from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks
 from vlatrain.data.lazy import by_subtask
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
-from vlatrain.injection.routes import NOTE
+from vlatrain.reporting.card import Place, write_card
 from vlatrain.reporting.console import BRIEF, Console, RichConsole
+from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, score_table, shown_score
-from vlatrain.reporting.summary import show_files
+from vlatrain.reporting.summary import asking, show_files
 from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of
 from vlatrain.runs import RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.training.batches import SharedBatches
@@ -34,17 +35,6 @@ from vlatrain.training.routing.scores import Scores, score
 from vlatrain.verbs.predictions import write_predictions
 
 log = logging.getLogger("vlatrain")
-
-CARD = """# A router over {number} runs
-
-Trained with vlatrain {version} by `adapter=router adapter.router={kind}`: it picks, for each sample, one of these runs, which
-must be where they are, unchanged (`{note}` has their hashes):
-
-{sources}
-
-Right choices: {accuracy:.2f} % on the evaluation data; of what each sample's own run scores, {of_oracle:.2f} %. Ask it:
-`vlatrain predict run=RUN_FOLDER image=PHOTO.jpg question="..."`.
-"""
 
 
 def train_router(
@@ -132,9 +122,12 @@ def train_router(
         for mark in marks(config, metrics if split == "eval" else metrics[split], "" if split == "eval" else split):
             log.warning(mark)
     write_json(files.constants, constants)
-    write_file(files.adapter / "README.md", _card(router, metrics))
-    write_json(files.metrics, metrics)
-    files.seal()  # last: a folder with metrics.json is a finished run
+    write_card(files.adapter, config, metrics, Place(str(folder), str(files.adapter)))
+    write_json(files.metrics, metrics)  # all but last: a folder with metrics.json is a finished run
+    files.seal()
+    if config.run.report == "auto" and not BRIEF.get():
+        known = {sample.id: sample.pictures for sample in samples["eval"]}
+        report_at_end(folder, lambda name: known.get(name, ()))
     show_router(config, folder, metrics)
 
 
@@ -189,8 +182,7 @@ def show_router(config: TrainConfig, folder: Path, metrics: Mapping[str, Any]) -
     )
     console.print(table)
     show_files(folder, console)
-    question = ' question="..."' if any("question" in task.spec.given for task in config.task.subtasks.values()) else ""
-    console.print(f"Next:\n  vlatrain predict run={folder} image=PHOTO.jpg{question}", markup=False, soft_wrap=True)
+    console.print("Next:", *(f"  {line}" for line in asking(config, folder)), sep="\n", markup=False, soft_wrap=True)
 
 
 def _announce(router: Router) -> None:
@@ -228,15 +220,3 @@ def _record(
 ) -> dict[str, Any]:
     yardsticks = scores.task.yardsticks(samples, constants)
     return {**scored_record(config, scores.evaluation, yardsticks, TRAINING), "router": scores.facts}
-
-
-def _card(router: Router, metrics: Mapping[str, Any]) -> str:
-    rows = [f"- {route.name}: `{route.folder}`, {route.hash[:12]}" for route in router.routes]
-    return CARD.format(
-        number=len(rows),
-        version=metrics["versions"]["vlatrain"],
-        kind=router.options.router,
-        note=NOTE,
-        sources="\n".join(rows),
-        **{key: metrics["router"][key] for key in ("accuracy", "of_oracle")},
-    )

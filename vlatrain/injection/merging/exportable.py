@@ -5,10 +5,12 @@ No torch here."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from vlatrain.config import ExportConfig, UserError
 from vlatrain.config.methods import BARE, ROUTER
 from vlatrain.injection.merging.mergeable import LORA
+from vlatrain.injection.routes import read_note, read_routes
 from vlatrain.injection.sources import Source, read_sources
 
 LINEAR = ("bitfit", "task_lora")  # the designs of our own that are changes of weights (`Adapter.change_of`)
@@ -24,18 +26,26 @@ def unexportable(config: ExportConfig, plain: bool) -> list[str]:
         plain: whether one class of transformers is the whole backbone.
     """
     try:
+        if config.adapter.name == ROUTER:
+            return _of_router(config)
         (source,) = read_sources([config.source], "run")
     except UserError as error:
         return error.problems
     title = f"run={source.folder}: adapter={source.method}"
     if source.method == "none":
         return [f"{title} has trained nothing that could be exported"]
-    if source.method == ROUTER:
-        return [
-            f"{title} picks among other runs, which stay where they are, and cannot be exported; each of these runs can"
-        ]
     found = {"merged": _unmerged, "peft-lora": _no_lora}.get(config.form)
     return list(found(source, title, plain)) if found else []
+
+
+def _of_router(config: ExportConfig) -> list[str]:
+    read_routes(config.adapter.sources, read_note(Path(config.source)))  # all of them must be there, and as they were
+    if config.form == "adapter":
+        return []
+    title = f"form={config.form}: run={config.source}: adapter=router"
+    return [
+        f"{title} picks among other runs; form=adapter can, which carries them, and each of them can be exported itself"
+    ]
 
 
 def _unmerged(source: Source, title: str, plain: bool) -> Iterator[str]:

@@ -198,7 +198,7 @@ def _is_text(record: Record) -> bool:
 
 def filters_of(record: Record) -> dict[str, str]:
     """What predictions are filtered by: subtask, direction, the data's own columns, and the reference where it is one."""
-    chosen = {name: str(record[name]) for name in ("subtask", "direction", "half") if name in record}
+    chosen = {name: str(record[name]) for name in ("subtask", "direction", "half", "routed") if name in record}
     columns = record.get("columns") if isinstance(record.get("columns"), dict) else {}
     chosen |= {str(name): _cut(str(value)) for name, value in islice((columns or {}).items(), FILTERS)}
     references = record.get("references") or []

@@ -61,7 +61,7 @@ def content(run: Snapshot, pictures: Pictures | None = None) -> dict[str, Any]:
         "curves": [figure for figure in _curves(run) if figure],
         "gallery": predicted,
         "json": as_json({**_records(predicted), "thumbs": thumbnails.urls, "sizes": thumbnails.sizes}),
-        "confusions": {name: _shaded(*table) for name, table in predicted.confusions.items()},
+        "confusions": {name: _shaded(*table) for name, table in (predicted.confusions | _choices(run)).items()},
         "groups": [*_groups(run, predicted)],
         "towers": figures.towers(run.metrics.get("towers") or {}),
         "tower_rows": [*_towers(run)],
@@ -177,6 +177,12 @@ def _shaded(names: Sequence[str], table: Sequence[Sequence[int]]) -> dict[str, A
         for name, line in zip(names, table, strict=False)  # none for others, if no reference is another one
     ]
     return {"names": names, "lines": lines}
+
+
+def _choices(run: Snapshot) -> dict[str, tuple[list[str], list[list[int]]]]:
+    """Of a router, how often a run's samples went to which."""
+    facts = run.metrics.get("router") or {}
+    return {"choice of run": (facts["sources"], facts["confusion"])} if facts else {}
 
 
 def _groups(run: Snapshot, predicted: Gallery) -> Iterator[dict[str, Any]]:
