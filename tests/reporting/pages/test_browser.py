@@ -93,6 +93,7 @@ def test_a_run_of_each_task(task: str, tmp_path: Path, opened: Open) -> None:
     assert cards.count() == 0
     page.fill("[name=search]", "")
     assert cards.count() == total
+    assert page.locator(".legend li").count() == (8 if task == "segmentation" else 0)
     for scheme, size in (("dark", DESK), ("light", PHONE), ("dark", PHONE)):
         other = opened(run / "report.html", scheme, size)
         assert other.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -3,15 +3,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.reporting.pages.folders import answers, made_run
+from vlatrain.data.masks import as_text
 from vlatrain.reporting.pages.gallery import disagreements, doubt_of, gallery, is_right
-from vlatrain.reporting.pages.thumbnails import Thumbnails
+from vlatrain.reporting.pages.thumbnails import Thumbnails, colour_of
 
 
 def written(folder: Path, records: list[dict[str, Any]], name: str = "predictions.jsonl") -> Path:
@@ -113,7 +116,24 @@ def test_turns_and_masks_are_shown(tmp_path: Path) -> None:
     )
     assert shown.getpixel((0, 0))[3] == 0
     assert shown.getpixel((1, 1))[3] > 0
+    assert len(thumbnails.classes) == 2, "which the page has a legend of"
     assert not found.graded
+
+
+def test_the_colours_of_classes_differ_and_a_mask_has_no_other() -> None:
+    colours = [colour_of(number) for number in range(24)]
+    assert colours[0][3] == 0
+    assert len({*colours}) == 24
+    apart = [sum(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in combinations(colours[1:], 2)]
+    assert min(apart) > 80
+    thumbnails = Thumbnails()
+    ids = np.arange(301 * 300, dtype=np.uint16).reshape(301, 300) // 30000 * 299  # 0, 299, 598: more than a byte holds
+    thumbnails.of_mask(as_text(ids))
+    assert thumbnails.classes == {0, 299, 598}
+    with Image.open(io.BytesIO(base64.b64decode(thumbnails.urls[0].partition(",")[2]))) as shown:
+        found = shown.convert("RGBA").getcolors()
+    assert found is not None
+    assert {colour for _, colour in found if colour[3]} == {colour_of(299), colour_of(598)}
 
 
 def test_images_that_are_too_many_or_gone_are_counted(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.reporting.pages.folders import HOSTILE, answers, config_of, made_run
 from vlatrain.config import UserError
 from vlatrain.config.saved import typed
+from vlatrain.data.masks import as_text
 from vlatrain.data.sample import fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting import pages
@@ -62,6 +65,19 @@ def test_it_shows_scores_beside_what_they_beat(tmp_path: Path, undrawn: None) ->
         "Trainable parameters",
     ):
         assert shown in page
+
+
+def test_masks_have_a_legend_of_the_classes_in_them(tmp_path: Path, undrawn: None) -> None:
+    mask = {"id": "a", "prediction": "sky", "references": ["sky"], "score": 70.0, "mask": as_text(np.diag([2, 0]))}
+    about = {"classes": ["sky", "cat", "<dog>"], "spec": {"fields": ["mask"]}}
+    made_run(tmp_path / "run", [mask])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["task"] |= about
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    legend = re.findall(r'--colour: ([^"]*)"></span>([^<]*)</li>', text_of(tmp_path / "run"))
+    assert [name for _, name in legend] == ["sky", "&lt;dog&gt;"]
+    assert legend[0][0].endswith("/ 0.00)")
+    assert 'class="legend"' not in text_of(made_run(tmp_path / "other", answers()))
 
 
 @pytest.mark.parametrize(

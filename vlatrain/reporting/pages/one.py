@@ -15,7 +15,7 @@ from vlatrain.reporting.pages import figures
 from vlatrain.reporting.pages.gallery import Gallery, gallery
 from vlatrain.reporting.pages.pictures import pictures_of
 from vlatrain.reporting.pages.reading import Snapshot, snapshot
-from vlatrain.reporting.pages.thumbnails import Pictures, Thumbnails
+from vlatrain.reporting.pages.thumbnails import Pictures, Thumbnails, colour_of
 
 GROUPS = 30  # groups of a kind in a table
 CURVES = {  # what is recorded while a run trains: title, unit, and what turns it into that
@@ -60,6 +60,7 @@ def content(run: Snapshot, pictures: Pictures | None = None) -> dict[str, Any]:
         "scores": [*_scores(run)],
         "curves": [figure for figure in _curves(run) if figure],
         "gallery": predicted,
+        "legend": [*legend(run, thumbnails)],
         "json": as_json({**_records(predicted), "thumbs": thumbnails.urls, "sizes": thumbnails.sizes}),
         "confusions": {name: _shaded(*table) for name, table in (predicted.confusions | _choices(run)).items()},
         "groups": [*_groups(run, predicted)],
@@ -84,6 +85,18 @@ def as_json(value: Any) -> Markup:
 def number(value: float | None, unit: str = "") -> str:
     """A score as people read it."""
     return "" if value is None else f"{value:,.2f} {unit}".rstrip()
+
+
+def legend(run: Snapshot, thumbnails: Thumbnails) -> Iterator[tuple[str, str]]:
+    """The classes in the masks of a page, each with its colour as CSS writes it."""
+    tasks = [run.config.get("task") or {}]
+    tasks += (tasks[0].get("subtasks") or {}).values()
+    masked = [task for task in tasks if "mask" in ((task.get("spec") or {}).get("fields") or [])]
+    names = masked[0].get("classes") or [] if masked else []
+    for number in sorted(thumbnails.classes):
+        *rgb, opacity = colour_of(number)
+        colour = f"rgb({' '.join(map(str, rgb))} / {opacity / 255:.2f})"
+        yield (str(names[number]) if number < len(names) else str(number)), colour
 
 
 def _records(predicted: Gallery) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vlatrain.config.keys import leaves
 from vlatrain.reporting.pages import figures
 from vlatrain.reporting.pages.gallery import disagreements, gallery
 from vlatrain.reporting.pages.methods import HEAD, methods_table
-from vlatrain.reporting.pages.one import as_json, number, series
+from vlatrain.reporting.pages.one import as_json, legend, number, series
 from vlatrain.reporting.pages.pictures import pictures_of
 from vlatrain.reporting.pages.reading import FINISHED, Selection, Snapshot
 from vlatrain.reporting.pages.thumbnails import Thumbnails
@@ -210,6 +210,7 @@ def _disagreements(
     counted = gallery(files[0], Thumbnails(most=0), most=1)
     return {
         "records": records,
+        "legend": [*legend(known[0], thumbnails)],
         "by": [named[id(run)] for run in known],
         "graded": counted.graded,
         "most": counted.most,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
+from colorsys import hls_to_rgb
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,20 @@ from vlatrain.data.sample import Picture
 SIDE = 224  # pixels of the longer side
 PLAIN = 96  # images up to this side are kept without loss
 MOST, MOST_BYTES = 500, 11_000_000  # thumbnails of a page, and what they take
-HUES = [(0, 0, 0, 0),
-    (230, 60, 60, 150), (60, 120, 230, 150), (40, 170, 90, 150), (230, 160, 30, 150), (150, 80, 210, 150), (30, 180, 190, 150),
-]  # fmt: skip
+LIGHTNESS = (0.5, 0.32, 0.7)  # of the colours of classes, seven hues each
+OPACITY = 0.85
 Pictures = Callable[[str], tuple[Picture, ...]]
 """The pictures of a sample by its id, where they are no files."""
+
+
+def colour_of(number: int) -> tuple[int, int, int, int]:
+    """The colour of a class in masks, as RGBA: far from those of the classes before it, and legible on light and dark. The first,
+    which is most often the background, has none."""
+    if number == 0:
+        return (0, 0, 0, 0)
+    hue = (number - 1) * 0.29 % 1.0  # so that 23 classes are as far apart as they can be
+    red, green, blue = hls_to_rgb(hue, LIGHTNESS[(number - 1) // 7 % len(LIGHTNESS)], 0.85)
+    return (round(255 * red), round(255 * green), round(255 * blue), round(255 * OPACITY))
 
 
 class Thumbnails:
@@ -32,6 +42,7 @@ class Thumbnails:
         sizes: width and height in pixels of what each is of.
         beyond: images for which there was no room.
         missing: images that could not be read.
+        classes: the numbers of the classes in masks.
     """
 
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
@@ -39,6 +50,7 @@ class Thumbnails:
         self.urls: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.beyond = self.missing = self.bytes = 0
+        self.classes: set[int] = set()
         self._places: dict[str, int | None] = {}
 
     def of_file(self, path: Path) -> int | None:
@@ -55,13 +67,16 @@ class Thumbnails:
             return self._places[url]
         try:
             with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as stored:
-                classes = stored.convert("L")
+                ids = np.asarray(stored)  # (H, W)
         except (OSError, ValueError):
             self.missing += 1
             return None
-        hues = [HUES[0] if number == 0 else HUES[1 + (number - 1) % (len(HUES) - 1)] for number in range(256)]
-        colours = np.array(hues, dtype=np.uint8)[np.asarray(classes)]  # (H, W, 4)
-        return self._add(url, Image.fromarray(colours), classes.size)
+        numbers, places = np.unique(ids, return_inverse=True)
+        colours = np.array([*map(colour_of, numbers.tolist())], dtype=np.uint8)[places.reshape(ids.shape)]  # (H, W, 4)
+        place = self._add(url, Image.fromarray(colours), (ids.shape[1], ids.shape[0]))
+        if place is not None:
+            self.classes |= set(numbers.tolist())
+        return place
 
     def _of(self, name: str, picture: Callable[[], Picture]) -> int | None:
         if name in self._places:
@@ -85,8 +100,9 @@ class Thumbnails:
         if self._is_full():
             self.beyond += 1
             return None
-        image.thumbnail((SIDE, SIDE))
-        stream, lossless = io.BytesIO(), image.mode == "RGBA" or max(image.size) <= PLAIN
+        is_mask = image.mode == "RGBA"  # whose colours are classes, and not to be mixed
+        image.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST if is_mask else Image.Resampling.BICUBIC)
+        stream, lossless = io.BytesIO(), is_mask or max(image.size) <= PLAIN
         image.save(stream, "PNG" if lossless else "JPEG", **({"optimize": True} if lossless else {"quality": 78}))
         url = f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(stream.getvalue()).decode()}"
         self.bytes += len(url)

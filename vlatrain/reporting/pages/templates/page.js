@@ -55,8 +55,9 @@ function card(record, gallery) {
   const pictures = element("span", { class: "pictures" });
   const layers = [[record.boxes, "reference"], [record.answers[0].boxes, "predicted"]];
   record.images.forEach((place) => pictures.append(picture(place, `image of ${record.id}`, "", layers)));
-  for (const answer of record.answers) {
-    if (answer.mask !== null && answer.mask !== undefined) pictures.append(picture(answer.mask, "predicted mask", "mask"));
+  for (const [place, answer] of record.answers.entries()) {
+    const whose = record.answers.length > 1 ? gallery.by[place] : "";
+    if (answer.mask !== null && answer.mask !== undefined) pictures.append(picture(answer.mask, "predicted mask", whose));
     if (answer.image !== null && answer.image !== undefined) pictures.append(picture(answer.image, "image found", "found"));
   }
   if (record.images.some((place) => place !== null) || pictures.children.length > 1) made.append(pictures);
