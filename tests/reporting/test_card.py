@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from tests.conftest import adapter_config, model_config
 from tests.injection.test_mixed import train_config
-from vlatrain.config import DataConfig, TrainConfig
+from vlatrain.config import AdapterConfig, DataConfig, TaskConfig, TrainConfig
 from vlatrain.reporting.card import MERGED, Place, write_card
 
 METRICS: dict[str, Any] = {
@@ -84,6 +84,25 @@ def test_several_methods_have_a_card_each(tmp_path: Path) -> None:
     own = ModelCard.load(tmp_path / "vision" / "README.md")
     assert own.data.library_name == "peft"
     assert "../README.md" in own.text
+
+
+def test_a_router_is_of_what_its_runs_are_of(tmp_path: Path) -> None:
+    """Its own task, a joint one, need not be served by the backbone."""
+    own = TaskConfig(name="classification")
+    config = replace(
+        of_model("clip"),
+        adapter=AdapterConfig(name="router"),
+        task=TaskConfig(name="joint", metric="mean", subtasks={"cats": own, "dogs": own}),
+        data=DataConfig(subtasks={"cats": DataConfig(), "dogs": DataConfig()}),
+    )
+    chosen = {"sources": ["cats", "dogs"], "accuracy": 90.0, "of_oracle": 80.0}
+    card = card_of(tmp_path, config, {**METRICS, "training": {}, "router": chosen})
+    assert card.data.base_model == "openai/clip-vit-base-patch16"
+    assert "picks among `cats`, `dogs`: the sample's own run for 90.00 %" in card.text
+    assert "have trained (`adapter=router`), on `data=shapes`" in card.text
+    assert (
+        'model = vlatrain.load("outputs/run")\nprint(model.predict("photo.jpg", question="what is it?"))' in card.text
+    )
 
 
 def test_one_without_scores_says_so_little(tmp_path: Path) -> None:

@@ -161,13 +161,23 @@ def test_a_merged_one_is_a_backbone_that_does_the_same(
     model = next((word for word in words if word.startswith("model=")), "model=tiny_blip")
     repository = server.repositories["models/me/merged"]
     folder = repository.commits[repository.refs["main"]]
-    name = folder if "tiny_vit" in model else "me/merged"
-    same = tiny_run(tmp_path / "same", task, model, "adapter=none", f"model.checkpoint={name}")
+    same = tiny_run(tmp_path / "same", task, model, "adapter=none", "model.checkpoint=me/merged")
     assert predictions(same) == predictions(run)
     card = folder / "README.md"
     assert ModelCard.load(card).data.library_name == "transformers"
     names = run_code_of(card)
     assert names[0]["run"].metrics["metrics"] if model != "model=tiny_blip" else names[0]["model"]
+
+
+@pytest.mark.slow
+def test_a_tower_of_the_hub_without_a_head_is_refused_before_its_weights(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("you/tower", ASSETS / "tiny_clip")
+    words = ("task=classification", "model=tiny_vit", "model.checkpoint=you/tower", "adapter=none")
+    assert command(*words, "data.train_size=24", "data.eval_size=10", f"run.dir={tmp_path / 'run'}") == 2
+    assert "error adapter=none: the head of model=tiny_vit is new" in capsys.readouterr().err
+    assert not server.sent.get("model.safetensors")
 
 
 @pytest.mark.slow

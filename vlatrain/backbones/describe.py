@@ -100,11 +100,15 @@ def settings_of(config: ModelConfig, task: str) -> dict[str, Any]:
     return found
 
 
-def has_trained_head(config: ModelConfig, task: str) -> bool:
-    """Whether the checkpoint of a vision tower is one that was saved with the head that was trained on it."""
-    return not config.random_init and any(
-        folder is not None and _read(folder).get("model_type") == HEADED for folder in folders_of(config, task).values()
-    )
+def has_trained_head(config: ModelConfig, task: str) -> bool | None:
+    """Whether the checkpoint of a vision tower is one that was saved with the head that was trained on it; None: it is one of the
+    hub that is not here yet, and may be."""
+    if config.random_init:
+        return False
+    folders = [*folders_of(config, task).values()]
+    if config.checkpoint and None in folders:
+        return None
+    return any(folder is not None and _read(folder).get("model_type") == HEADED for folder in folders)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def ill_headed(config: TrainConfig) -> Iterator[str]:
         yield Incompatible(
             f"adapter={name}: model={model.name} gets no states of another modality: it sees images alone"
         )
-    if name == "none" and not has_trained_head(model, config.task.name):
+    if name == "none" and has_trained_head(model, config.task.name) is False:
         yield Incompatible(
             f"adapter=none: the head of model={model.name} is new and would take all classes alike; "
             f"adapter=knn trains nothing, adapter={PROBE} trains the head alone"

@@ -101,6 +101,16 @@ def load(
     return backbone
 
 
+def fetch_settings(config: ModelConfig, task: str) -> None:
+    """Have the settings of a checkpoint of the hub here, before its weights, which take long.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    with _read_from(config, task, weights=False):
+        pass
+
+
 def load_without_weights(config: ModelConfig, task: str, texts: Iterable[str] = ()) -> Backbone:
     """The backbone for a task with its tokenizer and image processor, and its model on the meta device: for looking at data.
 

@@ -19,7 +19,7 @@ from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import ROUTER, components
 from vlatrain.injection.sources import TRUNK
 from vlatrain.reporting.scores import shown_score
-from vlatrain.reporting.snippets import COPY, PHOTO, backbone, by_peft, checkpoint, loading, words_of_backbone
+from vlatrain.reporting.snippets import PHOTO, backbone, by_peft, checkpoint, loading, words_of_backbone
 from vlatrain.reporting.summary import asking
 from vlatrain.runs import hub_name
 from vlatrain.runs.baselines import beside_baseline
@@ -97,9 +97,18 @@ def write_card(
 
 def hub_bases(config: TrainConfig) -> list[str]:
     """The names on the hub of what the backbone is made of; none where some of it is not from there."""
-    names = [] if config.model.random_init else list(checkpoints_of(config.model, config.task.name).values())
+    names = _checkpoints(config)
     remote = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir()]
     return remote if len(remote) == len(names) else []
+
+
+def _checkpoints(config: TrainConfig) -> list[str]:
+    """Folders and names on the hub of what the backbone is made of; of a router, for the tasks of its runs."""
+    if config.model.random_init:
+        return []
+    routed = config.adapter.name == ROUTER
+    tasks = [one.task.name for one in subtasks(config).values()] if routed else [config.task.name]
+    return [*dict.fromkeys(name for task in tasks for name in checkpoints_of(config.model, task).values())]
 
 
 def _metadata(config: TrainConfig, metrics: Mapping[str, Any], title: str, form: str, license: str) -> ModelCardData:
@@ -121,8 +130,7 @@ def _metadata(config: TrainConfig, metrics: Mapping[str, Any], title: str, form:
 
 
 def _license(config: TrainConfig) -> str:
-    names = [] if config.model.random_init else checkpoints_of(config.model, config.task.name).values()
-    shipped = all(Path(name).is_relative_to(ASSETS) for name in names)
+    shipped = all(Path(name).is_relative_to(ASSETS) for name in _checkpoints(config))
     generated = all(one.data.name == "shapes" for one in subtasks(config).values())
     return LICENSE if shipped and generated else UNKNOWN
 
@@ -177,10 +185,7 @@ def _sections(
         else:
             yield _code(backbone(config, place.folder))
         words = " ".join(words_of_backbone(config, place.folder))
-        copied = (
-            f" (`hf download {hub_name(place.folder)} --local-dir {COPY}` makes a copy)" if f"={COPY} " in words else ""
-        )
-        yield f"In vlatrain it is a backbone, which `vlatrain {words}` scores{copied}.\n"
+        yield f"In vlatrain it is a backbone, which `vlatrain {words}` scores.\n"
     trunk = (folder / TRUNK).is_file()
     if form != MERGED and (code := by_peft(config, place.folder, trunk, ours=form == ADAPTER)):
         if form == ADAPTER:

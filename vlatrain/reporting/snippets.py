@@ -8,14 +8,12 @@ from pathlib import Path
 
 from vlatrain.backbones.describe import ASSETS, checkpoints_of, is_plain, revisions_of
 from vlatrain.config import TaskConfig, TrainConfig
-from vlatrain.config.families import VISION_TOWERS
 from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import BARE, ROUTER
 from vlatrain.config.spec import QUESTION, TEXT
 from vlatrain.runs import hub_name
 
 PHOTO, WHAT = "photo.jpg", "what is it?"
-COPY = "FOLDER"  # a local copy of a repository
 
 
 def loading(config: TrainConfig, run: str) -> str:
@@ -57,24 +55,14 @@ def words_of_backbone(config: TrainConfig, folder: str) -> list[str]:
         config: the configuration of the run that it was made from.
         folder: the checkpoint's folder, or `hub:OWNER/NAME`.
     """
-    # whether a tower has a head of its own is seen in a folder alone
-    name = COPY if hub_name(folder) and config.model.family in VISION_TOWERS else hub_name(folder) or folder
+    name = hub_name(folder) or folder
     return [f"task={config.task.name}", f"model={config.model.name}", f"model.checkpoint={name}", "adapter=none"]
 
 
 def backbone(config: TrainConfig, folder: str) -> str:
     """Code that scores a checkpoint by vlatrain, and asks it; see `words_of_backbone`."""
-    lines = ["import vlatrain", ""]
-    if name := hub_name(folder):
-        lines = [
-            "from huggingface_hub import snapshot_download",
-            *lines,
-            f"folder = snapshot_download({_quoted(name)})",
-        ]
-    else:
-        lines.append(f"folder = {_quoted(folder)}")
-    task, model, _, method = map(_quoted, words_of_backbone(config, folder))
-    lines.append(f'run = vlatrain.train(vlatrain.compose({task}, {model}, f"model.checkpoint={{folder}}", {method}))')
+    words = ", ".join(map(_quoted, words_of_backbone(config, folder)))
+    lines = ["import vlatrain", "", f"run = vlatrain.train(vlatrain.compose({words}))"]
     return "\n".join([*lines, f"print(vlatrain.load(run).predict({_quoted(PHOTO)}{_query(config.task)}))"])
 
 
@@ -87,7 +75,7 @@ def by_peft(config: TrainConfig, folder: str, trunk: bool, ours: bool = True) ->
         trunk: whether weights of the trunk lie beside the adapter.
         ours: whether it needs vlatrain.
     """
-    if not is_plain(config) or config.adapter.name in (*BARE, ROUTER):
+    if config.adapter.name in (*BARE, ROUTER) or not is_plain(config):
         return ""
     lines = list(_by_peft(config, folder, trunk))
     if ours or any("vlatrain." in line for line in lines):

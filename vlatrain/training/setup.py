@@ -14,9 +14,10 @@ from torch import nn
 
 from vlatrain.adapters.coop import Coop
 from vlatrain.backbones.base import Backbone
-from vlatrain.backbones.describe import sites
+from vlatrain.backbones.describe import has_trained_head, sites
 from vlatrain.backbones.fetching import pinned
-from vlatrain.backbones.loading import load
+from vlatrain.backbones.head_checks import ill_headed
+from vlatrain.backbones.loading import fetch_settings, load
 from vlatrain.backbones.quantise import layers_of, size_of, trained_biases
 from vlatrain.backbones.reuse import separate
 from vlatrain.config import AdapterConfig, TaskConfig, TrainConfig, TrainerConfig, UserError
@@ -103,6 +104,10 @@ def new_setup(config: TrainConfig, samples: Mapping[str, Sequence[Sample]], run:
     device = choose_device(config.trainer.device)
     precision = choose_precision(config.trainer.precision, device)
     refuse_without_effect(config.trainer, device, precision)
+    if config.adapter.name == "none" and has_trained_head(config.model, config.task.name) is None:
+        fetch_settings(config.model, config.task.name)
+        if wrong := [*ill_headed(config)]:
+            raise UserError(wrong)
     backbone = load(
         config.model,
         config.task.name,

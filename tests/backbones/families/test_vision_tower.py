@@ -17,7 +17,7 @@ from tests.conftest import adapter_config, make_samples, model_config, small_con
 from tests.numerics import assert_close
 from vlatrain.backbones.base import Classifier
 from vlatrain.backbones.compatibility import incompatibilities
-from vlatrain.backbones.describe import ASSETS
+from vlatrain.backbones.describe import ASSETS, has_trained_head
 from vlatrain.backbones.families.vision_tower import VisionTower
 from vlatrain.backbones.loading import load, write
 from vlatrain.config import TaskConfig, TrainConfig, UserError
@@ -148,6 +148,17 @@ def test_what_cannot_be_is_told(model: str, adapter: str, options: dict[str, Any
     config.model.options |= options
     found = incompatibilities(config)
     assert (found[0].startswith(told)) if told else found == []
+
+
+def test_whether_a_checkpoint_of_the_hub_has_a_head_is_seen_when_it_is_here() -> None:
+    config = TrainConfig(
+        task=TaskConfig(name="classification", points=["*"]),
+        model=model_config("dinov2"),
+        adapter=adapter_config("none"),
+    )
+    config.model.checkpoint = "me/merged"
+    assert has_trained_head(config.model, "classification") is None
+    assert incompatibilities(config) == []
 
 
 def scores(folder: Path) -> dict[str, float]:

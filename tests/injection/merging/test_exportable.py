@@ -8,10 +8,10 @@ from tests.injection import rows_bottleneck, rows_structural
 from tests.injection.test_methods import PLACES, adapted, loaded, loss_of
 from vlatrain.adapters import DESIGNS
 from vlatrain.injection.attach import merged
-from vlatrain.injection.merging.exportable import LINEAR
+from vlatrain.injection.merging.exportable import changes_weights
 from vlatrain.training.modes import fingerprint
 
-ROWS = {name: row for name, row in rows_structural.ROWS.items() if name.split(",")[0] in LINEAR}
+ROWS = {name: row for name, row in rows_structural.ROWS.items() if changes_weights(name.split(",")[0])}
 
 
 @pytest.mark.parametrize("place", PLACES[::3], ids="-".join)
@@ -33,5 +33,11 @@ def test_others_are_refused_and_leave_the_weights_alone() -> None:
     assert fingerprint(backbone.model) == before
 
 
-def test_the_designs_that_say_what_they_change_are_those_that_are_exported() -> None:
-    assert {name for name, design in DESIGNS.items() if "change_of" in vars(design)} == {*LINEAR}
+def test_a_design_that_says_what_it_changes_can_be_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from outside the package, too; no other can."""
+    assert {name for name in DESIGNS if changes_weights(name)} == {"bitfit", "task_lora"}
+    monkeypatch.setitem(
+        DESIGNS, "mine", type("Mine", (DESIGNS["bottleneck"],), {"change_of": lambda self, module: None})
+    )
+    assert changes_weights("mine")
+    assert not changes_weights("nobody's")

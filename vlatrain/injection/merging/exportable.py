@@ -1,11 +1,12 @@
 """Whether a finished run can be handed on in a form, from what its files say: where it cannot, a line says so, and what can.
 
-No torch here."""
+No torch here, but for a run of a design of our own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vlatrain.config import ExportConfig, UserError
 from vlatrain.config.methods import BARE, ROUTER
@@ -13,7 +14,6 @@ from vlatrain.injection.merging.mergeable import LORA
 from vlatrain.injection.routes import read_note, read_routes
 from vlatrain.injection.sources import Source, read_sources
 
-LINEAR = ("bitfit", "task_lora")  # the designs of our own that are changes of weights (`Adapter.change_of`)
 BY_VLATRAIN = "form=adapter can, which vlatrain loads"
 BY_PEFT = "form=adapter can, which vlatrain loads, and PEFT after `import vlatrain`"
 
@@ -48,12 +48,19 @@ def _of_router(config: ExportConfig) -> list[str]:
     ]
 
 
+def changes_weights(design: Any) -> bool:
+    """Whether a design of our own, or from outside the package, is a change of weights, and says which (`Adapter.change_of`)."""
+    from vlatrain.adapters import DESIGNS, Adapter  # with torch
+
+    return design in DESIGNS and DESIGNS[design].change_of is not Adapter.change_of
+
+
 def _unmerged(source: Source, title: str, plain: bool) -> Iterator[str]:
     if source.run.get("adapter", {}).get("components"):
         yield f"form=merged: {title} has several methods, which cannot all go into the weights; {BY_VLATRAIN}"
     elif source.adapter.get("tasks"):
         yield f"form=merged: {title} has adapters for each task (adapter.by_task=true); {BY_PEFT}"
-    elif source.is_ours and source.adapter.get("design") not in LINEAR:
+    elif source.is_ours and not changes_weights(source.adapter.get("design")):
         yield f"form=merged: {title} is no change of weights, so that no checkpoint does the same; {BY_PEFT}"
 
 
@@ -63,7 +70,7 @@ def _no_lora(source: Source, title: str, plain: bool) -> Iterator[str]:
     elif source.method in BARE:
         yield f"form=peft-lora: {title} has trained weights where they are; form=merged can, a whole checkpoint"
     elif source.is_ours:
-        other = "form=merged can, a whole checkpoint, and " if source.adapter.get("design") in LINEAR else ""
+        other = "form=merged can, a whole checkpoint, and " if changes_weights(source.adapter.get("design")) else ""
         yield f"form=peft-lora: {title} is no LoRA of PEFT's; {other}{BY_PEFT}"
     elif source.adapter.get("peft_type") != LORA:
         yield f"form=peft-lora: {title} is no LoRA; form=adapter can, which PEFT itself loads, and form=merged"
