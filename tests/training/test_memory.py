@@ -106,6 +106,7 @@ def test_a_search_keeps_what_is_counted(name: str, beams: int) -> None:
                 ("blip", "vqa", {"answers": "rank", "answer_list": [f"answer {number}" for number in range(40)]}),
                 ("blip", "retrieval", {"rerank": 4}),
                 ("llava", "instruct", {}),
+                ("qwen2_5_vl", "instruct", {}),
                 ("clip", "classification", {}),
                 ("vilt", "vqa", {}),
                 ("vilt", "retrieval", {}),

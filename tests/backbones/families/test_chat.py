@@ -394,3 +394,13 @@ def test_options_and_processors_are_checked() -> None:
     with pytest.raises(UserError, match="no processor of transformers"):
         processor_class("Trainer")
     assert "video_processor" not in processor_class("Qwen2_5_VLProcessor").get_attributes()
+
+
+def test_what_positions_are_made_from_has_values_where_the_rest_has_shapes() -> None:
+    backbone = shared("qwen2_5_vl")
+    prompt, behind = backbone.blank(2, "meta"), torch.zeros(2, 3, dtype=torch.long, device="meta")
+    with torch.device("meta"):
+        extended = backbone._extended(prompt, behind, torch.ones_like(behind))
+    assert extended["input_ids"].is_meta
+    assert extended["mm_token_type_ids"].shape == extended["input_ids"].shape
+    assert 1 in extended["mm_token_type_ids"].unique().tolist(), "where the image stands"
