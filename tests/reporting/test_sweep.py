@@ -26,7 +26,7 @@ def outcome(number: int, metric: str = "accuracy", failure: str = "", **values: 
 
 def shown(outcomes: list[Outcome]) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(outcomes))
+    console.print(table(outcomes, console))
     return console.export_text()
 
 

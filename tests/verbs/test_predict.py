@@ -95,17 +95,13 @@ def test_what_the_model_cannot_read_is_refused_by_file_and_line(
 
 @pytest.mark.slow  # the check itself is in the tasks' and the backbones' tests
 def test_lengths_are_checked_before_anything_is_written(
-    runs: dict[str, Path],
-    images: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long, image = "'is it red, " + "or is it blue " * 20 + "?'", f"image={images / 'red.png'}"
     assert asked(tmp_path / "out.jsonl", f"run={runs['vqa']}", image, f"question={long}", "task.max_length=200")
-    assert "input: questions of 1 of 1 samples are cut to 64 tokens" in caplog.text
+    assert "warning: input: questions of 1 of 1 samples are cut to 64 tokens" in capsys.readouterr().err
     assert asked(tmp_path / "out.jsonl", f"run={runs['retrieval']}", image, f"texts=[{long},red]")
-    assert "input: captions of 1 of 2 samples are cut to 40 tokens" in caplog.text
+    assert "warning: input: captions of 1 of 2 samples are cut to 40 tokens" in capsys.readouterr().err
     assert command("predict", f"run={runs['captioning']}", image, "task.decode.max_new_tokens=100") == 2
     assert "task.decode.max_new_tokens=100: model=tiny_blip has 64 positions" in capsys.readouterr().err
     assert command("eval", f"run={runs['vqa']}", "task.max_length=4", f"output={tmp_path / 'eval'}") == 0

@@ -26,7 +26,7 @@ from vlatrain.cli.registry import SCHEMAS, register_resolvers
 from vlatrain.config.errors import UserError, all_incompatible
 from vlatrain.config.printable import printable
 from vlatrain.config.schema import AS_TRAIN
-from vlatrain.reporting.console import BRIEF, report
+from vlatrain.reporting.console import BRIEF, RichConsole, print_sentence, report
 from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.scores import headline
 from vlatrain.reporting.sweep import finish, line, not_run
@@ -237,7 +237,7 @@ class Jobs:
         self.failed = self.failed or bool(outcome.failure)
         self._note(outcome)
         if _is_first() and (self.verb in SCORED or outcome.failure or outcome.left_out):
-            print(printable(line(outcome, title, len(self.planned) or None, score)), flush=True)
+            print_sentence(line(outcome, title, len(self.planned) or None, score), RichConsole())
 
     def outcomes(self) -> list[Outcome]:
         """What came of the jobs of a sweep, after its table; empty without a sweep, and in all processes but the first.

@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -132,6 +132,21 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join("\n".join(line) for line in lines)
 
 
+def print_sentence(text: str, console: Plain, style: str = "", marked: Mapping[str, str] | None = None) -> None:
+    """Print a sentence: on a terminal its lines end between words, and a path is whole; elsewhere it is one line.
+
+    Args:
+        text: the sentence.
+        console: where to.
+        style: of all of it.
+        marked: by word the style of that.
+    """
+    shown = Text(wrapped(printable(text), console.width) if console.is_terminal else printable(text), style)
+    for word, own in (marked or {}).items():
+        shown.highlight_words([word], own)
+    console.print(shown, highlight=False, soft_wrap=True)
+
+
 class _Quiet:
     def advance(self, amount: int = 1, **facts: str) -> None:
         pass
@@ -184,8 +199,8 @@ def report(error: UserError) -> None:
 
 
 class _ToConsole(logging.Handler):
-    def __init__(self, console: Console, warnings: bool) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, console: Console, warnings: bool, level: int) -> None:
+        super().__init__(level)
         self.console, self.warnings = console, warnings
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -208,17 +223,20 @@ class _ToFile(logging.FileHandler):
 
 
 @contextmanager
-def logged(console: Console, file: Path | None = None, warnings: bool = True) -> Iterator[None]:
+def logged(
+    console: Console, file: Path | None = None, warnings: bool = True, level: int = logging.INFO
+) -> Iterator[None]:
     """While inside, messages of the `vlatrain` logger go to the console and, with time and level, to the end of the
     file.
 
     Args:
-        console: shows what is information and above.
+        console: shows what is of `level` and above.
         file: `run.log`; gets debug messages and tracebacks too. None: no file (processes other than the first).
         warnings: whether the console shows warnings; not where they are `collected` and shown otherwise.
+        level: information, or warnings alone.
     """
     logger = logging.getLogger(ROOT)
-    handlers: list[logging.Handler] = [_ToConsole(console, warnings)]
+    handlers: list[logging.Handler] = [_ToConsole(console, warnings, level)]
     fault = ""
     if file is not None:
         try:

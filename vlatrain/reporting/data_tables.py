@@ -7,7 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+
+from vlatrain.reporting.console import print_sentence
+from vlatrain.reporting.fitted import fitted
 
 
 def show_report(report: Mapping[str, Any], console: Console) -> None:
@@ -15,11 +18,11 @@ def show_report(report: Mapping[str, Any], console: Console) -> None:
     for name, own in report["subtasks"].items():
         splits = own["splits"]
         title = f"Data{f' of subtask {name}' if name else ''}"
-        for table in (_splits(splits, title), _texts(splits), _classes(splits), _boxes(splits)):
+        for table in (_splits(splits, title), _texts(splits, console), _classes(splits), _boxes(splits)):
             if table is not None:
                 console.print(table)
     for warning in report["warnings"]:
-        console.print(f"[yellow]warning:[/] {escape(warning['message'])}", highlight=False, soft_wrap=True)
+        print_sentence(f"warning: {warning['message']}", console, marked={"warning:": "yellow"})
     if not report["warnings"]:
         console.print("Nothing stands out.")
 
@@ -50,7 +53,7 @@ def brief_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _splits(splits: Mapping[str, Any], title: str) -> Table:
-    table = Table("what", *splits, title=title)
+    table = Table(Column("what", no_wrap=True), *splits, title=title, title_justify="left")
     each = {
         "samples": lambda facts: f"{facts['samples']:,}",
         "images": lambda facts: f"{facts['images']['number']:,}",
@@ -91,34 +94,30 @@ def _splits(splits: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def _texts(splits: Mapping[str, Any]) -> Table | None:
+def _texts(splits: Mapping[str, Any], console: Console) -> Table | None:
     rows = [(split, row) for split, facts in splits.items() for row in facts.get("texts", ())]
     if not rows:
         return None
-    columns = (
-        "texts",
-        "of",
-        "number",
-        "median",
-        "90 %",
-        "99 %",
-        "longest",
-        "limit",
-        "cut",
-        "unknown",
-        "not given back",
-    )
-    table = Table(*columns, title="Texts, in tokens")
-    for split, row in rows:
-        tokens = row["tokens"]
-        changed = f"{row['changed']:.3g} %" if "changed" in row else ""
-        if example := next(iter(row.get("changed_to", {}).items()), None):
-            changed += f": '{example[0][:30]}' as '{example[1][:30]}'"
-        table.add_row(
-            row["kind"], split, f"{row['texts']:,}", *(f"{tokens[name]:,}" for name in ("median", "p90", "p99", "longest")),
-            f"{row['limit']:,}", f"{row['cut']:.3g} %", f"{row['unknown']:.3g} %", escape(changed),
-        )  # fmt: skip
-    return table
+    tokens = {"median": "median", "90 %": "p90", "99 %": "p99", "longest": "longest"}
+    columns = {
+        "texts": [row["kind"] for _, row in rows],
+        "of": [split for split, _ in rows],
+        "number": [f"{row['texts']:,}" for _, row in rows],
+        **{heading: [f"{row['tokens'][name]:,}" for _, row in rows] for heading, name in tokens.items()},
+        "limit": [f"{row['limit']:,}" for _, row in rows],
+        "cut": [f"{row['cut']:.3g} %" for _, row in rows],
+        "unknown": [f"{row['unknown']:.3g} %" for _, row in rows],
+        "not given back": [escape(_changed(row)) for _, row in rows],
+    }
+    return fitted(columns, console, ("90 %", "number", "median"), ("not given back",), title="Texts, in tokens")
+
+
+def _changed(row: Mapping[str, Any]) -> str:
+    """The share of texts that the tokenizer does not give back, with an example."""
+    if "changed" not in row:
+        return ""
+    example = next(iter(row.get("changed_to", {}).items()), None)
+    return f"{row['changed']:.3g} %" + (f": '{example[0][:30]}' as '{example[1][:30]}'" if example else "")
 
 
 def _classes(splits: Mapping[str, Any], most: int = 20) -> Table | None:
@@ -127,7 +126,7 @@ def _classes(splits: Mapping[str, Any], most: int = 20) -> Table | None:
         return None
     names = list(dict.fromkeys(name for counts in with_classes.values() for name in counts))
     title = "Classes" if len(names) <= most else f"Classes, {most} of {len(names):,}"
-    table = Table("class", *with_classes, title=title)
+    table = Table("class", *with_classes, title=title, title_justify="left")
     for name in names[:most]:
         table.add_row(escape(name), *(f"{counts.get(name, 0):,}" for counts in with_classes.values()))
     return table
@@ -139,7 +138,7 @@ def _boxes(splits: Mapping[str, Any]) -> Table | None:
     }
     if not classes:
         return None
-    table = Table("boxes of", "in", "rows", "boxes", "median share of the image", title="Boxes")
+    table = Table("boxes of", "in", "rows", "boxes", "median share of the image", title="Boxes", title_justify="left")
     for split, own in classes.items():
         for name, one in own.items():
             share = "" if one["area"] is None else f"{one['area']:.3g} %"

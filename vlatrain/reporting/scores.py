@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from vlatrain.config import TrainConfig
 from vlatrain.config.joint import scores as score_specs
@@ -59,7 +59,7 @@ def score_table(config: TrainConfig, metrics: Mapping[str, Any], title: str) -> 
     baselines = any(found.get("baselines") for _, found in splits)
     frozen = (metrics.get("frozen") or {}).get("metrics", {})
     table = Table(
-        "what",
+        Column("what", no_wrap=True),
         "value",
         *(["baseline"] if baselines else []),
         *(["frozen model"] if frozen else []),

@@ -12,7 +12,7 @@ from rich.text import Text
 from vlatrain.config import TaskConfig, TrainConfig
 from vlatrain.config.joint import subtasks
 from vlatrain.config.methods import ROUTER
-from vlatrain.reporting.console import BRIEF
+from vlatrain.reporting.console import BRIEF, print_sentence
 from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.reporting.scores import group_rows, result_line, score_table
 from vlatrain.runs import RunFolder
@@ -47,12 +47,15 @@ def show_run(config: TrainConfig, folder: Path, metrics: Mapping[str, Any], cons
     table.add_row("time", f"{speed['wall_s']:,.0f} s")
     table.add_row("peak memory", f"{metrics['memory']['peak_mb']:,.0f} MB ({metrics['machine']['device']})")
     if line := result_line(config, metrics):
-        console.print(Text(line, style="bold"), soft_wrap=True)
+        print_sentence(line, console, "bold")
     console.print(table)
     show_files(folder, console)
     console.print("Next:")
-    for command in _next(config, folder):
-        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+    for command, why in _next(config, folder):
+        together = f"  {command:<44} # {why}" if why else f"  {command}"
+        lines = [together] if len(together) <= console.width else [f"  # {why}", f"  {command}"] if why else [together]
+        for line in lines:  # a command is whole, however long it is: it is there to be copied
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def best_step(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -89,7 +92,7 @@ def show_files(folder: Path, console: Console) -> None:
         (files.adapter, "what was trained, in PEFT's layout"),
         (files.metrics, "the scores, and what they depend on"),
         (files.constants, "what baselines say, by the training data"),
-        (files.predictions(), "each evaluated sample with image, prediction, references and score"),
+        (files.predictions(), "each evaluated sample: image, prediction, references, score"),
         (files.history, "the course of the training"),
         (files.config, "the whole configuration"),
         (files.data, "what the data is like"),
@@ -100,22 +103,21 @@ def show_files(folder: Path, console: Console) -> None:
             console.print(f"  {path.name:<18} {what}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _next(config: TrainConfig, folder: Path) -> list[str]:
+def _next(config: TrainConfig, folder: Path) -> list[tuple[str, str]]:
+    """Commands, each with what it is for."""
     task, model = config.task.name, config.model.name
     select = [] if task == TaskConfig.name else [f"task={task}"]
     select += [] if model == "tiny_blip" else [f"model={model}"]
     given = " ".join(select) + " " if select else ""
-    commands = asking(config, folder)
+    commands = [(command, "") for command in asking(config, folder)]
     if config.adapter.name == "bottleneck":
-        commands.append(f"vlatrain -m {given}adapter.dim=4,16,64                # a sweep over the bottleneck's width")
-        commands.append(
-            f"vlatrain -m {given}adapter=none,lora,full             # the frozen model, LoRA, full fine-tuning"
-        )
+        commands.append((f"vlatrain -m {given}adapter.dim=4,16,64", "a sweep over the bottleneck's width"))
+        commands.append((f"vlatrain -m {given}adapter=none,lora,full", "the frozen model, LoRA, full fine-tuning"))
     if config.data.name == "shapes":
         files = [
             f"data{f'.subtasks.{name}' if name else ''}.train={name.upper() or 'TRAIN'}.jsonl"
             for name in subtasks(config)
         ]
-        commands.append(f"vlatrain {given}data=files {' '.join(files)}     # your own images")
-    commands.append(f"vlatrain inspect {given}".strip() + "                      # points, parameters, memory")
+        commands.append((f"vlatrain {given}data=files {' '.join(files)}", "your own images"))
+    commands.append((f"vlatrain inspect {given}".strip(), "points, parameters, memory"))
     return commands

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,11 @@ from rich.text import Text
 
 from vlatrain.config.files import write_file, write_json
 from vlatrain.reporting.console import RichConsole as Console
-from vlatrain.reporting.console import duration
+from vlatrain.reporting.console import duration, print_sentence
+from vlatrain.reporting.fitted import fitted, shortened
 from vlatrain.runs.sweep import Outcome, SweepFolder
 
-BAR = 40  # characters of the longest bar
+BAR, WIDE = 40, 120  # characters of the longest bar, and from which width on there is room for it
 SEED = "seed"
 COSTS = {  # what a run cost: its column and digits
     "trainable_percent": ("trainable %", 3),
@@ -61,18 +63,18 @@ def finish(outcomes: Sequence[Outcome], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(files.table, rows)
     _write_csv(files.plain, [_flat(row) for row in rows])
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table(outcomes))
-    if (bars := chart(outcomes)) is not None:
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    console.print(table(outcomes, console))
+    if (bars := chart(outcomes, BAR if console.width >= WIDE else BAR // 3)) is not None:
         console.print(bars)
     if means := over_seeds(outcomes):
         _write_csv(files.seeds, means)
-        console.print(_means(means))
+        console.print(_means(means, console))
     failed = sum(outcome.ending.startswith("failed") for outcome in outcomes)
     run = [outcome for outcome in outcomes if not outcome.left_out]
     told = f"{failed} of {len(run)} runs failed" if failed else f"{len(run)} runs"
     told += f", {len(outcomes) - len(run)} left out" if len(run) < len(outcomes) else ""
-    console.print(f"{told}; the table as JSON: {files.table}, as CSV: {files.plain}", highlight=False, soft_wrap=True)
+    print_sentence(f"{told}; the table as JSON: {files.table}, as CSV: {files.plain}", console)
 
 
 def not_run(planned: Sequence[Sequence[str]], outcomes: Sequence[Outcome], command: str) -> str:
@@ -110,45 +112,59 @@ def best(outcomes: Sequence[Outcome]) -> Outcome | None:
     return first if first.score != second.score else None
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def table(outcomes: Sequence[Outcome], console: Console) -> Table:
     """The table: what varied, the metric, trainable share, speed, peak memory, and the run's name or its failure."""
     keys, first = varied_keys(outcomes), best(outcomes)
     names = {outcome.metric for outcome in outcomes if outcome.metric}
     same = len(names) <= 1
-    made = Table(title="sweep", title_justify="left", caption="* the best" if first else None, caption_justify="left")
     score = (names or {"score"}).pop() if same else "score"
     units = {outcome.unit for outcome in outcomes if outcome.metric}
     score = f"{score} {units.pop()}".rstrip() if len(units) == 1 else score
-    based = any(outcome.baseline for outcome in outcomes)
-    costs = {name: about for name, about in COSTS.items() if any(outcome.figure(name) for outcome in outcomes)}
-    for heading in ("#", *keys, score, *(["baseline"] if based else []), *(heading for heading, _ in costs.values())):
-        made.add_column(heading, justify="left" if heading in keys else "right", no_wrap=heading not in keys)
-    made.add_column("run", overflow="fold")
-    for outcome in outcomes:
-        score = _shown(outcome.score, 2) + ("*" if outcome is first else " " if first and outcome.metric else "")
-        last = Text(outcome.folder.name if outcome.folder else "")
-        if outcome.failure:
-            last = Text(outcome.ending, style="red")
-        elif outcome.left_out:
-            last = Text(f"left out: {outcome.left_out}", style="dim")
-        elif outcome.pruned is not None:
-            last.append(f" (stopped at step {outcome.pruned})", style="dim")
-        if outcome.baseline and not outcome.baseline.better:
-            last.append(" (not above its baseline)")
-        made.add_row(
-            str(outcome.number),
-            *(Text(str(outcome.values.get(key, ""))) for key in keys),
-            Text(
-                score if same or not outcome.metric else f"{outcome.metric} {score}", "bold" if outcome is first else ""
-            ),
-            *([_shown(outcome.baseline.value if outcome.baseline else None, 2)] if based else []),
-            *(_shown(outcome.figure(name), digits) for name, (_, digits) in costs.items()),
-            last,
+
+    def scored(outcome: Outcome) -> Text:
+        shown = _shown(outcome.score, 2) + ("*" if outcome is first else " " if first and outcome.metric else "")
+        return Text(
+            shown if same or not outcome.metric else f"{outcome.metric} {shown}", "bold" if outcome is first else ""
         )
-    return made
+
+    costs = {heading: (name, digits) for name, (heading, digits) in COSTS.items()}
+    columns: dict[str, list[str | Text]] = {
+        "#": [str(outcome.number) for outcome in outcomes],
+        **{key: [Text(str(outcome.values.get(key, ""))) for outcome in outcomes] for key in keys},
+        score: [scored(outcome) for outcome in outcomes],
+        "baseline": [_shown(outcome.baseline.value if outcome.baseline else None, 2) for outcome in outcomes],
+        **{
+            heading: [_shown(outcome.figure(name), digits) for outcome in outcomes]
+            for heading, (name, digits) in costs.items()
+        },
+        "run": [_ended(outcome, console.width) for outcome in outcomes],
+    }
+    return fitted(
+        columns,
+        console,
+        spare=(*reversed(costs), "baseline"),
+        wraps=(*keys, "run"),
+        right=("#", score, "baseline", *costs),
+        title="sweep",
+        caption="* the best" if first else None,
+    )
 
 
-def chart(outcomes: Sequence[Outcome]) -> Table | None:
+def _ended(outcome: Outcome, width: int) -> Text:
+    """The name of a run, of which there is as much as there is room for, or what became of it."""
+    if outcome.failure:
+        return Text(outcome.ending, style="red")
+    if outcome.left_out:
+        return Text(f"left out: {outcome.left_out}", style="dim")
+    last = Text(shortened(outcome.folder.name, max(16, width // 4)) if outcome.folder else "")
+    if outcome.pruned is not None:
+        last.append(f" (stopped at step {outcome.pruned})", style="dim")
+    if outcome.baseline and not outcome.baseline.better:
+        last.append(" (not above its baseline)")
+    return last
+
+
+def chart(outcomes: Sequence[Outcome], longest: int = BAR) -> Table | None:
     """Score and speed of each run as bars from zero, for those that have both; None for fewer than two.
 
     Scores are compared within a metric, so there is none for several metrics either.
@@ -164,7 +180,10 @@ def chart(outcomes: Sequence[Outcome]) -> Table | None:
     made = Table(*keys, known[0][0].metric, "samples/s", box=None, header_style="dim")
     most_score, most_speed = (max(column) or 1.0 for column in list(zip(*known, strict=True))[1:])
     for outcome, score, speed in known:
-        bars = [f"{_bar(score / most_score)} {score:.2f}", f"{_bar(speed / most_speed)} {speed:,.1f}"]
+        bars = [
+            f"{_bar(longest * score / most_score)} {score:.2f}",
+            f"{_bar(longest * speed / most_speed)} {speed:,.1f}",
+        ]
         made.add_row(*(Text(str(outcome.values.get(key, ""))) for key in keys), *bars)
     return made
 
@@ -194,13 +213,15 @@ def over_seeds(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def _means(means: Sequence[Mapping[str, Any]]) -> Table:
+def _means(means: Sequence[Mapping[str, Any]], console: Console) -> Table:
     *keys, _, _, _ = means[0]
-    made = Table(*keys, "mean over seeds", "deviation", "runs", title="over seeds", title_justify="left")
-    for row in means:
-        numbers = (f"{row['mean']:.2f}", f"{row['deviation']:.2f}", str(row["runs"]))
-        made.add_row(*(Text(str(row[key])) for key in keys), *numbers)
-    return made
+    columns: dict[str, list[str | Text]] = {
+        **{key: [Text(str(row[key])) for row in means] for key in keys},
+        "mean over seeds": [f"{row['mean']:.2f}" for row in means],
+        "deviation": [f"{row['deviation']:.2f}" for row in means],
+        "runs": [str(row["runs"]) for row in means],
+    }
+    return fitted(columns, console, wraps=keys, title="over seeds")
 
 
 def _row(outcome: Outcome, keys: Sequence[str]) -> dict[str, Any]:
@@ -242,8 +263,8 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_file(path, text.getvalue())
 
 
-def _bar(share: float) -> str:
-    return "\u2588" * max(0, round(BAR * share))
+def _bar(length: float) -> str:
+    return "\u2588" * max(0, round(length))
 
 
 def _shown(value: float | None, digits: int) -> str:

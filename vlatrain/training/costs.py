@@ -153,7 +153,9 @@ def samples_named(config: TrainConfig) -> int | None:
 def cost_table(costs: Costs) -> Table:
     """As it is shown."""
     table = Table(
-        "tower", "can be kept", "a sample", "begins to train, or keeps it from being kept", title="The frozen prefix"
+        *("tower", "can be kept", "a sample", "begins to train, or keeps it from being kept"),
+        title="The frozen prefix",
+        title_justify="left",
     )
     for tower in costs.towers:
         size = f"{tower.bytes / 1e6:.2f} MB" if tower.bytes else "-"

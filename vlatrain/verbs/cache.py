@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from vlatrain.config.keys import did_you_mean
 from vlatrain.config.memo import results
 from vlatrain.data import stored
 from vlatrain.reporting.console import RichConsole as Console
+from vlatrain.reporting.console import print_sentence
+from vlatrain.reporting.fitted import fitted
 from vlatrain.tasks.looks import counts
 from vlatrain.training import resized
 from vlatrain.training.prefix_cache import store
@@ -94,32 +96,38 @@ def show(words: Sequence[str], console: Console | None = None) -> None:
         if name == "all":
             _remove_files(days)
             freed += sum(_remove_leftover(path) for path in half_written if _days(path) >= days)
-        console.print(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB")
+        print_sentence(f"Removed {len(chosen)} of {len(found)} prefixes, {freed / 1e9:.2f} GB", console)
         if of_data:
             freed = sum(disk_cache.remove(folder.path) for folder in doomed)
-            console.print(
-                f"Removed {len(doomed)} of {len(of_data)} folders of samples and images, {freed / 1e9:.2f} GB"
-            )
+            about = f"{len(doomed)} of {len(of_data)} folders of samples and images"
+            print_sentence(f"Removed {about}, {freed / 1e9:.2f} GB", console)
         return
     console.print(f"Kept in {store.kept_folder()}", markup=False, highlight=False, soft_wrap=True)
-    table = Table("name", "model", "task", "prefix", "precision", "GB", "last used")
-    for folder in found:
-        told = [str(folder.note.get(key, "?")) for key in ("model", "task", "prefix", "precision")]
-        table.add_row(folder.path.name[:12], *told, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
-    console.print(table)
+    facts = ("model", "task", "prefix", "precision")
+    noted = {key: [str(folder.note.get(key, "?")) for folder in found] for key in facts}
+    console.print(_listed(found, noted, console, ("precision", "task")))
     if of_data:
-        table = Table("name", "samples, or resized images", "GB", "last used")
-        for folder in of_data:
-            numbers = ", ".join(f"{number:,} {split}" for split, number in folder.note.items()) or "?"
-            table.add_row(folder.path.name[:12], numbers, f"{folder.bytes / 1e9:.2f}", f"{folder.days:.0f} days ago")
-        console.print(table)
+        numbers = [", ".join(f"{number:,} {split}" for split, number in one.note.items()) or "?" for one in of_data]
+        console.print(_listed(of_data, {"samples, or resized images": numbers}, console))
     if left := [*store.leftovers(), *half_written]:
         size = sum(disk_cache.bytes_of(path) if path.is_dir() else path.stat().st_size for path in left)
-        console.print(
-            f"{len(left)} half written, by runs that were killed or are at it, {size / 1e9:.2f} GB; prune=all removes"
-        )
+        begun = f"{len(left)} half written, by runs that were killed or are at it"
+        print_sentence(f"{begun}, {size / 1e9:.2f} GB; prune=all removes", console)
     size = sum(folder.bytes for folder in [*found, *of_data])
-    console.print(f"{size / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes")
+    print_sentence(f"{size / 1e9:.2f} GB in all; prune=all, prune=NAME or older_than=DAYS removes", console)
+
+
+def _listed(
+    listed: Sequence[Folder], about: Mapping[str, Sequence[str]], console: Console, spare: Sequence[str] = ()
+) -> Table:
+    """A table of what is kept: a name that `prune=` takes, what it is, its size and its age."""
+    columns = {
+        "name": [folder.path.name[:12] for folder in listed],
+        **about,
+        "GB": [f"{folder.bytes / 1e9:.2f}" for folder in listed],
+        "last used": [f"{folder.days:.0f} days ago" for folder in listed],
+    }
+    return fitted(columns, console, spare, [*about][-1:] if not spare else (), ("GB",))
 
 
 def _days(path: Path) -> float:

@@ -19,7 +19,7 @@ from vlatrain.config.files import write_json
 from vlatrain.config.methods import ROUTER
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
-from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged
+from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged, print_sentence
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, result_line, score_table
 from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
@@ -176,8 +176,8 @@ def _show(config: EvalConfig, metrics: dict[str, Any], folder: Path, said: list[
         out = RichConsole()
         out.print(str(config.source), markup=False, highlight=False, soft_wrap=True)
         if line := result_line(config, metrics):
-            out.print(Text(line, style="bold"), soft_wrap=True)
+            print_sentence(line, out, "bold")
         out.print(table)
         for sentence in said:
-            out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            print_sentence(sentence, out)
         out.print(Text.assemble("Scores and predictions are in ", (str(folder), "bold")), soft_wrap=True)

@@ -18,6 +18,7 @@ from vlatrain.config.methods import components as methods
 from vlatrain.injection.attach import attach, group_of
 from vlatrain.injection.points import PROJECTION, Sites, everything
 from vlatrain.reporting.console import RichConsole as Console
+from vlatrain.reporting.console import print_sentence
 from vlatrain.tasks import build
 from vlatrain.tasks.base import TYPICAL
 from vlatrain.training.costs import cost_table, costs, on_shapes, samples_named
@@ -119,19 +120,20 @@ def inspect(config: TrainConfig, console: Console | None = None) -> Inspection:
     model, adapted = without_values(config)
     found = _counted(config, model, adapted)
     where = sites(config.model, config.task.name, config.points)
-    console.print(
-        f"[bold]{config.model.name}[/] ({config.model.tasks[config.task.name].architecture}, "
-        f"{checkpoint_of(config.model, config.task.name)}) for [bold]{config.task.name}[/], adapter=[bold]{config.adapter.name}[/]"
-    )
+    names = (config.model.name, config.task.name, config.adapter.name)
+    print_sentence("{} for {}, adapter={}".format(*names), console, marked=dict.fromkeys(names, "bold"))
+    architecture = config.model.tasks[config.task.name].architecture
+    print_sentence(f"{architecture}, {checkpoint_of(config.model, config.task.name)}", console)
     console.print(_towers(config, where))
     console.print(_counts(config, found))
     if found.memory.passes:
         console.print(cost_table(costs(config, model, found.batch_size)))
     lengths = ", ".join(f"{name} {tokens}" for name, tokens in TYPICAL.items() if name != "texts")
-    console.print(
+    print_sentence(
         f"Memory is for one process, {found.batch_size} samples a pass, with texts of {lengths} tokens, one learned a sample; "
         "measured as metrics.json's peak_mb.",
-        style="dim",
+        console,
+        "dim",
     )
     return found
 
@@ -142,7 +144,14 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
 
 
 def _towers(config: TrainConfig, where: Sites) -> Table:
-    table = Table("tower", "layers", "sites (width)", "selected points", title="Injection points: tower.layer.site")
+    table = Table(
+        "tower",
+        "layers",
+        "sites (width)",
+        "selected points",
+        title="Injection points: tower.layer.site",
+        title_justify="left",
+    )
     everywhere = sites(config.model, config.task.name, ["*"]).places
     towers = stacks(config.model, config.task.name)
     shown = config.adapter.name not in BARE or (config.adapter.name == "full" and config.adapter.points is not None)
@@ -162,7 +171,7 @@ def _towers(config: TrainConfig, where: Sites) -> Table:
 
 
 def _counts(config: TrainConfig, inspection: Inspection) -> Table:
-    table = Table("what", "how much", title="Parameters and memory")
+    table = Table("what", "how much", title="Parameters and memory", title_justify="left")
     for group, number in inspection.trainable.items():
         table.add_row(f"trainable: {group}", f"{number:,}")
     table.add_row(

@@ -20,6 +20,7 @@ from vlatrain.config.checks import queries
 from vlatrain.config.files import write_lines
 from vlatrain.config.joint import asked, subtasks
 from vlatrain.config.methods import ROUTER
+from vlatrain.config.printable import printable
 from vlatrain.config.spec import TEXT
 from vlatrain.data import load_inputs, picture_files
 from vlatrain.data.cells import MOST
@@ -30,7 +31,10 @@ from vlatrain.data.images import allow
 from vlatrain.data.sample import Picture, Sample, Turn
 from vlatrain.injection.context import for_task
 from vlatrain.reporting.boxes import Drawings
+from vlatrain.reporting.console import Console as Messages
 from vlatrain.reporting.console import RichConsole as Console
+from vlatrain.reporting.console import logged, print_sentence
+from vlatrain.reporting.fitted import fitted, shortened
 from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
 from vlatrain.tasks import subtasks_of
 from vlatrain.tasks.base import Answer, ImageBatch
@@ -174,8 +178,10 @@ def predict(config: PredictConfig, console: Console | None = None) -> list[dict[
     try:
         with ending(*named(config.trainer.signal)):
             join_processes(config.trainer)
-            with together(), naming_room(config):
-                return _predict(config, console or Console(quiet=rank() > 0))
+            quiet = rank() > 0
+            messages = logged(Messages(quiet=quiet), level=logging.WARNING)  # of how it loads, nothing need be said
+            with together(), naming_room(config), messages:
+                return _predict(config, console or Console(quiet=quiet))
     except KeyboardInterrupt as error:  # before there was anything to keep
         raise stopped(error, BEGUN_ANEW) from error
 
@@ -235,7 +241,7 @@ def _journal(
     key = identity("predict", config, Path(config.source), samples, texts) if rank() == 0 else ""
     with Journal(place if rank() == 0 else None, key) as journal:
         if journal.described:
-            console.print(journal.described, style="dim", markup=False, highlight=False)
+            print_sentence(journal.described, console, "dim")
         yield journal
 
 
@@ -245,23 +251,23 @@ def _show(
     """Show records as they come, and write and log them where that is asked for."""
     total = 1 if config.text else len(samples)
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("predicting", total=total)
         records = []
         for record in answers:
             records.append(record)
             progress.advance(bar)
-    console.print(_table(records[:SHOWN]))
+    console.print(_table(records[:SHOWN], console))
     if config.draw:
         console.print(Text.assemble("Boxes drawn in ", (config.draw, "bold")), soft_wrap=True)
     if note:
-        console.print(note, style="dim")
+        print_sentence(note, console, "dim")
     if config.output:
         if rank() == 0:
             write_lines(Path(config.output), records)
         console.print(Text.assemble(f"{len(records)} predictions in ", (config.output, "bold")), soft_wrap=True)
     elif len(records) > SHOWN:
-        console.print(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", style="dim")
+        print_sentence(f"... {len(records) - SHOWN} more; output=FILE.jsonl writes them all", console, "dim")
     if rank() == 0:
         add_to_run(config, Path(config.source), lambda: _outcome(config, records, samples))
     return records
@@ -374,13 +380,17 @@ def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
 NOTHING = {"text": "(nothing)", "score": None}  # several boxes were asked for, and none is sure enough
 
 
-def _table(records: list[dict[str, Any]]) -> Table:
-    routed = any("routed" in record for record in records)
-    table = Table("asked", "found", "score", *(["run"] if routed else []))
+def _table(records: list[dict[str, Any]], console: Console) -> Table:
+    """The queries with what was found: paths that are too long are shortened to their ends, by which they differ."""
+    most = max(24, console.width // 2 - 4)
+    columns: dict[str, list[str | Text]] = {"asked": [], "found": [], "score": [], "run": []}
     for record in records:
-        asked = " · ".join(str(record[key]) for key in ("id", "question", "text") if key in record)
+        asked = [str(record[key]) for key in ("id", "question", "text") if key in record]
+        asked[:1] = [shortened(name, most) for name in asked[:1]] if "id" in record else asked[:1]
         for position, hit in enumerate(record["hits"] or [NOTHING]):
-            score = "" if hit["score"] is None else f"{hit['score']:.3f}"
-            run = [] if not routed else ["" if position else record["routed"]]
-            table.add_row("" if position else asked, hit["text"], score, *run)
-    return table
+            name = shortened(hit["text"], most) if "text" in record else hit["text"]  # a search finds images
+            columns["asked"].append(Text(printable("" if position else " · ".join(asked))))
+            columns["found"].append(Text(printable(name)))
+            columns["score"].append("" if hit["score"] is None else f"{hit['score']:.3f}")
+            columns["run"].append(Text("" if position else str(record.get("routed", ""))))
+    return fitted(columns, console, ("run",), ("asked", "found"), ("score",))

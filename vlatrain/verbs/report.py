@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vlatrain.config import UserError
 from vlatrain.config.keys import did_you_mean
+from vlatrain.reporting.fitted import fitted
 from vlatrain.reporting.pages import write_report
 from vlatrain.reporting.pages.methods import HEAD, methods_table
 
@@ -37,18 +38,15 @@ def report(words: Sequence[str], console: Console | None = None) -> Path:
     folders, output = _folders(asked["run"]), asked.get("output")
     path, selection = write_report(folders, Path(output).expanduser() if output else None)
     if not selection.single and (table := methods_table(selection.runs)):
-        console.print(_shown(table))
+        console.print(_shown(table, console))
     console.print(f"The report is in {path}", markup=False, highlight=False, soft_wrap=True)
     return path
 
 
-def _shown(table: Sequence[Sequence[str]]) -> Table:
-    shown = Table(padding=(0, 0), pad_edge=False)
-    for place, heading in enumerate(HEAD):
-        shown.add_column(heading, justify="left" if place < 2 else "right")
-    for line in table:
-        shown.add_row(*line)
-    return shown
+def _shown(table: Sequence[Sequence[str]], console: Console) -> Table:
+    columns = dict(zip(HEAD, map(list, zip(*table, strict=True)), strict=True))
+    spare = ("peak MB", "seconds", "samples/s", "trainable")
+    return fitted(columns, console, spare, right=HEAD[2:], padding=(0, 0), pad_edge=False)
 
 
 def _folders(value: str) -> list[Path]:
