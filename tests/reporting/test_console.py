@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tests.disk import FORK
 from vlatrain.config import UserError
-from vlatrain.reporting.console import Console, RichConsole, duration, joined, logged, report
+from vlatrain.reporting.console import Console, RichConsole, collected, duration, joined, logged, report
 
 log = logging.getLogger("vlatrain")
 
@@ -165,3 +165,20 @@ def test_a_log_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
         log.info("step 1")
     assert stream.getvalue().startswith(f"warning: {tmp_path / 'file' / 'run.log'} cannot be written (")
     assert stream.getvalue().endswith("kept nowhere\nstep 1\n")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_handler_that_a_library_puts_on_the_root_logger_doubles_nothing(collects: bool) -> None:
+    """TensorBoard's import may, in the middle of a run."""
+    stream, shown = io.StringIO(), io.StringIO()
+    library, logger = logging.StreamHandler(stream), logging.getLogger("vlatrain")
+    try:
+        with logged(Console(shown, live=False)) if not collects else collected() as said:
+            logging.root.addHandler(library)
+            logger.warning("once")
+        assert logger.propagate
+        logger.warning("afterwards")
+    finally:
+        logging.root.removeHandler(library)
+    assert stream.getvalue() == "afterwards\n"
+    assert (said == [(logging.WARNING, "once")]) if collects else (shown.getvalue() == "warning: once\n")

@@ -273,10 +273,13 @@ class _ToList(logging.Handler):
 
 @contextmanager
 def collected(level: int = logging.WARNING) -> Iterator[list[tuple[int, str]]]:
-    """A list of what the `vlatrain` logger says while inside, level and message, from some level on."""
+    """A list of what the `vlatrain` logger says while inside, level and message, from some level on. Whoever collects it shows it:
+    a handler that a library has put on the root logger, as TensorBoard's may, does not say it, too."""
     logger, handler = logging.getLogger(ROOT), _ToList(level)
+    propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
         yield handler.messages
     finally:
         logger.removeHandler(handler)
+        logger.propagate = propagates
