@@ -101,7 +101,7 @@ def test_lengths_are_checked_before_anything_is_written(
     assert asked(tmp_path / "out.jsonl", f"run={runs['vqa']}", image, f"question={long}", "task.max_length=200")
     assert "warning: input: questions of 1 of 1 samples are cut to 64 tokens" in capsys.readouterr().err
     assert asked(tmp_path / "out.jsonl", f"run={runs['retrieval']}", image, f"texts=[{long},red]")
-    assert "warning: input: captions of 1 of 2 samples are cut to 40 tokens" in capsys.readouterr().err
+    assert "warning: input: captions of 1 of 2 samples are cut to 7 tokens" in capsys.readouterr().err
     assert command("predict", f"run={runs['captioning']}", image, "task.decode.max_new_tokens=100") == 2
     assert "task.decode.max_new_tokens=100: model=tiny_blip has 64 positions" in capsys.readouterr().err
     assert command("eval", f"run={runs['vqa']}", "task.max_length=4", f"output={tmp_path / 'eval'}") == 0

@@ -358,10 +358,10 @@ class Chat(Writer, Backbone):
 
     def _extended(self, context: Context, ids: Tensor, mask: Tensor) -> Context:
         """A prompt's inputs with further tokens (N, L) and their mask."""
-        images = ids == self.model.config.image_token_id  # which may stand in what follows the first reply
-        if images.is_meta:  # what is read has values there, too
-            images = torch.zeros(ids.shape, dtype=torch.bool, device="cpu")
-        new = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": images}
+        # images may stand in what follows the first reply
+        new = {"input_ids": ids, "attention_mask": mask}
+        if not ids.is_meta:  # else there are none, and the values of the others are read
+            new["mm_token_type_ids"] = ids == self.model.config.image_token_id
         return {
             name: torch.cat([value, new.get(name, value.new_full(mask.shape, ADDED[name])).to(value.dtype)], dim=1)
             if name in ADDED
