@@ -47,17 +47,20 @@ def ends_of(backbone: Any) -> list[int]:
 
 
 @contextmanager
-def ending(backbone: Any, ends: list[int]) -> Iterator[None]:
-    """Some texts come to their end early: its token is about as likely as the likeliest."""
+def ending(backbone: Any, ends: list[int]) -> Iterator[list[int]]:
+    """Some texts come to their end early: its token is about as likely as the likeliest. A list with an entry for each pass."""
     heads = ("lm_head", "predictions")
     (head,) = {module for path, module in backbone.model.named_modules() if path.endswith(heads)}
 
+    passes: list[int] = []
+
     def shifted(module: Any, inputs: Any, logits: Tensor) -> Tensor:
+        passes.append(1)
         best = logits.max(dim=-1, keepdim=True).values
         return logits.index_copy(-1, torch.tensor(ends[:1]), best + (20 * best).sin() / 2)
 
     hook = head.register_forward_hook(shifted)
-    yield
+    yield passes
     hook.remove()
 
 
@@ -77,7 +80,9 @@ def test_probabilities_are_those_of_the_search(name: str, beams: int, monkeypatc
         tokens = writer.compute_transition_scores(
             reference.sequences, reference.scores, **indices, normalize_logits=True
         )
+        before = len(passes)
         new, probabilities = real(writer, inputs, settings)
+        assert len(passes) == 2 * before, "no pass more"
         assert torch.equal(new, reference.sequences[:, reference.sequences.shape[1] - new.shape[1] :])
         for row, own in zip(new.tolist(), tokens, strict=True):
             closed = [place + 1 for place, token in enumerate(row) if token in ends]
@@ -88,7 +93,7 @@ def test_probabilities_are_those_of_the_search(name: str, beams: int, monkeypatc
     real = writing.generate
     monkeypatch.setattr(writing, "generate", both)
     decode = DecodeConfig(num_beams=beams, max_new_tokens=5, min_new_tokens=0)
-    with torch.no_grad(), ending(backbone, ends):
+    with torch.no_grad(), ending(backbone, ends) as passes:
         found = writing.write(backbone, backbone.context(inputs), decode, alternatives=beams)
         monkeypatch.undo()
         assert backbone.generate(backbone.context(inputs), decode, alternatives=beams) == [one.text for one in found]
