@@ -95,7 +95,8 @@ def _copy_adapter(adapter: Path, folder: Path) -> None:
         names = files_in(adapter)
     except FileNotFoundError:
         names = [str(file.relative_to(adapter)) for file in adapter.rglob("*") if file.is_file() and file.name != CARD]
-    for name in (name for name in names if Path(name).parts[0] not in OF_RUN):  # both are in the folder of an exported run
+    own = [name for name in names if Path(name).parts[0] not in OF_RUN]  # of an exported run both are in one folder
+    for name in own:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(adapter / name, folder / name)
 
