@@ -8,6 +8,7 @@ import torch
 from tests.conftest import make_samples, small_config
 from tests.numerics import assert_close
 from vlatrain.backbones.loading import load
+from vlatrain.backbones.search import generate_settings
 from vlatrain.config import DecodeConfig
 
 TEXTS = [sample.question for sample in make_samples()] + [c for s in make_samples() for c in s.captions]
@@ -34,7 +35,7 @@ def test_captioning_logits_and_generation_are_transformers_own() -> None:
     assert_close(backbone.logits(context, target), expected, backbone.model)
     assert given == 1
     for beams in (1, 3):
-        settings = backbone.search(DecodeConfig(num_beams=beams, max_new_tokens=6), 1)
+        settings = generate_settings(DecodeConfig(num_beams=beams, max_new_tokens=6), 1, backbone.word_start)
         ids = backbone.model.generate(pixel_values=pixels, **settings)
         expected_texts = [text.strip() for text in backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         assert backbone.generate(context, DecodeConfig(num_beams=beams, max_new_tokens=6)) == expected_texts

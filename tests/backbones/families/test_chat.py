@@ -23,6 +23,7 @@ from vlatrain.backbones.describe import sites, stacks, widths
 from vlatrain.backbones.families.qformer_lm import OptLayer
 from vlatrain.backbones.loading import load, meta_model
 from vlatrain.backbones.processors import processor_class
+from vlatrain.backbones.search import generate_settings
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.injection.attach import attach
 from vlatrain.injection.context import context_of
@@ -105,7 +106,7 @@ def test_what_is_written_is_what_scores_say(name: str, monkeypatch: pytest.Monke
     whole = torch.cat([start_ids, ids], dim=1)
     logits = backbone.logits(context, Text(whole, torch.ones_like(whole))).detach()
     logits[..., image_token] = -torch.inf
-    (begin,) = backbone.search(decode, 1)["logits_processor"]
+    (begin,) = generate_settings(decode, 1, backbone.word_start)["logits_processor"]
     ends = backbone.writer.generation_config.eos_token_id
     running = torch.ones(len(ids), dtype=torch.bool)
     for place in range(ids.shape[1]):  # behind its end a text is padding

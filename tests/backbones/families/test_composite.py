@@ -23,6 +23,7 @@ from vlatrain.backbones.base import Text
 from vlatrain.backbones.describe import sites
 from vlatrain.backbones.families.composite_model import VisualProjection, grid_boxes, pooled
 from vlatrain.backbones.loading import load, meta_model, write
+from vlatrain.backbones.search import generate_settings
 from vlatrain.backbones.several import numbered
 from vlatrain.backbones.tokenizers import token_ids
 from vlatrain.config import DecodeConfig, TaskConfig, UserError
@@ -90,7 +91,7 @@ def test_an_encoder_has_image_and_question(vision: str, language: str) -> None:
 
 def greedy(backbone: Any, inputs: Any, steps: int) -> list[int]:
     """Greedy decoding by a whole forward pass for each token."""
-    told, (start,) = backbone._start(), backbone.search(SHORT, 1)["logits_processor"]
+    told, (start,) = backbone._start(), generate_settings(SHORT, 1, backbone.word_start)["logits_processor"]
     for _ in range(steps):
         ids = torch.tensor([told])
         logits = backbone.logits(backbone.context(inputs), replace_text(ids))[:, -1]
