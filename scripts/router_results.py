@@ -31,6 +31,7 @@ SIZES = {"train": 1200, "eval": 200}
 CONVENTION = {"large": "small", "small": "large", "warm": "cool", "cool": "warm"}
 KINDS = ("prototype", "linear", "mlp")
 FULLY = "fusion and decoder"  # where all kinds are compared
+EXTRA = ("extra time a sample", "of CPU")
 POINTS = {FULLY: "[fusion.*.*,decoder.*.*]", "decoder": "[decoder.*.*]"}
 
 
@@ -103,18 +104,19 @@ def row(cells: Sequence[object]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
+    """The lines of a Markdown table; what a row lacks at its end is left blank."""
     yield row(head)
     yield row(["---"] * len(head)).replace(" ", "")
-    yield from map(row, rows)
+    yield from (row([*cells, *[""] * (len(head) - len(cells))]) for cells in rows)
 
 
 def routed(label: str, found: dict[str, Any], names: Sequence[str]) -> list[object]:
     """A router's line: its scores, the share of the oracle's, right choices, and what choosing costs."""
     facts = found["router"]
     scores = [found["metrics"][name] for name in names]
-    extra = f"{facts['extra_time']['ms_extra']:.2f} ms, {facts['extra_time']['percent_extra']:.1f} %"
-    return [label, *scores, facts["of_oracle"], facts["accuracy"], extra]
+    extra = facts["extra_time"]
+    times = (f"{extra[f'{kind}ms_extra']:.2f} ms, {extra[f'{kind}percent_extra']:.1f} %" for kind in ("", "cpu_"))
+    return [label, *scores, facts["of_oracle"], facts["accuracy"], *times]
 
 
 def compare_tasks(place: Place) -> Iterator[str]:
@@ -126,30 +128,19 @@ def compare_tasks(place: Place) -> Iterator[str]:
     one = routers["linear"]
     names = one["settings"]["mean_of"]
     rows: list[list[object]] = [
-        ["each by its own run (oracle)", *(one["router"]["oracle"][name] for name in names), 100.0, "", ""]
+        ["each by its own run (oracle)", *(one["router"]["oracle"][name] for name in names), 100.0]
     ]
     rows += [routed(f"router, {kind}", found, names) for kind, found in routers.items()]
     for kind, found in routers.items():
         alone = found["router"]["image_alone"]
         scores = [alone["metrics"][name] for name in names]
-        rows.append([f"router, {kind}, without a request", *scores, alone["of_oracle"], alone["accuracy"], ""])
-    rows += [
-        [f"{name} alone", *(own.get(n, 0.0) for n in names), "", "", ""]
-        for name, own in one["router"]["singles"].items()
-    ]
+        rows.append([f"router, {kind}, without a request", *scores, alone["of_oracle"], alone["accuracy"]])
+    rows += [[f"{name} alone", *(own.get(n, 0.0) for n in names)] for name, own in one["router"]["singles"].items()]
     of_joint = metrics(joint)["metrics"]
     rows.append(
-        [
-            "one joint adapter (two tasks: what the backbone serves)",
-            *(of_joint.get(name, "") for name in names),
-            "",
-            "",
-            "",
-        ]
+        ["one joint adapter (two tasks: what the backbone serves)", *(of_joint.get(name, "") for name in names)]
     )
-    yield from table(
-        ["seed " + str(place.seed), *names, "of the oracle (%)", "right choices (%)", "extra time a sample"], rows
-    )
+    yield from table(["seed " + str(place.seed), *names, "of the oracle (%)", "right choices (%)", *EXTRA], rows)
 
 
 def compare_domains(place: Place) -> Iterator[str]:
@@ -183,23 +174,16 @@ def compare_domains(place: Place) -> Iterator[str]:
                 *(facts["oracle"][name] for name in names),
                 facts["oracle"]["mean"],
                 100.0,
-                "",
-                "",
             ]
         ]
         for name, found in routers.items():
             first, *rest = routed(f"router, {name}", found, names)
             rows.append([first, *rest[: len(names)], found["metrics"]["mean"], *rest[len(names) :]])
-        rows += [
-            [f"{name} alone", *(own[n] for n in names), own["mean"], "", "", ""]
-            for name, own in facts["singles"].items()
-        ]
-        rows += [
-            [said, *[""] * len(names), metrics(run)["metrics"]["accuracy"], "", "", ""] for said, run in both.items()
-        ]
+        rows += [[f"{name} alone", *(own[n] for n in names), own["mean"]] for name, own in facts["singles"].items()]
+        rows += [[said, *[""] * len(names), metrics(run)["metrics"]["accuracy"]] for said, run in both.items()]
         yield f"\nPoints: {label}\n"
         yield from table(
-            [f"seed {place.seed}", *names, "mean", "of the oracle (%)", "right choices (%)", "extra time a sample"],
+            [f"seed {place.seed}", *names, "mean", "of the oracle (%)", "right choices (%)", *EXTRA],
             rows,
         )
 

@@ -10,9 +10,10 @@ import torch
 from tests.data.writing import files, write_images, write_records
 from vlatrain.config import TaskConfig, UserError
 from vlatrain.config.data import DataConfig
+from vlatrain.config.spec import TaskSpec
 from vlatrain.config.wording import Wording, problems
 from vlatrain.data import load, load_inputs
-from vlatrain.data.choices import Shuffled, plain, reordered, without_options
+from vlatrain.data.choices import Shuffled, asked, lacking, plain, reordered, without_options
 from vlatrain.data.sample import fingerprint
 
 SHOWN = "{hint}: {question} {options}"
@@ -58,8 +59,30 @@ def test_options_in_other_columns(folder):
     task = TaskConfig("vqa", answers="options")
     (found,) = load(files(path, eval_fraction=0.0), task, ["train"])["train"]
     assert (found.options, found.answers) == (("red", "blue"), ("blue",))
-    (asked,) = load_inputs(str(path), files(path), task)
-    assert asked.options == ("red", "blue")
+    (row,) = load_inputs(str(path), files(path), task)
+    assert row.options == ("red", "blue")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers", "row", "question", "lacks"),
+    [
+        ("", "generate", {}, "which?", []),
+        ("", "options", {"options": []}, "", ["options"]),
+        (SHOWN, "letter", {}, "look: which? A. red B. blue C. green", []),
+        ("{hint} {size} {question}", "generate", {"size": 2.0}, "look 2 which?", []),
+        ("{hint} {size} {question}", "generate", {}, "", ["size"]),
+        ("{hint} {options}", "generate", {"options": None}, "", ["options"]),
+    ],
+)
+def test_rows_that_are_read_as_they_are_can_be_worded_later(prompt, answers, row, question, lacks, folder):
+    """As a router does, which must know the question before it knows who is to word it."""
+    path = write_records(folder / "d.jsonl", [{**ROW, **row}])
+    unworded = TaskSpec(fields=["question"], optional=["options"])
+    (sample,) = load_inputs(str(path), files(path), TaskConfig("vqa", spec=unworded))
+    wording = Wording(prompt, answers)
+    assert lacking(sample, wording) == lacks
+    if question:
+        assert asked(sample.question, sample.options, wording, dict(sample.extra)) == question
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import adapter_config, model_config
-from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError
+from vlatrain.config import TaskConfig, TrainConfig, TrainerConfig, UserError, joint
 from vlatrain.config.joint import subtasks
 from vlatrain.injection.routes import names_of, one_pass, options_wrong, read_routes, routed
 from vlatrain.runs import RunFolder, save_config
@@ -131,11 +131,22 @@ def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.slow
-def test_questions_made_of_columns_are_not_routed(tmp_path: Path) -> None:
-    one = run(tmp_path / "a")
-    two = run(tmp_path / "b")
-    config = json.loads(json.dumps(yaml.safe_load(RunFolder(two).config.read_text())))
-    config["task"] |= {"answers": "options"}
-    RunFolder(two).config.write_text(json.dumps(config))
-    (told,) = refused([one, two])
-    assert "is asked with a question alone" in told
+def test_questions_are_read_unworded_and_those_of_other_columns_alone_are_refused(tmp_path: Path) -> None:
+    one, two, three = (run(tmp_path / name) for name in "abc")
+    words = {two: {"prompt": "{question} {options}", "answers": "letter"}, three: {"prompt": "{topic}: {question}"}}
+    for folder, own in words.items():
+        asks(folder, **own)
+    read = {
+        name: (own.prompt, own.answers) for name, own in joint.tasks(routed(router([one, two, three])).task).items()
+    }
+    assert read == {"a": ("", "generate"), "b": ("", "options"), "c": ("", "generate")}
+    asks(three, prompt="what is the {topic}?")
+    (told,) = refused([one, three])
+    assert "task.prompt='what is the {topic}?' has no {question}" in told
+
+
+def asks(folder: Path, **task: str) -> None:
+    """Let a run have asked otherwise."""
+    config = yaml.safe_load(RunFolder(folder).config.read_text())
+    config["task"] |= task
+    RunFolder(folder).config.write_text(json.dumps(config))

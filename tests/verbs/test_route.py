@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import vlatrain
 from tests.commands import asked, command, tiny_run
 from tests.loopback import Hub
 from vlatrain.config.methods import ROUTER
+from vlatrain.data.images import FilePicture
+from vlatrain.data.sample import Sample
 from vlatrain.data.shapes import build
 from vlatrain.injection.routes import WEIGHTS
 from vlatrain.runs import local_run
@@ -176,6 +179,52 @@ def test_a_mixed_batch_goes_in_one_pass_and_answers_as_each_run_does(one_task: P
         assert [mixed[place][0][0] for place in own] == [hit[0].text for hit in hits]
         scores = torch.tensor([hit[0].score for hit in hits])
         torch.testing.assert_close(torch.tensor([mixed[place][0][1] for place in own]), scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_runs_word_questions_and_options_each_in_its_own_way(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = {
+        "letter": ("task.answers=letter", "task.prompt='{question} {options}'", "data.seed=3"),
+        "topic": ("task.prompt='{topic}: {question}'", "data.seed=4"),
+    }
+    made = {"a": runs["a"]} | {name: tiny_run(tmp_path / name, "vqa", *AT, *way) for name, way in ways.items()}
+    folder = router(tmp_path / "router", [*made.values()])
+    oracle = metrics(folder)["router"]["oracle"]
+    for name, run in made.items():
+        assert oracle[f"{name}/accuracy"] == pytest.approx(metrics(run)["metrics"]["accuracy"])
+    said = {name: next(map(json.loads, (run / "predictions.jsonl").open())) for name, run in made.items()}
+    routed = {line["id"]: line for line in map(json.loads, (folder / "predictions.jsonl").open())}
+    for name, own in said.items():
+        line = routed[f"{name}/{own['id']}"]
+        assert line["question"] == own["question"] or line["routed"] != name
+    found = loaded(folder)
+    pictures, words = [images / "red.png"] * 3, ("is it red?", ("red", "blue"), (("topic", "tone"),))
+    rows = [{"image": str(one), "question": words[0], "options": [*words[1]], "topic": "tone"} for one in pictures]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert {
+        one["routed"] for one in asked(tmp_path / "o.jsonl", f"run={folder}", f"input={tmp_path / 'rows.jsonl'}")
+    } <= {*made}
+    sample = Sample("x", FilePicture(pictures[0]), words[0], options=words[1], extra=words[2])
+    for name, run in made.items():
+        (mixed,) = found.answers([sample], [Routed(name, {name: 1.0})])
+        own = asked(tmp_path / f"{name}.jsonl", f"run={run}", f"input={tmp_path / 'rows.jsonl'}")
+        assert mixed[0][0] == own[0]["prediction"]
+    bare = replace(sample, options=(), extra=())
+    (only,) = found.choose([bare], [bare.question], found.seen([bare]))
+    assert only.best == "a", "the others need options, or a topic"
+    assert command("predict", f"run={folder}", f"image={pictures[0]}", "question=is it red?", "texts=[red,blue]") == 0
+    lettered = router(
+        tmp_path / "lettered", [made["letter"], tiny_run(tmp_path / "l2", "vqa", *AT, *ways["letter"][:2])]
+    )
+    capsys.readouterr()
+    assert command("predict", f"run={lettered}", f"image={pictures[0]}", "question=is it red?") == 2
+    assert "have options: set texts=[...] to them" in capsys.readouterr().err
+    with pytest.raises(vlatrain.UserError, match="no run of this router can be asked, for lack of options"):
+        vlatrain.load(lettered).predict(str(pictures[0]), question="is it red?")
+    (hit,) = vlatrain.load(lettered).predict(str(pictures[0]), question="is it red?", texts=["red", "blue"])
+    assert hit.text in ("red", "blue")
 
 
 @pytest.mark.slow

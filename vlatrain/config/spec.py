@@ -63,7 +63,7 @@ class TaskSpec:
     Attributes:
         fields: what training and evaluation need of a sample beside its image: question, answers, captions, label, mask or
             conversations.
-        optional: what is read beside where it is there: weights.
+        optional: what is read beside where it is there: weights, options.
         given: which of the fields a prediction needs; the others are what it finds.
         several_images: whether a sample may have several images.
         by_image: whether rows with the same image are one sample; else each row is one.

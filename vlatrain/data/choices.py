@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -14,8 +14,10 @@ from vlatrain.config.errors import UserError
 from vlatrain.config.joint import subtasks
 from vlatrain.config.wording import OPTIONS, QUESTION, Wording
 from vlatrain.data.augment import Augmented
+from vlatrain.data.cells import text
 from vlatrain.data.sample import Sample
 
+NO_ROW: Mapping[str, Any] = {}
 BUILT_IN = 4  # options of a built-in question
 
 
@@ -76,8 +78,14 @@ def reordering(config: TrainConfig) -> dict[str, Wording]:
     return {name: wording for name, wording in wordings.items() if wording.chooses and wording.lists}
 
 
-def asked(question: str, options: Sequence[str], wording: Wording) -> str:
-    """A question that is asked without a row, as a task words it.
+def asked(question: str, options: Sequence[str], wording: Wording, row: Mapping[str, Any] = NO_ROW) -> str:
+    """A question as a task words it.
+
+    Args:
+        question: the question.
+        options: its options.
+        wording: how it is worded.
+        row: the other columns of its row, if it has one.
 
     Raises:
         UserError: its wording needs further columns.
@@ -85,11 +93,21 @@ def asked(question: str, options: Sequence[str], wording: Wording) -> str:
     if not wording.template:
         return question
     values = {QUESTION: question, OPTIONS: wording.listed(options)}
+    values |= {name: text(row[name]) for name in wording.columns if name in row and name not in values}
     if unknown := [name for name in wording.columns if name not in values]:
         raise UserError(
             f"task.prompt={wording.template!r}: nothing says {', '.join(unknown)} here: ask with input=FILE, whose rows do"
         )
     return wording.filled(values)
+
+
+def lacking(sample: Sample, wording: Wording) -> list[str]:
+    """What a sample that was read unworded lacks for a task to ask it: names of columns."""
+    if not wording.template and not wording.chooses:
+        return []
+    known = {QUESTION, OPTIONS, *(name for name, _ in sample.extra)}
+    bare = [OPTIONS] if (wording.chooses or wording.lists) and not sample.options else []
+    return [*bare, *(name for name in wording.columns if name not in known)]
 
 
 def plain(samples: Sequence[Sample]) -> Sequence[Sample]:

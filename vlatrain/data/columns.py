@@ -123,6 +123,8 @@ def find_columns(
     found: dict[str, Column] = {}
     absent = []
     for field in dict.fromkeys(("image", *required, "id", *spec.fields, *spec.optional)):
+        if field == OPTIONS:
+            continue
         mapped: str | None = getattr(wanted, field)
         if field == "id" and mapped == "":
             continue
@@ -148,6 +150,8 @@ def find_columns(
             problems.add("absent columns", absent_column(field, wanted, columns, name, records))
     if speaks:
         found |= {beside: Column(beside, False) for beside in BESIDE if beside in columns}
+    if OPTIONS in spec.optional and (options := listing_of(columns, wanted.options)):
+        found[OPTIONS] = Column(options.reads[0], wanted.options is not None, composed=options)
     if wording.chooses or wording.template:
         absent += _word(found, wanted, columns, name, problems, wording)
     if wanted.image is None and {"image", "images"} <= set(columns):  # a mix of sets has either

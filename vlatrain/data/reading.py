@@ -162,7 +162,7 @@ class Files:
             self.config.text_only if self.labelled else "train",
             absent,
             self.config.boxes,
-            self.config.groups if self.labelled else None,
+            self.config.groups if self.labelled else (),
             self.config.max_images,
             self.wording,
         )

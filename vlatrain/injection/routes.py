@@ -21,7 +21,7 @@ from vlatrain.config.saved import typed
 from vlatrain.config.schema import TrainConfig
 from vlatrain.config.spec import QUESTION, TEXT, shipped_spec, with_shipped_specs
 from vlatrain.config.task import TaskConfig
-from vlatrain.config.wording import BY_LETTER, BY_TEXT
+from vlatrain.config.wording import BY_TEXT, Wording
 from vlatrain.injection.sources import Source, read_sources
 from vlatrain.runs import RunFolder
 
@@ -100,12 +100,19 @@ def routed(config: TrainConfig) -> TrainConfig:
         trainer = replace(trainer, batch_size=min((size for size in sizes if isinstance(size, int)), default=16))
     return replace(
         config,
-        task=replace(whole, subtasks={route.name: route.config.task for route in routes}),
+        task=replace(whole, subtasks={route.name: unworded(route.config.task) for route in routes}),
         data=replace(DataConfig(), subtasks={route.name: route.config.data for route in routes}),
         model=first.model,
         trainer=replace(trainer, accumulate=1),
         adapter=replace(config.adapter, sources=[str(route.folder.resolve()) for route in routes]),
     )
+
+
+def unworded(task: TaskConfig) -> TaskConfig:
+    """A run's task as a router reads samples of it: with the question as it is, by which it chooses, and the options beside it. The
+    run that is asked words both in its own way."""
+    wording = task.wording
+    return replace(task, prompt="", answers=BY_TEXT if wording.lists else task.answers) if wording.template else task
 
 
 def read_routes(folders: Sequence[str], noted: Mapping[str, Any] | None = None) -> list[Route]:
@@ -202,9 +209,10 @@ def _of_source(source: Source) -> Iterator[str]:
     if source.method in NOT_ROUTED:
         what = {"full": "has weights of its own", "none": "has trained nothing"}.get(source.method, "chooses itself")
         yield Incompatible(f"{where}: is adapter={source.method}, which {what}; adapter=router chooses among adapters")
-    if (task.get("prompt") or task.get("answers") in (BY_TEXT, BY_LETTER)) and _answers(task):
+    if (prompt := task.get("prompt")) and _answers(task) and not Wording(prompt).asks:
         yield Incompatible(
-            f"{where}: its questions are made of columns (task.prompt, options), and a router is asked with a question alone"
+            f"{where}: its questions are made of other columns (task.prompt={prompt!r} has no {{question}}), and a router "
+            "chooses by what is asked"
         )
     if task.get("name") == joint.JOINT:
         yield Incompatible(f"{where}: is a joint run; adapter=router takes runs of one task each")

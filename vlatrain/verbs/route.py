@@ -167,6 +167,7 @@ def routing_rows(config: TrainConfig, metrics: Mapping[str, Any]) -> Iterator[tu
     extra, again = facts["extra_time"], facts["reads"]["again_for"]
     told = f" ({', '.join(again)}: read a second time)" if again else ""
     yield "extra time", f"{extra['ms_extra']:.2f} ms a sample, {extra['percent_extra']:.1f} %{told}"
+    yield "extra CPU time", f"{extra['cpu_ms_extra']:.2f} ms a sample, {extra['cpu_percent_extra']:.1f} %"
 
 
 def show_router(config: TrainConfig, folder: Path, metrics: Mapping[str, Any]) -> None:

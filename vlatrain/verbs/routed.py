@@ -18,8 +18,8 @@ from vlatrain.training.precision import choose_device, choose_precision, own
 from vlatrain.training.routing.router import Router
 from vlatrain.verbs.hits import Asked, Hit, hits_of
 
-ROW = TaskSpec(fields=["question"], given=[], query=QUESTION)
-"""What is read of a row that a router is asked about: its image, and a question where there is one."""
+ROW = TaskSpec(fields=["question"], optional=["options"], given=[], query=QUESTION)
+"""What is read of a row that a router is asked about: its image, and a question and options where there are some."""
 
 
 class RoutedPredictor:
@@ -38,7 +38,11 @@ class RoutedPredictor:
         self.router = Router(config, device, choose_precision(config.trainer.precision, device), run)
 
     def predict(
-        self, images: Given | Sequence[Given], question: str | Sequence[str] | None = None, top_k: int = 1
+        self,
+        images: Given | Sequence[Given],
+        question: str | Sequence[str] | None = None,
+        top_k: int = 1,
+        texts: Sequence[str] = (),
     ) -> list[Hit] | list[list[Hit]]:
         """Ask about images; the run that answers is picked for each.
 
@@ -47,16 +51,17 @@ class RoutedPredictor:
             question: a question, an expression, or what a user may say to get a task that is asked nothing; one for all images, or
                 one for each.
             top_k: the most answers or classes.
+            texts: the options of the questions, if they have some.
 
         Returns:
             Of one image its hits, best first; of several a list of them.
 
         Raises:
-            UserError: an image cannot be read, or nothing is said and all runs answer questions.
+            UserError: an image cannot be read, or no run can be asked so.
         """
         asked = Asked.of(images, question)
         samples = [
-            Sample(id=name, image=picture, question=text or "")
+            Sample(id=name, image=picture, question=text or "", options=tuple(texts))
             for name, picture, text in zip(asked.names, asked.pictures, asked.questions, strict=True)
         ]
         check_samples(self.router.reader.backbone, samples)

@@ -44,7 +44,8 @@ def problems(config: PredictConfig, task: TaskConfig) -> Iterator[str]:
 
 def of_router(config: PredictConfig) -> Iterator[str]:
     """What is wrong with the query of a router, which chooses the run that it asks."""
-    tasks = [task.spec for task in joint.tasks(config.task).values()]
+    runs = joint.tasks(config.task).values()
+    tasks, choosing = [task.spec for task in runs], [task for task in runs if task.wording.chooses]
     if config.subtask is not None:
         yield f"subtask={config.subtask}: adapter=router chooses by itself; ask the run of your choice with run=FOLDER"
     yield from _asked_about(config, any("boxes" in spec.fields for spec in tasks), "none of the router's runs is of it")
@@ -54,7 +55,9 @@ def of_router(config: PredictConfig) -> Iterator[str]:
         yield 'all runs of this router are asked questions: set question="..."'
     if config.images and (few := [spec for spec in tasks if not spec.several_images]):
         yield f"images=[...]: {len(few)} of this router's runs take one image; ask the run of your choice with run=FOLDER"
-    if config.text or config.texts:
+    if len(choosing) == len(runs) and not config.texts and not config.input:
+        yield "the questions of all runs of this router have options: set texts=[...] to them"
+    if config.text or (config.texts and not choosing):
         yield f"text= and texts= are for {_asked_by(TEXT)}; a router has no run of that"
 
 

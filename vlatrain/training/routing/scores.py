@@ -14,13 +14,14 @@ from typing import Any, cast
 
 from vlatrain.adapters.router import confusion
 from vlatrain.config import TaskConfig
+from vlatrain.data.choices import lacking
 from vlatrain.data.sample import Sample
 from vlatrain.tasks import Batches, Evaluation, Task
 from vlatrain.tasks.joint import Joint
 from vlatrain.tasks.yardsticks import Yardsticks
 from vlatrain.training.display import Display
 from vlatrain.training.routing.hosts import Host, Routed
-from vlatrain.training.routing.router import Router, RowBatches
+from vlatrain.training.routing.router import Router, RowBatches, worded_for
 
 TIMED = 64  # samples by which it is measured what choosing costs
 
@@ -64,7 +65,7 @@ class RoutedTask:
 
     def yardsticks(self, samples: Sequence[Sample], constants: Mapping[str, Any]) -> Yardsticks:
         """What its scores are compared with."""
-        return self.own.task.yardsticks(samples, constants)
+        return self.own.task.yardsticks([worded_for(self.own, sample) for sample in samples], constants)
 
     def evaluate(self, samples: Sequence[Sample], batches: Batches) -> Evaluation:
         """Its scores, see this module."""
@@ -98,13 +99,15 @@ class RoutedTask:
         )
 
     def _of_pass(self, host: Host, samples: Sequence[Sample], batches: Batches) -> Evaluation:
-        return host.task.evaluate(samples, cast(Batches, RowBatches(batches, host, self.chosen)))
+        worded = [worded_for(host, sample) for sample in samples]
+        return host.task.evaluate(worded, cast(Batches, RowBatches(batches, host, self.chosen)))
 
     def _can_score(self, host: Host, sample: Sample) -> bool:
-        """Whether what a model says of a sample can be right: it is of the same task, and knows the sample's class."""
+        """Whether what a model says of a sample can be right: it is of the same task, knows the sample's class, and finds the
+        columns by which it words questions."""
         config = host.task.config
         known = "label" not in config.spec.fields or not config.classes or sample.label in config.classes
-        return config.name == self.config.name and known
+        return config.name == self.config.name and known and not lacking(sample, config.wording)
 
 
 @dataclass
