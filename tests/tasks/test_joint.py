@@ -111,6 +111,42 @@ def test_scores_are_the_subtasks_own() -> None:
     assert found.predictions[:8] == [{"subtask": "ask", **record} for record in alone["ask"].predictions]
 
 
+LISTED = "{question} {options}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "headline", "baseline"),
+    [
+        ({"answers": "options"}, "accuracy", "chance"),
+        ({"answers": "letter", "prompt": LISTED}, "accuracy", "chance"),
+        ({"metric": "relaxed_accuracy"}, "relaxed_accuracy", "most_frequent_answer"),
+        ({"metric": "anls"}, "anls", "most_frequent_answer"),
+    ],
+)
+def test_choice_and_other_measures_are_subtasks(settings: dict[str, str], headline: str, baseline: str) -> None:
+    """Beside plain questions: losses, scores and baselines are those of the same task alone."""
+    backbone = load(CONFIG, "joint", texts=[*TEXTS, "a. b. c."])
+    subtasks = {"ask": TaskConfig(decode=DecodeConfig(max_new_tokens=4)), "pick": TaskConfig(**settings)}
+    subtasks["pick"].decode.max_new_tokens = 4
+    joint = build(TaskConfig(name="joint", metric="mean", subtasks=subtasks), backbone)
+    samples = two_subtasks(4, 0)
+    for n, sample in enumerate(make_samples()[:4]):
+        options = (("red", *sample.answers), (*sample.answers, "blue", "7"))[n % 2]
+        samples.append(replace(sample, id=f"pick/{n}", subtask="pick", options=options))
+    alone = {name: build(config, backbone) for name, config in subtasks.items()}
+    own = {name: [sample for sample in samples if sample.subtask == name] for name in subtasks}
+    with torch.no_grad():
+        found = joint.evaluate(samples, SharedBatches("cpu", 3))
+        for name, task in alone.items():
+            expected = task.evaluate(own[name], SharedBatches("cpu", 3))
+            assert {score: found.metrics[f"{name}/{score}"] for score in expected.metrics} == expected.metrics
+        losses = [float(task.loss(task.collate(own[name]))) for name, task in alone.items()]
+        assert float(joint.loss(joint.collate(samples))) == near(sum(losses) / 2, backbone.model)
+    assert found.settings["mean_of"] == ["ask/accuracy", f"pick/{headline}"]
+    yardsticks = joint.yardsticks(samples, joint.constants(samples))
+    assert f"pick/{headline}" in yardsticks.baselines[f"pick/{baseline}"].metrics
+
+
 @pytest.mark.slow
 def test_full_fine_tuning_of_a_random_model_overfits_both_subtasks() -> None:
     backbone = load(CONFIG, "joint", texts=TEXTS)

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import make_samples, small_config
 from vlatrain.backbones.loading import load
 from vlatrain.config import TaskConfig, UserError
-from vlatrain.tasks import build
+from vlatrain.tasks import build, prepare
 from vlatrain.training.batches import SharedBatches
 
 REFERENCES = [("coca cola", "coke"), ("100",), ("sitting",)]
@@ -97,6 +97,34 @@ def test_by_letter_a_letter_is_learned() -> None:
     assert [text.split()[1] for text in decode(by_text.collate(CHOICES)["answer"].ids)] == ["blue", "red", "yes"]
     (use,) = [use for use in work.uses() if use.name == "options"]
     assert use.of(CHOICES[1]) == ("A", "B", "C")
+
+
+@pytest.mark.parametrize("model", ["vilt", "clip"])
+def test_a_classifier_takes_the_likeliest_option_of_its_list(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By hand: of a list of blue, red and Yes each question takes the likeliest of its own; green and no are never chosen."""
+    config = TaskConfig(name="vqa", answers="options", answer_list=["blue", "red", "Yes"])
+    backbone: Any = load(small_config(model), "vqa", texts=[text for own in OPTIONS for text in own])
+    work: Any = build(prepare(config, backbone), backbone)
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, -2.0], [-3.0, 5.0, -1.0]])
+    backbone.answer_logits = lambda inputs: logits[: len(inputs["question"].ids)]
+    found = work.answer(work.questions(CHOICES), 9)
+    share = torch.sigmoid
+    assert [[text for text, _ in own] for own in found] == [["red", "blue"], ["red", "yes"], ["yes", "blue"]]
+    assert found[0] == [
+        ("red", pytest.approx(float(share(logits[0, 1])))),
+        ("blue", pytest.approx(float(share(logits[0, 0])))),
+    ]
+    assert work.answer(work.questions([replace(CHOICES[0], options=("x", "z"))]), 2) == [[("", 0.0)]]
+    evaluated = work.evaluate(CHOICES, SharedBatches("cpu", 3))
+    # right are blue, red and yes; chosen are red, red and yes
+    assert [record["score"] for record in evaluated.predictions] == [0.0, 100.0, 100.0]
+    assert evaluated.settings["ceiling"] == 100
+    unlisted = [CHOICES[0], replace(CHOICES[2], answers=("green",))]
+    backbone.answer_logits = lambda inputs: logits[[0, 2]]
+    assert work.evaluate(unlisted, SharedBatches("cpu", 3)).metrics["accuracy"] == 0
+    assert work.yardsticks(unlisted, {}).ceilings == {"accuracy": 50}
+    assert "2 of 5 options are not in the list of answers that the model chooses from" in caplog.text
+    assert work.collate(CHOICES)["targets"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_a_question_without_options_is_refused() -> None:

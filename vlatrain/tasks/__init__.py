@@ -19,7 +19,7 @@ from vlatrain.tasks.retrieval import Retrieval
 from vlatrain.tasks.retrieval_matching import Matching
 from vlatrain.tasks.segmentation import Segmentation
 from vlatrain.tasks.vqa import Vqa
-from vlatrain.tasks.vqa_choice import Choosing
+from vlatrain.tasks.vqa_choice import Choosing, ChoosingClasses
 from vlatrain.tasks.vqa_classifier import Answering, resolve_answers
 
 
@@ -29,8 +29,8 @@ def _joint(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ())
 
 
 def _vqa(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Vqa:
-    kind = Answering if isinstance(backbone, Answerer) else Choosing if config.wording.chooses else Vqa
-    return kind(config, backbone, train)
+    by_class, by_text = (ChoosingClasses, Choosing) if config.wording.chooses else (Answering, Vqa)
+    return (by_class if isinstance(backbone, Answerer) else by_text)(config, backbone, train)
 
 
 def _classification(config: TaskConfig, backbone: Backbone, train: Sequence[Sample] = ()) -> Task:

@@ -107,6 +107,7 @@ def test_a_key_that_the_choice_does_not_read(key: str, values: dict[str, Any], s
         ("task.rerank", {"model": "clip", "adapter": "cross_modal", "task__name": "retrieval"}),
         ("task.answer_list", {"task__answers": "rank"}),
         ("task.answer_list", {"model": "vilt"}),
+        ("task.answers", {"model": "vilt", "task__answers": "options"}),
         ("task.negatives", {"model": "vilt", "task__name": "retrieval"}),
         ("task.question", {"model": "llava", "task__name": "classification"}),
         ("task.templates", {"model": "clip", "task__name": "classification"}),

@@ -21,6 +21,7 @@ from vlatrain.config.folder import set_by, shipped
 from vlatrain.config.keys import did_you_mean
 from vlatrain.config.schema import AS_TRAIN, EvalConfig, PredictConfig, TrainConfig, readers
 from vlatrain.config.spec import QUESTION
+from vlatrain.config.wording import BY_TEXT
 
 BY_FILE = ("task", "data", "logger")  # groups whose options each read what their YAML files set
 _SUBTASK = re.compile(r"(task|data)\.subtasks\.([^.]+)\.(.+)")
@@ -184,7 +185,13 @@ CONDITIONS = (
         "task.answers={c.task.answers} takes no {key}; task.answers=rank does",
     ),
     Condition(
-        ("task.answers", "task.decode"),
+        ("task.answers",),
+        lambda c: not _chooses(c) or c.task.answers == BY_TEXT,
+        "model={c.model.name} takes no {key}, it chooses from task.answer_list, or by task.answers=options among a question's; "
+        "backbones that write do",
+    ),
+    Condition(
+        ("task.decode",),
         lambda c: not _chooses(c),
         "model={c.model.name} takes no {key}, it chooses from task.answer_list; backbones that write do",
     ),
