@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.conftest import model_config, small_config
 from vlatrain.backbones.base import Backbone
 from vlatrain.backbones.box_words import FORMATS, size_taken
 from vlatrain.backbones.loading import load_without_weights
+from vlatrain.config.model import LOCATION_WORDS, LOCATIONS
 
 SIZE = (123, 77)
 TEXTS = ["a red car", "0 1 2 3 4 5 6 7 8 9 json bbox_2d label ` [ ] { } : , _"]
@@ -26,7 +28,7 @@ def boxes(number: int) -> list[tuple[float, float, float, float]]:
 
 
 FAMILIES = [
-    *(name for name in FORMATS if name != "digits"),
+    *(name for name in FORMATS if name not in ("digits", "locations")),
     *("blip2_opt", "blip2_t5", "instructblip", "llava", "llava_onevision", "smolvlm", "tiny_blip"),
     *(f"clip+{language}" for language in LANGUAGE),
 ]
@@ -36,7 +38,9 @@ def loaded(name: str) -> Backbone:
     vision, _, language = name.partition("+")
     shipped = name.startswith("tiny_")  # with the tokenizer that it comes with
     config = small(vision, language) if language else model_config(name) if shipped else small_config(name)
-    config.tasks["grounding_words"] = config.tasks["vqa"]
+    served = config.tasks["vqa"]
+    new = [LOCATION_WORDS] if config.box_words == LOCATIONS else []
+    config.tasks["grounding_words"] = replace(served, trained=[*served.trained, *new])
     backbone = load_without_weights(config, "grounding_words", texts=TEXTS)
     if name == "florence2":  # the published tokenizer has them as special tokens
         backbone.tokenizer.add_special_tokens({"additional_special_tokens": [f"<loc_{n}>" for n in range(1000)]})
@@ -83,6 +87,7 @@ BOX = (0.1, 0.2, 0.5, 0.8)
         ("qwen2_5_vl", '```json\n[{"bbox_2d": [20, 20, 100, 80], "label": "a cat"}]\n```'),
         ("qwen3_vl", '```json\n[{"bbox_2d": [100, 200, 500, 800], "label": "a cat"}]\n```'),
         ("digits", "10 20 50 80"),
+        ("locations", "<loc_6><loc_12><loc_32><loc_51>"),
     ],
 )
 def test_what_is_written(name: str, text: str) -> None:

@@ -107,6 +107,7 @@ def test_other_numbers_of_boxes_are_refused_where_one_is_found() -> None:
 @pytest.mark.slow
 def test_what_is_written_and_is_no_box_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config("blip")
+    config.box_words = "digits"
     config.tasks["grounding_words"] = config.tasks["vqa"]
     backbone = load(config, "grounding_words", texts=["0 1 2 3 4 5 6 7 8 9"])
     samples = [replace(sample, boxes=((0.0, 0.0, 0.5, 0.5),)) for sample in make_samples()[:3]]

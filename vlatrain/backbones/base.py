@@ -126,6 +126,7 @@ class Backbone:
             matter which.
         images_each: the most images of a sample; `measure` is told so.
         box_towers: the towers whose states a head for boxes reads: those of patches, those of words.
+        writes_at: path of the model in it that writes texts; empty: itself.
         shares_beams: whether the beams of a row have the keys and values of what they attend to in common.
         more_room: what leaves more room for texts, for messages.
     """
@@ -138,6 +139,7 @@ class Backbone:
     scoring: ClassVar[tuple[str, ...]] = ()
     pads_with_end: ClassVar[bool] = False
     box_towers: ClassVar[tuple[str, str]] = ("vision", "text")
+    writes_at: ClassVar[str] = ""
     shares_beams: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, task: str, model: PreTrainedModel, processor: Any, source: str) -> None:
@@ -154,7 +156,11 @@ class Backbone:
         self.jpeg_side = 0  # pixels that no side of an image need have more of, see `vlatrain.data.images.load_at`
         self.looked_at: dict[str, dict[Any, Any]] = {}  # what `vlatrain.tasks.looks` has seen of texts
         self._back: dict[str, str] = {}  # texts as they come back, see `as_written`
-        keep = set(model._keep_in_fp32_modules_strict or ()) | {*self.scoring, "box_head"}  # as transformers says it
+        keep = set(model._keep_in_fp32_modules_strict or ()) | {
+            *self.scoring,
+            "box_head",
+            "location_words",
+        }  # as transformers says it
         model._keep_in_fp32_modules_strict = keep
         for tokenizer in (getattr(processor, name, None) for name in ("tokenizer", "qformer_tokenizer")):
             if tokenizer is not None:  # what is too long is cut, whatever transformers' warning says

@@ -7,6 +7,8 @@
 - `qwen2_5_vl`: JSON with `bbox_2d` in pixels of the image as its processor makes it (Bai et al., arXiv:2502.13923, section 2.1, and
   the spatial cookbook of its repository);
 - `qwen3_vl`: the same in thousandths of the image (README and cookbooks of its repository, 2025);
+- `locations`: the same places in 64 bins, as `<loc_8><loc_19><loc_28><loc_38>`, by words that train (`location_words`), for models
+  that have none;
 - `digits`: left, top, right and bottom in hundredths, `12 30 45 60`, several parted by ` ; `: for these any tokenizer has words.
 
 A box that is read has its edges in the middle of their bins, and so within one of those of the box that was written. Formats are
@@ -21,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+BINS = 64  # words for places that are new to a model
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 LOCATION = re.compile(r"<loc_?\d+>")
@@ -90,6 +93,10 @@ def _in_json(text: str) -> list[list[int]]:
     return [[int(number) for number in found] for found in _JSON.findall(text)]
 
 
+def _locations(boxes: Sequence[Sequence[int]], expression: str) -> str:
+    return "".join(f"<loc_{edge}>" for box in boxes for edge in box)
+
+
 def _digits(boxes: Sequence[Sequence[int]], expression: str) -> str:
     return " ; ".join(" ".join(map(str, box)) for box in boxes)
 
@@ -103,6 +110,7 @@ FORMATS: dict[str, BoxWords] = {
     "paligemma": BoxWords(lambda size: (1024, 1024), lambda text: _groups(_PALIGEMMA, text), _paligemma, swapped=True),
     "qwen2_5_vl": BoxWords(lambda size: size, _in_json, _json),
     "qwen3_vl": BoxWords(lambda size: (1000, 1000), _in_json, _json),
+    "locations": BoxWords(lambda size: (BINS, BINS), lambda text: _groups(_FLORENCE, text), _locations),
     "digits": BoxWords(lambda size: (100, 100), _in_digits, _digits),
 }
 

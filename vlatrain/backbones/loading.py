@@ -26,6 +26,7 @@ from vlatrain.backbones.families.qformer_lm import Prefix, Seq2Seq
 from vlatrain.backbones.families.vilt import Vilt
 from vlatrain.backbones.families.vision_tower import VisionTower
 from vlatrain.backbones.fetching import commits_of, located
+from vlatrain.backbones.location_words import add_location_words
 from vlatrain.backbones.quantise import keep_others_exact, layers_of, quantise
 from vlatrain.backbones.reuse import Source
 from vlatrain.backbones.weights import broken_file
@@ -242,8 +243,9 @@ def _random(config: ModelConfig, task: str, texts: Iterable[str], seed: int, run
 def _with_head(
     model: PreTrainedModel, processor: Any, config: ModelConfig, task: str, checkpoint: str = ""
 ) -> PreTrainedModel:
-    """A model with the head for boxes, if its description names one, and its processor made fit for that."""
+    """A model with the head for boxes, or words for them, if its description names such, and its processor made fit for that."""
     add_box_head(model, config, task, family_of(config).box_towers, checkpoint)
+    add_location_words(model, processor, config, task, family_of(config).writes_at)
     see_whole(processor, config, task)
     return model
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from vlatrain.config.data import DataConfig
 from vlatrain.config.errors import UserError
 from vlatrain.config.keys import did_you_mean, problems_in
-from vlatrain.config.model import ModelTaskConfig
+from vlatrain.config.model import LOCATION_WORDS, LOCATIONS, ModelTaskConfig
 from vlatrain.config.schema import PredictConfig, TrainConfig
 from vlatrain.config.spec import IMAGE, QUESTION, TEXT, MetricSpec, described, shipped_spec, shipped_tasks, typed_spec
 from vlatrain.config.task import TaskConfig
@@ -76,8 +76,14 @@ def served(config: TrainConfig) -> dict[str, ModelTaskConfig]:
     known, own = config.model.tasks, {} if task_problems(config.task) else tasks(config.task)
     wanted = {task.name: task.spec.served_as for task in (config.task, *own.values()) if task.name not in known}
     found = {name: known[like] for name, like in wanted.items() if like in known}
+    if config.model.box_words == LOCATIONS:
+        for task in (config.task, *own.values()):
+            if task.name in found and "boxes" in task.spec.fields and LOCATION_WORDS not in found[task.name].trained:
+                trained = [*found[task.name].trained, LOCATION_WORDS]
+                found[task.name] = dataclasses.replace(found[task.name], trained=trained)
     if JOINT in known and own:
-        found[JOINT] = _with_heads(known[JOINT], [known[task.name] for task in own.values() if task.name in known])
+        served_own = [found.get(task.name) or known.get(task.name) for task in own.values()]
+        found[JOINT] = _with_heads(known[JOINT], [one for one in served_own if one])
     return found
 
 

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 from vlatrain.config.limits import Choice
 
+LOCATIONS = "locations"  # of `model.box_words`: by words for places that train
+LOCATION_WORDS = "location_words"  # of the modules that a task trains, the one that has them
+
 
 @dataclass
 class SiteConfig:
@@ -167,8 +170,8 @@ class ModelConfig:
         config: the architecture's settings (transformers config), for `random_init` and `inspect` without the checkpoint.
         prompts: by task, what a model that continues text is told: `{question}` stands for the question. A task that is asked
             questions and is not named is told what `vqa` is.
-        box_words: how it writes boxes: as florence2, paligemma, qwen2_5_vl or qwen3_vl was trained to, or in digits; see
-            `vlatrain.backbones.box_words`.
+        box_words: how it writes boxes: as florence2, paligemma, qwen2_5_vl or qwen3_vl was trained to, by words for places that
+            train (locations), or in digits; see `vlatrain.backbones.box_words`.
         options: what only this family has.
     """
 
@@ -185,5 +188,7 @@ class ModelConfig:
     towers: dict[str, TowerConfig] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
-    box_words: Annotated[str, Choice("digits", "florence2", "paligemma", "qwen2_5_vl", "qwen3_vl")] = "digits"
+    box_words: Annotated[str, Choice("digits", LOCATIONS, "florence2", "paligemma", "qwen2_5_vl", "qwen3_vl")] = (
+        LOCATIONS
+    )
     options: dict[str, Any] = field(default_factory=dict)

@@ -250,7 +250,7 @@ def _targets(config: AdapterConfig, sites: Sites) -> list[str]:
 
 
 # what marks the parameters of our adapters and of PEFT's: the prefix of each of its methods
-NEW_HEADS = ("box_head.", "head.")  # heads of a backbone that no checkpoint has
+NEW_HEADS = ("box_head.", "head.", "location_words.")  # heads of a backbone that no checkpoint has
 _PREFIXES = tuple({tuner.prefix for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values() if getattr(tuner, "prefix", "")})
 
 

@@ -54,7 +54,10 @@ def test_a_head_for_boxes_comes_with_its_subtask() -> None:
     assert more.cacheable_inputs == {"vision": ["image"]}, "of the question's encoder the head reads its patches, too"
     whole = composed("task=joint", FIND, "model=tiny_composite").model.tasks["joint"]
     assert whole.trained == ["projection", "box_head"]
-    assert composed("task=joint", WRITE).model.tasks["joint"].trained == []
+    assert composed("task=joint", WRITE).model.tasks["joint"].trained == ["location_words"]
+    assert composed("task=joint", WRITE, "model.box_words=digits").model.tasks["joint"].trained == []
+    assert composed("task=grounding_words").served.trained == ["location_words"]
+    assert composed("task=grounding_words", "model=florence2").served.trained == []
 
 
 @pytest.mark.parametrize(("words", "said"), some(REFUSED))

@@ -184,6 +184,7 @@ class Blip(Writer, Backbone):
     reader = "fusion"
     scoring = ("itm_head",)
     box_towers = ("vision", "fusion")
+    writes_at = "text_decoder"
     shares_beams = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -70,6 +70,7 @@ class Composite(Writer, Backbone):
     """What all composites have in common: loading, images, and the tokens of texts. See `Generator` for the operations."""
 
     model: Any
+    writes_at = "language"
     causal = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
