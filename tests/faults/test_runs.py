@@ -27,6 +27,7 @@ from vlatrain.backbones.loading import load
 from vlatrain.backbones.pretrained import ASSETS
 from vlatrain.config import UserError
 from vlatrain.reporting.history import JsonLines
+from vlatrain.runs import saved_config
 from vlatrain.tasks import looks
 from vlatrain.training.batches import GRACE, batches_by
 from vlatrain.training.setup import keep_processor
@@ -131,6 +132,14 @@ def test_a_pickle_is_not_executed(place: str, run: Path, tmp_path: Path, capsys:
     assert status == (0 if "checkpoint" in place else 2)  # from the checkpoint before
     assert not mark.exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_restored_is_the_one_that_was_there(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    before = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").unlink()
+    saved_config(folder)
+    assert (folder / "config.yaml").read_text() == before
 
 
 def test_a_changed_option_is_refused_with_the_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,18 @@ from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
 from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of, tracking
-from vlatrain.runs import COMMAND, Run, RunFolder, find_config, named, run_folder, save_config, steps_in, versions
+from vlatrain.runs import (
+    COMMAND,
+    Run,
+    RunFolder,
+    config_text,
+    find_config,
+    named,
+    run_folder,
+    save_config,
+    steps_in,
+    versions,
+)
 from vlatrain.tasks import Evaluation, check_known, subtasks_of
 from vlatrain.tasks.looks import AT_MOST
 from vlatrain.tasks.text_facts import text_facts
@@ -204,7 +215,9 @@ def _train_into(
     if main:
         files.unseal()
         # what loads fastest here does so here: an evaluation elsewhere finds out for itself
-        save_config(replace(config, trainer=replace(config.trainer, workers=workers)), folder)
+        asked = replace(config, trainer=replace(config.trainer, workers=workers))
+        save_config(asked, folder)
+        loop.checkpointer.config = config_text(asked)  # from which it may have to be restored
         files.note_start(data)
         write_json(files.constants, constants)
         keep_processor(setup, folder)
