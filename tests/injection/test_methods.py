@@ -358,10 +358,8 @@ def test_a_batch_of_several_adapters(name: str, place: tuple[str, str]) -> None:
 
 
 def answers(task: Task, batch: Any) -> list[Any]:
-    """What is generated for each sample: texts, each with its probability where it is an answer."""
-    if task.name == "captioning":
-        return [[(text, 1.0)] for text in task.caption(batch)]  # type: ignore[attr-defined]
-    return task.answer(batch)  # type: ignore[attr-defined, no-any-return]
+    """What is generated for each sample: texts, each with its probability."""
+    return task.caption(batch) if task.name == "captioning" else task.answer(batch)  # type: ignore[attr-defined, no-any-return]
 
 
 def assert_same(found: list[Any], expected: list[Any], backbone: Backbone) -> None:

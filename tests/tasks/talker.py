@@ -103,6 +103,12 @@ class Talker(Backbone):
         """The inputs themselves."""
         return inputs
 
+    def logits(self, context: Inputs, target: Text) -> Tensor:
+        """See `Generator`."""
+        states = torch.cat([self._embedded(context), self.model.transformer.wte(target.ids)], dim=1)
+        mask = torch.cat([context["mask"], target.mask], dim=1)
+        return self.model(inputs_embeds=states, attention_mask=mask).logits[:, -target.ids.shape[1] :]
+
     def generate(self, context: Inputs, decode: DecodeConfig, prompt: str = "", alternatives: int = 1) -> list[str]:
         """Greedily, or with beams."""
         ids = self.model.generate(
