@@ -49,8 +49,8 @@ def refuse_unfit(config: TrainConfig) -> None:
             task.evaluate_on_meta(2, "meta")
     except UserError:
         raise
-    except NotImplementedError:  # it looks at values: no more can be told
-        return
+    except (NotImplementedError, AttributeError):
+        return  # it looks at values, or at what a run puts in later: no more can be told
     except UNFIT as error:
         raise UserError(_described(config.model, model, inside, error)) from error
 

@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> Run:
     set_torch(config.trainer)  # before anything computes
     check(config.adapter)
     check_known(config.task)
-    if sizes_are_chosen(config.model, config.task.name):
+    if config.adapter.name != ROUTER and sizes_are_chosen(config.model, config.task.name):  # its runs have trained
         refuse_unfit(config)
     join_processes(config.trainer)
     if config.trainer.shard and count() == 1:
