@@ -23,7 +23,7 @@ class Written(NamedTuple):
         text: the text.
         probability: the geometric mean of its tokens' probabilities, that of its end included: exp(log p(text) / length), the
             inverse of its perplexity. So long texts are not unsure for their length (Malinin and Gales, "Uncertainty Estimation in
-            Autoregressive Structured Prediction", ICLR 2021, section 3). None: it is not known.
+            Autoregressive Structured Prediction", ICLR 2021). None: it is not known.
     """
 
     text: str
