@@ -156,12 +156,8 @@ class Backbone:
         self.jpeg_side = 0  # pixels that no side of an image need have more of, see `vlatrain.data.images.load_at`
         self.looked_at: dict[str, dict[Any, Any]] = {}  # what `vlatrain.tasks.looks` has seen of texts
         self._back: dict[str, str] = {}  # texts as they come back, see `as_written`
-        keep = set(model._keep_in_fp32_modules_strict or ()) | {
-            *self.scoring,
-            "box_head",
-            "location_words",
-        }  # as transformers says it
-        model._keep_in_fp32_modules_strict = keep
+        precise = {*self.scoring, "box_head", "location_words"}
+        model._keep_in_fp32_modules_strict = precise | set(model._keep_in_fp32_modules_strict or ())
         for tokenizer in (getattr(processor, name, None) for name in ("tokenizer", "qformer_tokenizer")):
             if tokenizer is not None:  # what is too long is cut, whatever transformers' warning says
                 tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True

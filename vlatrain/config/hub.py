@@ -15,6 +15,8 @@ from urllib.request import getproxies
 
 TIMEOUT = 10.0  # seconds
 MAIN = "main"  # the revision where none is named
+RUN = "hub:"  # what a run of the hub begins with
+NAME = r"[\w.-]+/[\w.-]+"  # OWNER/NAME, as a pattern
 
 
 def resolve() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from vlatrain.backbones.describe import ASSETS, checkpoints_of, is_plain
-from vlatrain.config import TrainConfig
+from vlatrain.config import TrainConfig, hub
 from vlatrain.config.files import write_file
 from vlatrain.config.joint import scores as score_specs
 from vlatrain.config.joint import subtasks
@@ -98,7 +98,7 @@ def write_card(
 def hub_bases(config: TrainConfig) -> list[str]:
     """The names on the hub of what the backbone is made of; none where some of it is not from there."""
     names = _checkpoints(config)
-    remote = [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_dir()]
+    remote = [name for name in names if re.fullmatch(hub.NAME, name) and not Path(name).is_dir()]
     return remote if len(remote) == len(names) else []
 
 

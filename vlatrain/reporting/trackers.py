@@ -17,8 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from vlatrain.config import TrainConfig
+from vlatrain.config import LoggerConfig, TrainConfig
 from vlatrain.config.files import write_file
+from vlatrain.config.keys import leaves
 from vlatrain.data.images import is_shown
 from vlatrain.data.sample import Sample
 from vlatrain.reporting.history import JsonLines
@@ -74,6 +75,21 @@ def outcome_of(metrics: Mapping[str, Any], tables: Mapping[str, Table], adapter:
     best = {"best_step": (metrics.get("training") or {}).get("best_step")}
     named = {f"predictions/{split}": table for split, table in tables.items()}
     return Outcome({**scores, **facts, **best}, named, adapter)
+
+
+def tables_of(
+    logger: LoggerConfig, records: Mapping[str, Sequence[Mapping[str, Any]]], samples: Mapping[str, Sequence[Sample]]
+) -> dict[str, Table]:
+    """The tables that trackers are given of predictions; none where there is no tracker, or none is wanted.
+
+    Args:
+        logger: which trackers there are, and the most rows of a table.
+        records: predictions by name.
+        samples: the samples by the same names.
+    """
+    if not (logger.trackers and logger.table):
+        return {}
+    return {name: table_of(own, samples[name], logger.table) for name, own in records.items()}
 
 
 def table_of(records: Sequence[Mapping[str, Any]], samples: Sequence[Sample], most: int) -> Table:
@@ -161,7 +177,10 @@ class Tracker:
 
     def settings(self) -> dict[str, Any]:
         """The run's configuration by dotted key, lists as text."""
-        return {key: value for key, value in _leaves(asdict(self.config)) if value is not None}
+        found = {key: value for key, value in leaves(asdict(self.config)).items() if value != {}}
+        return {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in found.items()
+        }
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Log the record's numbers."""
@@ -287,10 +306,12 @@ class Forgiving:
             log.warning("%s failed (%s: %s); the run goes on without it", self.name, type(error).__name__, said)
 
 
+Trackers = Callable[[TrainConfig], list[Forgiving]]
+"""Makes the trackers that a run's configuration asks for."""
+
+
 @contextmanager
-def tracking(
-    folder: Path, main: bool = True, continues: bool = False
-) -> Iterator[Callable[[TrainConfig], list[Forgiving]]]:
+def tracking(folder: Path, main: bool = True, continues: bool = False) -> Iterator[Trackers]:
     """While inside, what it gives makes the trackers of a run from its configuration; whatever ends the run, they are told how.
 
     Args:
@@ -333,12 +354,3 @@ def add_to_run(config: TrainConfig, folder: Path, outcome: Callable[[], Outcome]
         for sink in make(config):
             sink.begin(0)
             sink.report(outcome())
-
-
-def _leaves(values: Mapping[str, Any], key_prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{key_prefix}{key}.")
-        else:
-            plain = value is None or isinstance(value, (bool, int, float, str))
-            yield f"{key_prefix}{key}", value if plain else str(value)

@@ -20,10 +20,9 @@ from vlatrain.runs.naming import ROOT
 
 log = logging.getLogger("vlatrain")
 
-HUB = "hub:"
 #: What is fetched. Nothing of it can execute when it is read.
 FILES = ("*.json", "*.yaml", "*.safetensors", "*.md", "*.txt", "*.model", "*.jinja")
-_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_NAME = re.compile(rf"{hub.RUN}({hub.NAME})(?:@([\w./-]+))?")
 
 
 def hub_name(run: str) -> str:
@@ -35,7 +34,7 @@ def hub_name(run: str) -> str:
     Raises:
         UserError: it begins as one of the hub's, and goes on otherwise.
     """
-    if not run.startswith(HUB):
+    if not run.startswith(hub.RUN):
         return ""
     if (found := _NAME.fullmatch(run)) is None:
         raise UserError(f"{run}: a run of the hub is hub:OWNER/NAME, or hub:OWNER/NAME@REVISION")
@@ -80,7 +79,7 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
     except Exception as error:  # the client passes on whatever its transport raises
         # what the hub finds wrong with the card is a ValueError of the client's
         said = None if isinstance(error, ValueError) else hub_client.reason(error, name, kind="run")
-        raise UserError(f"to={HUB}{name}: {said or ' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"to={hub.RUN}{name}: {said or ' '.join(str(error).split())[:300]}") from error
     return str(address)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from vlatrain.backbones.describe import checkpoints_of
+from vlatrain.backbones.describe import ASSETS, checkpoints_of
 from vlatrain.backbones.loading import family_of, meta_model
 from vlatrain.config import ModelConfig, TrainConfig, UserError
 from vlatrain.tasks import build, prepare, subtasks_of
@@ -27,8 +27,10 @@ Call = tuple[nn.Module, tuple[Any, ...]]
 
 
 def sizes_are_chosen(model: ModelConfig, task: str) -> bool:
-    """Whether somebody has chosen the sizes of a backbone: those of random weights, or of a checkpoint in a folder."""
-    return model.random_init or any(Path(name).is_dir() for name in checkpoints_of(model, task).values())
+    """Whether somebody has chosen the sizes of a backbone: those of random weights, or of a checkpoint in a folder that is not
+    shipped."""
+    places = [Path(name) for name in checkpoints_of(model, task).values()]
+    return model.random_init or any(place.is_dir() and not place.is_relative_to(ASSETS) for place in places)
 
 
 def refuse_unfit(config: TrainConfig) -> None:
@@ -49,8 +51,8 @@ def refuse_unfit(config: TrainConfig) -> None:
             task.evaluate_on_meta(2, "meta")
     except UserError:
         raise
-    except (NotImplementedError, AttributeError):
-        return  # it looks at values, or at what a run puts in later: no more can be told
+    except NotImplementedError:  # it looks at values: no more can be told
+        return
     except UNFIT as error:
         raise UserError(_described(config.model, model, inside, error)) from error
 

@@ -22,7 +22,7 @@ from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged, print_sentence
 from vlatrain.reporting.records import ITSELF, TRAINING, scored_record
 from vlatrain.reporting.scores import group_rows, marks, result_line, score_table
-from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
+from vlatrain.reporting.trackers import Outcome, add_to_run, tables_of
 from vlatrain.runs import COMMAND, Run, RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.tasks import Evaluation, Task
 from vlatrain.training.journal import BEGUN_ANEW, ENDING, Journal, identity, stopped
@@ -132,8 +132,8 @@ def _outcome(
     config: EvalConfig, metrics: dict[str, Any], evaluation: Evaluation, samples: Sequence[Sample], name: str
 ) -> Outcome:
     """What trackers are given of an evaluation, which has a name among those of its run."""
-    most, title = config.logger.table, f"evaluations/{name}"
-    tables = {title: table_of(evaluation.predictions, samples, most)} if most else {}
+    title = f"evaluations/{name}"
+    tables = tables_of(config.logger, {title: evaluation.predictions}, {title: samples})
     return Outcome({title: metrics["metrics"]}, tables)
 
 

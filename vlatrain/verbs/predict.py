@@ -35,7 +35,7 @@ from vlatrain.reporting.console import Console as Messages
 from vlatrain.reporting.console import RichConsole as Console
 from vlatrain.reporting.console import logged, print_sentence
 from vlatrain.reporting.fitted import fitted, shortened
-from vlatrain.reporting.trackers import Outcome, add_to_run, table_of
+from vlatrain.reporting.trackers import Outcome, add_to_run, tables_of
 from vlatrain.tasks import subtasks_of
 from vlatrain.tasks.base import Answer, ImageBatch
 from vlatrain.tasks.lengths import check_lengths
@@ -275,8 +275,8 @@ def _show(
 
 def _outcome(config: PredictConfig, records: list[dict[str, Any]], samples: list[Sample]) -> Outcome:
     """What trackers are given of predictions."""
-    most = config.logger.table
-    return Outcome({}, {"predictions/asked": table_of(records, samples, most)} if most else {})
+    title = "predictions/asked"
+    return Outcome({}, tables_of(config.logger, {title: records}, {title: samples}))
 
 
 def _samples(config: PredictConfig) -> list[Sample]:

@@ -7,7 +7,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, score_table, shown_score
 from vlatrain.reporting.summary import asking, show_files
-from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of
+from vlatrain.reporting.trackers import Trackers, outcome_of, tables_of
 from vlatrain.runs import RunFolder, refuse_changed_file, save_config, versions
 from vlatrain.training.batches import SharedBatches
 from vlatrain.training.journal import Journal
@@ -37,13 +37,7 @@ from vlatrain.verbs.predictions import write_predictions
 log = logging.getLogger("vlatrain")
 
 
-def train_router(
-    files: RunFolder,
-    config: TrainConfig,
-    console: Console,
-    main: bool,
-    trackers: Callable[[TrainConfig], list[Forgiving]],
-) -> None:
+def train_router(files: RunFolder, config: TrainConfig, console: Console, main: bool, trackers: Trackers) -> None:
     """Train a router, score it, and write everything into its run folder.
 
     Args:
@@ -109,14 +103,12 @@ def train_router(
     }
     if not main:
         return
-    most = config.logger.table if config.logger.trackers else 0
-    tables = {
-        split: table_of(found.evaluation.predictions, samples[split], most) for split, found in splits.items() if most
-    }
+    predicted = {split: found.evaluation.predictions for split, found in splits.items()}
+    outcome = outcome_of(metrics, tables_of(config.logger, predicted, samples), files.adapter)
     for sink in trackers(config):
         sink.begin(0)
         sink.write({"step": 0, **{f"eval/{name}": value for name, value in metrics["metrics"].items()}})
-        sink.report(outcome_of(metrics, tables, files.adapter))
+        sink.report(outcome)
     for split, found in splits.items():
         write_predictions(files, split, found.evaluation, samples[split], config)
         for mark in marks(config, metrics if split == "eval" else metrics[split], "" if split == "eval" else split):
@@ -126,8 +118,7 @@ def train_router(
     write_json(files.metrics, metrics)  # all but last: a folder with metrics.json is a finished run
     files.seal()
     if config.run.report == "auto" and not BRIEF.get():
-        known = {sample.id: sample.pictures for sample in samples["eval"]}
-        report_at_end(folder, lambda name: known.get(name, ()))
+        report_at_end(folder, samples["eval"])
     show_router(config, folder, metrics)
 
 

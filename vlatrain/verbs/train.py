@@ -37,7 +37,7 @@ from vlatrain.reporting.pages import report_at_end
 from vlatrain.reporting.records import TRAINING, scored_record
 from vlatrain.reporting.scores import marks, shown_score
 from vlatrain.reporting.summary import show_run
-from vlatrain.reporting.trackers import Forgiving, outcome_of, table_of, tracking
+from vlatrain.reporting.trackers import Trackers, outcome_of, tables_of, tracking
 from vlatrain.runs import (
     COMMAND,
     Run,
@@ -161,13 +161,7 @@ def _saved_so_far(files: RunFolder, before: list[int] | None) -> str:
     return " before the first checkpoint: nothing is kept but what was computed for the cache; the same command begins anew"
 
 
-def _train_into(
-    files: RunFolder,
-    config: TrainConfig,
-    console: Console,
-    main: bool,
-    trackers: Callable[[TrainConfig], list[Forgiving]],
-) -> None:
+def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: bool, trackers: Trackers) -> None:
     folder = files.path
     reset_process_peak()
     if config.adapter.name == ROUTER:
@@ -242,37 +236,22 @@ def _train_into(
         for split, found in (("", metrics), *((split, metrics[split]) for split in extra)):
             for mark in marks(config, found, split):
                 log.warning(mark)
-        for split, evaluation in {"eval": result.evaluation, **extra}.items():
-            if evaluation is not None:
-                write_predictions(files, split, evaluation, samples[split], config)
+        evaluations = {"eval": result.evaluation, **extra}
+        evaluated = {split: evaluation for split, evaluation in evaluations.items() if evaluation is not None}
+        for split, evaluation in evaluated.items():
+            write_predictions(files, split, evaluation, samples[split], config)
         write_json(files.metrics, metrics)  # all but last: a folder with metrics.json is a finished run
         files.seal()
         if setup.is_adapter:
             write_card(files.adapter, config, metrics, Place(str(folder), str(files.adapter)))
-        _report_outcome(config, files, metrics, {"eval": result.evaluation, **extra}, samples, sinks)
+        predicted = {split: evaluation.predictions for split, evaluation in evaluated.items()}
+        tables = tables_of(config.logger, predicted, samples)
+        for sink in sinks:
+            sink.report(outcome_of(metrics, tables, files.adapter if files.adapter.is_dir() else None))
         if config.run.report == "auto" and not BRIEF.get():  # a sweep has one of all its jobs
-            known = {sample.id: sample.pictures for sample in samples["eval"]}
-            report_at_end(folder, lambda name: known.get(name, ()))
+            report_at_end(folder, samples["eval"])
         show_run(config, folder, metrics)
     give_back(loop.parameters.values())
-
-
-def _report_outcome(
-    config: TrainConfig,
-    files: RunFolder,
-    metrics: Mapping[str, Any],
-    evaluations: Mapping[str, Evaluation | None],
-    samples: Mapping[str, Sequence[Sample]],
-    sinks: Sequence[Forgiving],
-) -> None:
-    """Give the trackers, where there are any, what the training came to."""
-    if not config.logger.trackers:
-        return
-    most = config.logger.table
-    scored = {split: one for split, one in evaluations.items() if one is not None and most}
-    tables = {split: table_of(one.predictions, samples[split], most) for split, one in scored.items()}
-    for sink in sinks:
-        sink.report(outcome_of(metrics, tables, files.adapter if files.adapter.is_dir() else None))
 
 
 def _constants(setup: TrainingSetup, train: Sequence[Sample], data: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlatrain.config import joint, limits, methods, spec, wording
+from vlatrain.config import hub, joint, limits, methods, spec, wording
 from vlatrain.config.checks import data_files, queries
 from vlatrain.config.checks.serving import serving
 from vlatrain.config.errors import Incompatible, UserError
@@ -19,8 +19,6 @@ from vlatrain.config.optim import PARAMETER_GROUPS
 from vlatrain.config.schema import EvalConfig, ExportConfig, MergeConfig, PredictConfig, TrainConfig
 from vlatrain.config.sweep import FIGURES
 from vlatrain.config.task import TaskConfig
-
-HUB = "hub:"  # what a run of the hub begins with
 
 
 def problems(config: TrainConfig, folders: Sequence[Path] = (), job: bool = False) -> list[str]:
@@ -262,8 +260,8 @@ def _merge(config: MergeConfig) -> Iterable[str]:
 
 
 def _export(config: ExportConfig) -> Iterable[str]:
-    if config.to.startswith(HUB):
-        if not re.fullmatch(rf"{HUB}[\w.-]+/[\w.-]+", config.to):
+    if config.to.startswith(hub.RUN):
+        if not re.fullmatch(hub.RUN + hub.NAME, config.to):
             yield f"to={config.to}: a repository of the hub is hub:OWNER/NAME"
         return
     if config.private:

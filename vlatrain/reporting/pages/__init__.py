@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from vlatrain.config.files import write_file
 from vlatrain.reporting.pages.reading import Selection, select, snapshot
 
 if TYPE_CHECKING:
+    from vlatrain.data.sample import Sample
     from vlatrain.reporting.pages.thumbnails import Pictures  # with numpy, which the command line does without
 
 log = logging.getLogger("vlatrain")
@@ -55,13 +57,19 @@ def write_report(
     return output, selection
 
 
-def report_at_end(folder: Path, pictures: Pictures | None = None) -> None:
+def report_at_end(folder: Path, samples: Sequence[Sample] = ()) -> None:
     """Write the report of what has just ended, where the packages for it are installed. What goes wrong is said, and no more: the
-    folder has everything without it."""
+    folder has everything without it.
+
+    Args:
+        folder: a run folder, or one of runs.
+        samples: those that a run was scored on, by which its images are had; empty: they are found by their names.
+    """
     if missing():
         return
+    known = {sample.id: sample.pictures for sample in samples}
     try:
-        write_report([folder], pictures=pictures)
+        write_report([folder], pictures=(lambda name: known.get(name, ())) if known else None)
     except Exception as error:  # whatever a plot or an image may raise
         log.warning("No report was written (%s: %s)", type(error).__name__, " ".join(str(error).split()))
 
