@@ -109,6 +109,7 @@ class DataConfig:
         flip: probability of mirroring a training image.
         scale_jpegs: decode large JPEGs at a fraction of their size, with at least twice the pixels a side that the model takes;
             faster, and slightly other pixels. Not for models that take an image's own size.
+        images: shown, or blank: a grey one in place of each, so that only texts are learned from, or asked with.
         views: crops and flips are drawn from so many fixed views of each image; 0: anew each time.
         path: hub: data set name or local folder.
         subset: hub: configuration name of the data set.
@@ -146,6 +147,7 @@ class DataConfig:
     flip: Annotated[float, PROBABILITY] = 0.0
     views: Annotated[int, NOT_NEGATIVE] = 0
     scale_jpegs: bool = True
+    images: Annotated[str, Choice("shown", "blank")] = "shown"
     path: str | None = None
     subset: str | None = None
     revision: str | None = None

@@ -193,7 +193,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
         ("data.train_size", "data.eval_size", "data.eval_fraction", "data.stratify", "data.seed", "trainer.workers"),
         _SCORING,
     ),
-    **dict.fromkeys(("data.groups", "data.save_images"), _SCORING),
+    **dict.fromkeys(("data.groups", "data.save_images", "data.images"), _SCORING),
     **dict.fromkeys(("logger.artifact",), _TRAINING),
     **dict.fromkeys(("data.shots", "data.balance"), _TRAINING),
     **dict.fromkeys(("data.crop", "data.flip", "data.views", "task.sampling", "task.sampling_temperature"), _TRAINING),

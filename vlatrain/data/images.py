@@ -200,6 +200,11 @@ class BytesPicture:
         return f"BytesPicture({self.name!r}, {len(self.data)} bytes)"
 
 
+def grey() -> Image.Image:
+    """A small grey image, which says nothing."""
+    return Image.new("RGB", (56, 56), "grey")
+
+
 class NoPicture:
     """The place of an image in a sample of text alone. What it loads as is never seen: backbones hide it.
 
@@ -215,7 +220,7 @@ class NoPicture:
 
     def load(self) -> Image.Image:
         """A small grey image."""
-        return Image.new("RGB", (56, 56), "grey")
+        return grey()
 
     def __repr__(self) -> str:
         return f"NoPicture({self.identity!r})"

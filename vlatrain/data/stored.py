@@ -41,7 +41,7 @@ FOLDER = "samples"  # below `kept_folder()`
 MOST = 20  # tables that are kept; of more, those that were used last
 SHARE = 0.5  # of the free disk that images in the rows may take
 # options that change nothing of what is read
-FREE = ("crop", "flip", "views", "scale_jpegs", "save_images", "shots", "balance", "subtasks")
+FREE = ("crop", "flip", "views", "scale_jpegs", "images", "save_images", "shots", "balance", "subtasks")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.text import Text
 from vlatrain.config import EvalConfig, UserError
 from vlatrain.config.files import write_json
 from vlatrain.config.methods import ROUTER
+from vlatrain.data.blank import as_seen
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
 from vlatrain.reporting.console import BRIEF, Console, RichConsole, logged, print_sentence
@@ -71,7 +72,7 @@ def _evaluate(config: EvalConfig) -> Run:
     console = Console(quiet=not main)
     place = chosen.path / f"evaluation{ENDING}" if chosen else RunFolder(run).evaluations / f"{config.split}{ENDING}"
     with logged(console, RunFolder(run).log if main else None):
-        samples = load_run(config, [config.split])[config.split]
+        samples = as_seen(load_run(config, [config.split]), config)[config.split]
         log.info("Data: %s %s samples", f"{len(samples):,}", config.split)
         journal = Journal(place, identity("eval", config, run, samples)) if main else Journal(None)
         with journal:

@@ -15,6 +15,7 @@ from typing import Any
 from vlatrain.config import TrainConfig
 from vlatrain.config.files import write_json
 from vlatrain.config.joint import subtasks
+from vlatrain.data.blank import as_seen
 from vlatrain.data.lazy import by_subtask
 from vlatrain.data.sample import Sample, fingerprint
 from vlatrain.data.subtasks import load_run
@@ -54,6 +55,7 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
     log.info("Run folder: %s", folder)
     has_test = all(subtask.data.test for subtask in subtasks(config).values())
     samples = load_run(config, ["train", "eval", *(["test"] if has_test else [])])
+    samples = as_seen(samples, config)
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     device = own(choose_device(config.trainer.device))

@@ -21,6 +21,7 @@ from vlatrain.config.joint import subtasks, tasks
 from vlatrain.config.memo import keep_result, key_of, load_result
 from vlatrain.config.methods import ROUTER
 from vlatrain.data.augment import augmented
+from vlatrain.data.blank import as_seen
 from vlatrain.data.choices import shuffled
 from vlatrain.data.facts import SHARED_CAPTIONS
 from vlatrain.data.lazy import by_subtask
@@ -176,6 +177,7 @@ def _train_into(files: RunFolder, config: TrainConfig, console: Console, main: b
     setup = new_setup(config, samples, folder if config.resume == "auto" else None)
     if main:
         _report_data(files, config, samples, setup)
+    samples = as_seen(samples, config)
     tries = tries_passes(config.trainer)
     workers, config = config.trainer.workers, setup.config
     samples["train"] = setup.task.learned(samples["train"])
