@@ -4,7 +4,7 @@ The composition is this project's own; its pieces have their sources:
 - the bottleneck at each sub-layer of a vision-and-language model: Sung et al., "VL-Adapter" (CVPR 2022, arXiv:2112.06825);
 - adapters as the place where two frozen towers first meet: Jiang et al., "Cross-Modal Adapter for Text-Video Retrieval" (2022,
   arXiv:2211.09623). Theirs share weights between the towers (`adapter.share`); here one tower reads the other's states;
-- the gate, tanh of a learned number that starts at zero: Alayrac et al., "Flamingo" (NeurIPS 2022, arXiv:2204.14198).
+- the gate, tanh of a learned number, which starts at zero there: Alayrac et al., "Flamingo" (NeurIPS 2022, arXiv:2204.14198).
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ class CrossModalOptions(BottleneckOptions):
 
     Attributes:
         latent_heads: attention heads in the bottleneck.
+        gate: the number that starts in the gate. Where the adapter starts at zero it may be open: what is behind a closed one learns
+            only as fast as it opens.
     """
 
     latent_heads: int = 1
+    gate: float = 0.0
 
 
 class CrossModal(Bottleneck):
@@ -56,7 +59,7 @@ class CrossModal(Bottleneck):
         self.heads = latent_heads
         self.latent = Half(facts.other_width, dim, options.bias)
         self.latent.start(options.init, options.init_std, up=False)
-        self.cross_gate = nn.Parameter(torch.zeros(()))
+        self.cross_gate = nn.Parameter(torch.tensor(float(options.gate)))
 
     def hidden(self, states: Tensor, call: Call) -> Tensor:
         """The bottleneck's states (B, L, dim), after they have attended to the other modality's."""
