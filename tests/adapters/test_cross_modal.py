@@ -75,6 +75,22 @@ def test_zero_at_the_start_and_counted(width: int, dim: int, other: int, bias: b
     assert sum(p.numel() for p in adapter.parameters()) == CrossModal.count(width, dim, bias, other)
 
 
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_a_gate_that_starts_open_still_starts_at_zero_and_learns_from_the_first_step(gate: float) -> None:
+    """The second step has a gradient for what reads the image where the gate is open; where it starts closed there is none yet."""
+    adapter = adapter_of(CrossModal, 6, 4, other_width=5, gate=gate)
+    states, call = torch.randn(2, 3, 6), Call(other=torch.randn(2, 4, 5))
+    assert torch.equal(adapter(states, call), torch.zeros(2, 3, 6))
+    step = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    for _ in range(2):
+        step.zero_grad()
+        (adapter(states, call) - 1).square().mean().backward()
+        step.step()
+    read = adapter.latent.projection.weight.grad
+    assert read is not None
+    assert bool(read.any()) == (gate == 1.0)
+
+
 def test_the_count_of_its_docstring() -> None:
     assert CrossModal.count(768, 64) == 148_353
 
