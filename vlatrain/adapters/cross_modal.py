@@ -25,8 +25,8 @@ class CrossModalOptions(BottleneckOptions):
 
     Attributes:
         latent_heads: attention heads in the bottleneck.
-        gate: the number that starts in the gate. Where the adapter starts at zero it may be open: what is behind a closed one learns
-            only as fast as it opens.
+        gate: the number that the gate starts with. An adapter that starts at zero may have it open: what is behind a closed one
+            learns only as fast as it opens.
     """
 
     latent_heads: int = 1
