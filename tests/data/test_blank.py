@@ -67,6 +67,7 @@ def test_of_a_joint_run_those_of_one_subtask(caplog: pytest.LogCaptureFixture) -
     samples = [*named(make_samples(), "vqa"), *named(make_samples(), "captioning")]
     seen = as_seen({"train": samples}, config)["train"]
     assert [one.image is was.image for one, was in zip(seen, samples, strict=True)] == [False] * 8 + [True] * 8
+    assert len([*pictures(seen)]) == 2 * len([*pictures(samples)])  # the same pictures, shown and not
     assert "data.images=blank: a grey image is in place of every one of vqa" in caplog.text
     plain = as_seen({"train": samples}, TrainConfig())
     assert plain["train"] is samples

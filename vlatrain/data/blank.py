@@ -36,8 +36,8 @@ class BlankPicture:
 
     @property
     def identity(self) -> str:
-        """What tells it from others: what tells its picture from them."""
-        return identity(self.picture)
+        """What tells it from others, its picture among them: a joint run may show that in another subtask."""
+        return f"{self.key} for {identity(self.picture)}"
 
     @property
     def name(self) -> str:

@@ -54,8 +54,7 @@ def train_router(files: RunFolder, config: TrainConfig, console: Console, main: 
     started, folder = time.perf_counter(), files.path
     log.info("Run folder: %s", folder)
     has_test = all(subtask.data.test for subtask in subtasks(config).values())
-    samples = load_run(config, ["train", "eval", *(["test"] if has_test else [])])
-    samples = as_seen(samples, config)
+    samples = as_seen(load_run(config, ["train", "eval", *(["test"] if has_test else [])]), config)
     data = {split: fingerprint(found) for split, found in samples.items()}
     log.info("Data: %s", ", ".join(f"{len(found):,} {split} samples" for split, found in samples.items()))
     device = own(choose_device(config.trainer.device))
