@@ -148,6 +148,8 @@ def test_conversations_are_scored_as_they_are_generated(name: str) -> None:
     inputs, target = backbone.conversations(images()[:2], conversations, 200)
     logits = backbone.conversation_logits(inputs)
     assert logits.shape[:2] == target.ids.shape == target.mask.shape
+    places = torch.tensor([[2, 0], [1, 2]])
+    assert_close(backbone.conversation_logits(inputs, places), logits[[[0], [1]], places], backbone.model)
     end = backbone.script.end_ids[-1]
     for turns, ids, mask in zip(conversations, target.ids, target.mask, strict=True):
         expected = [token for turn in turns for token in backbone.script.reply(turn.reply, 99)[1]]
@@ -193,6 +195,8 @@ def test_text_alone_is_read_as_by_the_language_model_alone(name: str) -> None:
     seen, shown = images()[:3], [False, True, False]
     inputs, target = backbone.conversations(seen, conversations, 200, shown)
     logits = backbone.conversation_logits(inputs)
+    places = torch.tensor([[2, 0], [1, 2], [0, 1]])
+    assert_close(backbone.conversation_logits(inputs, places), logits[[[0], [1], [2]], places], backbone.model)
     others = backbone.conversation_logits(backbone.conversations(seen[::-1], conversations, 200, shown)[0])
     for row in (0, 2):
         script = backbone.script

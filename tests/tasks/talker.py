@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import make_samples
 from vlatrain.backbones import tokenizers
+from vlatrain.backbones.at_places import logits_at
 from vlatrain.backbones.base import Backbone, Inputs, Pair, Text, blank_text
 from vlatrain.backbones.loading import load
 from vlatrain.cli.registry import register_resolvers
@@ -81,9 +82,10 @@ class Talker(Backbone):
         end = self.tokenizer.sep_token_id
         return self._padded([[end, *self._ids(text)[: max_length - 1], end] for text in texts]), 1
 
-    def conversation_logits(self, inputs: Inputs) -> Tensor:
+    def conversation_logits(self, inputs: Inputs, places: Tensor | None = None) -> Tensor:
         """See `Converser`."""
-        return self.model(inputs_embeds=self._embedded(inputs), attention_mask=inputs["mask"]).logits
+        with logits_at(self.model.lm_head, places):
+            return self.model(inputs_embeds=self._embedded(inputs), attention_mask=inputs["mask"]).logits
 
     def prompts(self, images: Sequence[Any], conversations: Sequence[Sequence[Turn]], max_length: int) -> Inputs:
         """See `Converser`."""

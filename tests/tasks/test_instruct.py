@@ -21,6 +21,7 @@ from vlatrain.config import DecodeConfig, TaskConfig, UserError
 from vlatrain.data.sample import Sample, Turn
 from vlatrain.tasks import build, instruct
 from vlatrain.tasks.instruct import Instruct
+from vlatrain.tasks.lengths import longest_texts
 from vlatrain.training.batches import SharedBatches
 
 
@@ -66,6 +67,23 @@ def test_the_loss_is_that_of_replies_and_their_ends_alone() -> None:
     found = work.evaluate(samples, SharedBatches("cpu", 3))
     tokens = [loss for losses in expected for loss in losses]
     assert math.log(found.metrics["perplexity"]) == near(sum(tokens) / len(tokens), model)
+
+
+@torch.no_grad()
+def test_a_vocabulary_is_gone_through_for_what_is_learned_alone() -> None:
+    work, samples = task_on(), make_samples()[:3]
+    learned = [len(reply_losses(work, sample)) for sample in samples]
+    seen: list[torch.Size] = []
+    work.backbone.model.lm_head.register_forward_hook(lambda *call: seen.append(call[-1].shape[:2]))
+    batch = work.collate(samples)
+    work.loss(batch)
+    assert seen == [(3, max(learned))]
+    assert batch["target"].mask.sum(dim=1).tolist() == learned
+    assert work.backbone.conversation_logits(batch["inputs"]).shape[1] > max(learned)  # and only for the time of that
+    work.lengths = longest_texts(work, samples, 3)
+    assert work.lengths["replies"] == max(learned)
+    work.loss_on_meta(2, "cpu")
+    assert seen[-1] == (2, max(learned))
 
 
 def trained(samples: Sequence[Sample], steps: int) -> Instruct:

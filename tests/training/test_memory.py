@@ -131,6 +131,22 @@ def test_an_evaluation_on_shapes_is_one_on_a_device(name: str, task: str, settin
     assert found.evaluation == pytest.approx(alive.peak, rel=0.1)
 
 
+def test_logits_count_where_replies_are_learned() -> None:
+    config = TrainConfig(
+        task=TaskConfig(name="instruct", points=["decoder"]),
+        model=composites.small("clip", "gpt2", visual="tokens"),
+        adapter=adapter_config("bottleneck", dim=4),
+    )
+    backbone = load(config.model, "instruct", texts=composites.TEXTS)
+    model = on_meta(backbone, attach(backbone.model, config.adapter, sites(config.model, "instruct", ["decoder"])))[0]
+    few, many = (
+        memory.largest_passes(config, model, 4, {"": {"conversations": 40, "replies": replies}}).training
+        for replies in (3, 39)
+    )
+    logits = 4 * 36 * backbone.language.config.vocab_size * 4
+    assert many - few >= logits
+
+
 @SLOW
 def test_states_kept_in_memory_count_and_spare_the_towers() -> None:
     def of(cache: str) -> Any:

@@ -573,8 +573,9 @@ class Converser(Protocol):
         """The tokens of a whole conversation, not cut, without those of the image; and for each 1 if it is learned, else 0."""
         ...
 
-    def conversation_logits(self, inputs: Inputs) -> Tensor:
-        """Next-token logits (B, L, vocabulary) of whole conversations. Takes what `Backbone.blank` makes, too."""
+    def conversation_logits(self, inputs: Inputs, places: Tensor | None = None) -> Tensor:
+        """Next-token logits (B, L, vocabulary) of whole conversations, or those (B, n, vocabulary) at some places (B, n) of each.
+        Takes what `Backbone.blank` makes, too."""
         ...
 
     def prompts(

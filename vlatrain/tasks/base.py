@@ -88,14 +88,14 @@ Answer = str | tuple[str, float] | tuple[str, float, str] | Written | Found
 Asking = tuple[Collate[ImageBatch], Callable[[ImageBatch, int], Sequence[Sequence[Answer]]]]
 """What makes a batch of samples that are asked about, and what gives the best answers to each, so many at most, best first."""
 
-TYPICAL: Mapping[
-    str, int
-] = {  # tokens of a text, with the special ones, by the name of its `Use`; and learned texts of a sample
+TYPICAL: Mapping[str, int] = {
+    # tokens of a text, with the special ones, by the name of its `Use`; of all replies of a conversation; learned texts of a sample
     "questions": 16,
     "answers": 4,
     "captions": 20,
     "prompts": 10,
     "conversations": 64,
+    "replies": 32,
     "texts": 1,
 }
 
@@ -301,18 +301,22 @@ def token_losses(logits: Tensor, target: Text, given: int) -> tuple[Tensor, Tens
     Returns:
         Losses (N, L - 1), zero where nothing is learned, and the mask (N, L - 1) of learned tokens.
     """
-    following = target.ids[:, 1:]  # (N, L - 1)
-    # (N, L - 1, vocabulary) -> (N * (L - 1), vocabulary), so that the softmax is over what lies side by side
-    scores = logits[:, :-1].flatten(0, 1).float()
-    losses = cross_entropy(scores, following.flatten(), reduction="none").view_as(following)
     learned = target.mask[:, 1:].clone()
     learned[:, : given - 1] = 0
-    return losses * learned, learned
+    return following_losses(logits[:, :-1], Text(target.ids[:, 1:], learned)), learned
 
 
-def sequence_losses(logits: Tensor, target: Text, given: int) -> Tensor:
-    """Loss (N,) of each text: the mean over its learned tokens, so that long texts do not outweigh short ones."""
-    losses, learned = token_losses(logits, target, given)
+def following_losses(logits: Tensor, following: Text) -> Tensor:
+    """Negative log-likelihood (N, L) of the tokens that follow logits (N, L, vocabulary), zero where their mask is."""
+    # (N, L, vocabulary) -> (N * L, vocabulary), so that the softmax is over what lies side by side
+    scores = logits.flatten(0, 1).float()
+    losses = cross_entropy(scores, following.ids.flatten(), reduction="none").view_as(following.ids)
+    return losses * following.mask
+
+
+def sequence_losses(losses: Tensor, learned: Tensor) -> Tensor:
+    """Loss (N,) of each text, of those (N, L) of its tokens: the mean over the learned ones, so that long texts do not outweigh
+    short ones."""
     return losses.sum(dim=1) / learned.sum(dim=1).clamp(min=1)
 
 

@@ -28,6 +28,7 @@ from vlatrain.tasks.base import (
     group_index_of,
     mean_per_owner,
     sequence_losses,
+    token_losses,
 )
 from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
 from vlatrain.tasks.looks import writing
@@ -81,7 +82,7 @@ class Captioning(Task):
         """Mean over the images of the mean over their captions of the captions' losses."""
         context = self.generator.context(batch["inputs"])
         logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["caption"])
-        losses = sequence_losses(logits, batch["caption"], batch["given"])
+        losses = sequence_losses(*token_losses(logits, batch["caption"], batch["given"]))
         return mean_per_owner(losses, torch.ones_like(losses), batch["group_index"], len(batch["ids"])).mean()
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:

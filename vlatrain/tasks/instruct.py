@@ -34,8 +34,8 @@ from vlatrain.tasks.base import (
     ImageBatch,
     Task,
     as_written,
+    following_losses,
     sequence_losses,
-    token_losses,
 )
 from vlatrain.tasks.lengths import AS_WRITTEN, Use, reference_use
 from vlatrain.tasks.looks import conversing
@@ -47,9 +47,11 @@ class InstructBatch(ImageBatch):
     """Conversations.
 
     Attributes:
-        target: (B, L) their tokens; the mask is 1 for those that are learned.
+        places: (B, n) of the tokens before those that are learned: the only ones that need logits.
+        target: (B, n) the tokens behind them; the mask is 0 where a conversation has fewer.
     """
 
+    places: Tensor
     target: Text
 
 
@@ -97,28 +99,28 @@ class Instruct(Task):
         """Images and whole conversations."""
         seen, images, conversations, hidden = self._about(samples)
         with images_named(self.backbone, samples, images):
-            inputs, target = self.converser.conversations(images, conversations, self.longest("conversation"), **hidden)
-        return {"ids": [sample.id for sample in samples], "inputs": {**inputs, **seen}, "target": target}
+            inputs, text = self.converser.conversations(images, conversations, self.longest("conversation"), **hidden)
+        places, target = learned_places(text)
+        return {
+            "ids": [sample.id for sample in samples],
+            "inputs": {**inputs, **seen},
+            "places": places,
+            "target": target,
+        }
 
     def loss(self, batch: InstructBatch) -> Tensor:
         """Mean over the conversations of the mean over the tokens of their replies."""
-        logits = self.converser.conversation_logits(batch["inputs"])
-        return sequence_losses(logits, batch["target"], given=1).mean()
+        return sequence_losses(self._token_losses(batch), batch["target"].mask).mean()
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:
-        """Conversations all of whose tokens are learned."""
-        logits = self.converser.conversation_logits(
-            self.backbone.blank(batch_size, device, self.lengths["conversations"])
-        )
-        return sequence_losses(logits, blank_text(batch_size, logits.shape[1], device), given=1).mean()
+        """The longest conversations, with as many learned tokens as the one that has most."""
+        return self.loss(self._blank(batch_size, device))
 
     def evaluate_on_meta(self, batch_size: int, device: torch.device | str) -> None:
         """Losses of whole conversations, and the beginning of replies to as much."""
-        inputs = self.backbone.blank(batch_size, device, self.lengths["conversations"])
-        logits = self.converser.conversation_logits(inputs)
-        token_losses(logits, blank_text(batch_size, logits.shape[1], device), 1)
-        del logits
-        self.begin_on_meta(self.generator.context(inputs))
+        batch = self._blank(batch_size, device)
+        self._token_losses(batch)
+        self.begin_on_meta(self.generator.context(batch["inputs"]))
 
     def asking(self) -> Asking:
         """Conversations up to the last reply, and their replies."""
@@ -221,15 +223,31 @@ class Instruct(Task):
             return {"prefix": prefix}, None, conversations, {**hidden, **several}
         return {}, self.backbone.load_all(samples), conversations, hidden
 
+    def _blank(self, batch_size: int, device: torch.device | str) -> InstructBatch:
+        inputs = self.backbone.blank(batch_size, device, self.lengths["conversations"])
+        target = blank_text(batch_size, self.lengths["replies"], device)
+        return {"ids": [], "inputs": inputs, "places": torch.zeros_like(target.ids), "target": target}
+
+    def _token_losses(self, batch: InstructBatch) -> Tensor:
+        """Losses (B, n) of the learned tokens."""
+        logits = self.converser.conversation_logits(batch["inputs"], batch["places"])
+        return following_losses(logits, batch["target"])
+
     def _losses(self, samples: Sequence[Sample], batches: Batches) -> tuple[float, float]:
         """Summed loss of all learned tokens, and their number."""
 
         def summed(batch: InstructBatch) -> Tensor:
-            logits = self.converser.conversation_logits(batch["inputs"])
-            losses, learned = token_losses(logits, batch["target"], given=1)
-            return torch.stack([losses.sum(), learned.sum()]).double().cpu()
+            return torch.stack([self._token_losses(batch).sum(), batch["target"].mask.sum()]).double().cpu()
 
         total = torch.zeros(2, dtype=torch.double)
         for found in batches(samples, self.collate, summed):
             total += found
         return total[0].item(), total[1].item()
+
+
+def learned_places(text: Text) -> tuple[Tensor, Text]:
+    """Of conversations (B, L), whose mask is 1 for tokens that are learned, the places (B, n) before these, and these tokens."""
+    learned, following = text.mask[:, 1:], text.ids[:, 1:]
+    most = int(learned.sum(dim=1).max())
+    places = learned.argsort(dim=1, descending=True, stable=True)[:, :most]
+    return places, Text(following.gather(1, places), learned.gather(1, places))

@@ -329,11 +329,14 @@ def longest_texts(task: Task, samples: Sequence[Sample], size: int) -> dict[str,
             texts += task.config.answer_list  # each is scored
         if not texts:
             continue
-        tokens = min(max(seen.tokens for seen in use.look(texts)), task.longest(use.room))
+        seen = list(use.look(texts))
+        tokens = min(max(one.tokens for one in seen), task.longest(use.room))
         if use.room == "target" and isinstance(task.backbone, Generator):
             tokens += task.backbone.target([""], UNLIMITED, task.config.begins_with)[1]
         if use.name == "questions":
             tokens = min(-(-tokens // BUCKET) * BUCKET, task.longest(use.room))
+        if use.name == "conversations":
+            found["replies"] = min(max(one.learned for one in seen), tokens)
         found[use.name] = max(tokens, found.get(use.name, 0))
         if use.name in ("captions", "answers"):
             most = sorted((len(dict.fromkeys(own)) for own in every), reverse=True)[:size]

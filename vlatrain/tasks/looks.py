@@ -47,12 +47,14 @@ class Seen(NamedTuple):
         first: so many must be kept that one of them can be learned or read; None: there is none, all are unknown.
         unknown: whether one is unknown.
         returns: whether a model that writes these tokens writes the text, as far as its metric can tell.
+        learned: so many of a conversation are learned.
     """
 
     tokens: int
     first: int | None
     unknown: bool
     returns: bool = True
+    learned: int = 0
 
 
 def looked_at(samples: Sequence[Sample]) -> Sequence[Sample]:
@@ -96,12 +98,12 @@ class Look:
             if table.shape == (len(texts), len(Seen._fields)):
                 os.utime(file)
                 return [
-                    Seen(int(tokens), None if first == NONE else int(first), bool(unknown), bool(returns))
-                    for tokens, first, unknown, returns in table.tolist()
+                    Seen(tokens, None if first == NONE else first, bool(unknown), bool(returns), learned)
+                    for tokens, first, unknown, returns, learned in table.tolist()
                 ]
         log.info("Counting the tokens of %s texts", f"{len(texts):,}")
         found = list(self._compute(texts))
-        rows = [[one.tokens, NONE if one.first is None else one.first, one.unknown, one.returns] for one in found]
+        rows = [one._replace(first=NONE if one.first is None else one.first) for one in found]
         stream = io.BytesIO()
         np.save(stream, np.array(rows, dtype=np.int32), allow_pickle=False)
         with suppress(OSError):  # it is looked at again
@@ -167,7 +169,7 @@ def conversing(backbone: Any, given: bool = False) -> Look:
                 continue
             replied = [(place, token) for place, (token, own) in enumerate(zip(ids, learned, strict=True)) if own]
             first = next((place + 1 for place, token in replied if token not in special), None)
-            yield Seen(len(ids), first, any(token == unknown for _, token in replied))
+            yield Seen(len(ids), first, any(token == unknown for _, token in replied), learned=len(replied))
 
     return Look(backbone, f"conversation {given}", look)
 

@@ -122,7 +122,7 @@ class Vqa(Task):
         """Mean over the samples of the weighted mean over their answers of the answers' losses."""
         context = self.generator.context(batch["inputs"])
         logits = self.generator.logits(self.backbone.select_rows(context, batch["group_index"]), batch["answer"])
-        losses = sequence_losses(logits, batch["answer"], batch["given"])
+        losses = sequence_losses(*token_losses(logits, batch["answer"], batch["given"]))
         return mean_per_owner(losses, batch["weights"], batch["group_index"], len(batch["ids"])).mean()
 
     def loss_on_meta(self, batch_size: int, device: torch.device | str) -> Tensor:

@@ -392,6 +392,8 @@ def test_a_conversation_is_learned_reply_by_reply() -> None:
     inputs, text = backbone.conversations(seen, talks, 60)
     logits = backbone.conversation_logits(inputs)
     assert logits.shape[:2] == text.ids.shape
+    places = torch.tensor([[4, 0, 2], [1, 3, 5]])
+    assert_close(backbone.conversation_logits(inputs, places), logits[[[0], [1]], places], backbone.model)
     told = [backbone.tokenizer.decode(text.ids[row][text.mask[row] == 1]) for row in range(2)]
     assert told == ["yes [SEP] red picture [SEP]", "no [SEP]"]
     for row, turns in enumerate(talks):  # each reply as an answer to all that was said before it

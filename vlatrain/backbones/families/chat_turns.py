@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vlatrain.backbones.at_places import logits_at
 from vlatrain.backbones.base import Text, blank_text, padded_text
 from vlatrain.backbones.chat_template import Turns, placed
 from vlatrain.backbones.families.chat import Chat, ChatInputs
@@ -64,21 +65,23 @@ class ChatConverser(Chat):
         ids, learned, before = self.script.tokens(self._turns(turns, UNLIMITED, 1 + several))
         return [self.tokenizer.pad_token_id] * before + ids, [0] * before + learned
 
-    def conversation_logits(self, inputs: ChatInputs) -> Tensor:
-        """Next-token logits from the last token before the first reply on, (B, L, vocabulary); of blank inputs, of their text."""
-        context = self.context(inputs)
+    def conversation_logits(self, inputs: ChatInputs, places: Tensor | None = None) -> Tensor:
+        """Next-token logits from the last token before the first reply on, (B, L, vocabulary), or of those at places (B, n); of
+        blank inputs, of their text."""
+        context, head = self.context(inputs), self.writer.get_output_embeddings()
         if "rest" in inputs:
             rest = inputs["rest"]
             if (order := self._order(context)) is None:
-                return self.logits(context, rest)
-            return self.logits(self.select_rows(context, order), Text(rest.ids[order], rest.mask[order]))[
-                order.argsort()
-            ]
+                with logits_at(head, places):
+                    return self.logits(context, rest)
+            with logits_at(head, None if places is None else places[order]):
+                logits = self.logits(self.select_rows(context, order), Text(rest.ids[order], rest.mask[order]))
+            return logits[order.argsort()]
         size, length = inputs["input_ids"].shape
         nothing = blank_text(size, 0, inputs["input_ids"].device)
-        return self._logits(
-            context, self._extended(context, nothing.ids, nothing.mask), length - context["states"].shape[1]
-        )
+        prompt = self._extended(context, nothing.ids, nothing.mask)
+        with logits_at(head, places):
+            return self._logits(context, prompt, length - context["states"].shape[1])
 
     def prompts(
         self,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from vlatrain.backbones.at_places import logits_at
 from vlatrain.backbones.base import Context, Text, padded_text
 from vlatrain.backbones.chat_template import Script
 from vlatrain.backbones.families.composite import Composite, CompositeInputs
@@ -157,10 +158,11 @@ class CausalComposite(Composite):
             row, learned = row + asked + reply, learned + [0] * len(asked) + [1] * len(reply)
         return row, learned
 
-    def conversation_logits(self, inputs: CompositeInputs) -> Tensor:
-        """Next-token logits of the conversations' tokens, (B, L, vocabulary)."""
+    def conversation_logits(self, inputs: CompositeInputs, places: Tensor | None = None) -> Tensor:
+        """Next-token logits of the conversations' tokens, (B, L, vocabulary), or of those at places (B, n)."""
         text = inputs["prompt"]
-        return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
+        with logits_at(self.language.get_output_embeddings(), places):
+            return self._logits(self._visual(inputs), text.ids, text.mask, text.ids.shape[1])
 
     def prompts(
         self,
