@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -17,11 +18,12 @@ from hydra._internal.hydra import Hydra
 from tests.conftest import model_config
 from vlatrain import verbs
 from vlatrain.cli import main as cli
+from vlatrain.cli.help import WIDEST
 from vlatrain.config import EvalConfig, PredictConfig, TrainConfig, UserError
 from vlatrain.config.folder import conf_dir, options_of
 from vlatrain.config.spec import shipped_spec
 from vlatrain.runs import named, run_folder, save_config
-from vlatrain.verbs import Verb
+from vlatrain.verbs import VERBS, Verb
 
 METHODS = options_of(conf_dir())["adapter"]
 
@@ -434,13 +436,30 @@ def test_help_tells_verbs_groups_and_examples(capsys: pytest.CaptureFixture[str]
     ):
         assert part in told
     assert ", ".join(METHODS) in " ".join(told.split())
-    assert told.split("examples\n")[1].split("\n\n")[0].count("\n  vlatrain") == 4  # five in all
+    examples = told.split("examples\n")[1].split("\n\n")[0].splitlines()
+    assert sum(line.startswith("  vlatrain") for line in examples) == 5
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "merge", "inspect", "check"])
-def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    assert cli.main([verb, "--help"]) == 0
-    assert f"vlatrain {verb}".replace(" train", " [train]") in capsys.readouterr().out
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def told(columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert cli.main([verb, "--help"]) == 0
+        return capsys.readouterr().out
+
+    wide, narrow = told(300), told(60)
+    assert f"vlatrain {verb}".replace(" train", " [train]") in wide
+    assert wide.split("\n\n")[1].split() == narrow.split("\n\n")[1].split()
+    assert max(map(len, wide.splitlines())) <= WIDEST
+    assert max(len(line) for line in narrow.splitlines() if "=[" not in line) <= 60  # but what has no spaces
+
+    def commands(text: str) -> list[list[str]]:
+        examples = text.split("examples\n")[1].split("\n\n")[0].replace("\\\n", "")
+        return [words for line in examples.splitlines() if (words := shlex.split(line, comments=True))]
+
+    assert commands(narrow) == commands(wide)
 
 
 def test_printing_the_configuration(calls: Calls, run: str, capsys: pytest.CaptureFixture[str]) -> None:

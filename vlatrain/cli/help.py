@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,10 +13,15 @@ from vlatrain.config.keys import all_keys, required, type_of
 from vlatrain.config.schema import AS_TRAIN, TrainConfig, readers
 from vlatrain.verbs import VERBS
 
+WIDEST = 110  # columns; longer lines are hard to read
+_COMMAND = re.compile(r"  (vlatrain|torchrun) ")
+_NAME = re.compile(r"usage: |  \S+(?: \S+)* {2,}")
+_QUOTED = re.compile(r'"[^"]*"')
+
 _EXAMPLES = """\
-  vlatrain                                              a first run: tiny model, built-in data, CPU, 2 to 3 minutes
+  vlatrain                                              # a first run: tiny model, built-in data, CPU, 2 to 3 minutes
   vlatrain task=captioning model=blip data=files data.train=train.jsonl data.eval=val.jsonl
-  vlatrain -m adapter=bottleneck,lora,full,none         a sweep: four runs, one table
+  vlatrain -m adapter=bottleneck,lora,full,none         # a sweep: four runs, one table
   vlatrain eval run=outputs/vqa/tiny_blip/NAME data=files data.eval=other.jsonl
   vlatrain predict run=outputs/vqa/tiny_blip/NAME image=photo.jpg question="what colour is the door?"\
 """
@@ -24,7 +31,7 @@ _KEYS = """\
   adapter.points=[...]    where adapters go: vision.*.attn, decoder.6-11.{cross,ffn}, text.last4.*
   model.checkpoint=...    other weights: a hub name or a local folder
   model/vision=dinov2     a submodel of model=composite, as is model/language=t5
-  data.train= data.eval= data.test= data.root=    with data=files: your files, and the folder of their images
+  data.train=FILE         with data=files, as are data.eval=, data.test= and data.root=, the folder of their images
   trainer.epochs=3        or trainer.max_steps=1000; trainer.batch_size=16; trainer.precision=bf16
   optim.lr=5e-4           learning rate
   run.name=NAME           name of the run; again with resume=auto, it continues where it stopped
@@ -36,8 +43,8 @@ _HYDRA = """\
   --cfg job               print the whole configuration and stop
   --config-dir FOLDER     add your own YAML files (FOLDER/adapter/mine.yaml becomes adapter=mine)
   --info                  where each value comes from
-  --shell-completion      bash: eval "$(vlatrain -sc install=bash)"; zsh: the same after `bashcompinit`;
-                          fish: vlatrain -sc install=fish | source
+  --shell-completion      bash: eval "$(vlatrain -sc install=bash)"; zsh: the same after `bashcompinit`; \
+fish: vlatrain -sc install=fish | source
   --hydra-help            everything else that Hydra takes
   --version               vlatrain's version\
 """
@@ -45,17 +52,17 @@ _HYDRA = """\
 _VERB_TEXTS = {
     "train": (
         "vlatrain [train] [GROUP=OPTION ...] [KEY=VALUE ...]",
-        "Trains an adapter in a frozen vision-language model, evaluates it, and writes one run folder:\n"
+        "Trains an adapter in a frozen vision-language model, evaluates it, and writes one run folder: "
         "outputs/<task>/<model>/<run.name>/ with config.yaml, adapter/, metrics.json, predictions.jsonl, run.log.",
         "  vlatrain task=vqa model=blip adapter.dim=64\n"
         "  vlatrain task=captioning data=files data.train=train.jsonl data.eval=val.jsonl data.root=images\n"
-        "  vlatrain run.name=long trainer.epochs=20 resume=auto   start it, or continue where it stopped\n"
+        "  vlatrain run.name=long trainer.epochs=20 resume=auto   # start it, or continue where it stopped\n"
         "  vlatrain -m adapter.dim=16,64,256 task=vqa,captioning,retrieval\n"
         "  torchrun --nproc-per-node 2 -m vlatrain task=vqa model=blip",
     ),
     "eval": (
         "vlatrain eval run=FOLDER [KEY=VALUE ...]",
-        "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise: data=files for files of\n"
+        "Scores a finished run again. Everything is as in the run's config.yaml unless you say otherwise: data=files for files of "
         "yours where the run was on other data. What only training reads (optim, trainer.epochs) is refused.\n"
         "  split=eval|test         which data (default: eval)\n"
         "  output=FOLDER           where the results go (default: <run>/evaluations/<split>)",
@@ -67,7 +74,7 @@ _VERB_TEXTS = {
     ),
     "predict": (
         "vlatrain predict run=FOLDER image=... [question=... | text=... | texts=[...]] [KEY=VALUE ...]",
-        "Asks a trained model. Text is taken as you type it inside your shell's quotes. In a terminal, without an image, it\n"
+        "Asks a trained model. Text is taken as you type it inside your shell's quotes. In a terminal, without an image, it "
         "loads the model once and answers line by line.\n"
         "  image=FILE or FOLDER    what to look at\n"
         "  images=[FILE,FILE]      several that one question is about, in order\n"
@@ -79,7 +86,7 @@ _VERB_TEXTS = {
         "  output=FILE             results as JSONL\n"
         "  draw=FOLDER             grounding: images with the boxes drawn\n"
         "  top_k=5                 answers, classes or hits shown; of generated answers as many as beams",
-        "  vlatrain predict run=outputs/vqa/blip/NAME                 in a terminal: a conversation\n"
+        "  vlatrain predict run=outputs/vqa/blip/NAME                 # in a terminal: a conversation\n"
         '  vlatrain predict run=outputs/vqa/blip/NAME image=photo.jpg question="what colour is the door?"\n'
         "  vlatrain predict run=outputs/captioning/blip/NAME image=photos/ output=captions.jsonl\n"
         '  vlatrain predict run=outputs/retrieval/clip/NAME image=photos/ text="a dog on a beach"\n'
@@ -88,12 +95,12 @@ _VERB_TEXTS = {
     ),
     "merge": (
         "vlatrain merge sources=[FOLDER,FOLDER] output=FOLDER [KEY=VALUE ...]",
-        "Combines finished runs into a new folder. Without more, the mean of adapters of the same kind and shape, as a run folder\n"
+        "Combines finished runs into a new folder. Without more, the mean of adapters of the same kind and shape, as a run folder "
         "that eval and predict take.\n"
-        "  weights=[0.7,0.3]       a factor for each, any numbers (task arithmetic); default: the mean\n"
-        "                          of LoRA the changes of the weights are added, exactly, in a rank that is the sum of the ranks;\n"
-        "                          of other adapters each tensor is, so that what they do is not: with weights that do not\n"
-        "                          add to 1 it grows by the product of their layers\n"
+        "  weights=[0.7,0.3]       a factor for each, any numbers (task arithmetic); default: the mean; "
+        "of LoRA the changes of the weights are added, exactly, in a rank that is the sum of the ranks; "
+        "of other adapters each tensor is, so that what they do is not: with weights that do not "
+        "add to 1 it grows by the product of their layers\n"
         "  keep=1                  of a fusion, the most used sources; the rest is dropped\n"
         "  output=FOLDER           where the result goes; new or empty",
         "  vlatrain merge sources=[outputs/vqa/blip/A,outputs/vqa/blip/B] output=outputs/vqa/blip/mean\n"
@@ -102,14 +109,14 @@ _VERB_TEXTS = {
     ),
     "export": (
         "vlatrain export run=FOLDER to=FOLDER|hub:OWNER/NAME [KEY=VALUE ...]",
-        "Hands on what a run has trained, with a model card: data, figures beside their baselines, code that loads it.\n"
+        "Hands on what a run has trained, with a model card: data, figures beside their baselines, code that loads it. "
         "Predictions, the data report and logs stay where they are.\n"
         "  to=FOLDER               new or empty; eval, predict and adapter.sources take it as they take a run\n"
-        "  to=hub:OWNER/NAME       a repository of the hub, which is made if it is not there; eval, predict and\n"
-        "                          adapter.sources take hub:OWNER/NAME too\n"
+        "  to=hub:OWNER/NAME       a repository of the hub, which is made if it is not there; eval, predict and "
+        "adapter.sources take hub:OWNER/NAME too\n"
         "  form=adapter            the adapter with what eval and predict need (the default)\n"
-        "  form=merged             a whole checkpoint with the adapter in its weights, for model.checkpoint= and from_pretrained:\n"
-        "                          LoRA and PEFT's other methods, bitfit, task_lora, full fine-tuning; for its task only\n"
+        "  form=merged             a whole checkpoint with the adapter in its weights, for model.checkpoint= and from_pretrained: "
+        "LoRA and PEFT's other methods, bitfit, task_lora, full fine-tuning; for its task only\n"
         "  form=peft-lora          a LoRA that needs PEFT and transformers alone\n"
         "  license=NAME            the licence, by the hub's name for it\n"
         "  private=true            a new repository that only its owner sees",
@@ -120,7 +127,7 @@ _VERB_TEXTS = {
     ),
     "inspect": (
         "vlatrain inspect [GROUP=OPTION ...] [KEY=VALUE ...]",
-        "Shows the injection points of a backbone, which of them the configuration selects, trainable parameters,\n"
+        "Shows the injection points of a backbone, which of them the configuration selects, trainable parameters, "
         "size of the adapter file and estimated memory. Takes what train takes; needs neither weights nor network.",
         "  vlatrain inspect model=blip task=vqa\n"
         "  vlatrain inspect model=blip task=captioning adapter.dim=64\n"
@@ -130,8 +137,8 @@ _VERB_TEXTS = {
     ),
     "check": (
         "vlatrain check [GROUP=OPTION ...] [KEY=VALUE ...]",
-        "Looks at the data of a training: samples and images, lengths of texts in this backbone's tokens and what is cut, classes\n"
-        "and contradictory labels, images that are in two splits, answers that training never shows. Takes what train takes;\n"
+        "Looks at the data of a training: samples and images, lengths of texts in this backbone's tokens and what is cut, classes "
+        "and contradictory labels, images that are in two splits, answers that training never shows. Takes what train takes; "
         "reads the tokenizer, and no weights.\n"
         "  strict=true             warnings fail, too (exit status 2)\n"
         "  output=FILE             the report as JSON",
@@ -141,8 +148,8 @@ _VERB_TEXTS = {
     ),
     "report": (
         "vlatrain report run=FOLDER|[FOLDER,FOLDER] [output=FILE]",
-        "Writes a page of a run: scores with their baselines, curves, predictions with images, mistakes, towers, data.\n"
-        "Of several runs, of a sweep or of a folder with runs in it: what they score and cost, what was varied, on which\n"
+        "Writes a page of a run: scores with their baselines, curves, predictions with images, mistakes, towers, data. "
+        "Of several runs, of a sweep or of a folder with runs in it: what they score and cost, what was varied, on which "
         "samples they disagree. The page is one HTML file that needs no network. Needs the extra `report`: jinja2, matplotlib.\n"
         "  output=FILE             the page (default: report.html in the folder)",
         "  vlatrain report run=outputs/vqa/blip/NAME\n"
@@ -152,10 +159,10 @@ _VERB_TEXTS = {
     ),
     "cache": (
         "vlatrain cache [prune=all | prune=NAME] [older_than=DAYS]",
-        "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it.\n"
+        "Lists what runs have kept of frozen prefixes (trainer.cache), for runs to come, or removes it. "
         "It is in ~/.cache/vlatrain, or where VLATRAIN_CACHE says.",
         "  vlatrain cache\n"
-        "  vlatrain cache older_than=30   remove what was last used 30 days ago or more\n"
+        "  vlatrain cache older_than=30   # remove what was last used 30 days ago or more\n"
         "  vlatrain cache prune=all",
     ),
 }
@@ -168,7 +175,7 @@ def overview(options: dict[str, list[str]]) -> str:
         options: the options of each group.
     """
     verbs = "\n".join(f"  {verb:<9} {about.does}" for verb, about in VERBS.items())
-    return (
+    return _fitted(
         "vlatrain fine-tunes a frozen vision-language model on your images by training small adapters.\n\n"
         "usage: vlatrain [VERB] [GROUP=OPTION ...] [KEY=VALUE ...]\n\n"
         f"verbs\n{verbs}\n\n"
@@ -185,14 +192,14 @@ def of_verb(verb: str, options: dict[str, list[str]]) -> str:
     usage, text, examples = _VERB_TEXTS[verb]
     told = f"usage: {usage}\n\n{text}\n\nexamples\n{examples}\n"
     if VERBS[verb].plain:  # none of Hydra's
-        return told
+        return _fitted(told)
     own = {group: names for group, names in options.items() if _takes(verb, "adapter" if group == RECIPES else group)}
     keys: dict[str, list[str]] = {}
     for key in keys_of(verb):
         group, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
         keys.setdefault(group, []).append(name)
     groups = f"\ngroups (the whole choice: GROUP=OPTION)\n{_groups(own)}\n" if own else ""
-    return (
+    return _fitted(
         f"{told}{groups}\nkeys (single values: GROUP.KEY=VALUE; all of them with --cfg job)\n{_groups(keys)}\n\n"
         f"options\n{_HYDRA}\n"
     )
@@ -212,8 +219,29 @@ def _takes(verb: str, key: str) -> bool:
 
 
 def _groups(options: Mapping[str, Sequence[str]]) -> str:
-    lines: list[str] = []
-    for group, names in options.items():
-        wrapped = textwrap.wrap(", ".join(names), width=100, break_on_hyphens=False)
-        lines += [f"  {group if not row else '':<11} {line}" for row, line in enumerate(wrapped)]
-    return "\n".join(lines)
+    return "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in options.items())
+
+
+def _fitted(text: str) -> str:
+    """A text whose lines fit the terminal: behind a name under what is said of it, and commands so that a shell takes them."""
+    width = min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
+    return "\n".join(part for line in text.split("\n") for part in _lines(line, width))
+
+
+def _lines(line: str, width: int) -> list[str]:
+    """A line, or several if it is long."""
+    if len(line) <= width:
+        return [line]
+    if _COMMAND.match(line):
+        command, _, comment = line.partition("   ")
+        parts = _wrapped(command, width - 2, 6)
+        return [*([f"  {comment.strip()}"] if comment else []), *(f"{part} \\" for part in parts[:-1]), parts[-1]]
+    name = _NAME.match(line)
+    return _wrapped(line, width, name.end() if name and name.end() <= width // 2 else 2 * line.startswith(" "))
+
+
+def _wrapped(line: str, width: int, indent: int) -> list[str]:
+    """Lines of a width, broken at spaces outside quotes."""
+    whole = _QUOTED.sub(lambda quoted: quoted[0].replace(" ", "\0"), line)
+    parts = textwrap.wrap(whole, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return [part.replace("\0", " ") for part in parts]
