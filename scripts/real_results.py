@@ -1,10 +1,10 @@
 """Results on real data with real weights, as tables in Markdown: `make real DATA=FOLDER`.
 
-    python scripts/real_results.py DATA [SET ...] [--rows NAME ...] [--seeds 0 1 2] [--runs FOLDER] [--out FILE]
+    python scripts/real_results.py DATA [SET ...] [--rows NAME ...] [--seeds 0 1 2] [--jobs 1] [--runs FOLDER] [--out FILE]
 
 What is run is data: `real_results.yaml` has the sets, and of each its rows. A set whose data are not in DATA is left out, and said.
-Runs that are finished in FOLDER are read and not run again, so that a table goes on where it was stopped. Real towers: `make
-real-towers`.
+Runs that are finished in FOLDER are read and not run again, so that a table goes on where it was stopped. `--jobs 2` runs two rows
+at a time, each on half of the cores: each run takes longer, and all of them less. Real towers: `make real-towers`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import random
 import shlex
 import statistics
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,13 @@ class Runs:
         folder: where.
         words: of every command line.
         places: what stands for `{data}`, `{towers}` and `{made}` in it.
+        threads: of a run; None: as it likes.
     """
 
     folder: Path
     words: str
     places: Mapping[str, Path]
+    threads: int | None = None
 
     def metrics(self, name: str, words: str) -> dict[str, Any]:
         """The `metrics.json` of a run; empty if it failed."""
@@ -73,7 +77,8 @@ class Runs:
             run.parent.mkdir(parents=True, exist_ok=True)
             with (run.parent / f"{run.name}.txt").open("w", encoding="utf-8") as log:
                 command = [sys.executable, "-m", "vlatrain", *typed, f"run.dir={run}", "resume=auto"]
-                ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+                threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+                ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads)
             if ended.returncode:
                 print(f"{run}: failed, see {log.name}", file=sys.stderr)
                 return {}
@@ -89,6 +94,16 @@ class Runs:
                 scores[words] = float(found["metrics"][found["metric"]])
         return max(scores, key=lambda words: scores[words], default="")
 
+    def row(self, title: str, row: Row, seeds: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
+        """The words that were chosen, and the `metrics.json` of a run with them for each seed."""
+        folder = title.replace(" ", "-").replace(",", "")
+        words = self.chosen(folder, row)
+        steps = f"trainer.max_steps={row.steps}" if row.steps else ""
+        return words, [
+            self.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
+            for seed in seeds[: row.seeds]
+        ]
+
 
 def main() -> int:
     """Run what is missing, and print the tables; 0 if every run ended well."""
@@ -97,6 +112,7 @@ def main() -> int:
     parser.add_argument("sets", nargs="*")
     parser.add_argument("--rows", nargs="+", default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -106,24 +122,25 @@ def main() -> int:
     made = asked.runs.resolve() / "made"
     write_files(asked.data, made)
     places = {"data": asked.data.resolve(), "towers": default_folder(), "made": made}
-    lines, failed = [], False
-    for name in asked.sets or known:
-        one = known[name]
-        if not (asked.data / one["needs"]).exists():
-            print(f"{name}: left out, there is no {asked.data / one['needs']}", file=sys.stderr)
-            continue
-        runs = Runs(asked.runs / name, one["words"], places)
-        lines += ["", f"{name}: {one['about']}", "", _line(HEAD), _line(["---"] * len(HEAD))]
-        for title, values in one["rows"].items():
-            if asked.rows and title not in asked.rows:
+    threads = max(1, (os.cpu_count() or 1) // asked.jobs) if asked.jobs > 1 else None
+    tables: dict[str, dict[str, Future[tuple[str, list[dict[str, Any]]]]]] = {}
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for name in asked.sets or known:
+            one = known[name]
+            if not (asked.data / one["needs"]).exists():
+                print(f"{name}: left out, there is no {asked.data / one['needs']}", file=sys.stderr)
                 continue
-            row, folder = Row(**values), title.replace(" ", "-").replace(",", "")
-            words = runs.chosen(folder, row)
-            steps = f"trainer.max_steps={row.steps}" if row.steps else ""
-            found = [
-                runs.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
-                for seed in asked.seeds[: row.seeds]
-            ]
+            runs = Runs(asked.runs / name, one["words"], places, threads)
+            tables[name] = {
+                title: pool.submit(runs.row, title, Row(**values), asked.seeds)
+                for title, values in one["rows"].items()
+                if not asked.rows or title in asked.rows
+            }
+    lines, failed = [], False
+    for name, rows in tables.items():
+        lines += ["", f"{name}: {known[name]['about']}", "", _line(HEAD), _line(["---"] * len(HEAD))]
+        for title, future in rows.items():
+            words, found = future.result()
             failed = failed or not all(found)
             if found := [metrics for metrics in found if metrics]:
                 lines.append(_line([title, *cells(found), words]))

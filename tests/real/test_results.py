@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import threading
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -41,6 +44,35 @@ def test_the_best_try_on_validation_is_taken(results: ModuleType, tmp_path: Path
         (tmp_path / f"row/try-{number}/metrics.json").write_text(json.dumps(found))
     assert runs.chosen("row", results.Row("adapter=full", 90, ["a", "b", "c"])) == "b"
     assert runs.chosen("row", results.Row("adapter=knn")) == ""
+
+
+def test_rows_run_at_a_time_on_their_share_of_the_cores(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, seen = threading.Barrier(2, timeout=20), []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(next(word for word in command if word.startswith("run.dir=")).partition("=")[2])
+        both.wait()  # neither ends before the other has begun
+        seen.append(env["OMP_NUM_THREADS"])
+        folder.mkdir(parents=True)
+        score = {"linear-probe-1": 20.0, "linear-probe-4": 40.0}[folder.parent.name] + int(folder.name[-1])
+        found = {"metric": "accuracy", "metrics": {"accuracy": score}, "parameters": {"percent": 0.5}}
+        found |= {"speed": {"wall_s": 3}, "memory": {"peak_mb": 7}}
+        (folder / "metrics.json").write_text(json.dumps(found))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(results.subprocess, "run", run)
+    monkeypatch.setattr(results.os, "cpu_count", lambda: 6)
+    (tmp_path / "clothing/train").mkdir(parents=True)
+    asked = [str(tmp_path), "shots", "--rows", "linear probe, 1", "linear probe, 4", "--seeds", "0", "1", "--jobs", "2"]
+    monkeypatch.setattr("sys.argv", ["real_results.py", *asked, "--runs", str(tmp_path / "runs")])
+    assert results.main() == 0
+    assert seen == ["3"] * 4
+    told = capsys.readouterr().out
+    assert told.index("| linear probe, 1 | 20.5 | ± 0.7 (2 seeds)") < told.index(
+        "| linear probe, 4 | 40.5 | ± 0.7 (2 seeds)"
+    )
 
 
 def test_cells_are_counted_by_photograph(results: ModuleType, tmp_path: Path) -> None:
