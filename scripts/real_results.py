@@ -30,6 +30,7 @@ from real_towers import default_folder
 
 HERE = Path(__file__).resolve().parent
 HEAD = ["", "score", "95 % interval, or deviation", "baseline", "trainable", "wall, s", "peak MB", "chosen"]
+RETAINED = ["run", "its adapter", "neighbours right", "features"]  # as retention.py has it
 CELLS = {"RBC": "red blood cells", "WBC": "white blood cells", "Platelets": "platelets"}
 HELD_OUT = 50  # photographs of cells for validation, and as many for the test
 
@@ -52,6 +53,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What was made of a row.
+
+    Attributes:
+        words: those that were chosen.
+        found: the `metrics.json` of a run with them for each seed; empty ones failed.
+        retained: rows of a table of what the first of them still knows of other images.
+    """
+
+    words: str
+    found: Sequence[Mapping[str, Any]]
+    retained: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Runs:
     """Runs of a set, each made if it is not there.
 
@@ -60,12 +76,14 @@ class Runs:
         words: of every command line.
         places: what stands for `{data}`, `{towers}` and `{made}` in it.
         threads: of a run; None: as it likes.
+        others: other images, of which it is told what is still known of them; None: of none.
     """
 
     folder: Path
     words: str
     places: Mapping[str, Path]
     threads: int | None = None
+    others: Path | None = None
 
     def metrics(self, name: str, words: str) -> dict[str, Any]:
         """The `metrics.json` of a run; empty if it failed."""
@@ -75,12 +93,8 @@ class Runs:
             typed = [word.format(**self.places) for word in shlex.split(f"{self.words} {words}")]
             print(f"{run} ...", file=sys.stderr, flush=True)
             run.parent.mkdir(parents=True, exist_ok=True)
-            with (run.parent / f"{run.name}.txt").open("w", encoding="utf-8") as log:
-                command = [sys.executable, "-m", "vlatrain", *typed, f"run.dir={run}", "resume=auto"]
-                threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
-                ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads)
-            if ended.returncode:
-                print(f"{run}: failed, see {log.name}", file=sys.stderr)
+            command = ["-m", "vlatrain", *typed, f"run.dir={run}", "resume=auto"]
+            if not self._run(command, run.parent / f"{run.name}.txt", subprocess.STDOUT):
                 return {}
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
@@ -94,15 +108,39 @@ class Runs:
                 scores[words] = float(found["metrics"][found["metric"]])
         return max(scores, key=lambda words: scores[words], default="")
 
-    def row(self, title: str, row: Row, seeds: Sequence[int]) -> tuple[str, list[dict[str, Any]]]:
-        """The words that were chosen, and the `metrics.json` of a run with them for each seed."""
+    def row(self, title: str, row: Row, seeds: Sequence[int]) -> Made:
+        """All of a row, made if it is not there."""
         folder = title.replace(" ", "-").replace(",", "")
         words = self.chosen(folder, row)
         steps = f"trainer.max_steps={row.steps}" if row.steps else ""
-        return words, [
-            self.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
+        runs = {
+            f"{folder}/seed-{seed}": self.metrics(f"{folder}/seed-{seed}", f"{row.words} {words} {steps} seed={seed}")
             for seed in seeds[: row.seeds]
-        ]
+        }
+        trained = [name for name, one in runs.items() if one and one["parameters"]["trainable"]]
+        return Made(words, [*runs.values()], self.retained(trained[0]) if trained else [])
+
+    def retained(self, name: str) -> list[str]:
+        """Rows of `retention.py` on a run: what it still knows of other images."""
+        table = self.folder / f"{name}-retention.md"
+        if self.others is None or not self.others.exists():
+            return []
+        if not table.is_file():
+            print(f"{table} ...", file=sys.stderr, flush=True)
+            command = [str(HERE / "retention.py"), str(self.others), str(self.folder / name)]
+            if not self._run(command, table.with_suffix(".tmp"), None):
+                return []
+            table.with_suffix(".tmp").replace(table)
+        return table.read_text(encoding="utf-8").splitlines()[2:]
+
+    def _run(self, command: Sequence[str], into: Path, errors: int | None) -> bool:
+        """Whether a command of this Python ended well; what it prints is in a file."""
+        threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        with into.open("w", encoding="utf-8") as file:
+            ended = subprocess.run([sys.executable, *command], stdout=file, stderr=errors, env=os.environ | threads)
+        if ended.returncode:
+            print(f"{' '.join(command[:2])}: failed, see {into}", file=sys.stderr)
+        return not ended.returncode
 
 
 def main() -> int:
@@ -123,14 +161,15 @@ def main() -> int:
     write_files(asked.data, made)
     places = {"data": asked.data.resolve(), "towers": default_folder(), "made": made}
     threads = max(1, (os.cpu_count() or 1) // asked.jobs) if asked.jobs > 1 else None
-    tables: dict[str, dict[str, Future[tuple[str, list[dict[str, Any]]]]]] = {}
+    tables: dict[str, dict[str, Future[Made]]] = {}
     with ThreadPoolExecutor(asked.jobs) as pool:
         for name in asked.sets or known:
             one = known[name]
             if not (asked.data / one["needs"]).exists():
                 print(f"{name}: left out, there is no {asked.data / one['needs']}", file=sys.stderr)
                 continue
-            runs = Runs(asked.runs / name, one["words"], places, threads)
+            others = asked.data / one["retention"] if "retention" in one else None
+            runs = Runs(asked.runs / name, one["words"], places, threads, others)
             tables[name] = {
                 title: pool.submit(runs.row, title, Row(**values), asked.seeds)
                 for title, values in one["rows"].items()
@@ -140,10 +179,13 @@ def main() -> int:
     for name, rows in tables.items():
         lines += ["", f"{name}: {known[name]['about']}", "", _line(HEAD), _line(["---"] * len(HEAD))]
         for title, future in rows.items():
-            words, found = future.result()
-            failed = failed or not all(found)
-            if found := [metrics for metrics in found if metrics]:
-                lines.append(_line([title, *cells(found), words]))
+            row = future.result()
+            failed = failed or not all(row.found)
+            if found := [metrics for metrics in row.found if metrics]:
+                lines.append(_line([title, *cells(found), row.words]))
+        if retained := [line for future in rows.values() for line in future.result().retained]:
+            lines += ["", f"what {name} still know of {known[name]['retention']}", "", _line(RETAINED)]
+            lines += [_line(["---"] * len(RETAINED)), *retained]
     text = "\n".join(lines).strip() + "\n"
     print(text)
     if asked.out:

@@ -8,7 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import yaml
@@ -57,7 +57,7 @@ def test_rows_run_at_a_time_on_their_share_of_the_cores(
         seen.append(env["OMP_NUM_THREADS"])
         folder.mkdir(parents=True)
         score = {"linear-probe-1": 20.0, "linear-probe-4": 40.0}[folder.parent.name] + int(folder.name[-1])
-        found = {"metric": "accuracy", "metrics": {"accuracy": score}, "parameters": {"percent": 0.5}}
+        found = {"metric": "accuracy", "metrics": {"accuracy": score}, "parameters": {"percent": 0.5, "trainable": 9}}
         found |= {"speed": {"wall_s": 3}, "memory": {"peak_mb": 7}}
         (folder / "metrics.json").write_text(json.dumps(found))
         return subprocess.CompletedProcess(command, 0)
@@ -73,6 +73,30 @@ def test_rows_run_at_a_time_on_their_share_of_the_cores(
     assert told.index("| linear probe, 1 | 20.5 | ± 0.7 (2 seeds)") < told.index(
         "| linear probe, 4 | 40.5 | ± 0.7 (2 seeds)"
     )
+
+
+def test_what_is_still_known_is_asked_of_the_first_run_once(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "| run | its adapter |\n|---|---|\n| a | on |\n| a | off |\n"
+    asked = []
+
+    def run(command: list[str], stdout: TextIO, **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command[1:])
+        stdout.write(told)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(results.subprocess, "run", run)
+    for name, trainable in (("probe/seed-4", 7), ("kNN/seed-4", 0)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"parameters": {"trainable": trainable}}))
+    runs = results.Runs(tmp_path, "", {}, others=tmp_path / "kNN")
+    for _ in range(2):
+        assert runs.row("probe", results.Row(""), [4]).retained == ["| a | on |", "| a | off |"]
+    assert asked == [[str(SCRIPTS / "retention.py"), str(tmp_path / "kNN"), str(tmp_path / "probe/seed-4")]]
+    assert runs.row("kNN", results.Row(""), [4]).retained == []
+    nowhere = results.Runs(tmp_path, "", {}, others=tmp_path / "nowhere")
+    assert nowhere.row("probe", results.Row(""), [4]).retained == []
 
 
 def test_cells_are_counted_by_photograph(results: ModuleType, tmp_path: Path) -> None:
