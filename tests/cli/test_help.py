@@ -22,8 +22,8 @@ def listed(verb: str, section: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     group = ""
     for line in rest.split("\n\n")[0].splitlines()[1:]:
-        group = line[2:13].strip() or ("" if line.strip().startswith("seed") else group)
-        found.setdefault(group, []).extend(line[13:].strip(" ,").split(", "))
+        group = line[2:13].strip() or group
+        found.setdefault(group.replace("no group", ""), []).extend(line[13:].strip(" ,").split(", "))
     return found
 
 
@@ -65,5 +65,5 @@ def test_a_verb_lists_the_keys_that_it_takes() -> None:
 @pytest.mark.parametrize("verb", [*OF_RUN, "check"])
 def test_keys_of_a_verb_s_own_are_explained(verb: str) -> None:
     fields = dataclasses.fields(SCHEMAS[verb])[len(dataclasses.fields(TrainConfig)) :]
-    text = texts.of_verb(verb, {}).partition("\nkeys (")[0]
+    text = " ".join(texts.of_verb(verb, {}).partition("\nkeys (")[0].split())
     assert [field.name for field in fields if f" {field.name}=" not in text and field.name != "source"] == []

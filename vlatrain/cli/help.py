@@ -219,7 +219,7 @@ def _takes(verb: str, key: str) -> bool:
 
 
 def _groups(options: Mapping[str, Sequence[str]]) -> str:
-    return "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in options.items())
+    return "\n".join(f"  {group or 'no group':<11} {', '.join(names)}" for group, names in options.items())
 
 
 def _fitted(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from functools import cache
 from pathlib import Path
@@ -278,14 +277,14 @@ def test_a_runs_own_configuration_can_be_used_again(tmp_path: Path) -> None:
 EXAMPLES = [
     (verb, line.strip())
     for verb in SCHEMAS | {"train": TrainConfig, "inspect": TrainConfig}
-    for line in texts.of_verb(verb, {}).split("examples\n")[1].splitlines()
+    for line in texts.of_verb(verb, {}).split("examples\n")[1].replace("\\\n", "").splitlines()
     if line.startswith("  vlatrain")
 ]
 
 
 @pytest.mark.parametrize(("verb", "line"), EXAMPLES)
 def test_the_examples_of_the_help_are_read(verb: str, line: str) -> None:
-    words = [word for word in shlex.split(re.split(r" {3,}", line)[0])[1:] if "=" in word]
+    words = [word for word in shlex.split(line, comments=True)[1:] if "=" in word]
     chosen = dict(word.split("=", 1) for word in words)
     run = chosen.get("run", chosen.get("sources", "outputs/vqa/tiny_blip")).strip("[").split("/")
     made = config(verb, chosen.get("model", run[2]), task__name=chosen.get("task", run[1]).split(",")[0])
