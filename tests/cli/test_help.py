@@ -21,7 +21,7 @@ def listed(verb: str, section: str) -> dict[str, list[str]]:
     _, _, rest = texts.of_verb(verb, OPTIONS).partition(f"\n{section} (")
     found: dict[str, list[str]] = {}
     group = ""
-    for line in rest.split("\n\n")[0].splitlines()[1:]:
+    for line in (line for line in rest.split("\n\n")[0].splitlines() if line.startswith("  ")):
         group = line[2:13].strip() or group
         found.setdefault(group.replace("no group", ""), []).extend(line[13:].strip(" ,").split(", "))
     return found
