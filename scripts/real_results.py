@@ -30,7 +30,7 @@ from real_towers import default_folder
 
 HERE = Path(__file__).resolve().parent
 HEAD = ["", "score", "95 % interval, or deviation", "baseline", "trainable", "wall, s", "peak MB", "chosen"]
-RETAINED = ["run", "its adapter", "neighbours right", "features"]  # as retention.py has it
+RETAINED = ["run", "its adapter", "neighbours right", "features"]
 CELLS = {"RBC": "red blood cells", "WBC": "white blood cells", "Platelets": "platelets"}
 HELD_OUT = 50  # photographs of cells for validation, and as many for the test
 
@@ -177,15 +177,14 @@ def main() -> int:
             }
     lines, failed = [], False
     for name, rows in tables.items():
-        lines += ["", f"{name}: {known[name]['about']}", "", _line(HEAD), _line(["---"] * len(HEAD))]
+        lines += ["", f"{name}: {known[name]['about']}", "", *head(HEAD)]
         for title, future in rows.items():
             row = future.result()
             failed = failed or not all(row.found)
             if found := [metrics for metrics in row.found if metrics]:
                 lines.append(_line([title, *cells(found), row.words]))
         if retained := [line for future in rows.values() for line in future.result().retained]:
-            lines += ["", f"what {name} still know of {known[name]['retention']}", "", _line(RETAINED)]
-            lines += [_line(["---"] * len(RETAINED)), *retained]
+            lines += ["", f"what {name} still know of {known[name]['retention']}", "", *head(RETAINED), *retained]
     text = "\n".join(lines).strip() + "\n"
     print(text)
     if asked.out:
@@ -207,6 +206,11 @@ def cells(found: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{statistics.mean(values):.1f}", spread, "" if baseline is None else f"{baseline:.1f}",
         f"{found[0]['parameters']['percent']:.2f} %", f"{wall:.0f}", f"{peak:.0f}",
     ]  # fmt: skip
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """The two lines that a table begins with."""
+    return [_line(titles), _line(["---"] * len(titles))]
 
 
 def write_files(data: Path, into: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_results import looks_of
+from real_results import RETAINED, head, looks_of
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
@@ -45,7 +45,7 @@ def main() -> None:
         ]
         for split, most in MOST.items()
     }
-    print("| run | its adapter | neighbours right | features |\n|---|---|---|---|")
+    print(*head(RETAINED), sep="\n")
     for run in asked.runs:
         config = vlatrain.load(run).config
         device = torch.device("cpu")
