@@ -157,6 +157,11 @@ def main() -> int:
     known: dict[str, Any] = yaml.safe_load((HERE / "real_results.yaml").read_text(encoding="utf-8"))
     if unknown := [name for name in asked.sets if name not in known]:
         parser.error(f"no set {', '.join(unknown)}; there are {', '.join(known)}")
+    titles = [title for name in asked.sets or known for title in known[name]["rows"]]
+    if unknown := [title for title in asked.rows if title not in titles]:
+        parser.error(f"no row {', '.join(unknown)}; there are: {'; '.join(dict.fromkeys(titles))}")
+    if asked.jobs < 1:
+        parser.error(f"--jobs {asked.jobs}: at least 1")
     made = asked.runs.resolve() / "made"
     write_files(asked.data, made)
     places = {"data": asked.data.resolve(), "towers": default_folder(), "made": made}

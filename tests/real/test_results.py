@@ -75,6 +75,29 @@ def test_rows_run_at_a_time_on_their_share_of_the_cores(
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["shoes"], "no set shoes; there are clothing, shots, questions"),
+        (["shots", "--rows", "kNN"], "no row kNN; there are: linear probe, 1; linear probe, 4"),
+        (["--jobs", "0"], "--jobs 0: at least 1"),
+    ],
+)
+def test_what_there_is_not_is_told(
+    results: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["real_results.py", str(tmp_path), *asked, "--runs", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match="2"):
+        results.main()
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_is_still_known_is_asked_of_the_first_run_once(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
