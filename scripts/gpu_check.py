@@ -88,6 +88,7 @@ def environment(paths: list[Path], device: str, scratch: Path) -> dict[str, str]
     found = {**os.environ, "VLATRAIN_CACHE": str(scratch / "kept"), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
     before = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     found["PYTHONPATH"] = os.pathsep.join([*(str(path.resolve()) for path in paths), str(ROOT), *before])
+    found["PYTHONUNBUFFERED"] = "1"  # the last words of a stage that is killed are in its file
     found.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one: `Trainer` would take them all
     if device == "cpu":
         found["CUDA_VISIBLE_DEVICES"] = ""

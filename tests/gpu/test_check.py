@@ -84,6 +84,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_stages_run_one_after_the_other_each_with_its_file(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setattr(gpu_check, "LONGEST", 1)
     assert gpu_check.main(["--device", "cpu", "--tiny", "--wheels", str(toys), "--out", str(tmp_path / "out")]) == 1
     found = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "out").iterdir()}
